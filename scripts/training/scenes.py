@@ -1,0 +1,275 @@
+"""Generated, labelled scenes whose labels need context: the demonstration's data, and a benchmark of how far a model sees.
+
+Spring in the mountains, seen from above. The last white expanses are snow fields, or lakes still under ice: painted by the
+same code, they cannot be told apart. One small flag per valley tells which: red where the white is ice, blue where it is
+snow. No white pixel is nearer to the flag than `distance`, so a model that looks no further than that is right
+on half of the white pixels at best. Everything else (forest floor, path, trees, cabins, boulders) can be learnt locally.
+
+A scene is a function of (seed, index, size, distance); `swap_flag` repaints the flag and changes nothing else.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = {
+    "forest floor": (126, 142, 92),
+    "path": (222, 184, 120),
+    "tree": (34, 100, 66),
+    "cabin": (176, 80, 48),
+    "boulder": (124, 122, 132),
+    "flag": (250, 196, 40),
+    "snow field": (244, 246, 250),
+    "frozen lake": (66, 150, 222),
+}
+FLOOR, PATH, TREE, CABIN, BOULDER, FLAG, SNOW, ICE = range(len(CLASSES))
+AMBIGUOUS = (SNOW, ICE)
+IGNORE_INDEX = 255
+
+RED_FLAG, BLUE_FLAG = (226, 38, 44), (40, 70, 226)  # ice, snow
+MOSS, EARTH, SAND, WHITE = (96, 112, 62), (128, 116, 80), (206, 176, 122), (229, 234, 240)
+ROOF, STONE, PINE = (150, 74, 50), (142, 140, 146), (46, 88, 54)
+FLAG_REACH = 4  # no pixel of the flag or its mast is further from its centre
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture with its labels, and where the cue is.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) uint8 class ids, in the order of `CLASSES`.
+        frozen: Whether the white expanses are ice (red flag) rather than snow (blue flag).
+        flag: Row and column of the flag's centre.
+        distance: Pixels from the flag's bounding box to the nearest white pixel.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    frozen: bool
+    flag: tuple[int, int]
+    distance: float
+
+
+class Canvas:
+    """An image and its mask that are painted together."""
+
+    def __init__(self, size: int) -> None:
+        self.image = np.zeros((size, size, 3), np.float32)
+        self.mask = np.full((size, size), FLOOR, np.uint8)
+        self.size = size
+
+    def around(
+        self, row: float, column: float, reach: float
+    ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+        """The part of the canvas around a point, and its rows (h, 1) and columns (1, w) relative to that point."""
+        top, left = (max(0, int(centre - reach)) for centre in (row, column))
+        bottom, right = (min(self.size, int(centre + reach) + 2) for centre in (row, column))
+        down = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(row)
+        across = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(column)
+        return (slice(top, bottom), slice(left, right)), down, across
+
+    def paint(self, part: tuple, depth: np.ndarray, colour: np.ndarray, label: int) -> None:
+        """Fill where `depth` (pixels inside the outline, negative outside) is positive, with a soft edge of one pixel."""
+        self._blend(part, np.clip(depth + 0.5, 0, 1), colour)
+        self.mask[part][depth > 0] = label
+
+    def shade(self, part: tuple, depth: np.ndarray) -> None:
+        """Darken like a shadow, which belongs to what it falls on."""
+        self._blend(part, 0.45 * np.clip(0.5 * depth + 0.5, 0, 1), np.float32((20, 26, 30)))
+
+    def _blend(self, part: tuple, opacity: np.ndarray, colour: np.ndarray) -> None:
+        self.image[part] += opacity[..., None] * (colour - self.image[part])
+
+
+def draw_scene(
+    seed: int, index: int, size: int = 128, distance: float = 64, swap_flag: bool = False
+) -> Scene:
+    """Scene number `index` of the set `seed`: always the same picture, whatever was drawn before."""
+    if size < 64:
+        raise ValueError(f"size={size} leaves no room for a scene. Pass size >= 64.")
+    if not 0 <= distance <= 0.7 * size:
+        raise ValueError(
+            f"distance={distance} does not fit into {size} pixels. Pass 0 <= distance <= {0.7 * size:g}."
+        )
+    rng = np.random.default_rng((seed, index))
+    frozen = bool(rng.integers(2)) != swap_flag
+    flag, whites = _place_flag_and_whites(rng, size, distance)
+
+    canvas = Canvas(size)
+    _draw_floor(canvas, rng)
+    _draw_path(canvas, rng)
+    for white in whites:
+        _draw_white(canvas, rng, *white, label=ICE if frozen else SNOW)
+    _draw_objects(canvas, rng)
+    _draw_flag(canvas, *flag, colour=RED_FLAG if frozen else BLUE_FLAG)
+
+    image = np.clip(canvas.image, 0, 255).astype(np.uint8)
+    return Scene(image, canvas.mask, frozen, flag, _distance_to_flag(canvas.mask))
+
+
+def write_scenes(folder: str | Path, count: int, seed: int, size: int = 128, distance: float = 64) -> Path:
+    """Write scenes 0..count-1 as `images/`, `masks/` and `classes.json`, as the folder data set reads them."""
+    folder = Path(folder)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    palette = [channel for colour in CLASSES.values() for channel in colour]
+    for index in range(count):
+        scene = draw_scene(seed, index, size, distance)
+        Image.fromarray(scene.image).save(folder / "images" / f"{index:05d}.png")
+        mask = Image.fromarray(scene.mask).convert("P")
+        mask.putpalette(palette)
+        mask.save(folder / "masks" / f"{index:05d}.png")
+    (folder / "classes.json").write_text(json.dumps(class_table(), indent=1) + "\n")
+    return folder
+
+
+def class_table() -> dict:
+    """What `classes.json` holds: names, colours and the ignore index."""
+    classes = [
+        {"index": i, "name": name, "color": list(colour)} for i, (name, colour) in enumerate(CLASSES.items())
+    ]
+    return {"num_classes": len(classes), "ignore_index": IGNORE_INDEX, "classes": classes}
+
+
+def _place_flag_and_whites(rng: np.random.Generator, size: int, distance: float) -> tuple[tuple, list[tuple]]:
+    """The flag's (row, column), and one or two white expanses (row, column, radius) that keep their distance."""
+    margin = 2 * FLAG_REACH
+    while True:  # one draw in three succeeds, also at the largest distance that `draw_scene` lets through
+        centre, radius = rng.uniform(0.12 * size, 0.88 * size, 2), rng.uniform(0.19, 0.27) * size
+        places = _points_beyond(centre, _outermost(radius) + distance + FLAG_REACH, margin, size)
+        if len(places):
+            break
+    flag = tuple(int(position) for position in rng.choice(places))
+    whites = [(*centre, radius)]
+    radius = rng.uniform(0.08, 0.13) * size
+    places = _points_beyond(flag, _outermost(radius) + distance + FLAG_REACH, margin, size)
+    if len(places) and rng.random() < 0.6:
+        whites.append((*rng.choice(places), radius))
+    return flag, whites
+
+
+def _points_beyond(point: tuple, reach: float, margin: int, size: int) -> np.ndarray:
+    """Every fourth pixel inside the margin that is further than `reach` from the point: (N, 2)."""
+    axis = np.arange(margin, size - margin, 4)
+    far = np.hypot(axis[:, None] - point[0], axis[None, :] - point[1]) > reach
+    return axis[np.argwhere(far)]
+
+
+def _distance_to_flag(mask: np.ndarray) -> float:
+    """(H, W) class ids -> pixels between the flag's bounding box and the nearest white pixel."""
+    flag, white = np.argwhere(mask == FLAG), np.argwhere(mask >= SNOW)
+    gap = np.maximum(flag.min(axis=0) - white, white - flag.max(axis=0)).clip(0)
+    return float(np.sqrt((gap**2).sum(axis=1).min()))
+
+
+def _draw_floor(canvas: Canvas, rng: np.random.Generator) -> None:
+    patches = _smooth_noise(rng, canvas.size, canvas.size // 20)
+    grain = _smooth_noise(rng, canvas.size, canvas.size // 3)
+    blend = np.clip(0.5 + 0.9 * patches, 0, 1)[..., None]
+    canvas.image[:] = (1 - blend) * np.float32(MOSS) + blend * np.float32(EARTH) + 20 * grain[..., None]
+
+
+def _draw_path(canvas: Canvas, rng: np.random.Generator) -> None:
+    """A winding path from one side to the other, along rows or columns."""
+    along = np.arange(canvas.size, dtype=np.float32) / canvas.size
+    middle = rng.uniform(0.3, 0.7) + rng.uniform(-0.3, 0.3) * (along - 0.5)
+    middle += rng.uniform(0.04, 0.09) * np.sin(rng.uniform(4, 8) * along + rng.uniform(0, 6.3))
+    offset = along[:, None] * canvas.size - middle[None, :].astype(np.float32) * canvas.size
+    depth = rng.uniform(3.5, 5) - np.abs(offset if rng.random() < 0.5 else offset.T)
+    grain = 12 * _smooth_noise(rng, canvas.size, canvas.size // 4)
+    canvas.paint(np.s_[:, :], depth, np.float32(SAND) + grain[..., None], PATH)
+
+
+def _draw_white(
+    canvas: Canvas, rng: np.random.Generator, row: float, column: float, radius: float, label: int
+) -> None:
+    part, down, across = canvas.around(row, column, _outermost(radius))
+    waves, phases = rng.uniform(-0.09, 0.09, 3), rng.uniform(0, 6.3, 3)
+    angle = np.arctan2(down, across)
+    outline = radius * (
+        1 + sum(w * np.cos(k * angle + p) for k, w, p in zip((2, 3, 5), waves, phases, strict=True))
+    )
+    depth = outline - np.hypot(down, across)
+    sheen = 9 * _smooth_noise(rng, canvas.size, canvas.size // 12)[part]
+    shore = 46 * np.exp(-np.maximum(depth, 0) / 2)
+    colour = np.float32(WHITE) + sheen[..., None] - shore[..., None] * np.float32((1, 0.75, 0.5))
+    canvas.shade(part, depth + 2)
+    canvas.paint(part, depth, colour, label)
+
+
+def _outermost(radius: float) -> float:
+    """How far a white expanse of this mean radius can reach."""
+    return 1.27 * radius
+
+
+def _draw_objects(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Cabins, boulders and trees, none of them with its centre in the white."""
+    acres = (canvas.size / 128) ** 2
+    for count, draw in ((3, _draw_cabin), (5, _draw_boulder), (15, _draw_tree)):
+        for row, column in rng.uniform(0.03 * canvas.size, 0.97 * canvas.size, (round(count * acres), 2)):
+            if canvas.mask[int(row), int(column)] < SNOW:
+                draw(canvas, rng, row, column)
+
+
+def _draw_cabin(canvas: Canvas, rng: np.random.Generator, row: float, column: float) -> None:
+    half = rng.uniform(5, 8, 2)
+    part, down, across = canvas.around(row, column, half.max() + 4)
+    canvas.shade(part, np.minimum(half[0] - np.abs(down - 2.5), half[1] - np.abs(across - 2.5)))
+    depth = np.minimum(half[0] - np.abs(down), half[1] - np.abs(across))
+    over_ridge = (
+        down if half[0] < half[1] else across
+    )  # the ridge runs along the longer side, lit from the top left
+    light = np.where(over_ridge < 0, 1.18, 0.78) * np.ones_like(depth)
+    canvas.paint(part, depth, light[..., None] * np.float32(ROOF), CABIN)
+
+
+def _draw_boulder(canvas: Canvas, rng: np.random.Generator, row: float, column: float) -> None:
+    _draw_round(canvas, row, column, rng.uniform(4, 6.5), (rng.uniform(0.05, 0.15), 3), (STONE, BOULDER))
+
+
+def _draw_tree(canvas: Canvas, rng: np.random.Generator, row: float, column: float) -> None:
+    _draw_round(canvas, row, column, rng.uniform(5.5, 9), (rng.uniform(0.08, 0.14), 8), (PINE, TREE))
+
+
+def _draw_round(
+    canvas: Canvas, row: float, column: float, radius: float, wave: tuple[float, int], look: tuple[tuple, int]
+) -> None:
+    """A scalloped ball, lit from the top left: wave = (depth, number) of its scallops, look = (colour, label)."""
+    part, down, across = canvas.around(row, column, 1.2 * radius + 3)
+    outline = radius * (1 + wave[0] * np.cos(wave[1] * np.arctan2(down, across)))
+    canvas.shade(part, outline - np.hypot(down - 2.5, across - 2.5))
+    light = np.clip(1 - 0.34 * (down + across) / radius, 0.55, 1.6)
+    canvas.paint(part, outline - np.hypot(down, across), light[..., None] * np.float32(look[0]), look[1])
+
+
+def _draw_flag(canvas: Canvas, row: int, column: int, colour: tuple[int, int, int]) -> None:
+    """A pennant of 6 by 5 pixels on a white mast: the only pixels that depend on what the white is."""
+    part, down, across = canvas.around(row, column, FLAG_REACH)
+    canvas.shade(part, np.minimum(4 - np.abs(down), 1 - np.abs(across + 2)))
+    mast = np.minimum(4.5 - np.abs(down), 0.5 - np.abs(across + 3))
+    cloth = np.minimum(2.5 - np.abs(down + 2), 3 - np.abs(across - 0.5))
+    canvas.paint(part, mast, np.float32((250, 250, 250)), FLAG)
+    canvas.paint(part, cloth, np.float32(colour), FLAG)
+
+
+def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """(size, size) values in -1..1 that vary smoothly over `cells` by `cells` patches."""
+    spread = _smoothing_matrix(size, cells)
+    return spread @ rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32) @ spread.T
+
+
+@lru_cache
+def _smoothing_matrix(size: int, cells: int) -> np.ndarray:
+    """(size, cells + 1): smooth interpolation between knots."""
+    position = np.linspace(0, cells, size, endpoint=False, dtype=np.float32)
+    left = position.astype(int)
+    share = position - left
+    share = share * share * (3 - 2 * share)
+    matrix = np.zeros((size, cells + 1), np.float32)
+    matrix[np.arange(size), left], matrix[np.arange(size), left + 1] = 1 - share, share
+    return matrix

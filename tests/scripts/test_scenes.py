@@ -1,0 +1,91 @@
+"""The generated scenes: what they promise about the cue, and that they are reproducible."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contextseg.scripts.training.scenes import AMBIGUOUS, CLASSES, FLAG, ICE, SNOW, draw_scene, write_scenes
+
+
+def test_a_scene_depends_on_seed_and_index_only():
+    first = draw_scene(seed=3, index=5)
+    draw_scene(seed=3, index=4)
+    again = draw_scene(seed=3, index=5)
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.mask, again.mask)
+
+
+def test_other_seeds_and_indices_give_other_scenes():
+    images = [draw_scene(seed, index, size=64, distance=20).image for seed in (0, 1) for index in (0, 1)]
+    assert len({image.tobytes() for image in images}) == 4
+
+
+@pytest.mark.parametrize(("size", "distance"), [(64, 0), (128, 64), (128, 89), (192, 100)])
+def test_no_white_pixel_is_nearer_to_the_flag_than_the_distance(size, distance):
+    for index in range(20):
+        scene = draw_scene(0, index, size, distance)
+        flag, white = np.argwhere(scene.mask == FLAG), np.argwhere(scene.mask >= SNOW)
+        nearest = np.sqrt(((flag[:, None] - white) ** 2).sum(axis=2).min())
+        assert distance <= scene.distance <= nearest
+
+
+def test_the_flag_is_the_only_thing_in_the_picture_that_tells_the_white_classes_apart():
+    for index in range(20):
+        scene, swapped = draw_scene(0, index), draw_scene(0, index, swap_flag=True)
+        repainted = (scene.image != swapped.image).any(axis=2)
+        assert 0 < repainted.sum() <= 30
+        assert (scene.mask[repainted] == FLAG).all()
+
+
+def test_swapping_the_flag_exchanges_the_white_classes_and_no_other():
+    scene, swapped = draw_scene(1, 0), draw_scene(1, 0, swap_flag=True)
+    assert scene.frozen != swapped.frozen
+    assert np.array_equal(
+        np.where(scene.mask == SNOW, ICE, scene.mask) == ICE, np.isin(swapped.mask, AMBIGUOUS)
+    )
+    assert np.array_equal(scene.mask != swapped.mask, np.isin(scene.mask, AMBIGUOUS))
+
+
+def test_a_scene_has_one_kind_of_white_and_it_is_large():
+    for index in range(20):
+        scene = draw_scene(2, index)
+        kinds = set(np.unique(scene.mask)) & set(AMBIGUOUS)
+        assert kinds == {ICE if scene.frozen else SNOW}
+        assert np.isin(scene.mask, AMBIGUOUS).mean() > 0.04
+
+
+def test_both_kinds_of_white_are_equally_frequent():
+    frozen = [draw_scene(0, index, size=64, distance=0).frozen for index in range(400)]
+    assert 0.4 < np.mean(frozen) < 0.6
+
+
+def test_every_class_occurs_in_a_set():
+    seen = np.unique([draw_scene(0, index).mask for index in range(10)])
+    assert seen.tolist() == list(range(len(CLASSES)))
+
+
+@pytest.mark.parametrize(
+    ("size", "distance", "message"), [(32, 0, "size >= 64"), (128, 100, "distance <= 89.6")]
+)
+def test_impossible_scenes_are_refused_with_what_is_possible(size, distance, message):
+    with pytest.raises(ValueError, match=message):
+        draw_scene(0, 0, size, distance)
+
+
+def test_written_scenes_hold_the_same_pixels_and_class_ids(tmp_path):
+    write_scenes(tmp_path, count=2, seed=7, size=64, distance=20)
+    scene = draw_scene(7, 1, size=64, distance=20)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "00001.png")), scene.image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "00001.png")), scene.mask)
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_written_masks_carry_the_palette_of_the_class_table(tmp_path):
+    write_scenes(tmp_path, count=1, seed=0, size=64, distance=0)
+    table = json.loads((tmp_path / "classes.json").read_text())
+    palette = Image.open(tmp_path / "masks" / "00000.png").getpalette()
+    assert [entry["name"] for entry in table["classes"]] == list(CLASSES)
+    assert [tuple(entry["color"]) for entry in table["classes"]] == list(CLASSES.values())
+    assert tuple(palette[3 * ICE : 3 * ICE + 3]) == CLASSES["frozen lake"]
