@@ -1,0 +1,45 @@
+# `make demo` and `make test` work on a machine that has Python (3.11 or newer), make and git, and nothing else.
+.DEFAULT_GOAL := help
+.PHONY: help install demo smoke test test-all test-oldest check bench
+
+# The first interpreter that runs, is new enough and can make virtual environments; another one: `make PYTHON=... install`.
+PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
+VENV := .venv
+IN := $(VENV)/bin
+MARKS := not gpu
+
+help: ## show these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/installed ## create .venv and install everything into it
+
+demo: install ## train on generated scenes, score, save, reload, predict: 5 minutes, see demo/REPORT.md
+	$(IN)/contextseg-demo
+
+smoke: install ## the demo in 20 training steps: does everything still run?
+	$(IN)/contextseg-demo --steps 20 --output runs/smoke
+
+test: install ## the tests that always run (no network, no GPU)
+	$(IN)/python -m pytest
+
+test-all: install ## also the slow tests; those for a GPU with MARKS="gpu or not gpu"
+	$(IN)/python -m pytest -m "$(MARKS)"
+
+test-oldest: ## the tests on the oldest versions that pyproject.toml allows
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS="-c constraints-oldest.txt" test
+
+check: install ## formatting, lint, and the rules on imports and sizes
+	$(IN)/ruff check .
+	$(IN)/ruff format --check .
+	$(IN)/python -m pytest -q tests/test_layout.py
+
+bench: install ## time and memory beside transformers' models
+	$(IN)/contextseg-benchmark
+
+$(VENV)/installed: pyproject.toml $(if $(CONSTRAINTS),constraints-oldest.txt)
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv found. Install one (Debian, Ubuntu: apt install python3-venv), or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Installing contextseg and its dependencies into $(VENV) with $(PYTHON); this takes a few minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(IN)/python -m pip install -e ".[dev]" $(CONSTRAINTS)
+	@touch $@
