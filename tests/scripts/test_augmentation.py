@@ -1,0 +1,226 @@
+"""Joint augmentation: image and mask stay aligned, and a sample depends on seed, epoch and index alone."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from contextseg.scripts.training.augmentation import (
+    AugmentedDataset,
+    ColourDistortion,
+    JointAugmentation,
+    draw_region,
+)
+
+COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], dtype=np.uint8)
+GREY = (120, 120, 120)
+
+
+def blocks(height=48, width=64, block=12):
+    """A picture whose colours encode its mask of random blocks."""
+    random = np.random.default_rng(3)
+    ids = random.integers(0, 4, (height // block + 1, width // block + 1)).repeat(block, 0).repeat(block, 1)
+    mask = np.ascontiguousarray(ids[:height, :width])
+    return Image.fromarray(COLOURS[mask]), mask
+
+
+def ids_of(image):
+    """The mask that the colours of a picture encode; 255 for the colour of padding."""
+    palette = np.vstack([COLOURS, [GREY]]).astype(int)
+    nearest = np.abs(np.asarray(image).astype(int)[:, :, None] - palette).sum(-1).argmin(-1)
+    return np.where(nearest == 4, 255, nearest)
+
+
+def augment(seed, image=None, mask=None, **settings):
+    if image is None:
+        image, mask = blocks()
+    settings = {"crop_size": (40, 40), "use_colour_distortion": False, "fill": GREY} | settings
+    return JointAugmentation(**settings)(image, mask, np.random.default_rng(seed))
+
+
+class Samples:
+    """Three samples of one picture."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        image, mask = blocks()
+        return {"image": image, "mask": mask, "name": f"sample {index}"}
+
+
+@pytest.fixture
+def samples():
+    return AugmentedDataset(Samples(), JointAugmentation(crop_size=(24, 24)), seed=7)
+
+
+def collate(samples):
+    return [(np.asarray(sample["image"]), sample["mask"]) for sample in samples]
+
+
+def drawn(dataset, epoch, **options):
+    """All samples of an epoch, as bytes."""
+    dataset.set_epoch(epoch)
+    return [
+        i.tobytes() + m.tobytes()
+        for batch in DataLoader(dataset, collate_fn=collate, **options)
+        for i, m in batch
+    ]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_image_and_mask_stay_aligned(seed):
+    image, mask = augment(seed)
+    agreement = (ids_of(image) == mask).mean()
+    assert agreement > 0.9  # only blended pixels at block borders may differ
+
+
+def test_alignment_is_lost_if_the_mask_is_flipped():
+    """The test above can fail."""
+    image, mask = augment(0)
+    assert (ids_of(image) == mask[:, ::-1]).mean() < 0.8
+
+
+@pytest.mark.parametrize("crop_size", [(40, 40), (16, 90), (7, 5), (200, 200)])
+def test_the_result_has_the_size_of_the_crop(crop_size):
+    image, mask = augment(0, crop_size=crop_size)
+    assert (*image.size[::-1], *mask.shape) == crop_size * 2
+
+
+def test_a_scaled_image_equals_resizing_the_whole_of_it():
+    image, mask = blocks()
+    expected = np.asarray(image.resize((96, 72), Image.Resampling.BILINEAR))
+    scaled, _ = augment(0, image, mask, crop_size=(72, 96), scale_range=(1.5, 1.5), flip_probability=0)
+    np.testing.assert_array_equal(np.asarray(scaled), expected)
+
+
+def test_a_crop_without_scaling_is_a_part_of_the_image():
+    image, mask = blocks()
+    numbered = np.arange(48 * 64).reshape(48, 64)
+    _, crop = augment(5, image, numbered, crop_size=(20, 20), scale_range=(1, 1), flip_probability=0)
+    top, left = divmod(crop[0, 0], 64)
+    np.testing.assert_array_equal(crop, numbered[top : top + 20, left : left + 20])
+
+
+def test_padding_has_the_mean_colour_and_is_ignored():
+    image, mask = augment(0, crop_size=(80, 80), scale_range=(1, 1))
+    assert (mask[48:] == 255).all()
+    assert (mask[:, 64:] == 255).all()
+    assert (mask[:48, :64] != 255).all()
+    assert (np.asarray(image)[mask == 255] == GREY).all()
+
+
+def test_crops_of_one_class_are_drawn_again_until_another_one_shows():
+    mask = np.zeros((100, 100), dtype=np.int64)
+    mask[:, 60:] = 1
+    image = Image.fromarray(COLOURS[mask])
+    crops = [augment(seed, image, mask, crop_size=(20, 20), scale_range=(1, 1))[1] for seed in range(60)]
+    assert np.mean([len(np.unique(crop)) == 2 for crop in crops]) > 0.7  # one draw alone: a quarter
+
+
+def test_an_image_of_one_class_is_taken_as_it_is_after_ten_draws():
+    image = Image.new("RGB", (30, 30))
+    assert (augment(0, image, np.zeros((30, 30), np.int64), crop_size=(20, 20))[1] == 0).any()
+
+
+def test_ignored_pixels_do_not_count_as_a_class():
+    mask = np.full((40, 40), 255)
+    mask[:, 20:] = 1
+    region = draw_region(mask.shape, (40, 40), 1.0, np.random.default_rng(0))
+    assert not JointAugmentation((40, 40)).is_balanced(mask, region)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((512, 2048), 1.0), ((256, 256), 2.0), ((100, 1024), 2.0)])
+def test_the_base_size_is_fitted_with_the_aspect_kept(size, expected):
+    assert JointAugmentation((512, 512), base_size=(2048, 512)).base_scale(size) == expected
+
+
+def test_the_same_seed_epoch_and_index_give_the_same_sample(samples):
+    assert drawn(samples, epoch=4) == drawn(samples, epoch=4)
+
+
+def test_another_epoch_seed_or_index_gives_another_sample(samples):
+    other = AugmentedDataset(samples.dataset, samples.augmentation, seed=8)
+    assert len({*drawn(samples, epoch=0), *drawn(samples, epoch=1), *drawn(other, epoch=0)}) == 9
+
+
+def test_samples_do_not_depend_on_earlier_draws(samples):
+    alone = np.asarray(samples[2]["image"])
+    torch.rand(5)
+    np.testing.assert_array_equal(np.asarray([samples[i]["image"] for i in (0, 1, 2)][2]), alone)
+
+
+def test_persistent_workers_see_every_new_epoch(samples):
+    expected = [drawn(samples, epoch) for epoch in range(3)]
+    loader = DataLoader(samples, num_workers=2, persistent_workers=True, collate_fn=collate)
+    for epoch in range(3):
+        samples.set_epoch(epoch)
+        assert [i.tobytes() + m.tobytes() for batch in loader for i, m in batch] == expected[epoch]
+
+
+def test_colours_change_and_the_mask_does_not():
+    image, mask = augment(1, use_colour_distortion=True)
+    plain, plain_mask = augment(1)
+    np.testing.assert_array_equal(mask, plain_mask)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(plain)).max() > 5
+
+
+def test_without_a_draw_colours_stay_as_they_are():
+    image, _ = blocks()
+    unchanged = ColourDistortion(None, None, None, None, is_contrast_first=False)(image)
+    np.testing.assert_array_equal(np.asarray(unchanged), np.asarray(image))
+
+
+def test_brightness_adds_and_contrast_multiplies():
+    distorted = ColourDistortion(20, 0.5, None, None, False)(Image.new("RGB", (1, 1), (70, 70, 70)))
+    assert distorted.getpixel((0, 0)) == (45, 45, 45)
+
+
+def test_contrast_before_or_after_saturation_differs():
+    image = Image.new("RGB", (1, 1), (200, 80, 10))
+    results = {
+        ColourDistortion(None, 1.5, 1.5, None, first)(image).getpixel((0, 0)) for first in (True, False)
+    }
+    assert len(results) == 2
+
+
+def test_a_third_of_the_circle_turns_red_to_green():
+    red = Image.new("RGB", (1, 1), (200, 0, 0))
+    turned = ColourDistortion(None, None, None, 1 / 3, is_contrast_first=False)(red).getpixel((0, 0))
+    assert turned == pytest.approx((0, 200, 0), abs=4)
+
+
+def test_no_saturation_leaves_grey():
+    pixel = ColourDistortion(None, None, 0.0, None, False)(Image.new("RGB", (1, 1), (200, 80, 10))).getpixel(
+        (0, 0)
+    )
+    assert len(set(pixel)) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_images_of_many_bands_keep_their_type_and_stay_aligned(dtype):
+    _, mask = blocks()
+    bands = np.stack([mask * 30] * 5, axis=-1).astype(dtype)
+    image, augmented = augment(2, bands, mask, fill=(0,) * 5)
+    assert image.dtype == dtype
+    valid = augmented != 255
+    assert (np.rint(image[valid][:, 0] / 30) == augmented[valid]).mean() > 0.9
+
+
+def test_contrast_of_bands_stays_in_the_range_of_their_type():
+    bands = np.full((8, 8, 2), 250, dtype=np.uint8)
+    mask = np.zeros((8, 8), dtype=np.int64)
+    results = [
+        augment(
+            seed, bands, mask, crop_size=(8, 8), scale_range=(1, 1), fill=(0, 0), use_colour_distortion=True
+        )[0].max()
+        for seed in range(20)
+    ]
+    assert max(results) == 255
+    assert min(results) >= 125
+
+
+def test_a_fill_of_the_wrong_length_says_how_many_bands_there_are():
+    with pytest.raises(ValueError, match="3 values, but the image has 5 bands"):
+        augment(0, np.zeros((9, 9, 5), np.uint8), np.zeros((9, 9), np.int64))
