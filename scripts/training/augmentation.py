@@ -46,11 +46,13 @@ class JointAugmentation:
     use_colour_distortion: bool = True
     fill: tuple[float, ...] = (124, 116, 104)  # value of padding, one for each band: the processor's mean
     ignore_index: int = 255
+    seed: int = 0
 
     def __call__(
-        self, image: Image.Image | np.ndarray, mask: np.ndarray, random: Generator
+        self, image: Image.Image | np.ndarray, mask: np.ndarray, *, epoch: int, index: int
     ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         """RGB picture or (H, W, bands) array, and (H, W) ids -> the same kinds at `crop_size`."""
+        random = np.random.default_rng((self.seed, epoch, index))
         region = self.draw_balanced_region(mask, random)
         flip, colours = random.random() < self.flip_probability, ColourDistortion.draw(random)
         pixels = image if isinstance(image, Image.Image) else F.to_image(image)
@@ -160,10 +162,9 @@ class AugmentedDataset(Dataset):
     The epoch lies in shared memory: workers that persist over epochs see it too. Accelerate's loaders call `set_epoch`.
     """
 
-    def __init__(self, dataset: Dataset, augmentation: JointAugmentation, seed: int = 0) -> None:
+    def __init__(self, dataset: Dataset, augmentation: JointAugmentation) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
-        self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -174,8 +175,8 @@ class AugmentedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        random = np.random.default_rng((self.seed, self.epoch.item(), index % len(self)))
-        image, mask = self.augmentation(sample["image"], sample["mask"], random)
+        position = {"epoch": self.epoch.item(), "index": index % len(self)}
+        image, mask = self.augmentation(sample["image"], sample["mask"], **position)
         return {**sample, "image": image, "mask": mask}
 
 
