@@ -1,0 +1,1 @@
+"""Tables that rename the weights of other sources, one file for each source."""
