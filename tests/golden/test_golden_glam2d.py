@@ -1,0 +1,239 @@
+"""GLAM-Swin against tensors of the authors' code: blocks, stages, backbones and segmenters.
+
+Weights reach the modules through the product's conversion table; whole models through `contextseg-convert`'s own
+function, a folder on disk and `from_pretrained`. Every stored output, intermediate, attention and gradient has to be
+accounted for. What the last block of a stage does to its global tokens is not compared, since the authors throw it
+away and we never compute it; of that block's window attention only the rows of visual tokens have a counterpart.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_cases import GoldenCase, golden_cases
+from torch import Tensor, nn
+
+from contextseg.configuration.configuration_glam_swin import GlamSwinConfig
+from contextseg.modeling.modeling_glam_swin import GlamSwinBackbone, GlamSwinForSemanticSegmentation
+from contextseg.modeling.patches import PatchMerge
+from contextseg.modeling.positions import GlobalPositionTable
+from contextseg.modeling.swin_stages import StageSizes, SwinBlock, SwinStage, WindowCut
+from contextseg.modeling.windows import plan_windows, shift_mask
+from contextseg.scripts.conversion.engine import RenamingTable, fill
+from contextseg.scripts.conversion.glam_official import BLOCKS, MODEL, centre_rows, dead_parts
+from contextseg.scripts.convert_weights import convert_weights
+
+EAGER = GlamSwinConfig(attn_implementation="eager")
+
+
+class Recorder:
+    """What blocks compute on the way, under the authors' names."""
+
+    def __init__(self, blocks: Mapping[str, SwinBlock]) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.dead: list[str] = []  # patterns of what has no counterpart here
+        self.visual_rows_only: set[str] = set()
+        for name, block in blocks.items():
+            self.watch(f"mid.{name}", block)
+
+    def watch(self, prefix: str, block: SwinBlock) -> None:
+        if block.is_last:
+            self.dead.append(rf"^{re.escape(prefix)}(global_tokens|gmsa)")
+            self.visual_rows_only.add(f"{prefix}wmsa_probs")
+        block.attention.register_forward_hook(
+            lambda _, __, output: self.values.update({f"{prefix}wmsa_probs": output[1]})
+        )
+        block.register_forward_hook(lambda _, __, output: self.record_tokens(prefix, output[1]))
+        if block.global_attention is not None:
+            block.attention.register_forward_hook(
+                lambda _, __, output: self.values.update(
+                    {f"{prefix}global_tokens_after_wmsa": output[0][:, : -block_tokens(block)]}
+                )
+            )
+            block.global_attention.register_forward_hook(
+                lambda _, __, output: self.values.update({f"{prefix}gmsa_probs": output[1]})
+            )
+
+    def record_tokens(self, prefix: str, tokens: Tensor | None) -> None:
+        if tokens is not None:
+            self.values[f"{prefix}global_tokens_out"] = tokens
+
+
+def block_tokens(block: SwinBlock) -> int:
+    """Visual tokens of a window."""
+    side, other = block.position_bias.window
+    return side * other
+
+
+def sizes(arguments: dict, depth: int, rows: int = 0, use_global_attention: bool = True) -> StageSizes:
+    """The numbers of a block's or a stage's constructor arguments."""
+    return StageSizes(
+        dim=arguments["dim"],
+        depth=depth,
+        num_heads=arguments["num_heads"],
+        window=(arguments["window_size"],) * 2,
+        mlp_ratio=arguments["mlp_ratio"],
+        drop_path_rates=(0.0,) * depth,
+        num_global_tokens=arguments["gt_num"],
+        use_global_attention=use_global_attention,
+        global_position_embedding="table" if use_global_attention else "none",
+        global_position_rows=rows,
+    )
+
+
+def on_grid(tokens: Tensor, case: GoldenCase) -> Tensor:
+    """(B, H * W, C) -> (B, H, W, C)."""
+    return tokens.unflatten(1, case.description["call"]["hw"])
+
+
+def run_block(case: GoldenCase, inputs: dict[str, Tensor]) -> tuple[nn.Module, Recorder]:
+    """One block, called with the windows, mask and positions that a stage would hand it."""
+    uses_gmsa = not case.kind.endswith("no_gmsa")
+    block = SwinBlock(
+        EAGER, sizes(case.arguments, 1, use_global_attention=uses_gmsa), 0.0, is_last=False
+    ).eval()
+    fill(block, BLOCKS.apply(case.weights))
+    recorder = Recorder({"": block})
+    features = on_grid(inputs["hidden_states"], case)
+    windows = plan_windows(
+        tuple(features.shape[1:-1]), (case.arguments["window_size"],) * 2, bool(case.arguments["shift_size"])
+    )
+    mask = shift_mask(windows, features.device, features.dtype)
+    position = None
+    if uses_gmsa:
+        rows, dim = inputs["pe"].shape
+        reader = GlobalPositionTable(rows, case.arguments["gt_num"], dim)
+        position = torch.func.functional_call(reader, {"table": inputs["pe"]}, (windows,))
+    counts = windows.counts[0] * windows.counts[1]
+    tokens = inputs["global_tokens"].expand(len(features) * counts, -1, -1).unflatten(0, (-1, counts))
+    features, tokens = block(features, tokens, WindowCut(windows, mask, None, position))
+    recorder.values.update({"out.hidden_states": features, "out.global_tokens": tokens, "in.attn_mask": mask})
+    return block, recorder
+
+
+def run_stage(case: GoldenCase, inputs: dict[str, Tensor]) -> tuple[nn.Module, Recorder]:
+    """One stage and the merging after it."""
+    weights = BLOCKS.with_dropped(dead_parts("", case.arguments["depth"])).apply(case.weights)
+    rows = len(weights.get("global_position.table", ()))
+    uses_gmsa = not case.kind.endswith("no_gmsa")
+    stage = SwinStage(EAGER, sizes(case.arguments, case.arguments["depth"], rows, uses_gmsa)).eval()
+    if case.arguments.get("downsample"):
+        stage.add_module("downsample", PatchMerge(case.arguments["dim"], axes=2))  # the authors' place for it
+    fill(stage, weights)
+    recorder = Recorder({f"blocks.{index}.": block for index, block in enumerate(stage.blocks)})
+    features = stage(on_grid(inputs["hidden_states"], case))
+    recorder.values["out.hidden_states"] = features
+    if case.arguments.get("downsample"):
+        recorder.values["out.downsampled"] = stage.downsample(features)
+    return stage, recorder
+
+
+def watch_encoder(backbone: GlamSwinBackbone, prefix: str) -> Recorder:
+    return Recorder(
+        {
+            f"{prefix}layers.{i}.blocks.{j}.": block
+            for i, stage in enumerate(backbone.encoder.stages)
+            for j, block in enumerate(stage.blocks)
+        }
+    )
+
+
+def run_backbone(inputs: dict[str, Tensor], folder: Path) -> tuple[nn.Module, Recorder]:
+    """A backbone that was converted to a folder."""
+    backbone = GlamSwinBackbone.from_pretrained(folder, attn_implementation="eager")
+    recorder = watch_encoder(backbone, "")
+    maps = backbone(inputs["pixel_values"]).feature_maps
+    recorder.values.update({f"out.feature_map_{i}": feature_map for i, feature_map in enumerate(maps)})
+    return backbone, recorder
+
+
+def run_segmenter(inputs: dict[str, Tensor], folder: Path) -> tuple[nn.Module, Recorder]:
+    """A segmenter that was converted to a folder, with its losses."""
+    model = GlamSwinForSemanticSegmentation.from_pretrained(folder, attn_implementation="eager")
+    recorder = watch_encoder(model.backbone, "backbone.")
+    maps = model.backbone(inputs["pixel_values"]).feature_maps
+    recorder.values.update({f"out.feature_map_{i}": feature_map for i, feature_map in enumerate(maps)})
+    outputs = model(inputs["pixel_values"], labels=inputs["labels"])
+    size = inputs["pixel_values"].shape[2:]
+    recorder.values["out.logits_quarter"] = outputs.logits
+    recorder.values["out.logits_full"] = F.interpolate(
+        outputs.logits, size, mode="bilinear", align_corners=False
+    )
+    recorder.values["out.loss_main"] = main_loss = model.label_loss(outputs.logits, inputs["labels"])
+    if model.auxiliary_head is not None:
+        recorder.values["out.aux_logits"] = model.auxiliary_head(maps[-2])
+        recorder.values["out.loss_aux_weighted"] = outputs.loss - main_loss
+    return model, recorder
+
+
+PARTS = {
+    "glam_block": run_block,
+    "glam_block_no_gmsa": run_block,
+    "glam_stage": run_stage,
+    "glam_stage_no_gmsa": run_stage,
+}
+MODELS = {
+    "glam_swin_backbone": run_backbone,
+    "glam_swin_backbone_no_gmsa": run_backbone,
+    "swin_backbone": run_backbone,
+    "glam_swin_upernet": run_segmenter,
+    "swin_upernet": run_segmenter,
+}
+
+
+def run(case: GoldenCase, folder: Path) -> tuple[nn.Module, Recorder, dict[str, Tensor]]:
+    """Builds the case from its description, and runs it with gradients."""
+    inputs = {
+        name: tensor.clone().requires_grad_(tensor.is_floating_point())
+        for name, tensor in case.starting("in.").items()
+    }
+    if case.kind in PARTS:
+        return *PARTS[case.kind](case, inputs), inputs
+    if case.kind not in MODELS:
+        pytest.skip(f"no model for kind '{case.kind}' yet")
+    convert_weights("glam-official", case.folder / "weights.safetensors", folder, case.folder / "case.json")
+    return *MODELS[case.kind](inputs, folder), inputs
+
+
+def gradients(
+    case: GoldenCase, module: nn.Module, recorder: Recorder, inputs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients of the stored random combination of outputs, under the authors' names."""
+    sum(
+        (v * recorder.values[name].reshape(v.shape)).sum()
+        for name, v in case.starting("in.cotangent.").items()
+    ).backward()
+    found = {f"grad.input.{name}": tensor.grad for name, tensor in inputs.items() if tensor.grad is not None}
+    table = BLOCKS if case.kind in PARTS else MODEL
+    for name, expected in case.starting("grad.param.").items():
+        gradient = parameter_gradient(module, table, name)
+        if name.endswith(".used_slice"):
+            gradient = centre_rows(gradient, len(expected))
+        found[f"grad.param.{name}"] = gradient
+    return found
+
+
+def parameter_gradient(module: nn.Module, table: RenamingTable, name: str) -> Tensor:
+    """The gradient of one of the authors' parameters; that of queries, keys and values is put together again."""
+    parts = table.cut(table.rename(name), torch.zeros(3))
+    return torch.cat([module.get_parameter(part).grad for part, _ in parts])
+
+
+@pytest.mark.parametrize("case", golden_cases("glam2d"))
+def test_outputs_tokens_attentions_and_losses_are_the_authors(case, tmp_path):
+    _, recorder, _ = run(case, tmp_path)
+    stored = [name for name in case.tensors if name.startswith(("out.", "mid.", "in.attn_mask"))]
+    for name in stored:
+        if not any(re.search(pattern, name) for pattern in recorder.dead):
+            case.check(name, recorder.values[name], name in recorder.visual_rows_only)
+
+
+@pytest.mark.parametrize("case", golden_cases("glam2d", storing="grad."))
+def test_gradients_are_the_authors(case, tmp_path):
+    module, recorder, inputs = run(case, tmp_path)
+    found = gradients(case, module, recorder, inputs)
+    for name in (name for name in case.tensors if name.startswith("grad.")):
+        case.check(name, found[name])
