@@ -1,0 +1,48 @@
+"""contextseg: wide-context semantic segmentation for Hugging Face transformers.
+
+Importing it registers its models with transformers' Auto classes and lets what they save carry its code; nothing else
+happens on import. The names below are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from .hub import install
+from .hub import install as install_hub_writer
+from .modeling.auto_classes import register_auto_classes
+from .processing.image_processing_segmentation import (
+    SegmentationImageProcessor,
+    SegmentationImageProcessorPil,
+)
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "ConfusionMatrix": "processing.metrics",
+    "GlamSwinBackbone": "modeling.modeling_glam_swin",
+    "GlamSwinConfig": "configuration.configuration_glam_swin",
+    "GlamSwinForImageClassification": "modeling.modeling_glam_swin",
+    "GlamSwinForSemanticSegmentation": "modeling.modeling_glam_swin",
+    "GlamSwinModel": "modeling.modeling_glam_swin",
+    "SegmentationImageProcessor": "processing.image_processing_segmentation",
+    "SegmentationImageProcessorPil": "processing.image_processing_segmentation",
+    "global_attention_maps": "modeling.explanations",
+}
+__all__ = sorted(PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(
+            f"module 'contextseg' has no attribute '{name}'. Public names: {', '.join(__all__)}."
+        )
+    return getattr(import_module(f".{PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_auto_classes({"torchvision": SegmentationImageProcessor, "pil": SegmentationImageProcessorPil})
+install_hub_writer()
+install()  # saves hold their own code from here on

@@ -1,0 +1,1 @@
+"""What a model is: one configuration for each family."""

@@ -1,0 +1,130 @@
+"""GLAM-Swin: Swin windows with global tokens (Themyr et al., "Full Contextual Attention for Multi-resolution
+Transformers in Semantic Segmentation", WACV 2023)."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .decoding import DecodingConfig
+
+GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
+
+
+@strict
+class GlamSwinConfig(BackboneConfigMixin, DecodingConfig):
+    """Backbone and segmenter of GLAM-Swin. The defaults are the paper's Tiny size with UPerNet.
+
+    num_channels: bands of the image.
+    patch_size: side of a patch in pixels; logits come at this stride.
+    embed_dim: channels of the first stage; each further stage doubles them.
+    depths: blocks of each stage.
+    num_heads: attention heads of each stage.
+    window_size: side of an attention window, in patches of the stage.
+    mlp_ratio: hidden width of the MLP over its input's.
+    drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+    num_global_tokens: global tokens in each window (the paper's N_g); 0 is plain Swin.
+    use_global_attention: False leaves out G-MSA, the paper's ablation of Table 5: tokens stay inside their window.
+    global_position_embedding: what tells G-MSA where a window is. "none" is the paper as printed; "table" the
+        authors' code, a learned table of which each image reads the centre rows; "sincos" is ours, the sine and
+        cosine of the window's place plus a learned code for each token, for images of any size.
+    global_position_rows: rows of each stage's table, or None for the authors' sizes.
+    initializer_range: standard deviation of freshly initialised linear weights.
+    layer_norm_eps: epsilon of every layer norm.
+    out_features, out_indices: stages whose feature maps the backbone returns, by name ("stem", "stage1", ...) or
+        number; all stages by default. Stages after the last of them are not built.
+    """
+
+    model_type = "glam_swin"
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+    presets = {
+        "nano": {
+            "embed_dim": 32,
+            "depths": (2, 2, 2, 2),
+            "num_heads": (1, 2, 4, 8),
+            "window_size": 4,
+            "drop_path_rate": 0.0,
+            "num_global_tokens": 4,
+            "decoder_hidden_size": 64,
+            "auxiliary_hidden_size": 32,
+        },
+        "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+        "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+        "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    }
+
+    num_channels: int = 3
+    patch_size: int = 4
+    embed_dim: int = 96
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    mlp_ratio: float | int = 4.0
+    drop_path_rate: float | int = 0.3
+    num_global_tokens: int = 10
+    use_global_attention: bool = True
+    global_position_embedding: str = "sincos"
+    global_position_rows: list[int] | tuple[int, ...] | None = None
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-5
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_layers)]
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if out_features is None and out_indices is None:
+            out_features = self.stage_names[1:]  # decoders take every stage
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of stages."""
+        return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage."""
+        return self.embed_dim * 2 ** (self.num_layers - 1)
+
+    @property
+    def logits_stride(self) -> int:
+        """Pixels of the image, along each axis, for one pixel of the logits."""
+        return self.patch_size
+
+    def validate_stages(self) -> None:
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(
+                f"depths has {len(self.depths)} stages and num_heads {len(self.num_heads)}. Give one entry per stage."
+            )
+        for stage, heads in enumerate(self.num_heads):
+            dim = self.embed_dim * 2**stage
+            if dim % heads:
+                raise ValueError(
+                    f"stage {stage + 1} has {dim} channels, which {heads} heads do not divide. "
+                    "Change embed_dim or num_heads."
+                )
+
+    def validate_global_tokens(self) -> None:
+        if self.num_global_tokens < 0:
+            raise ValueError(f"num_global_tokens is {self.num_global_tokens}. Use 0 (plain Swin) or more.")
+        if self.global_position_embedding not in GLOBAL_POSITION_EMBEDDINGS:
+            raise ValueError(
+                f"global_position_embedding is '{self.global_position_embedding}'. "
+                f"Use one of {', '.join(GLOBAL_POSITION_EMBEDDINGS)}."
+            )
+        if self.global_position_rows is not None and len(self.global_position_rows) != len(self.depths):
+            raise ValueError(
+                f"global_position_rows has {len(self.global_position_rows)} entries for {len(self.depths)} stages. "
+                "Give one entry per stage, or None for the authors' sizes."
+            )
+
+    def position_rows(self, stage: int) -> int:
+        """Rows of a stage's position table: the authors take the square of 45 windows x tokens, halved per stage."""
+        if self.global_position_rows is not None:
+            return self.global_position_rows[stage]
+        return (45 * self.num_global_tokens // 2**stage) ** 2
+
+
+__all__ = ["GlamSwinConfig"]

@@ -1,0 +1,81 @@
+"""The decoder and loss fields that every segmenter's configuration shares, with presets and the check of unknown options."""
+
+from typing import Any, Self
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .options import choose, reject_unknown_options
+
+# What transformers itself puts into a configuration's keywords or into config.json beside the fields.
+TRANSFORMERS_KEYWORDS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "out_features",
+    "out_indices",
+    "output_attentions",
+    "per_layer_config",
+    "stage_names",
+    "task_specific_params",
+    "torch_dtype",
+    "use_cache",
+}
+
+
+@strict
+class DecodingConfig(PreTrainedConfig):
+    """Fields of every segmenter: decoder, heads and loss.
+
+    decoder: name of the decoder, see `modeling/modeling_segmentation.py` for the table.
+    decoder_hidden_size: width of the decoder's feature maps.
+    use_auxiliary_head: whether a small FCN head on the second coarsest feature map adds its loss in training.
+    auxiliary_hidden_size: width of that head.
+    auxiliary_loss_weight: factor of its loss.
+    semantic_loss_ignore_index: label of pixels that no term of the loss counts.
+    loss: terms joined by "+", such as "cross_entropy+dice"; see `modeling/losses.py`.
+    loss_reduction: "valid" averages the cross-entropy over labelled pixels; "all" over all pixels, ignored ones
+        counting zero, as the GLAM authors' training code does.
+    class_weights: one factor for each class in the cross-entropy, or None.
+    """
+
+    presets = {}
+
+    decoder: str = "upernet"
+    decoder_hidden_size: int = 512
+    use_auxiliary_head: bool = True
+    auxiliary_hidden_size: int = 256
+    auxiliary_loss_weight: float | int = 0.4
+    semantic_loss_ignore_index: int = 255
+    loss: str = "cross_entropy"
+    loss_reduction: str = "valid"
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        found = kwargs.get("model_type", self.model_type)
+        if found != self.model_type:
+            raise ValueError(
+                f"this is the configuration of a '{found}' model, and {type(self).__name__} describes '{self.model_type}'. "
+                "Load it with its own class, or convert it (from_swin for Swin checkpoints, contextseg-convert)."
+            )
+        public = {name: value for name, value in kwargs.items() if not name.startswith("_")}
+        fields = {name for name in self.__dataclass_fields__ if not name.startswith("_")}
+        reject_unknown_options(type(self).__name__, public, fields | TRANSFORMERS_KEYWORDS)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """The configuration of a published size by name, with some fields changed."""
+        return cls(**{**choose("preset", name, cls.presets), **overrides})
+
+    def validate_decoding(self) -> None:
+        if self.loss_reduction not in ("valid", "all"):
+            raise ValueError(f"loss_reduction is '{self.loss_reduction}'. Use 'valid' or 'all'.")
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} entries for {self.num_labels} labels. "
+                "Give one weight per label, in the order of id2label."
+            )

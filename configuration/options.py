@@ -1,0 +1,29 @@
+"""Checks that every configuration shares: unknown options fail, presets are looked up by name."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'window_size'?` when a known name is close, else the list of known names."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    return f", did you mean '{close[0]}'?" if close else f". Known: {', '.join(known)}."
+
+
+def reject_unknown_options(owner: str, options: Mapping[str, object], known: Iterable[str]) -> None:
+    """Raises for the first option that `owner` does not have.
+
+    transformers configurations keep any keyword, so that a typing error trains another model than the one meant.
+    """
+    known = set(known)
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{owner} has no option '{name}'{did_you_mean(name, known)}")
+
+
+def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
+    """The entry of `table` called `name`, or an error that lists what there is."""
+    if name not in table:
+        raise ValueError(f"no {kind} '{name}'{did_you_mean(name, table)}")
+    return table[name]

@@ -1,0 +1,1 @@
+"""What a model does: primitives, encoders, decoders and the public models."""

@@ -1,0 +1,76 @@
+"""Small modules that several architectures share.
+
+Legend: B batch, C channels, G... grid axes, N tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.activation = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(self.activation(self.fc1(features)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops the whole branch of a sample with probability `rate`."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.rate == 0.0:
+            return branch
+        keep = 1.0 - self.rate
+        survives = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) < keep
+        return branch * survives.to(branch.dtype) / keep
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that also trains on a single value per channel.
+
+    The global pooling branch of UPerNet sees one pixel per image, so with a batch of one there is no variance to
+    compute: torch raises. Here the running statistics normalise that step instead, and stay as they are.
+    """
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        if self.training and feature_map.numel() == feature_map.shape[1]:
+            return F.batch_norm(
+                feature_map, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(feature_map)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, batch normalisation, ReLU; the spatial size stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+        self.norm = BatchNorm2d(out_channels)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
+        return self.activate(self.convolution(feature_map))
+
+    def activate(self, convolved: Tensor) -> Tensor:
+        """(B, C', H, W) -> the same shape: what follows the convolution, for callers that compute it their own way."""
+        return F.relu(self.norm(convolved))

@@ -1,0 +1,141 @@
+"""Where a place of the image looks through the global tokens: the map G_k of GLAM's eq. 7, as in the paper's Fig. 1.
+
+Heads are averaged. What tokens attend to themselves (the second sum of eq. 7) belongs to a window as a whole and is
+spread evenly over its patches, so that every map sums to one.
+
+Legend: B batch, W windows, N tokens of a window, T global tokens per window, C channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention
+from .swin_stages import SwinBlock, SwinEncoder
+from .windows import Windows, join
+
+
+class BlockInputs(NamedTuple):
+    """What the two attentions of one block received in a forward pass."""
+
+    windows: Windows
+    within: Tensor
+    across: Tensor
+    across_bias: Tensor | None
+
+
+@torch.no_grad()
+def global_attention_maps(
+    model: nn.Module,
+    pixel_values: Tensor,
+    position: tuple[int, int],
+    token: int | None = None,
+    stage: int = 0,
+    block: int | None = None,
+) -> Tensor:
+    """(B, C, H, W) -> (B, H, W): how much the window around a pixel takes from each pixel of the image.
+
+    model: a GLAM-Swin model of any task, with global attention.
+    position: (x, y) of the pixel, from the left and the top.
+    token: which of the window's global tokens to follow; None averages over them.
+    stage, block: where to look; by default the finest stage, and there the last block with global attention.
+    Each map sums to one. Memory grows linearly with the number of windows, whatever the attention implementation.
+    """
+    encoder = find_encoder(model)
+    chosen = find_block(encoder, stage, block)
+    height, width = pixel_values.shape[-2:]
+    x, y = position
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(
+            f"position {(x, y)} is outside the image of {width}x{height}. Give 0 <= x < width, 0 <= y < height."
+        )
+    inputs = record(model, chosen, pixel_values)
+    stride = tuple(patch * 2**stage for patch in encoder.patch_embed.patch)
+    window = window_of((y // stride[0], x // stride[1]), inputs.windows)
+    patches = attention_over_patches(chosen, inputs, window, token)
+    pixels = join(patches[..., None], inputs.windows)[..., 0]
+    for axis, step in enumerate(stride, start=1):
+        pixels = pixels.repeat_interleave(step, dim=axis)
+    pixels = pixels[:, :height, :width]
+    return pixels / pixels.sum(dim=(1, 2), keepdim=True)
+
+
+def find_encoder(model: nn.Module) -> SwinEncoder:
+    for module in model.modules():
+        if isinstance(module, SwinEncoder):
+            return module
+    raise ValueError(
+        f"{type(model).__name__} has no Swin encoder. Global attention maps exist for GLAM-Swin models."
+    )
+
+
+def find_block(encoder: SwinEncoder, stage: int, block: int | None) -> SwinBlock:
+    """The asked block, or the last one of the stage that has global attention."""
+    if not 0 <= stage < len(encoder.stages):
+        raise ValueError(f"stage {stage} does not exist. Choose 0 to {len(encoder.stages) - 1}.")
+    blocks = encoder.stages[stage].blocks
+    having = [index for index, candidate in enumerate(blocks) if candidate.global_attention is not None]
+    if not having:
+        raise ValueError(
+            f"stage {stage} has no global attention. Use a model with num_global_tokens > 0, use_global_attention=True "
+            "and at least two blocks in the stage."
+        )
+    if block is not None and block not in having:
+        raise ValueError(f"block {block} of stage {stage} has no global attention. Choose one of {having}.")
+    return blocks[having[-1] if block is None else block]
+
+
+def record(model: nn.Module, block: SwinBlock, pixel_values: Tensor) -> BlockInputs:
+    """Runs the model once and keeps what the block's attentions were given."""
+    seen = {}
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args: seen.update(cut=args[2])),
+        block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
+        block.global_attention.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.update(across=args[0], bias=kwargs["bias"]), with_kwargs=True
+        ),
+    ]
+    try:
+        model(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return BlockInputs(seen["cut"].windows, seen["within"], seen["across"], seen["bias"])
+
+
+def window_of(cell: tuple[int, ...], windows: Windows) -> int:
+    """Number of the window that holds a cell of the grid, after the cyclic shift."""
+    number = 0
+    for place, size, step, count, shift in zip(
+        cell, windows.padded, windows.window, windows.counts, windows.shift, strict=True
+    ):
+        number = number * count + (place - shift) % size // step
+    return number
+
+
+def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, token: int | None) -> Tensor:
+    """-> (B, W, N): eq. 7 for the tokens of one window, over the patches of all windows."""
+    batch = inputs.across.shape[0]
+    within = inputs.within.unflatten(0, (batch, -1))  # (B, W, T + N, C)
+    num_tokens = inputs.across.shape[1] // within.shape[1]
+    a = mean_probabilities(block.attention, within[:, :, :num_tokens].flatten(0, 1), inputs.within, None)
+    a = a.unflatten(0, (batch, -1))  # (B, W, T, T + N)
+    asking = inputs.across[:, window * num_tokens : (window + 1) * num_tokens]
+    asking = asking if token is None else asking[:, token : token + 1]
+    b = mean_probabilities(block.global_attention, asking, inputs.across, inputs.across_bias)
+    b = b.mean(dim=1).unflatten(1, (-1, num_tokens))  # (B, W, T)
+    taken = torch.einsum("bwt,bwtn->bwn", b, a)
+    patches = taken[..., num_tokens:]
+    return patches + taken[..., :num_tokens].sum(dim=-1, keepdim=True) / patches.shape[-1]
+
+
+def mean_probabilities(attention: Attention, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, N, C), (B, M, C) -> (B, N, M), averaged over heads."""
+    query, key = (
+        attention.split_heads(attention.q_proj(tokens)),
+        attention.split_heads(attention.k_proj(context)),
+    )
+    scores = query @ key.transpose(-1, -2) * attention.head_dim**-0.5
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)

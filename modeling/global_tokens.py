@@ -1,0 +1,38 @@
+"""GLAM's global tokens: a few learned tokens that join each window and then talk to those of all other windows.
+
+Themyr et al., "Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation", WACV 2023,
+section 3.2. As in the authors' code, tokens have no residual, norm or MLP of their own: each block replaces them by
+W-MSA followed by G-MSA. Unlike it, the G-MSA that ends a stage is not built, because nothing reads its result.
+
+Legend: B batch, W windows, N tokens of a window, T global tokens per window, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .windows import Windows, cut
+
+
+class GlobalTokens(nn.Module):
+    """The learned tokens with which every window of a stage begins (the paper's g^0)."""
+
+    def __init__(self, num_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.initial = nn.Parameter(torch.zeros(num_tokens, dim))
+
+    def forward(self, batch: int, num_windows: int) -> Tensor:
+        """-> (B, W, T, C), the same tokens for every window."""
+        return self.initial.expand(batch, num_windows, -1, -1)
+
+    def reset_own_weights(self, std: float) -> None:  # noqa: ARG002 (the authors' scale, whatever the linear layers')
+        init.normal_(self.initial, std=1.0)
+
+
+def ignore_empty_windows(pixel_mask: Tensor | None, windows: Windows, num_tokens: int) -> Tensor | None:
+    """(B, G...) true where there is image -> additive mask (B, 1, 1, W * T) that hides windows of padding alone."""
+    if pixel_mask is None:
+        return None
+    empty = ~cut(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)).bool()
+    mask = torch.zeros(empty.shape, device=empty.device).masked_fill(empty, torch.finfo(torch.float32).min)
+    return mask.repeat_interleave(num_tokens, dim=1)[:, None, None]

@@ -1,0 +1,169 @@
+"""The one base of all segmenters: backbone -> decoder -> classifier (+ auxiliary head) -> loss.
+
+A paper's file builds its backbone and calls `build_heads`; everything else is here, the same for all.
+
+Legend: B batch, K labels, C channels, H, W image height and width.
+"""
+
+import logging
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.options import choose
+from .decoder_upernet import FcnHead, UperNetDecoder
+from .losses import segmentation_loss
+from .pretrained import ContextsegPreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def build_upernet(config: PreTrainedConfig, channels: list[int]) -> UperNetDecoder:
+    return UperNetDecoder(tuple(channels), config.decoder_hidden_size)
+
+
+DECODERS = {"upernet": build_upernet}
+
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
+
+
+class SegmentationModel(ContextsegPreTrainedModel):
+    """Backbone, decoder and heads; `logits` come at `config.logits_stride`, and are resized in the loss only."""
+
+    def build_heads(self, channels: list[int]) -> None:
+        """Decoder, classifier and auxiliary head over feature maps of these widths, fine to coarse."""
+        config = self.config
+        self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels)
+        self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)
+        self.auxiliary_head = None
+        if config.use_auxiliary_head:
+            self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """Segments images, and with labels computes the loss.
+
+        pixel_values: (B, C, H, W), normalised by the image processor.
+        pixel_mask: (B, H, W), one where there is image and zero where there is padding; None without padding.
+        labels: (B, H, W) class indices; `config.semantic_loss_ignore_index` where no loss is wanted.
+        Returns logits (B, K, H / stride, W / stride).
+        """
+        outputs = self.backbone(
+            pixel_values,
+            pixel_mask=pixel_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.classifier(self.decoder(outputs.feature_maps))
+        loss = None
+        if labels is not None:
+            loss = self.compute_loss(logits, outputs.feature_maps, labels)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def compute_loss(self, logits: Tensor, feature_maps: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        """(B, K, h, w), feature maps fine to coarse, (B, H, W) -> scalar: main loss plus the weighted auxiliary one."""
+        loss = self.label_loss(logits, labels)
+        if self.auxiliary_head is not None:
+            auxiliary_logits = self.auxiliary_head(feature_maps[-2])
+            loss = loss + self.config.auxiliary_loss_weight * self.label_loss(auxiliary_logits, labels)
+        return loss
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, K, h, w), (B, H, W) -> scalar: the configured loss of one head."""
+        config = self.config
+        weights = (
+            None if config.class_weights is None else torch.tensor(config.class_weights, device=logits.device)
+        )
+        return segmentation_loss(
+            logits,
+            labels,
+            terms=config.loss,
+            ignore_index=config.semantic_loss_ignore_index,
+            class_weights=weights,
+            reduction=config.loss_reduction,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; with other labels than the checkpoint's, the classifiers are renewed.
+
+        Rows of classes whose names the checkpoint knows are kept, see `replace_labels`.
+        """
+        stored, wanted = cls.stored_and_wanted_labels(pretrained_model_name_or_path, kwargs)
+        if stored == wanted:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs["config"] = deepcopy(kwargs["config"])
+        kwargs["config"].id2label = stored
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.replace_labels(wanted)
+        return loaded
+
+    @classmethod
+    def stored_and_wanted_labels(
+        cls, name: Any, kwargs: dict[str, Any]
+    ) -> tuple[dict[int, str] | None, dict[int, str] | None]:
+        """The labels of a checkpoint and those that a call of `from_pretrained` asks for, or twice None.
+
+        Leaves the configuration of the wanted model in `kwargs["config"]`.
+        """
+        label_options = {"id2label", "label2id", "num_labels"} & kwargs.keys()
+        if name is None or not (label_options or isinstance(kwargs.get("config"), PreTrainedConfig)):
+            return None, None
+        hub = {option: kwargs[option] for option in HUB_OPTIONS & kwargs.keys()}
+        if label_options:
+            config = kwargs.get("config") or name
+            if isinstance(config, PreTrainedConfig):
+                raise ValueError(
+                    f"got a config object and {sorted(label_options)}. Set the labels in the config."
+                )
+            wanted = {option: kwargs.pop(option) for option in label_options}
+            kwargs["config"] = cls.config_class.from_pretrained(config, **hub, **wanted)
+        stored, _ = cls.config_class.get_config_dict(name, **hub)
+        stored = {int(index): label for index, label in stored.get("id2label", {}).items()}
+        wanted_labels = dict(kwargs["config"].id2label)
+        return (stored, wanted_labels) if stored else (None, None)
+
+    def replace_labels(self, id2label: Mapping[int, str]) -> None:
+        """Renews the classifiers for other labels; classes with a name that the model knows keep their weights."""
+        known = {name: index for index, name in self.config.id2label.items()}
+        rows = [known.get(id2label[index]) for index in range(len(id2label))]
+        self.classifier = self.renewed(self.classifier, rows)
+        if self.auxiliary_head is not None:
+            self.auxiliary_head.classifier = self.renewed(self.auxiliary_head.classifier, rows)
+        kept = sum(row is not None for row in rows)
+        logger.warning(
+            "classifier renewed for %d labels: %d keep their weights by name, %d are new and need training",
+            len(rows), kept, len(rows) - kept,
+        )  # fmt: skip
+        self.config.id2label = dict(id2label)
+        self.config.label2id = {name: index for index, name in id2label.items()}
+
+    @torch.no_grad()
+    def renewed(self, classifier: nn.Conv2d, rows: list[int | None]) -> nn.Conv2d:
+        """A classifier with one output for each entry: the old one's row, or a fresh one where that is None."""
+        weight = classifier.weight
+        new = nn.Conv2d(
+            classifier.in_channels, len(rows), kernel_size=1, device=weight.device, dtype=weight.dtype
+        )
+        self._init_weights(new)
+        for row, old in enumerate(rows):
+            if old is not None:
+                new.weight[row] = weight[old]
+                new.bias[row] = classifier.bias[old]
+        return new

@@ -1,0 +1,110 @@
+"""Where things are: relative positions inside a window, and the place of a window in the image for global tokens.
+
+Indices are pure functions of their arguments, never buffers: those would hold random memory after `from_pretrained`.
+
+Legend: N tokens of a window, W windows, T global tokens per window, C channels.
+"""
+
+from math import log, prod
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .windows import Windows
+
+
+def relative_position_index(window: tuple[int, ...], device: torch.device) -> Tensor:
+    """(N, N) row of the bias table for each pair of places in a window, numbered as in Swin."""
+    axes = torch.meshgrid(*(torch.arange(size, device=device) for size in window), indexing="ij")
+    index = torch.zeros((), dtype=torch.long, device=device)
+    for places, size in zip(axes, window, strict=True):
+        places = places.flatten()
+        index = index * (2 * size - 1) + (places[:, None] - places[None, :] + size - 1)
+    return index
+
+
+class RelativePositionBias(nn.Module):
+    """Swin's learned bias for each head and each offset between two places of a window."""
+
+    def __init__(self, window: tuple[int, ...], num_heads: int) -> None:
+        super().__init__()
+        self.window = window
+        self.table = nn.Parameter(torch.zeros(prod(2 * size - 1 for size in window), num_heads))
+
+    def forward(self) -> Tensor:
+        """-> (heads, N, N)."""
+        index = relative_position_index(self.window, self.table.device)
+        return self.table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+
+    def reset_own_weights(self, std: float) -> None:
+        init.trunc_normal_(self.table, std=std)
+
+
+class GlobalPositionTable(nn.Module):
+    """The authors' position embedding of G-MSA: a learned list of rows of which the centre is read, one row a token."""
+
+    def __init__(self, rows: int, num_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.table = nn.Parameter(torch.zeros(rows, dim))
+
+    def forward(self, windows: Windows) -> Tensor:
+        """-> (W * T, C)."""
+        rows, needed = self.table.shape[0], prod(windows.counts) * self.num_tokens
+        if needed > rows:
+            raise ValueError(
+                f"a grid of {'x'.join(map(str, windows.grid))} needs {needed} global positions, and the table has {rows} rows. "
+                "Use a smaller image or tiles, or train with global_position_embedding='sincos', which has no limit."
+            )
+        return self.table.narrow(0, rows // 2 - needed // 2, needed)
+
+    def reset_own_weights(self, std: float) -> None:
+        init.trunc_normal_(self.table, std=std)
+
+
+class GlobalPositionSinCos(nn.Module):
+    """Sine and cosine of the window's place, and a learned code that tells the tokens of one window apart.
+
+    The place is counted in windows, so that neighbours are equally far from each other in images of any size.
+    """
+
+    def __init__(self, num_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.token_code = nn.Parameter(torch.zeros(num_tokens, dim))
+
+    def forward(self, windows: Windows) -> Tensor:
+        """-> (W * T, C)."""
+        places = sincos_places(windows.counts, self.token_code.shape[1], self.token_code.device)
+        return (places.to(self.token_code.dtype)[:, None] + self.token_code).flatten(0, 1)
+
+    def reset_own_weights(self, std: float) -> None:
+        init.trunc_normal_(self.token_code, std=std)
+
+
+def sincos_places(counts: tuple[int, ...], dim: int, device: torch.device, longest: float = 1000.0) -> Tensor:
+    """(W, C): for each axis an equal share of channels, half sines and half cosines of geometric wavelengths.
+
+    Wavelengths go from 2 pi to `longest` times that; channels that the axes cannot share equally are zero.
+    """
+    waves = dim // (2 * len(counts))
+    steps = torch.arange(waves, device=device, dtype=torch.float32)
+    frequencies = torch.exp(-log(longest) / max(waves - 1, 1) * steps)
+    codes = []
+    for axis, count in enumerate(counts):
+        angles = torch.arange(count, device=device, dtype=torch.float32)[:, None] * frequencies
+        code = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        shape = [count if other == axis else 1 for other in range(len(counts))]
+        codes.append(code.reshape(*shape, 2 * waves).expand(*counts, 2 * waves))
+    codes.append(torch.zeros(*counts, dim - 2 * waves * len(counts), device=device))
+    return torch.cat(codes, dim=-1).reshape(prod(counts), dim)
+
+
+def global_position(kind: str, rows: int, num_tokens: int, dim: int) -> nn.Module | None:
+    """The position embedding of G-MSA by name."""
+    build = {
+        "none": lambda: None,
+        "table": lambda: GlobalPositionTable(rows, num_tokens, dim),
+        "sincos": lambda: GlobalPositionSinCos(num_tokens, dim),
+    }
+    return build[kind]()

@@ -1,0 +1,70 @@
+"""What every model of this package shares: initialisation, checks of the input, and how it is saved."""
+
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class ContextsegPreTrainedModel(PreTrainedModel):
+    """Base of all models. Modules that own bare parameters fill them in `reset_own_weights`."""
+
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # our losses are means: Trainer must keep averaging over accumulated batches
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    # `contextseg.hub` where the package is installed: saves then hold the code as well. Loaded from a repository with
+    # `trust_remote_code`, the code has none, and transformers itself copies its files along.
+    hub: ModuleType | None = None
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any
+    ) -> None:
+        """Writes a repository of its own: weights, settings, code and model card."""
+        write = super().save_pretrained
+        if self.hub is None or not is_main_process or options.get("distributed_checkpoint"):
+            write(save_directory, is_main_process, **options)
+        else:
+            self.hub.save(self, write, save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """`save_pretrained` into a repository on the Hub, in one commit."""
+        if self.hub is None:
+            return super().push_to_hub(repo_id, **options)
+        return self.hub.push(self, repo_id, **options)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if hasattr(module, "reset_own_weights"):
+            module.reset_own_weights(self.config.initializer_range)
+
+
+def check_images(
+    config: PreTrainedConfig,
+    pixel_values: Tensor,
+    pixel_mask: Tensor | None = None,
+    output_attentions: bool | None = None,
+) -> None:
+    """Raises unless `pixel_values` is (B, num_channels, H, W), the mask (B, H, W), and attentions can be had."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values has shape {shape}; (batch, {config.num_channels}, height, width) is required. "
+            "Prepare images with the model's image processor, or set num_channels."
+        )
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}; {(shape[0], *shape[2:])} is required, one where there is image."
+        )
+    if output_attentions and config._attn_implementation != "eager":
+        raise ValueError(
+            f"attn_implementation '{config._attn_implementation}' never holds the attention matrices. "
+            "Call model.set_attn_implementation('eager') before asking for output_attentions=True."
+        )

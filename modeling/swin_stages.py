@@ -1,0 +1,194 @@
+"""Swin's stages, with GLAM's global tokens in every window (none of them is plain Swin).
+
+Liu et al., "Swin Transformer", ICCV 2021; Themyr et al. (GLAM), WACV 2023, section 3.2 and Fig. 3. One block is
+W-MSA over [global tokens ; window], then G-MSA over all global tokens, then the MLP of the visual tokens. Relative
+positions and the shift mask act between visual tokens only.
+
+Legend: B batch, G... grid axes, C channels, W windows, N tokens of a window, T global tokens per window.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import Attention
+from .blocks import DropPath, Mlp
+from .global_tokens import GlobalTokens, ignore_empty_windows
+from .patches import PatchEmbed, PatchMerge
+from .positions import RelativePositionBias, global_position
+from .windows import Windows, cut, join, plan_windows, shift_mask
+
+
+class StageSizes(NamedTuple):
+    """The numbers that make a stage."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    window: tuple[int, ...]
+    mlp_ratio: float
+    drop_path_rates: tuple[float, ...]
+    layer_norm_eps: float = 1e-5
+    num_global_tokens: int = 0
+    use_global_attention: bool = True
+    global_position_embedding: str = "none"
+    global_position_rows: int = 0
+
+
+class WindowCut(NamedTuple):
+    """What the blocks of a stage share: how the grid is cut, and the masks and positions that follow from it."""
+
+    windows: Windows
+    shift_mask: Tensor | None
+    empty_mask: Tensor | None
+    global_position: Tensor | None
+
+
+class SwinBlock(GradientCheckpointingLayer):
+    """Window attention with global tokens, attention across windows, MLP."""
+
+    def __init__(
+        self, config: PreTrainedConfig, sizes: StageSizes, drop_path_rate: float, is_last: bool
+    ) -> None:
+        super().__init__()
+        self.is_last = is_last  # of its stage: nothing reads the global tokens that leave it
+        self.norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
+        self.position_bias = RelativePositionBias(sizes.window, sizes.num_heads)
+        self.attention = Attention(config, sizes.dim, sizes.num_heads)
+        self.norm2 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
+        self.mlp = Mlp(sizes.dim, int(sizes.dim * sizes.mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate)
+        self.global_attention = None
+        if sizes.num_global_tokens and sizes.use_global_attention and not is_last:
+            self.global_attention = Attention(config, sizes.dim, sizes.num_heads)
+
+    def forward(
+        self, features: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, G..., C), (B, W, T, C) -> the same shapes."""
+        windows = cut(self.norm1(features), window_cut.windows)
+        windows, global_tokens = self.mix_within_windows(windows, global_tokens, window_cut.shift_mask)
+        if self.global_attention is not None:
+            global_tokens = self.mix_across_windows(global_tokens, window_cut)
+        features = features + self.drop_path(join(windows, window_cut.windows))
+        features = features + self.drop_path(self.mlp(self.norm2(features)))
+        return features, global_tokens
+
+    def mix_within_windows(
+        self, windows: Tensor, global_tokens: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """W-MSA over [T ; window]: (B, W, N, C), (B, W, T, C) -> the same shapes."""
+        batch, count, _, dim = windows.shape
+        num_tokens = 0 if global_tokens is None else global_tokens.shape[2]
+        context = windows if global_tokens is None else torch.cat([global_tokens, windows], dim=2)
+        asking = windows if self.is_last else context
+        bias = self.attention_bias(mask, batch, num_tokens, windows.dtype)
+        mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias)
+        mixed = mixed.reshape(batch, count, -1, dim)
+        if self.is_last or global_tokens is None:
+            return mixed, global_tokens
+        return mixed[:, :, num_tokens:], mixed[:, :, :num_tokens]
+
+    def attention_bias(self, mask: Tensor | None, batch: int, num_tokens: int, dtype: torch.dtype) -> Tensor:
+        """-> (1 or B * W, heads, N or T + N, T + N); rows and columns of global tokens are zero."""
+        asking_tokens = 0 if self.is_last else num_tokens
+        bias = F.pad(self.position_bias()[None], (num_tokens, 0, asking_tokens, 0))
+        if mask is not None:
+            mask = F.pad(mask[:, None], (num_tokens, 0, asking_tokens, 0))
+            bias = (bias + mask).repeat(batch, 1, 1, 1)
+        return bias.to(dtype)
+
+    def mix_across_windows(self, global_tokens: Tensor, window_cut: WindowCut) -> Tensor:
+        """G-MSA over all W * T global tokens: (B, W, T, C) -> the same shape."""
+        tokens = global_tokens.flatten(1, 2)
+        if window_cut.global_position is not None:
+            tokens = tokens + window_cut.global_position.to(tokens.dtype)
+        bias = None if window_cut.empty_mask is None else window_cut.empty_mask.to(tokens.dtype)
+        mixed, _ = self.global_attention(tokens, bias=bias)
+        return mixed.reshape(global_tokens.shape)
+
+
+class SwinStage(nn.Module):
+    """The blocks of one resolution: regular and shifted windows in turn, global tokens handed from block to block."""
+
+    def __init__(self, config: PreTrainedConfig, sizes: StageSizes) -> None:
+        super().__init__()
+        self.window = sizes.window
+        self.num_global_tokens = sizes.num_global_tokens
+        self.blocks = nn.ModuleList(
+            SwinBlock(config, sizes, rate, is_last=index == sizes.depth - 1)
+            for index, rate in enumerate(sizes.drop_path_rates)
+        )
+        self.global_tokens = (
+            GlobalTokens(sizes.num_global_tokens, sizes.dim) if sizes.num_global_tokens else None
+        )
+        self.global_position = None
+        if any(block.global_attention is not None for block in self.blocks):
+            self.global_position = global_position(
+                sizes.global_position_embedding,
+                sizes.global_position_rows,
+                sizes.num_global_tokens,
+                sizes.dim,
+            )
+
+    def forward(self, features: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
+        cuts = [self.cut(features, pixel_mask, shifted) for shifted in (False, True)]
+        global_tokens = None
+        if self.global_tokens is not None:
+            global_tokens = self.global_tokens(features.shape[0], prod(cuts[0].windows.counts))
+        for index, block in enumerate(self.blocks):
+            features, global_tokens = block(features, global_tokens, cuts[index % 2])
+        return features
+
+    def cut(self, features: Tensor, pixel_mask: Tensor | None, shifted: bool) -> WindowCut:
+        """The cut of regular or of shifted windows for features of this size."""
+        windows = plan_windows(tuple(features.shape[1:-1]), self.window, shifted)
+        position = None
+        if self.global_position is not None:
+            position = self.global_position(windows)
+        return WindowCut(
+            windows,
+            shift_mask(windows, features.device, features.dtype),
+            ignore_empty_windows(pixel_mask, windows, self.num_global_tokens)
+            if self.num_global_tokens
+            else None,
+            position,
+        )
+
+
+class SwinEncoder(nn.Module):
+    """Patches, then stages with a merging of patches between them."""
+
+    def __init__(
+        self, config: PreTrainedConfig, num_channels: int, patch: tuple[int, ...], stages: list[StageSizes]
+    ) -> None:
+        super().__init__()
+        eps = stages[0].layer_norm_eps
+        self.patch_embed = PatchEmbed(num_channels, stages[0].dim, patch, eps)
+        self.stages = nn.ModuleList(SwinStage(config, sizes) for sizes in stages)
+        self.merges = nn.ModuleList(PatchMerge(sizes.dim, len(patch), eps) for sizes in stages[:-1])
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
+        """(B, C, S...) -> features (B, G..., C) of the patch embedding and of each stage."""
+        features = self.patch_embed(pixel_values)
+        pyramid = [features]
+        for index, stage in enumerate(self.stages):
+            features = self.merges[index - 1](features) if index else features
+            features = stage(features, patches_with_image(pixel_mask, features))
+            pyramid.append(features)
+        return pyramid
+
+
+def patches_with_image(pixel_mask: Tensor | None, features: Tensor) -> Tensor | None:
+    """(B, S...) one where there is image, (B, G..., C) -> (B, G...) true where a patch covers some of it."""
+    if pixel_mask is None:
+        return None
+    grid = tuple(features.shape[1:-1])
+    covered = F.adaptive_max_pool2d if len(grid) == 2 else F.adaptive_max_pool3d
+    return covered(pixel_mask[:, None].float(), grid)[:, 0].bool()

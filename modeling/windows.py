@@ -1,0 +1,112 @@
+"""Windows over a grid with any number of axes: cut, join, pad, shift, and the mask of shifted windows.
+
+A `Windows` value is computed once from the grid's size and handed down; modules keep no sizes.
+
+Legend: B batch, G... grid axes, C channels, W windows, N tokens of a window.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Windows(NamedTuple):
+    """How a grid is cut: its size, the window's, the number of windows along each axis, and the cyclic shift."""
+
+    grid: tuple[int, ...]
+    window: tuple[int, ...]
+    counts: tuple[int, ...]
+    shift: tuple[int, ...]
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The grid's size after padding to whole windows."""
+        return tuple(count * step for count, step in zip(self.counts, self.window, strict=True))
+
+
+def plan_windows(grid: tuple[int, ...], window: tuple[int, ...], shifted: bool = False) -> Windows:
+    """The cut of a grid into windows, the last ones padded; shifted windows move by half a window."""
+    # Ceiling division in this form, not (-size) % step: torch.compile and torch.export solve it for free sizes.
+    counts = tuple((size + step - 1) // step for size, step in zip(grid, window, strict=True))
+    shift = tuple(step // 2 if shifted else 0 for step in window)
+    return Windows(grid, window, counts, shift)
+
+
+def cut(features: Tensor, windows: Windows) -> Tensor:
+    """(B, G..., C) -> (B, W, N, C): zero-pads, shifts cyclically and cuts; windows and tokens in row-major order."""
+    return partition(roll(pad(features, windows), windows, -1), windows)
+
+
+def join(tokens: Tensor, windows: Windows) -> Tensor:
+    """(B, W, N, C) -> (B, G..., C): undoes `cut`."""
+    return crop(roll(merge(tokens, windows), windows, 1), windows.grid)
+
+
+def pad(features: Tensor, windows: Windows) -> Tensor:
+    """(B, G..., C) -> (B, padded..., C) with zeros after the end of each axis."""
+    widths = [0, 0]
+    for size, padded in zip(reversed(windows.grid), reversed(windows.padded), strict=True):
+        widths += [0, padded - size]
+    return F.pad(features, widths)
+
+
+def crop(features: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, padded..., C) -> (B, G..., C)."""
+    for axis, size in enumerate(grid, start=1):
+        if torch.compiler.is_exporting():  # a view would tie the program to sizes that need padding, or to others
+            features = features.index_select(axis, torch.arange(size, device=features.device))
+        else:
+            features = features.narrow(axis, 0, size)
+    return features
+
+
+def roll(features: Tensor, windows: Windows, direction: int) -> Tensor:
+    """(B, padded..., C) -> the same shape, moved by the shift forwards (1) or backwards (-1)."""
+    if not any(windows.shift):
+        return features
+    shifts = [direction * step for step in windows.shift]
+    return features.roll(shifts, dims=list(range(1, len(shifts) + 1)))
+
+
+def partition(features: Tensor, windows: Windows) -> Tensor:
+    """(B, padded..., C) -> (B, W, N, C)."""
+    axes = len(windows.window)
+    folded = [size for pair in zip(windows.counts, windows.window, strict=True) for size in pair]
+    outer, inner = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    features = features.reshape(features.shape[0], *folded, features.shape[-1])
+    features = features.permute(0, *outer, *inner, -1)
+    return features.reshape(features.shape[0], prod(windows.counts), prod(windows.window), -1)
+
+
+def merge(tokens: Tensor, windows: Windows) -> Tensor:
+    """(B, W, N, C) -> (B, padded..., C)."""
+    axes = len(windows.window)
+    tokens = tokens.reshape(tokens.shape[0], *windows.counts, *windows.window, tokens.shape[-1])
+    interleaved = [
+        axis for pair in zip(range(1, axes + 1), range(axes + 1, 2 * axes + 1), strict=True) for axis in pair
+    ]
+    return tokens.permute(0, *interleaved, -1).reshape(tokens.shape[0], *windows.padded, tokens.shape[-1])
+
+
+def shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """Additive mask (W, N, N) of a shifted cut: -100 between tokens that only the cyclic shift made neighbours.
+
+    Regions are those of Swin: along each axis the inner windows, the part of the last window that stays, and the
+    part that wraps around. None without a shift.
+    """
+    if not any(windows.shift):
+        return None
+    regions = torch.zeros((), dtype=torch.long, device=device)
+    axes = len(windows.window)
+    for axis, (padded, step, shift) in enumerate(
+        zip(windows.padded, windows.window, windows.shift, strict=True)
+    ):
+        place = torch.arange(padded, device=device)
+        region = (place >= padded - step).long() + (place >= padded - shift).long()
+        regions = 3 * regions + region.reshape([-1 if other == axis else 1 for other in range(axes)])
+    labels = partition(regions[None, ..., None], windows)[0, :, :, 0]
+    apart = labels[:, :, None] != labels[:, None, :]
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)

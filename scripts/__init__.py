@@ -1,0 +1,1 @@
+"""What one runs: training, evaluation, prediction, conversion, export, benchmarks, the demo."""

@@ -1,0 +1,1 @@
+"""Settings of published results, one file for each."""

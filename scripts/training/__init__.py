@@ -1,0 +1,1 @@
+"""What the scripts share: data sets, augmentation, the training loop, generated scenes."""
