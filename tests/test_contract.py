@@ -1,0 +1,285 @@
+"""What every public segmenter promises. A new model joins by its line in `tiny.py`."""
+
+import dataclasses
+from math import ceil
+
+import pytest
+import torch
+from tiny import LABELS, OTHER_VALUES, SEGMENTERS
+from transformers import PreTrainedConfig
+
+VARIANTS = [
+    ("glam_swin", {}),
+    ("glam_swin", {"num_global_tokens": 0}),
+    ("glam_swin", {"use_global_attention": False}),
+    ("glam_swin", {"global_position_embedding": "table"}),
+    ("glam_swin", {"global_position_embedding": "none"}),
+    ("glam_swin", {"depths": (1, 1), "global_position_embedding": "table"}),
+    ("glam_swin", {"use_auxiliary_head": False}),
+]
+SIZES = [(1, 1), (1, 40), (33, 3), (17, 31), (32, 32)]
+
+
+@pytest.fixture(params=SEGMENTERS, autouse=True)
+def build(request):
+    torch.manual_seed(0)
+    return SEGMENTERS[request.param]
+
+
+def batch(count=2, height=21, width=34, channels=3):
+    pixels = torch.randn(count, channels, height, width)
+    return pixels, torch.randint(0, len(LABELS), (count, height, width))
+
+
+def segment(model, *inputs, **options):
+    with torch.no_grad():
+        return model.eval()(*inputs, **options)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_any_image_size_gives_logits_at_the_stride(build, size):
+    model = build()
+    stride = model.config.logits_stride
+    logits = segment(model, torch.randn(2, 3, *size)).logits
+    assert logits.shape == (2, len(LABELS), *(ceil(side / stride) for side in size))
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 31)], ids=str)
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_a_batch_of_one_gives_every_parameter_a_gradient(name, options, size):
+    model = SEGMENTERS[name](**options).train()
+    pixels, labels = batch(1, *size)
+    model(pixels, labels=labels).loss.backward()
+    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+
+
+def test_gradients_reach_every_parameter_with_a_value(build):
+    model = build().train()
+    pixels, labels = batch()
+    model(pixels, labels=labels).loss.backward()
+    # The softmax does not see a shift of all scores, which is what a key's bias adds: its gradient is zero.
+    silent = [key for key, value in model.named_parameters() if not value.grad.any()]
+    assert [key for key in silent if not key.endswith("k_proj.bias")] == []
+
+
+def test_an_all_ignored_batch_has_loss_zero_and_keeps_its_graph(build):
+    model = build().train()
+    pixels, labels = batch()
+    loss = model(pixels, labels=torch.full_like(labels, 255)).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(value.grad is not None and not value.grad.any() for value in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_is_float32_and_finite_under_autocast(build, dtype):
+    pixels, labels = batch()
+    labels[:] = 255
+    labels[0, 3, 3] = 1
+    with torch.autocast("cpu", dtype=dtype):
+        loss = build().train()(pixels, labels=labels).loss
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+
+
+def test_a_label_out_of_range_is_named_and_counted(build):
+    pixels, labels = batch()
+    labels[0, 0, :5] = 77
+    with pytest.raises(ValueError, match="77.*5"):
+        build()(pixels, labels=labels)
+
+
+def test_new_labels_keep_the_rows_of_classes_with_equal_names(build, tmp_path):
+    old = build()
+    old.save_pretrained(tmp_path)
+    new = type(old).from_pretrained(tmp_path, id2label={0: "sky", 1: "car", 2: "road", 3: "dog"})
+    assert new.config.num_labels == 4
+    torch.testing.assert_close(new.classifier.weight[[0, 2]], old.classifier.weight[[1, 0]])
+    torch.testing.assert_close(new.backbone.state_dict(), old.backbone.state_dict())
+
+
+def test_new_labels_are_announced_in_one_line(build, tmp_path, caplog):
+    build().save_pretrained(tmp_path)
+    type(build()).from_pretrained(tmp_path, num_labels=7)
+    lines = [record.getMessage() for record in caplog.records if "classifier renewed" in record.getMessage()]
+    assert lines == [
+        "classifier renewed for 7 labels: 0 keep their weights by name, 7 are new and need training"
+    ]
+
+
+def test_gradient_checkpointing_changes_no_gradient(build):
+    model = build().train()
+    pixels, labels = batch()
+    gradients = []
+    for enabled in (False, True):
+        if enabled:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(pixels, labels=labels).loss.backward()
+        gradients.append({key: value.grad.clone() for key, value in model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+def test_eager_and_sdpa_attention_are_equal(build):
+    model, (pixels, _) = build(), batch()
+    assert model.config._attn_implementation == "sdpa"
+    sdpa = segment(model, pixels).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(segment(model, pixels).logits, sdpa)
+
+
+def test_attentions_are_returned_by_eager_and_refused_by_sdpa(build):
+    model, (pixels, _) = build(), batch()
+    with pytest.raises(ValueError, match="eager"):
+        segment(model, pixels, output_attentions=True)
+    model.set_attn_implementation("eager")
+    attentions = segment(model, pixels, output_attentions=True).attentions
+    for probabilities in attentions:
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
+    assert len(attentions) > 0
+
+
+def test_bfloat16_weights_stay_close_to_float32(build):
+    model, (pixels, _) = build(), batch()
+    exact = segment(model, pixels).logits
+    rough = segment(model.to(torch.bfloat16), pixels.bfloat16()).logits
+    torch.testing.assert_close(rough.float(), exact, atol=0.02, rtol=0.1)
+
+
+def test_compiles_without_graph_breaks(build):
+    model, (pixels, labels) = build().train(), batch()
+    torch.manual_seed(2)
+    expected = model(pixels, labels=labels).loss
+    torch.manual_seed(2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(pixels, labels=labels).loss
+    torch.testing.assert_close(compiled, expected)
+
+
+def test_exports_with_free_batch_height_and_width(build):
+    model, free = build().eval(), torch.export.Dim.AUTO
+    sizes = {"pixel_values": {0: free, 2: free, 3: free}}
+    program = torch.export.export(model, (torch.randn(2, 3, 37, 53),), dynamic_shapes=sizes, strict=False)
+    for size in [(1, 3, 64, 64), (3, 3, 37, 70), (2, 3, 128, 100)]:
+        pixels = torch.randn(size)
+        torch.testing.assert_close(program.module()(pixels).logits, segment(model, pixels).logits)
+
+
+def test_results_do_not_depend_on_earlier_inputs(build):
+    model, (pixels, _) = build(), batch()
+    first = segment(model, pixels).logits
+    segment(model, torch.randn(1, 3, 5, 7))
+    assert torch.equal(segment(model, pixels).logits, first)
+
+
+def test_results_do_not_depend_on_batch_neighbours(build):
+    model, (pixels, _) = build(), batch(3)
+    together = segment(model, pixels).logits
+    torch.testing.assert_close(segment(model, pixels[1:2]).logits, together[1:2])
+
+
+def test_a_mask_of_ones_changes_nothing(build):
+    model, (pixels, _) = build(), batch()
+    masked = segment(model, pixels, pixel_mask=torch.ones(pixels[:, 0].shape)).logits
+    torch.testing.assert_close(masked, segment(model, pixels).logits)
+
+
+def test_a_saved_model_loads_to_the_same_bits(build, tmp_path):
+    model, (pixels, _) = build(), batch()
+    model.save_pretrained(tmp_path)
+    poison = [torch.full((1 << 20,), 77777.0) for _ in range(4)]  # freed memory that a lost buffer would show
+    del poison
+    loaded = type(model).from_pretrained(tmp_path)
+    assert {key for key, _ in loaded.named_buffers()} == {key for key, _ in model.named_buffers()}
+    assert torch.equal(segment(loaded, pixels).logits, segment(model, pixels).logits)
+
+
+def test_nothing_missing_or_unexpected_when_loading(build, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    _, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+
+
+def test_parameters_missing_in_a_checkpoint_are_initialised(build):
+    model = build()
+    fresh = type(model).from_pretrained(None, config=model.config, state_dict={})
+    for key, value in fresh.named_parameters():
+        assert value.abs().max() < 10, key
+        assert value.dim() == 1 or value.std() > 1e-3, key
+
+
+def test_tuples_are_returned_on_request(build):
+    pixels, labels = batch()
+    loss, logits = build()(pixels, labels=labels, return_dict=False)[:2]
+    assert loss.dim() == 0
+    assert logits.dim() == 4
+
+
+def test_hidden_states_are_the_patches_and_every_stage(build):
+    model, (pixels, _) = build(), batch()
+    states = segment(model, pixels, output_hidden_states=True).hidden_states
+    assert len(states) == 1 + len(model.config.depths)
+    assert segment(model, pixels).hidden_states is None
+
+
+@pytest.mark.parametrize("pixels", [torch.randn(3, 8, 8), torch.randn(1, 5, 8, 8)], ids=["3-d", "5 bands"])
+def test_images_of_a_wrong_shape_are_refused(build, pixels):
+    with pytest.raises(ValueError, match=r"pixel_values has shape .* is required"):
+        build()(pixels)
+
+
+def test_unknown_options_fail_with_a_suggestion(build):
+    with pytest.raises(
+        ValueError, match="no option 'decoder_hiden_size', did you mean 'decoder_hidden_size'"
+    ):
+        type(build().config)(decoder_hiden_size=3)
+
+
+def test_the_configuration_survives_a_round_trip(build, tmp_path):
+    config = build(drop_path_rate=0.25, class_weights=[1.0, 2.0, 0.5]).config
+    config.save_pretrained(tmp_path)
+    stored = type(config).from_pretrained(tmp_path).to_dict()
+    assert {**stored, "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
+
+
+def own_options(name):
+    config = type(SEGMENTERS[name]().config)
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    return [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in inherited and not field.name.startswith("_")
+    ]
+
+
+def fingerprint(model):
+    """Shapes of all weights and the training loss of a fixed batch: what any option must change."""
+    torch.manual_seed(0)
+    pixels, labels = batch(channels=model.config.num_channels)
+    labels[:, :4] = 255
+    with torch.no_grad():
+        for key in sorted(model.state_dict()):
+            if key.endswith(("table", "initial", "token_code")):
+                model.state_dict()[key].normal_()
+        loss = model.train()(
+            pixels, labels=torch.where(labels == 255, model.config.semantic_loss_ignore_index, labels)
+        ).loss
+    return {key: value.shape for key, value in model.state_dict().items()}, loss.item()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name in SEGMENTERS for option in own_options(name)]
+)
+def test_every_option_changes_the_model(name, option):
+    value = OTHER_VALUES[name][option]
+    if value is None:
+        pytest.skip(f"{option} has one value so far")
+    change = value if isinstance(value, dict) else {option: value}
+    base = {key: setting for key, setting in change.items() if key != option}
+    prints = []
+    for overrides in (base, change):
+        torch.manual_seed(0)
+        prints.append(fingerprint(SEGMENTERS[name](**overrides)))
+    assert prints[0] != prints[1]

@@ -1,0 +1,56 @@
+"""One tiny configuration of every public segmenter: the contract suite, the Hub tests and the scripts' tests run on them."""
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
+
+LABELS = {0: "road", 1: "sky", 2: "tree"}
+
+
+def tiny_glam_swin(**overrides) -> GlamSwinForSemanticSegmentation:
+    options = {
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window_size": 4,
+        "num_global_tokens": 2,
+        "drop_path_rate": 0.0,
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return GlamSwinForSemanticSegmentation(GlamSwinConfig(**{**options, **overrides}))
+
+
+SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {"glam_swin": tiny_glam_swin}
+
+# For every option of a configuration another value than the tiny one; each must change what the model computes.
+OTHER_VALUES = {
+    "glam_swin": {
+        "num_channels": 4,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": (2, 1),
+        "num_heads": (2, 4),
+        "window_size": 3,
+        "mlp_ratio": 2.0,
+        "drop_path_rate": 0.5,
+        "num_global_tokens": 3,
+        "use_global_attention": False,
+        "global_position_embedding": "none",
+        "global_position_rows": {"global_position_rows": (99, 99), "global_position_embedding": "table"},
+        "initializer_range": 0.1,
+        "layer_norm_eps": 0.1,
+        "decoder": None,  # only one so far
+        "decoder_hidden_size": 16,
+        "use_auxiliary_head": False,
+        "auxiliary_hidden_size": 16,
+        "auxiliary_loss_weight": 1.0,
+        "semantic_loss_ignore_index": 1,
+        "loss": "dice",
+        "loss_reduction": "all",
+        "class_weights": (1.0, 2.0, 3.0),
+    }
+}
