@@ -1,0 +1,331 @@
+"""Images and masks from anywhere, or an error that names the file and says what to do.
+
+Sources are paths, bytes, binary files, PIL images, numpy arrays and torch tensors. Images come out upright, first frame
+only, alpha dropped, on the scale 0..255: 16-bit values are divided by 257, other values need a stated range.
+Masks come out as they are stored: ids are never converted to grey, nor palette indices to colours unless asked.
+
+Legend: H height, W width, C bands.
+"""
+
+import io
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from .orientation import TURNS, UPRIGHT, turn_upright
+from .png_rows import misses_rows
+
+Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
+
+PIXEL_LIMIT = 178_956_970  # where Pillow, too, refuses by default
+RGB_BANDS = (3, 1, 4)  # numbers of bands that can become RGB; in doubt the first that fits
+LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
+OPENING = threading.Lock()  # Pillow's own pixel limit is a global variable
+DECODING_ERRORS = (  # what Pillow is known to raise for damaged files
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageReadError(ValueError):
+    """An image or mask that cannot be read; the message names it and says what to do."""
+
+
+class Decoded(NamedTuple):
+    """A loaded image, pixels as stored, and the EXIF code that makes them upright."""
+
+    image: Image.Image
+    orientation: int
+    name: str
+
+
+def read_image(
+    source: Source,
+    *,
+    value_range: tuple[float, float] | None = None,
+    input_data_format: str | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+) -> Image.Image:
+    """Any source -> an upright 8-bit RGB image.
+
+    `value_range` (low, high) maps values other than 8-bit ones to black and white; `input_data_format` ("channels_first"
+    or "channels_last") says where an array has its bands; `pixel_limit` refuses larger files before decoding them.
+    """
+    if isinstance(source, np.ndarray | Tensor):
+        bands = _array_bands(source, RGB_BANDS, value_range, input_data_format)
+        bands = bands[..., :3] if bands.shape[-1] >= 3 else bands.repeat(3, axis=-1)
+        return Image.fromarray(_rounded(bands))
+    image, orientation, name = open_image(source, pixel_limit)
+    rgb = _to_rgb(image, value_range, name)
+    return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
+
+
+def read_bands(
+    source: Source,
+    num_bands: int | None,
+    *,
+    value_range: tuple[float, float] | None = None,
+    input_data_format: str | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+) -> np.ndarray:
+    """Any source -> its upright bands (H, W, C), uint8 or float32 in 0..255, for images that are not RGB.
+
+    `num_bands` is the number required (None: any); one more is accepted where it is an alpha channel, which is dropped.
+    """
+    if isinstance(source, np.ndarray | Tensor):
+        accepted = (num_bands,) if num_bands else RGB_BANDS
+        return _array_bands(source, accepted, value_range, input_data_format)
+    image, orientation, name = open_image(source, pixel_limit)
+    if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a colour, not measurements
+        image = _to_rgb(image, value_range, name)
+    bands = _on_8_bit_scale(_pixels(image), value_range, name)
+    bands = bands[..., None] if bands.ndim == 2 else bands
+    if image.mode in ("LA", "RGBA") and num_bands == bands.shape[-1] - 1:
+        bands = bands[..., :-1]
+    if num_bands not in (None, bands.shape[-1]):
+        raise ImageReadError(
+            f"{name} has {bands.shape[-1]} bands, but {num_bands} are needed. Give the file that holds all bands; "
+            "formats that Pillow does not know can be passed as numpy arrays."
+        )
+    return turn_upright(bands, orientation)
+
+
+def read_mask(source: Source, *, decode_palette: bool = False, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
+    """Any source -> upright ids (H, W) of an integer type, or the colours (H, W, 3) of a colour mask.
+
+    `decode_palette` turns a palette image into its colours; otherwise its indices are the ids. A mask is turned by its
+    own EXIF orientation, as its image is.
+    """
+    if isinstance(source, np.ndarray | Tensor):
+        return _mask_array(source)
+    image, orientation, name = open_image(source, pixel_limit)
+    if image.format in LOSSY_FORMATS:
+        raise ImageReadError(
+            f"{name} is a {image.format} mask: lossy compression changes class ids at every edge. "
+            "Export the mask again as PNG."
+        )
+    if decode_palette and image.mode in ("P", "PA"):
+        image = _to_rgb(image, None, name)
+    if image.mode in ("F", "CMYK", "LAB", "YCbCr", "HSV"):
+        raise ImageReadError(
+            f"{name} has Pillow mode {image.mode}, which holds no class ids. "
+            "Save masks as palette, 8-bit or 16-bit grey, or RGB PNG."
+        )
+    mask = np.asarray(image)
+    mask = mask[..., 0] if image.mode in ("LA", "PA") else mask[..., :3] if mask.ndim == 3 else mask
+    return turn_upright(mask.astype(np.uint8) if mask.dtype == bool else mask, orientation)
+
+
+def read_orientation(source: Source) -> int:
+    """The EXIF code (1..8) of an image; 1, upright, for arrays and where the file says nothing readable."""
+    if isinstance(source, np.ndarray | Tensor):
+        return UPRIGHT
+    if isinstance(source, Image.Image):
+        return _orientation(source)
+    try:
+        with _opened(source) as file, _without_pillow_limit():
+            return _orientation(Image.open(file))
+    except DECODING_ERRORS as error:
+        raise _explained(error, describe(source)) from error
+
+
+def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
+    """Any source but arrays -> the decoded first frame in its stored mode, not yet turned upright."""
+    name = describe(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _decode(source, name, pixel_limit)
+        with _opened(source) as file:
+            with _without_pillow_limit():
+                image = Image.open(file)
+            decoded = _decode(image, name, pixel_limit)
+            if misses_rows(image, file):
+                raise EOFError(f"it holds fewer than the {image.height} rows that its header states")
+            return decoded
+    except ImageReadError:
+        raise
+    except DECODING_ERRORS as error:
+        raise _explained(error, name) from error
+
+
+def describe(source: Source) -> str:
+    """A name for messages."""
+    if isinstance(source, str | os.PathLike):
+        return f"'{os.fspath(source)}'"
+    if isinstance(source, Image.Image):
+        filename = getattr(source, "filename", "")
+        return f"'{filename}'" if filename else f"PIL image of mode {source.mode} and size {source.size}"
+    if isinstance(source, bytes | bytearray):
+        return f"image of {len(source)} bytes"
+    if isinstance(source, np.ndarray | Tensor):
+        return f"{type(source).__name__} of shape {tuple(source.shape)}"
+    if hasattr(source, "read"):
+        return f"'{getattr(source, 'name', 'file object')}'"
+    raise TypeError(
+        f"cannot read an image from {type(source).__name__}. "
+        "Give a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor."
+    )
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes | bytearray):
+        yield io.BytesIO(source)
+    elif hasattr(source, "read"):
+        yield source if source.seekable() else io.BytesIO(source.read())
+    else:
+        with open(source, "rb") as file:
+            yield file
+
+
+@contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    with OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `pixel_limit` takes its place
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(image: Image.Image, name: str, pixel_limit: int) -> Decoded:
+    width, height = image.size
+    if width * height > pixel_limit:
+        raise ImageReadError(
+            f"{name} is {width}x{height}, above the limit of {pixel_limit} pixels. "
+            "Cut or scale it, or raise `pixel_limit` if you trust the file."
+        )
+    # Once only and before anything that loads on its own (`getexif` of a PNG does): Pillow's second load() of a damaged
+    # file raises nothing and gives a black picture. A TIFF turns itself upright here.
+    image.load()
+    return Decoded(image, _orientation(image), name)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        code = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except (*DECODING_ERRORS, Warning):  # a damaged EXIF block says nothing about the pixels
+        return UPRIGHT
+    return code if isinstance(code, int) and code in TURNS else UPRIGHT
+
+
+def _explained(error: Exception, name: str) -> ImageReadError:
+    if isinstance(error, FileNotFoundError):
+        return ImageReadError(f"{name} does not exist. Check the path.")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageReadError(
+            f"{name} is empty, damaged at its start, or no image that this Pillow can read. Open it in a text editor: failed "
+            "downloads leave HTML. Replace the file, or take it out of the data."
+        )
+    return ImageReadError(
+        f"{name} cannot be decoded: {error}. Copy or download it again, or take it out of the data."
+    )
+
+
+def _to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns about transparent entries
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these
+        return Image.fromarray(_rounded(_on_8_bit_scale(_pixels(image), value_range, name))).convert("RGB")
+    return image.convert("RGB")  # RGB itself is returned as a copy
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    return (
+        pixels.astype(np.uint16) if image.mode == "I" and image.format == "PNG" else pixels
+    )  # at most 16 bits
+
+
+def _array_bands(
+    source: np.ndarray | Tensor,
+    accepted: tuple[int, ...],
+    value_range: tuple[float, float] | None,
+    input_data_format: str | None,
+) -> np.ndarray:
+    name = describe(source)
+    bands = _bands_last(_to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name)
+    return _on_8_bit_scale(bands, value_range, name)
+
+
+def _to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
+    if isinstance(source, np.ndarray):
+        return source
+    source = source.detach().cpu()
+    return source.float().numpy() if source.dtype == torch.bfloat16 else source.numpy()
+
+
+def _bands_last(
+    array: np.ndarray, accepted: tuple[int, ...], data_format: str | None, is_tensor: bool, name: str
+) -> np.ndarray:
+    """(H, W), (H, W, C) or (C, H, W) -> (H, W, C)."""
+    if array.ndim == 2 and 1 in accepted:
+        return array[..., None]
+    fits = {"channels_first": array.ndim == 3 and array.shape[0] in accepted}
+    fits["channels_last"] = array.ndim == 3 and array.shape[-1] in accepted
+    if data_format is None:  # where both fit, torch has bands first and numpy has them last
+        custom, other = ("channels_first", "channels_last")[:: 1 if is_tensor else -1]
+        data_format = custom if fits[custom] else other
+    if not fits[data_format] or 0 in array.shape:
+        needed = " or ".join(str(number) for number in sorted(accepted))
+        raise ImageReadError(
+            f"{name} is no image with {needed} bands. Pass (H, W, C) or (C, H, W), and `input_data_format` where they could be confused."
+        )
+    return array if data_format == "channels_last" else np.moveaxis(array, 0, -1)
+
+
+def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
+    """uint8 as it is, all else as float32 in 0..255."""
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if values.dtype == np.uint8:
+        return values
+    if value_range is None and values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return values.astype(np.float32) / 257
+    if value_range is None:
+        raise ImageReadError(
+            f"{name} holds {values.dtype} values of {values.min()} to {values.max()}: which of them is black and which is white? "
+            "Pass value_range=(low, high), for example (0, 1), or convert to uint8."
+        )
+    if not np.isfinite(values).all():
+        raise ImageReadError(f"{name} holds NaN or infinite values. Replace them before reading.")
+    low, high = value_range
+    return np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype == np.uint8 else values.round().astype(np.uint8)
+
+
+def _mask_array(source: np.ndarray | Tensor) -> np.ndarray:
+    name, mask = describe(source), _to_numpy(source)
+    if mask.dtype.kind not in "biu":
+        raise ImageReadError(
+            f"{name} has type {mask.dtype}, but class ids are integers. Convert the mask first."
+        )
+    if mask.ndim == 3:
+        mask = _bands_last(mask, (3, 1), None, isinstance(source, Tensor), name)
+        mask = mask[..., 0] if mask.shape[-1] == 1 else mask
+    if mask.ndim not in (2, 3) or 0 in mask.shape:
+        raise ImageReadError(f"{name} is no mask. Pass ids (H, W) or colours (H, W, 3).")
+    return mask.astype(np.uint8) if mask.dtype == bool else mask
