@@ -1,0 +1,102 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from contextseg.processing.label_maps import LabelMap, normalize_label_map
+
+COLOURS = {(128, 64, 128): 0, "#FF0000": 1, (0, 0, 0): "ignore"}
+
+
+def test_ids_become_the_classes_of_the_table():
+    decoded = LabelMap({0: "ignore", 7: 0, 8: 1, 9: 1}).decode(np.array([[0, 7], [8, 9]], np.uint8))
+    np.testing.assert_array_equal(decoded, [[255, 0], [1, 1]])
+    assert decoded.dtype == np.int64
+
+
+def test_colours_become_the_classes_of_the_table():
+    mask = np.array([[[128, 64, 128], [255, 0, 0], [0, 0, 0]]], np.uint8)
+    np.testing.assert_array_equal(LabelMap(COLOURS, ignore_index=-100).decode(mask), [[0, 1, -100]])
+
+
+def test_a_palette_numbers_its_colours():
+    mask = np.array([[[9, 9, 9], [0, 1, 2]]], np.uint8)
+    np.testing.assert_array_equal(LabelMap.from_palette([[0, 1, 2], [9, 9, 9]]).decode(mask), [[1, 0]])
+
+
+@pytest.mark.parametrize("ids", [[0, 3], [0, 60_000], [0, 24_000_000], [0, 2**31 - 1], [-1, 3]])
+def test_ids_of_every_size_can_be_mapped(ids):
+    table = LabelMap({ids[0]: "ignore", ids[1]: 4})
+    np.testing.assert_array_equal(table.decode(np.array([ids, ids], np.int32)), [[255, 4]] * 2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64"])
+def test_a_table_lookup_equals_a_loop_over_the_entries(dtype):
+    mask = np.random.default_rng(0).integers(0, 50, (30, 40)).astype(dtype)
+    expected = sum(np.where(mask == value, 49 - value, 0) for value in range(50))
+    np.testing.assert_array_equal(LabelMap({value: 49 - value for value in range(50)}).decode(mask), expected)
+
+
+def test_unknown_ids_are_named_with_their_pixel_count():
+    mask = np.array([[1, 1, 1], [7, 7, 9]], np.uint8)
+    with pytest.raises(
+        ValueError, match=r"a\.png has 2 values.*7 \(2 pixels\), 9 \(1 pixels\).*known are 1\."
+    ):
+        LabelMap({1: 0}).decode(mask, "a.png")
+
+
+def test_unknown_colours_are_named_with_their_pixel_count():
+    with pytest.raises(ValueError, match=r"#010203 \(4 pixels\)"):
+        LabelMap(COLOURS).decode(np.full((2, 2, 3), (1, 2, 3), np.uint8))
+
+
+def test_colours_without_a_table_are_refused():
+    with pytest.raises(ValueError, match="holds colours, but no colour is known"):
+        LabelMap().decode(np.zeros((2, 2, 3), np.uint8))
+
+
+def test_without_a_table_ids_are_classes():
+    np.testing.assert_array_equal(LabelMap().decode(np.array([[3, 255]], np.uint8)), [[3, 255]])
+
+
+def test_masks_of_0_and_255_warn_until_the_table_says_what_255_is():
+    mask = np.array([[0, 255]], np.uint8)
+    with pytest.warns(UserWarning, match="255 is the foreground, pass label_map"):
+        LabelMap().decode(mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(LabelMap({0: 0, 255: 1}).decode(mask), [[0, 1]])
+        LabelMap().decode(np.array([[0, 1, 255]], np.uint8))
+
+
+def test_a_table_survives_json():
+    entries = normalize_label_map(COLOURS)
+    assert entries == {"#804080": 0, "#ff0000": 1, "#000000": "ignore"}
+    assert normalize_label_map(json.loads(json.dumps(entries))) == entries
+    assert normalize_label_map({"7": None, np.uint8(8): np.int64(2)}) == {"7": "ignore", "8": 2}
+
+
+@pytest.mark.parametrize("key", ["road", "#12345", (1, 2), (0, 0, 256), 1.5])
+def test_a_key_that_is_no_mask_value_is_refused(key):
+    with pytest.raises(ValueError, match="Give an id such as 7, or a colour"):
+        LabelMap({key: 0})
+
+
+@pytest.mark.parametrize("label", [-1, "road", 40_000, 1.0])
+def test_a_label_that_is_no_class_is_refused(label):
+    with pytest.raises(ValueError, match="Give a class id"):
+        LabelMap({0: label})
+
+
+def test_one_value_cannot_have_two_classes():
+    with pytest.raises(ValueError, match="names 1 twice"):
+        LabelMap({1: 0, "1": 2})
+    with pytest.raises(ValueError, match="one colour to several classes"):
+        LabelMap.from_palette([[0, 0, 0], [0, 0, 0]])
+
+
+def test_only_a_table_of_colours_needs_palette_images_as_colours():
+    assert LabelMap(COLOURS).needs_colours
+    assert not LabelMap({1: 0, "#000000": 1}).needs_colours
+    assert not LabelMap().needs_colours
