@@ -1,0 +1,89 @@
+"""What a segmentation image processor can be told, the defaults, and the checks that find wrong or unknown options."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .image_reading import PIXEL_LIMIT
+from .label_maps import normalize_label_map
+from .palettes import check_palette
+from .resize_rules import check_resize_rule
+
+NOT_SUPPORTED = ("do_center_crop", "crop_size", "pad_size")
+FILE_ENTRIES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
+
+
+class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options of transformers' image processors, and:
+
+    label_map (`dict`, *optional*):
+        Value of the mask file (id, or colour as "#rrggbb") to class id or "ignore". None: ids are classes.
+    ignore_index (`int`): Label of pixels that take no part, padding included.
+    palette (`list`, *optional*): One colour per class: decodes colour masks, and colours predictions.
+    value_range (`list`, *optional*): Values of black and white in images that have more than 8 bits.
+    pixel_limit (`int`): Larger image files are refused, and so are sizes to resize to.
+    """
+
+    label_map: dict | None
+    ignore_index: int
+    palette: list | tuple | None
+    value_range: list | tuple | None
+    pixel_limit: int
+
+
+class SegmentationOptions:
+    """The options as class attributes, which transformers copies to every processor and saves as JSON."""
+
+    valid_kwargs = SegmentationImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]
+
+    do_convert_rgb = True
+    do_resize = None  # None: whenever a `size` is given
+    size = None  # see resize_rules.py
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_pad = True  # a batch of mixed sizes to its largest height and width
+    label_map = None
+    ignore_index = 255
+    palette = None
+    value_range = None
+    pixel_limit = PIXEL_LIMIT
+
+    def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]) -> None:
+        known = [*self.valid_kwargs.__annotations__, *FILE_ENTRIES]
+        for name in kwargs:
+            if name not in known and not name.startswith("_"):
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
+                raise ValueError(f"no option '{name}', {hint}")
+        super().__init__(**kwargs)
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        checks = {"size": check_resize_rule, "label_map": normalize_label_map, "palette": check_palette}
+        checked = {
+            name: check(kwargs[name]) for name, check in checks.items() if kwargs.get(name) is not None
+        }
+        for name in ("value_range", "image_mean", "image_std"):
+            if isinstance(kwargs.get(name), list):
+                checked[name] = tuple(kwargs[name])
+        return super()._standardize_kwargs(**{**kwargs, "size": None}) | checked
+
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+        super()._validate_preprocess_kwargs(**kwargs)
+        for name in NOT_SUPPORTED:
+            if kwargs.get(name):
+                raise ValueError(
+                    f"{name}={kwargs[name]} is not supported. Crop or pad images before the processor."
+                )
+        mean = kwargs["image_mean"]
+        if kwargs["do_normalize"] and kwargs["do_convert_rgb"] and isinstance(mean, tuple) and len(mean) != 3:
+            raise ValueError(
+                f"image_mean has {len(mean)} entries, but do_convert_rgb=True makes 3 bands of every image. "
+                "Pass do_convert_rgb=False."
+            )

@@ -1,0 +1,97 @@
+"""From logits at the decoder's stride to class ids at any size, in memory that does not grow with the classes.
+
+Legend: B batch, K classes, h, w cells of the logits, H, W pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from .image_reading import read_orientation
+from .orientation import UPRIGHT, swaps_sides, turn_back
+from .palettes import colorize
+
+CHUNK_VALUES = 1 << 24  # upsampled logits held at once: 64 MiB
+
+
+def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(K, h, w) -> (H, W) int64, equal to bilinear interpolation to `size` followed by argmax over the classes."""
+    step = max(1, CHUNK_VALUES // (size[0] * size[1]))
+    best, winner = None, None
+    for first in range(0, logits.shape[0], step):
+        chunk = logits[None, first : first + step].float()
+        chunk = F.interpolate(chunk, size=size, mode="bilinear", align_corners=False)[0]
+        values, classes = chunk.max(dim=0)
+        if best is None:
+            best, winner = values, classes
+        else:
+            better = values > best  # of equal classes the first stays
+            best, winner = torch.where(better, values, best), torch.where(better, classes + first, winner)
+    return winner
+
+
+def covered_cells(pixels: int, padded: int, cells: int) -> int:
+    """How many of `cells`, which lie over `padded` pixels, the first `pixels` get when they are an input of their own.
+
+    A model has ceil(pixels / stride) cells. The stride is the smallest power of two that explains `cells`.
+    """
+    strides = (1 << k for k in range(padded.bit_length() + 1))
+    stride = next((stride for stride in strides if -(-padded // stride) == cells), None)
+    return -(-pixels * cells // padded) if stride is None else -(-pixels // stride)
+
+
+def crop_padding(logits: Tensor, pixel_mask: Tensor) -> Tensor:
+    """(K, h, w) of a padded image -> the cells over its content. `pixel_mask` (H, W) is 1 there, at the top left."""
+    content = int(pixel_mask[:, 0].sum()), int(pixel_mask[0].sum())
+    rows, columns = (
+        covered_cells(*axis) for axis in zip(content, pixel_mask.shape, logits.shape[-2:], strict=True)
+    )
+    return logits[:, :rows, :columns]
+
+
+class SemanticPostProcessing:
+    """The methods of an image processor that make masks; it needs an attribute `palette`."""
+
+    read_orientation = staticmethod(read_orientation)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: SemanticSegmenterOutput,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        orientations: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Logits (B, K, h, w) -> B masks of class ids (H, W), each as large as its image was before `preprocess`.
+
+        target_sizes: (height, width) of each mask; None leaves the masks at the size of the logits.
+        pixel_mask: what `preprocess` returned for a padded batch, so that the padding is cut off.
+        orientations: EXIF codes by `read_orientation`: masks are turned back to the pixels as stored in the file, and
+            `target_sizes` are the stored ones. Without it they are those of the upright images.
+        """
+        logits = list(outputs.logits)
+        for_each = {"target_sizes": target_sizes, "pixel_mask": pixel_mask, "orientations": orientations}
+        for name, values in for_each.items():
+            if values is not None and len(values) != len(logits):
+                raise ValueError(
+                    f"{name} has {len(values)} entries for {len(logits)} images. Give one for each image."
+                )
+        if pixel_mask is not None:
+            logits = [crop_padding(*pair) for pair in zip(logits, pixel_mask, strict=True)]
+        if target_sizes is None:
+            return [image_logits.argmax(0) for image_logits in logits]
+        codes = [UPRIGHT] * len(logits) if orientations is None else orientations
+        masks = []
+        for image_logits, size, code in zip(logits, target_sizes, codes, strict=True):
+            height, width = (int(side) for side in size)
+            upright = (width, height) if swaps_sides(code) else (height, width)
+            masks.append(turn_back(upsampled_argmax(image_logits, upright), code))
+        return masks
+
+    def colorize(self, mask: np.ndarray | Tensor) -> Image.Image:
+        """(H, W) class ids -> a palette image in the colours of `palette`; it can be saved and read as a mask."""
+        return colorize(mask, self.palette)
