@@ -23,6 +23,10 @@ def build_model(
 ) -> PreTrainedModel:
     """Our model with the weights of a source, by the source's name."""
     if source == "swin":
+        if max_image_size is not None:
+            raise ValueError(
+                "--max-image-size cuts position tables, which --source swin does not have. Leave it out."
+            )
         return glam_swin_from_transformers(weights, arguments or {})
     if arguments is None:
         raise ValueError(
