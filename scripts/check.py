@@ -1,0 +1,76 @@
+"""contextseg-check: looks at every image and mask before anything trains.
+
+    contextseg-check data/train
+
+Heavy imports come after the command line is read, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .training.arguments import parse, short_errors
+
+if TYPE_CHECKING:
+    from .training.checking import CheckReport
+
+PROGRAM = "contextseg-check"
+DESCRIPTION = """Read all images and masks of a data set and report pairs, sizes, class shares, unknown ids and unreadable
+files. Exits with 1 if something would break a training. A folder of splits (train/, val/) is checked split by split."""
+
+
+@dataclass
+class CheckArguments:
+    data: str  # folder with images/ and masks/, a folder of such folders, or NAME:SPLIT of a `datasets` data set
+    # Reading
+    classes: str | None = None  # file with the class names (default: classes.json beside the data)
+    image_column: str | None = None  # of a `datasets` data set (default: found by type and name)
+    mask_column: str | None = None  # the same for masks
+    num_bands: int = 3  # bands of the images
+    sample: int | None = None  # check so many pairs, spread evenly (default: all)
+    # Output
+    json: bool = False  # print the report as JSON
+    traceback: bool = False  # show where in the code an error came from
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(CheckArguments, argv, PROGRAM, DESCRIPTION)
+    with short_errors(PROGRAM, arguments.traceback):
+        reports = [check(source, arguments) for source in splits(arguments.data)]
+    if arguments.json:
+        print(json.dumps([report.as_dict() for report in reports], indent=1))
+    else:
+        print("\n\n".join(report.text() for report in reports))
+    return int(any(report.problems for report in reports))
+
+
+def splits(source: str) -> list[str]:
+    """The folder itself, or those in it that hold images/ and masks/."""
+    folder = Path(source)
+    if (folder / "images").is_dir() or not folder.is_dir():
+        return [source]
+    inside = [
+        sub for sub in sorted(folder.iterdir()) if (sub / "images").is_dir() and (sub / "masks").is_dir()
+    ]
+    return [str(sub) for sub in inside] or [source]
+
+
+def check(source: str, arguments: CheckArguments) -> "CheckReport":
+    from .training.checking import check_dataset
+    from .training.data import open_data
+
+    dataset = open_data(
+        source,
+        classes=arguments.classes,
+        image_column=arguments.image_column,
+        mask_column=arguments.mask_column,
+        num_bands=arguments.num_bands,
+        needs_all_pairs=False,
+    )
+    return check_dataset(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

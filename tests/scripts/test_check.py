@@ -1,0 +1,115 @@
+"""`contextseg-check` finds what would break a training, and says nothing against a sound data set."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contextseg.scripts import check
+from contextseg.scripts.training.checking import check_dataset
+from contextseg.scripts.training.data import SegmentationFolder
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four sound pairs of 10x10: a quarter class 0, half class 1, a quarter ignored; class 2 never occurs."""
+    mask = np.ones((10, 10))
+    mask[:5, :5], mask[5:, :5] = 0, 255
+    for index in range(4):
+        save(tmp_path / "train" / "images" / f"{index}.png", np.zeros((10, 10, 3)))
+        save(tmp_path / "train" / "masks" / f"{index}.png", mask)
+    (tmp_path / "classes.json").write_text('["sky", "road", "car"]')
+    return tmp_path / "train"
+
+
+def report_of(folder, sample=None):
+    return check_dataset(SegmentationFolder(folder, needs_all_pairs=False), sample)
+
+
+def test_a_sound_data_set_has_no_problems(folder, capsys):
+    assert check.main([str(folder)]) == 0
+    assert "ready to train" in capsys.readouterr().out
+
+
+def test_shares_are_of_labelled_pixels(folder):
+    report = report_of(folder)
+    assert report.shares() == pytest.approx([1 / 3, 2 / 3, 0])
+    assert (report.ignored_pixels, report.images[1]) == (100, 4)
+
+
+def test_a_class_that_never_occurs_is_a_warning(folder):
+    report = report_of(folder)
+    assert (report.warnings, report.problems) == (["1 classes never occur: car."], [])
+
+
+def test_a_sample_does_not_tell_which_classes_never_occur(folder):
+    report = report_of(folder, sample=2)
+    assert (report.num_checked, report.warnings) == (2, [])
+
+
+def test_an_unreadable_file_is_a_problem_with_its_name(folder, capsys):
+    (folder / "images" / "2.png").write_bytes(b"damaged")
+    assert check.main([str(folder)]) == 1
+    assert "2.png" in capsys.readouterr().out
+
+
+def test_a_mask_of_another_size_is_a_problem_with_its_name(folder):
+    save(folder / "masks" / "3.png", np.zeros((9, 10)))
+    (problem,) = report_of(folder).problems
+    assert "the mask of '3' is 10x9" in problem
+
+
+def test_unknown_ids_are_a_problem_with_count_and_place(folder):
+    save(folder / "masks" / "1.png", np.full((10, 10), 7))
+    (problem,) = report_of(folder).problems
+    assert "7 (100 pixels, first in '1')" in problem
+
+
+def test_unpaired_files_are_a_problem(folder):
+    (folder / "masks" / "0.png").unlink()
+    (problem,) = report_of(folder).problems
+    assert "1 images have no mask: images/0.png" in problem
+
+
+def test_masks_of_0_and_255_alone_are_a_problem(folder):
+    for index in range(4):
+        save(folder / "masks" / f"{index}.png", np.eye(10) * 255)
+    (problem,) = report_of(folder).problems
+    assert '"label_map": {"0": 0, "255": 1}' in problem
+
+
+def test_a_label_map_settles_masks_of_0_and_255(folder):
+    for index in range(4):
+        save(folder / "masks" / f"{index}.png", np.eye(10) * 255)
+    (folder / "classes.json").write_text('{"classes": ["ground", "tree"], "label_map": {"0": 0, "255": 1}}')
+    report = report_of(folder)
+    assert (report.problems, report.shares()) == ([], [0.9, 0.1])
+
+
+def test_colours_without_a_class_are_written_as_colours(folder):
+    table = {"classes": ["sky", "road"], "palette": [[255, 0, 0], [0, 255, 0]]}
+    (folder / "classes.json").write_text(json.dumps(table))
+    for index in range(4):
+        save(folder / "masks" / f"{index}.png", np.full((10, 10, 3), (255, 0, 0)))
+    save(folder / "masks" / "0.png", np.full((10, 10, 3), (0, 0, 16)))
+    report = report_of(folder)
+    assert report.pixels[0] == 300
+    assert "#000010 (100 pixels" in report.problems[0]
+
+
+def test_a_folder_of_splits_is_checked_split_by_split(folder, capsys):
+    assert check.main([str(folder.parent), "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert (report["data"], report["samples"]) == (str(folder), 4)
+    assert report["sizes"] == [{"height": 10, "width": 10, "images": 4}]
+
+
+def test_a_missing_folder_ends_with_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="contextseg-check: .*nothing' does not exist"):
+        check.main([str(tmp_path / "nothing")])

@@ -1,0 +1,284 @@
+"""Pairs of images and masks: from folders, from `datasets`, and the errors for what is not a data set."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contextseg.processing.image_processing_segmentation import SegmentationImageProcessor
+from contextseg.processing.image_reading import ImageReadError
+from contextseg.scripts.training.data import (
+    DatasetPairs,
+    SegmentationCollator,
+    SegmentationFolder,
+    open_data,
+    split_source,
+)
+
+DATA = Path(os.environ.get("CONTEXTSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
+CLASSES = ["sky", "road", "car"]
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+
+
+def write_pair(folder, name, *, size=(6, 8), suffix=".png", mask=None, value=50):
+    save(folder / "images" / f"{name}{suffix}", np.full((*size, 3), value))
+    save(
+        folder / "masks" / f"{name}.png",
+        np.arange(size[0] * size[1]).reshape(size) % 3 if mask is None else mask,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pairs in tmp/train, classes.json in tmp."""
+    for index, name in enumerate(("b", "a", "night/a")):
+        write_pair(tmp_path / "train", name, value=10 * index)
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    return tmp_path / "train"
+
+
+@pytest.fixture
+def rows(folder):
+    """The folder as a data set of `datasets` with columns image and mask."""
+    pairs = SegmentationFolder(folder).pairing.pairs
+    columns = {"image": [str(pair.image) for pair in pairs], "mask": [str(pair.mask) for pair in pairs]}
+    return (
+        datasets.Dataset.from_dict(columns)
+        .cast_column("image", datasets.Image())
+        .cast_column("mask", datasets.Image())
+    )
+
+
+def test_samples_come_by_name_with_subfolders_as_part_of_it(folder):
+    data = SegmentationFolder(folder)
+    assert [data[i]["name"] for i in range(len(data))] == ["a", "b", "night/a"]
+    assert [data[i]["image"].getpixel((0, 0))[0] for i in range(3)] == [10, 0, 20]
+
+
+def test_a_sample_is_an_rgb_picture_and_int64_class_ids(folder):
+    sample = SegmentationFolder(folder)[0]
+    assert (sample["image"].mode, sample["image"].size) == ("RGB", (8, 6))
+    assert (sample["mask"].dtype, sample["mask"].shape) == (np.int64, (6, 8))
+
+
+def test_suffixes_may_differ_and_be_upper_case(folder):
+    write_pair(folder, "c", suffix=".JPG")
+    assert SegmentationFolder(folder)[2]["name"] == "c"
+
+
+def test_hidden_and_other_files_are_left_out(folder):
+    (folder / "images" / "notes.txt").write_text("not an image")
+    (folder / "masks" / "._a.png").write_bytes(b"left by a copy from a Mac")
+    assert len(SegmentationFolder(folder)) == 3
+
+
+def test_masks_go_through_the_label_map(folder):
+    data = SegmentationFolder(folder, classes=["ground", "car"], label_map={0: "ignore", 1: 0, 2: 1})
+    assert np.unique(data[0]["mask"]).tolist() == [0, 1, 255]
+
+
+def test_colour_masks_are_decoded_by_the_palette(folder):
+    colours = np.array([[255, 0, 0], [0, 255, 0]], dtype=np.uint8)
+    ids = np.eye(6, 8, dtype=int)
+    write_pair(folder, "a", mask=colours[ids])
+    (folder / "classes.json").write_text(json.dumps({"classes": ["a", "b"], "palette": colours.tolist()}))
+    np.testing.assert_array_equal(SegmentationFolder(folder)[0]["mask"], ids)
+
+
+def test_images_of_many_bands_are_arrays(folder):
+    for path in folder.rglob("images/**/*.png"):
+        save(path, np.zeros((6, 8)))
+    assert SegmentationFolder(folder, num_bands=1)[0]["image"].shape == (6, 8, 1)
+
+
+def test_data_sets_can_be_pickled_for_workers(folder, rows):
+    for data in (SegmentationFolder(folder), DatasetPairs(rows, SegmentationFolder(folder).table)):
+        copy = pickle.loads(pickle.dumps(data))
+        np.testing.assert_array_equal(copy[1]["mask"], data[1]["mask"])
+
+
+def test_an_unreadable_image_is_named_when_it_is_reached(folder):
+    (folder / "images" / "b.png").write_bytes(b"damaged")
+    data = SegmentationFolder(folder)
+    assert data[0]["name"] == "a"
+    with pytest.raises(ImageReadError, match=r"b\.png"):
+        data[1]
+
+
+def test_a_mask_of_another_size_is_named(folder):
+    write_pair(folder, "b", mask=np.zeros((5, 8)))
+    with pytest.raises(ValueError, match="the mask of 'b' is 8x5, but its image is 8x6"):
+        SegmentationFolder(folder)[1]
+
+
+def test_an_unknown_id_is_named_with_its_mask(folder):
+    write_pair(folder, "b", mask=np.full((6, 8), 9))
+    with pytest.raises(ValueError, match=r"mask of 'b' .* 9 \(48 pixels\)"):
+        SegmentationFolder(folder)[1]
+
+
+def test_images_without_masks_and_masks_without_images_are_counted_and_named(folder):
+    for index in range(7):
+        save(folder / "images" / f"extra{index}.png", np.zeros((2, 2, 3)))
+    save(folder / "masks" / "lonely.png", np.zeros((2, 2)))
+    with pytest.raises(
+        ValueError, match=r"7 images have no mask: images/extra0\.png.*and 2 more.*masks/lonely\.png"
+    ):
+        SegmentationFolder(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("nowhere/at/all", "does not exist; '.*' holds classes.json, train/"),
+        (".", "has no images/ and masks/, but train in it have. Give '.*train'"),
+        ("train/images", "one level too deep. Give '.*train'"),
+        ("train/images/night", "needs a folder images/ and a folder masks/"),
+        ("classes.json", "is a file"),
+    ],
+)
+def test_a_wrong_folder_is_answered_with_the_right_one(folder, place, message):
+    with pytest.raises(ValueError, match=message):
+        open_data(folder.parent / place)
+
+
+def test_names_that_never_match_are_shown_side_by_side(tmp_path):
+    save(tmp_path / "images" / "1.png", np.zeros((2, 2, 3)))
+    save(tmp_path / "masks" / "1_mask.png", np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"1\.png.*1_mask\.png.*same name"):
+        SegmentationFolder(tmp_path)
+
+
+def test_two_images_of_one_name_are_both_named(folder):
+    write_pair(folder, "a", suffix=".bmp")
+    with pytest.raises(ValueError, match=r"a\.png' and .*a\.bmp'|a\.bmp' and .*a\.png'"):
+        SegmentationFolder(folder)
+
+
+def test_a_missing_class_table_is_proposed_from_the_masks(folder):
+    (folder.parent / "classes.json").unlink()
+    with pytest.raises(ValueError, match=r'"class 0", "class 1", "class 2".*hold the ids 0, 1, 2'):
+        SegmentationFolder(folder)
+
+
+def test_the_proposal_for_binary_masks_maps_255_to_an_object(folder):
+    (folder.parent / "classes.json").unlink()
+    for name in ("a", "b", "night/a"):
+        write_pair(folder, name, mask=np.eye(6, 8) * 255)
+    with pytest.raises(ValueError, match='"label_map": {"0": 0, "255": 1}'):
+        SegmentationFolder(folder)
+
+
+def test_a_data_set_of_datasets_gives_the_samples_of_the_folder(folder, rows):
+    expected = SegmentationFolder(folder)
+    data = DatasetPairs(rows, expected.table, name="streets")
+    for index in range(3):
+        np.testing.assert_array_equal(np.asarray(data[index]["image"]), np.asarray(expected[index]["image"]))
+        np.testing.assert_array_equal(data[index]["mask"], expected[index]["mask"])
+    assert data[2]["name"] == "streets[2]"
+
+
+def test_a_saved_data_set_opens_by_folder_and_split(rows, tmp_path):
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({"train": rows, "val": rows.select([0])}).save_to_disk(saved)
+    data = open_data(f"{saved}:val", classes=CLASSES)
+    assert (len(data), data.classes) == (1, CLASSES)
+    with pytest.raises(ValueError, match="has the splits train, val"):
+        open_data(saved, classes=CLASSES)
+
+
+def test_an_imagefolder_with_metadata_opens(folder, tmp_path):
+    lines = [{"file_name": f"images/{n}.png", "mask_file_name": f"masks/{n}.png"} for n in ("a", "b")]
+    place = folder.rename(tmp_path / "set")
+    (place / "images").rename(place / "photos")
+    for line in lines:
+        line["file_name"] = line["file_name"].replace("images", "photos")
+    (place / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert open_data(place)[1]["mask"].shape == (6, 8)
+
+
+def test_class_names_come_from_a_list_of_class_labels(rows):
+    labelled = rows.add_column("classes", [[0, 1, 2]] * 3)
+    labelled = labelled.cast_column("classes", datasets.Sequence(datasets.ClassLabel(names=CLASSES)))
+    assert DatasetPairs(labelled).classes == CLASSES
+
+
+def test_columns_of_unusual_names_are_asked_for(rows, folder):
+    table = SegmentationFolder(folder).table
+    unusual = rows.rename_columns({"image": "left", "mask": "right"})
+    with pytest.raises(ValueError, match="image columns left, right"):
+        DatasetPairs(unusual, table)
+    assert len(DatasetPairs(unusual, table, image_column="left", mask_column="right")) == 3
+
+
+def test_the_only_other_image_column_is_the_other_one(rows, folder):
+    data = DatasetPairs(rows.rename_column("mask", "truth"), SegmentationFolder(folder).table)
+    assert (data.image_column, data.mask_column) == ("image", "truth")
+
+
+def test_a_damaged_row_is_named(rows, folder):
+    broken = rows.map(lambda row: row).cast_column("image", datasets.Image(decode=False))
+    broken = broken.map(lambda _: {"image": {"bytes": b"damaged", "path": None}})
+    with pytest.raises(ImageReadError, match=r"streets\[0\]\['image'\]"):
+        DatasetPairs(
+            broken.cast_column("image", datasets.Image()), SegmentationFolder(folder).table, name="streets"
+        )[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("me/streets:train", ("me/streets", "train")),
+        ("me/streets", ("me/streets", None)),
+        ("C:/data", ("C:/data", None)),
+        ("data/train", ("data/train", None)),
+    ],
+)
+def test_a_split_can_be_part_of_the_source(source, expected):
+    assert split_source(source, None) == expected
+
+
+def test_a_split_of_a_folder_is_its_subfolder(folder):
+    assert len(open_data(folder.parent, "train")) == 3
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(ValueError, match="'train/imges' does not exist"):
+        open_data("train/imges")
+
+
+def test_the_collator_pads_mixed_sizes_and_ignores_the_padding():
+    samples = [
+        {"image": Image.new("RGB", (width, height)), "mask": np.ones((height, width), np.int64)}
+        for height, width in ((6, 8), (9, 4))
+    ]
+    batch = SegmentationCollator(SegmentationImageProcessor())(samples)
+    assert batch["pixel_values"].shape == (2, 3, 9, 8)
+    torch.testing.assert_close(batch["pixel_mask"].long(), (batch["labels"] == 1).long())
+    assert (batch["labels"][batch["pixel_mask"] == 0] == 255).all()
+
+
+def test_the_collator_leaves_class_ids_as_the_data_set_gave_them():
+    """The processor's own label map is for mask files."""
+    sample = {"image": Image.new("RGB", (2, 1)), "mask": np.array([[0, 255]])}
+    processor = SegmentationImageProcessor(label_map={7: 0})
+    assert SegmentationCollator(processor)([sample])["labels"].tolist() == [[[0, 255]]]
+
+
+@pytest.mark.skipif(not (DATA / "camvid").is_dir(), reason=f"CamVid is not in {DATA}")
+def test_camvid_opens_by_its_folder_alone():
+    data = open_data(DATA / "camvid" / "val")
+    sample = data[0]
+    assert (len(data), len(data.classes), data.palette[0]) == (101, 11, (128, 128, 128))
+    assert set(np.unique(sample["mask"])) <= {*range(11), 255}
