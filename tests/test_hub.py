@@ -1,0 +1,451 @@
+"""Repositories that carry their own code: flattening, saving, the model card, and what others can do with the result."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from loopback_hub import loopback_hub
+from PIL import Image
+from transformers import AutoModelForSemanticSegmentation, modeling_utils
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from contextseg import (
+    GlamSwinConfig,
+    GlamSwinForImageClassification,
+    GlamSwinForSemanticSegmentation,
+    GlamSwinModel,
+    SegmentationImageProcessor,
+)
+from contextseg.hub import flatten
+from contextseg.model_card import BEGIN, END, TRAINER_LOG, write_model_card
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "tests"
+LABELS = {0: "road", 1: "tree", 2: "sky|cloud"}
+PALETTE = [[128, 64, 128], [107, 142, 35], [70, 130, 180]]
+
+
+def nano(model_class=GlamSwinForSemanticSegmentation, **options):
+    torch.manual_seed(0)
+    return model_class(GlamSwinConfig.preset("nano", id2label=LABELS, **options)).eval()
+
+
+def processor():
+    return SegmentationImageProcessor(size={"height": 64, "width": 64}, palette=PALETTE)
+
+
+def auto_map(folder, name="config.json"):
+    return json.loads((folder / name).read_text())["auto_map"]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A saved model with its processor, and a photo beside them."""
+    folder = tmp_path_factory.mktemp("repository")
+    nano().save_pretrained(folder)
+    processor().save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 84, 3), dtype=np.uint8)).save(folder / "photo.jpg", quality=95)
+    return folder
+
+
+# -- flattening: a package of five lines -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, request):
+    """Writes a package from file name -> source, and gives the function that flattens one of its modules."""
+    name = f"flat_{abs(hash(request.node.name))}"
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(module, **sources):
+        for file, source in sources.items():
+            path = tmp_path.joinpath(name, *file.split("__")).with_suffix(".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (path.parent, tmp_path / name):
+                (folder / "__init__.py").touch()
+            path.write_text(source.replace("PACKAGE", name))
+        return flatten([f"{name}.{module}"])
+
+    return write
+
+
+def test_imports_from_other_folders_become_siblings_in_sorted_order(package):
+    source = "from torch import nn\n\nfrom ..settings.sizes import SIZE\nfrom .blocks import (\n    A,\n    B,\n)\n\nX = A\n"
+    flat = package(
+        "parts.model", parts__model=source, parts__blocks="A = B = 1\n", settings__sizes="SIZE = 1\n"
+    )
+    imports = (
+        "from torch import nn\n\nfrom .blocks import (\n    A,\n    B,\n)\nfrom .sizes import SIZE\n\nX = A\n"
+    )
+    assert flat == {"blocks.py": "A = B = 1\n", "model.py": imports, "sizes.py": "SIZE = 1\n"}
+
+
+def test_only_what_is_imported_comes_along(package):
+    flat = package(
+        "a.one",
+        a__one="from .two import X\n",
+        a__two="from .three import X\n",
+        a__three="X = 1\n",
+        a__four="",
+    )
+    assert list(flat) == ["one.py", "three.py", "two.py"]
+
+
+def test_files_that_import_each_other_end(package):
+    flat = package("a.one", a__one="from .two import X\n", a__two="from .one import Y\n")
+    assert list(flat) == ["one.py", "two.py"]
+
+
+def test_two_modules_of_one_name_are_refused(package):
+    with pytest.raises(ValueError, match="would both become sizes.py"):
+        package("a.one", a__one="from ..b.sizes import X\nfrom .sizes import Y\n", a__sizes="", b__sizes="")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("from . import two\n", "does not find `from . import name`"),
+        ("from ..b import two\n", "Import from the file"),
+        ("from .gone import X\n", "there is no module"),
+        ("from PACKAGE.a.two import X\n", "Write a relative import"),
+        ("import PACKAGE.a.two\n", "Write a relative import"),
+        ("def f():\n    from .two import X\n    return X\n", "top of the file"),
+        ('"""Example:\n\nfrom .two import X\n"""\n', "begin no line of a docstring"),
+    ],
+)
+def test_an_import_that_the_hub_loader_misreads_is_refused(package, source, message):
+    with pytest.raises(ValueError, match=message):
+        package("a.one", a__one=source, a__two="X = 1\n", b__two="")
+
+
+# -- saving --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_holds_the_files_that_its_model_and_processor_need_and_no_others(repository):
+    processors = auto_map(repository, "preprocessor_config.json")["AutoImageProcessor"].values()
+    entries = {f"{name.partition('.')[0]}.py" for name in [*auto_map(repository).values(), *processors]}
+    needed = {Path(file).name for entry in entries for file in get_relative_import_files(repository / entry)}
+    assert {path.name for path in repository.glob("*.py")} == needed | entries
+    others = {"README.md", "config.json", "model.safetensors", "photo.jpg", "preprocessor_config.json"}
+    assert {path.name for path in repository.iterdir()} == needed | entries | others
+
+
+def test_the_auto_map_names_the_saved_class_and_what_gives_features(repository):
+    assert auto_map(repository) == {
+        "AutoConfig": "configuration_glam_swin.GlamSwinConfig",
+        "AutoModel": "modeling_glam_swin.GlamSwinModel",
+        "AutoBackbone": "modeling_glam_swin.GlamSwinBackbone",
+        "AutoModelForSemanticSegmentation": "modeling_glam_swin.GlamSwinForSemanticSegmentation",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model_class", "heads"),
+    [(GlamSwinForImageClassification, ["AutoModelForImageClassification"]), (GlamSwinModel, [])],
+)
+def test_other_heads_name_their_own_auto_class(tmp_path, model_class, heads):
+    nano(model_class).save_pretrained(tmp_path)
+    assert sorted(auto_map(tmp_path)) == sorted(["AutoBackbone", "AutoConfig", "AutoModel", *heads])
+
+
+def test_saving_twice_writes_the_same_bytes(repository, tmp_path):
+    for _ in range(2):
+        nano().save_pretrained(tmp_path)
+        processor().save_pretrained(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes((repository / "photo.jpg").read_bytes())
+    assert contents(tmp_path) == contents(repository)
+
+
+def test_exported_code_passes_ruff(repository):
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--config",
+        str(ROOT / "pyproject.toml"),
+        str(repository),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_saving_leaves_the_live_configuration_alone(tmp_path):
+    model = nano()
+    before = model.config.to_dict()
+    model.save_pretrained(tmp_path)
+    changed = {name for name, value in model.config.to_dict().items() if before.get(name) != value}
+    assert changed <= {"architectures", "dtype"}  # which transformers sets
+
+
+def test_an_auto_map_from_an_earlier_life_is_replaced(tmp_path):
+    model, image_processor = nano(), processor()
+    model.config.auto_map = {"AutoModelForDepthEstimation": "gone.Gone"}
+    image_processor.auto_map = {"AutoImageProcessor": "gone.Gone"}
+    model.save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    written = (tmp_path / "config.json").read_text() + (tmp_path / "preprocessor_config.json").read_text()
+    assert "gone" not in written
+
+
+def test_a_class_of_the_users_own_is_saved_without_code_and_says_so(tmp_path, caplog):
+    class Mine(GlamSwinForSemanticSegmentation):
+        pass
+
+    model = nano(Mine)
+    model.config.auto_map = {"AutoModel": "gone.Gone"}
+    model.save_pretrained(tmp_path)
+    assert "Mine is no class of contextseg" in caplog.text
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_only_the_main_process_writes(tmp_path):
+    nano().save_pretrained(tmp_path, is_main_process=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_earlier_save_as_it_was(tmp_path, monkeypatch):
+    nano().save_pretrained(tmp_path)
+    before = contents(tmp_path)
+
+    def full_disk(_, filename, **__):
+        Path(filename).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(modeling_utils, "safe_save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        nano(num_global_tokens=2).save_pretrained(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_weights_of_an_earlier_save_in_other_pieces_are_not_read_again(tmp_path):
+    model = nano()
+    model.save_pretrained(tmp_path)
+    torch.nn.init.ones_(model.classifier.bias)
+    for size in ("400KB", "50GB"):
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+        assert torch.equal(loaded.classifier.bias, model.classifier.bias)
+    assert len(list(tmp_path.glob("model*.safetensors*"))) == 1
+
+
+def test_saving_a_processor_completes_a_configuration_that_was_copied_beside_it(repository, tmp_path):
+    (tmp_path / "config.json").write_bytes((repository / "config.json").read_bytes())
+    processor().save_pretrained(tmp_path)
+    assert {path.name for path in repository.glob("*.py")} == {path.name for path in tmp_path.glob("*.py")}
+
+
+# -- the card --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_tells_the_hub_task_library_and_licence(repository):
+    data = ModelCard.load(repository / "README.md").data
+    assert (data.pipeline_tag, data.library_name, data.license) == (
+        "image-segmentation",
+        "transformers",
+        "apache-2.0",
+    )
+    assert {"contextseg", "glam_swin"} <= set(data.tags)
+
+
+def test_the_card_lists_labels_in_the_processors_colours(repository):
+    card = (repository / "README.md").read_text()
+    assert "| 0 | road | #804080 |" in card
+    assert "| 2 | sky\\|cloud | #4682b4 |" in card
+
+
+def test_an_unmeasured_model_is_called_so(repository):
+    assert "Not measured." in (repository / "README.md").read_text()
+
+
+def test_scores_and_recipe_come_from_the_json_files_in_the_folder(tmp_path):
+    nano().save_pretrained(tmp_path)
+    rows = [{"name": "road", "iou": 0.5}, {"name": "tree", "iou": 0.25}, {"name": "sky|cloud", "iou": None}]
+    scores = {"mean_iou": 0.375, "data": "/home/me/streets/val", "images": 101, "per_class": rows}
+    (tmp_path / "evaluation.json").write_text(json.dumps(scores))
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": {"learning_rate": 0.001}}))
+    write_model_card(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results[0].metric_value == 0.375
+    assert "| 1 | tree | 0.2500 |" in card.text
+    assert "| 2 | sky\\|cloud | - |" in card.text
+    assert '"learning_rate": 0.001' in card.text
+    assert "/home/me" not in card.content
+
+
+def test_a_card_that_somebody_wrote_is_left_alone(tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    nano().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+def test_a_named_licence_replaces_the_cards(tmp_path):
+    nano().save_pretrained(tmp_path)
+    write_model_card(tmp_path, license="cc-by-4.0", datasets=["me/streets"])
+    nano().save_pretrained(tmp_path)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.license, data.datasets) == ("cc-by-4.0", ["me/streets"])
+
+
+def test_scores_do_not_outlive_their_weights(tmp_path):
+    nano().save_pretrained(tmp_path)
+    write_model_card(tmp_path, scores={"mean_iou": 0.9})
+    assert "Mean IoU" in (tmp_path / "README.md").read_text()
+    nano().save_pretrained(tmp_path)
+    assert "Mean IoU" not in (tmp_path / "README.md").read_text()
+
+
+def test_trainers_card_keeps_its_words_and_gains_ours(tmp_path):
+    (tmp_path / "README.md").write_text(
+        f"---\ntags: [generated_from_trainer]\n---\n<!-- {TRAINER_LOG} -->\nLoss: 1\n"
+    )
+    nano().save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "Loss: 1" in card.text
+    assert "## Labels" in card.text
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert card.data.tags[0] == "generated_from_trainer"
+
+
+def test_a_model_of_others_gets_no_card(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["SegformerForSemanticSegmentation"]}))
+    processor().save_pretrained(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_words_and_front_matter_around_our_part_are_kept(tmp_path):
+    nano().save_pretrained(tmp_path)
+    path = tmp_path / "README.md"
+    card = (
+        path.read_text().replace("license: apache-2.0", "license: mit").replace("## Labels", "## Old words")
+    )
+    path.write_text(card.replace(BEGIN, f"Before.\n{BEGIN}") + "After.\n")
+    nano().save_pretrained(tmp_path)
+    card = path.read_text()
+    assert "license: mit" in card
+    assert f"Before.\n{BEGIN}" in card
+    assert card.endswith(f"{END}\nAfter.\n")
+    assert "## Labels" in card
+    assert "## Old words" not in card
+
+
+def test_front_matter_that_cannot_be_read_does_not_stop_a_save(tmp_path, caplog):
+    broken = f"---\na: [\n---\n{BEGIN}{END}"
+    (tmp_path / "README.md").write_text(broken)
+    nano().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == broken
+    assert "front matter cannot be read" in caplog.text
+
+
+# -- other people ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(repository, tmp_path_factory):
+    """A Hub to which hub_author.py has pushed the repository in three ways."""
+    with loopback_hub() as hub:
+        environment = os.environ | hub.environment(tmp_path_factory.mktemp("author_cache"))
+        output = tmp_path_factory.mktemp("author")
+        run([str(HERE / "hub_author.py"), str(repository), str(output)], environment, output)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def stranger(repository, published, tmp_path_factory):
+    """The output folder of hub_stranger.py, which ran isolated, with empty caches, away from the checkout."""
+    output = tmp_path_factory.mktemp("stranger")
+    environment = os.environ | published.environment(tmp_path_factory.mktemp("stranger_cache"))
+    names = ["me/pushed", "me/trained"]
+    run(
+        ["-I", str(HERE / "hub_stranger.py"), str(ROOT), str(output), str(repository), *names],
+        environment,
+        output,
+    )
+    return output
+
+
+def run(command, environment, folder):
+    finished = subprocess.run(
+        [sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.fixture(scope="module")
+def logits(repository):
+    """What the model says about the photo in this process."""
+    inputs = processor()(Image.open(repository / "photo.jpg"), return_tensors="pt")
+    with torch.no_grad():
+        return nano()(**inputs).logits.numpy()
+
+
+def test_two_processes_without_contextseg_the_folder_gives_the_same_bits(stranger, logits):
+    report = json.loads((stranger / "report.json").read_text())
+    assert report["importable"] is False
+    assert report["from_checkout"] == []
+    assert report["class"].startswith("transformers_modules.")
+    assert np.array_equal(np.load(stranger / "0.npy"), logits)
+
+
+def test_two_processes_saved_again_without_contextseg_it_still_opens(stranger, logits):
+    assert np.array_equal(np.load(stranger / "1.npy"), logits)
+
+
+def test_two_processes_pulled_from_the_hub_the_bits_are_the_same(stranger, logits):
+    assert np.array_equal(np.load(stranger / "2.npy"), logits)
+
+
+def test_two_processes_a_model_that_trainer_pushed_opens(stranger, logits):
+    trained = np.load(stranger / "3.npy")
+    assert trained.shape == logits.shape
+    assert np.isfinite(trained).all()
+    assert not np.array_equal(trained, logits)
+
+
+def test_two_processes_the_cards_lines_run_and_the_pipeline_agrees_with_the_model(stranger):
+    report = json.loads((stranger / "report.json").read_text())
+    assert report["printed"].splitlines()
+    assert report["pipeline_agrees"] == [True] * report["classes_found"]
+
+
+def test_two_processes_every_push_holds_the_code_that_it_names(published):
+    for name, commits in published.repositories.items():
+        for files in commits:
+            named = json.loads(files.get("config.json", "{}")).get("auto_map", {})
+            assert {f"{entry.partition('.')[0]}.py" for entry in named.values()} <= set(files), name
+    assert len(published.repositories["me/trained"]) >= 3  # empty, checkpoints, end
+
+
+def test_two_processes_the_pushed_repository_is_the_saved_one_under_its_own_name(published, repository):
+    pushed, saved = published.files("me/pushed"), contents(repository)
+    for name in ("photo.jpg", ".gitattributes"):
+        pushed.pop(name, None)
+        saved.pop(name, None)
+    card = ModelCard(pushed.pop("README.md").decode())
+    saved.pop("README.md")
+    assert pushed == saved
+    assert 'model="me/pushed"' in card.text
+    assert "| 0 | road | #804080 |" in card.text
+    assert "streets" in card.data.tags
+
+
+def test_two_processes_trainers_card_names_the_task(published):
+    card = ModelCard(published.files("me/trained")["README.md"].decode())
+    assert {"contextseg", "image-segmentation", "generated_from_trainer"} <= set(card.data.tags)
+
+
+@pytest.mark.parametrize("way", ["me/saved", "me/exported"])
+def test_two_processes_other_ways_to_push_bring_the_code_as_well(published, way):
+    files = set(published.files(way))
+    assert {"README.md", "config.json", "model.safetensors", "modeling_glam_swin.py"} <= files
