@@ -6,6 +6,7 @@ Legend: B batch, C channels, G... grid axes, N tokens.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 
 class Mlp(nn.Module):
@@ -74,3 +75,6 @@ class ConvNormAct(nn.Module):
     def activate(self, convolved: Tensor) -> Tensor:
         """(B, C', H, W) -> the same shape: what follows the convolution, for callers that compute it their own way."""
         return F.relu(self.norm(convolved))
+
+    def reset_own_weights(self, _std: float) -> None:
+        init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")

@@ -25,8 +25,8 @@ class GlobalTokens(nn.Module):
         """-> (B, W, T, C), the same tokens for every window."""
         return self.initial.expand(batch, num_windows, -1, -1)
 
-    def reset_own_weights(self, std: float) -> None:  # noqa: ARG002 (the authors' scale, whatever the linear layers')
-        init.normal_(self.initial, std=1.0)
+    def reset_own_weights(self, _std: float) -> None:
+        init.normal_(self.initial, std=1.0)  # the authors' scale, whatever that of the linear layers
 
 
 def ignore_empty_windows(pixel_mask: Tensor | None, windows: Windows, num_tokens: int) -> Tensor | None:

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from contextseg.modeling.positions import (
+    GlobalPositionSinCos,
+    GlobalPositionTable,
+    RelativePositionBias,
+    relative_position_index,
+    sincos_places,
+)
+from contextseg.modeling.windows import plan_windows
+
+
+@pytest.mark.parametrize("window", [(3,), (2, 3), (2, 3, 2)], ids=str)
+def test_each_offset_between_places_has_its_own_row(window):
+    index = relative_position_index(window, torch.device("cpu"))
+    places = torch.cartesian_prod(*(torch.arange(size) for size in window)).reshape(-1, len(window))
+    offsets = (places[:, None] - places[None]).reshape(-1, len(window)).tolist()
+    rows = {}
+    for offset, row in zip(offsets, index.flatten().tolist(), strict=True):
+        assert rows.setdefault(tuple(offset), row) == row
+    assert sorted(rows.values()) == list(range(RelativePositionBias(window, 1).table.shape[0]))
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(10, 3), (10, 4), (11, 3), (11, 4), (12, 12)])
+def test_the_table_gives_its_centre_rows_as_the_authors_count_them(rows, tokens):
+    table = GlobalPositionTable(rows, tokens, dim=1)
+    table.table.data = torch.arange(rows).float()[:, None]
+    first = rows // 2 - tokens // 2
+    assert table(plan_windows((4, 4), (4, 4)))[:, 0].tolist() == list(range(first, first + tokens))
+
+
+def test_a_table_that_is_too_small_says_what_to_do():
+    with pytest.raises(ValueError, match="8x8 needs 8 global positions, and the table has 7 rows.*sincos"):
+        GlobalPositionTable(7, 2, dim=4)(plan_windows((8, 8), (4, 4)))
+
+
+@pytest.mark.parametrize("dim", [8, 10, 7])
+def test_every_window_has_another_place(dim):
+    places = sincos_places((5, 6), dim, torch.device("cpu"))
+    assert places.shape == (30, dim)
+    distances = torch.cdist(places, places) + 10 * torch.eye(30)
+    assert distances.min() > 0.05
+
+
+def test_places_do_not_depend_on_the_size_of_the_image():
+    small, large = (
+        sincos_places(counts, 16, torch.device("cpu")).unflatten(0, counts) for counts in [(3, 4), (9, 8)]
+    )
+    torch.testing.assert_close(large[:3, :4], small)
+
+
+def test_tokens_of_one_window_share_its_place():
+    position = GlobalPositionSinCos(num_tokens=2, dim=8)
+    position.token_code.data.normal_()
+    codes = position(plan_windows((8, 8), (4, 4))).unflatten(0, (4, 2))
+    torch.testing.assert_close(
+        codes - position.token_code, codes[:, :1] - position.token_code[:1] + torch.zeros(4, 2, 8)
+    )

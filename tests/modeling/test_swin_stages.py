@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from contextseg import GlamSwinConfig
+from contextseg.modeling.global_tokens import ignore_empty_windows
+from contextseg.modeling.patches import PatchEmbed, PatchMerge
+from contextseg.modeling.swin_stages import StageSizes, SwinStage
+from contextseg.modeling.windows import plan_windows
+
+
+def stage(window=(4, 4), depth=2, num_global_tokens=2, **sizes):
+    torch.manual_seed(0)
+    built = SwinStage(
+        GlamSwinConfig(attn_implementation="sdpa"),
+        StageSizes(8, depth, 2, window, 2.0, (0.0,) * depth, num_global_tokens=num_global_tokens, **sizes),
+    )
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return built.eval()
+
+
+def influence(built, features, cell):
+    """(B, G...) true where a change of one cell's features changes the output."""
+    changed = features.clone()
+    changed[(slice(None), *cell)] = torch.randn(features.shape[-1])
+    with torch.no_grad():
+        return (built(changed) - built(features)).abs().amax(dim=-1) > 1e-6
+
+
+def test_without_global_tokens_one_block_sees_its_window_only():
+    seen = influence(stage(depth=1, num_global_tokens=0), torch.randn(1, 8, 12, 8), (1, 1))
+    assert seen[0, :4, :4].all()
+    assert not seen[0, 4:].any()
+    assert not seen[0, :, 4:].any()
+
+
+def test_with_global_tokens_the_second_block_sees_the_whole_grid():
+    assert influence(stage(), torch.randn(1, 8, 12, 8), (1, 1)).all()
+
+
+def test_without_global_attention_tokens_stay_in_their_window():
+    assert not influence(stage(use_global_attention=False), torch.randn(1, 8, 12, 8), (1, 1)).all()
+
+
+def test_a_volume_of_depth_one_equals_the_image():
+    flat, volume = stage(window=(4, 4)), stage(window=(1, 4, 4))
+    volume.load_state_dict(flat.state_dict())
+    features = torch.randn(2, 7, 9, 8)
+    torch.testing.assert_close(volume(features[:, None])[:, 0], flat(features))
+
+
+def test_the_last_block_of_a_stage_has_no_global_attention():
+    assert [block.global_attention is not None for block in stage(depth=3).blocks] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_global_tokens": 0}, {"depth": 1}, {"use_global_attention": False}], ids=str
+)
+def test_positions_exist_only_where_they_are_read(options):
+    assert (
+        stage(global_position_embedding="table", global_position_rows=99, **options).global_position is None
+    )
+
+
+def test_windows_of_padding_take_no_part_in_global_attention():
+    built, features = stage(), torch.randn(1, 12, 4, 8)
+    mask = torch.ones(1, 12, 4, dtype=torch.bool)
+    mask[:, 8:] = False
+    changed = features.clone()
+    changed[:, 8:] = 5.0  # in the last window, which is padding alone
+    with torch.no_grad():
+        difference = (built(changed, mask) - built(features, mask)).abs().amax(dim=-1)
+    assert difference[0, 2:6].max() < 1e-6  # the rows that no window of the two blocks shares with the padding
+
+
+def test_a_window_with_one_pixel_of_image_takes_part():
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, 3, 3] = mask[0, 0, 7] = True
+    hidden = ignore_empty_windows(mask, plan_windows((8, 8), (4, 4)), num_tokens=2)
+    assert (hidden[0, 0, 0] == 0).tolist() == [True] * 4 + [False] * 4
+
+
+def test_patches_are_those_of_a_convolution_over_the_padded_image():
+    embed = PatchEmbed(3, 8, (4, 4))
+    embed.norm = torch.nn.Identity()
+    pixels = torch.randn(2, 3, 10, 7)
+    expected = embed.projection(torch.nn.functional.pad(pixels, (0, 1, 0, 2))).permute(0, 2, 3, 1)
+    torch.testing.assert_close(embed(pixels), expected)
+
+
+def test_merging_concatenates_neighbours_with_rows_fastest():
+    merge = PatchMerge(1, axes=2)
+    merge.norm, merge.reduction = torch.nn.Identity(), torch.nn.Identity()
+    merged = merge(torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8]])[None, :, :, None])
+    assert merged[0, 0, 0].tolist() == [0, 3, 1, 4]
+    assert merged[0, 1, 1].tolist() == [8, 0, 0, 0]
