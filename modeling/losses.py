@@ -1,30 +1,23 @@
 """Segmentation losses of logits at the decoder's stride against labels at image size.
 
 Every loss is that of the bilinearly enlarged logits, in float32 and over labelled pixels only, yet the enlarged
-(B, K, H, W) tensor never exists. All terms make do with two ways through it: block of rows by block of rows for what
-needs all classes of a pixel (`LabelLikelihood`), class by class for what needs all pixels (`mean_over_classes`).
+(B, K, H, W) tensor never exists: the terms read maps of one number a pixel, which the operators make piece by piece.
 
-Legend: B batch, K classes, (h, w) grid of the logits, (H, W) image, R rows of the image, S rows of the grid.
+Legend: B batch, K classes, (h, w) grid of the logits, (H, W) image.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import floor
+from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-from torch.utils.checkpoint import checkpoint
 
-from ..configuration.options import choose
-from .upsampling import interpolation_matrix, upsample
+from .loss_operators import class_loss, label_likelihood
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
 BOUNDARY_RADIUS = 3  # pixels on either side of a boundary
-BLOCK_ELEMENTS = {"cpu": 2**21}  # of one block of rows: near the cache on a CPU,
-DEFAULT_BLOCK_ELEMENTS = 2**25  # enough to fill the device elsewhere
-CHECKPOINT = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def check_labels(labels: Tensor, num_labels: int, ignore_index: int) -> None:
@@ -61,89 +54,9 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels are {labels.dtype}, but must be class ids: pass labels.long().")
 
 
-def row_blocks(source: int, target: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts `target` rows into blocks; each comes with the rows of the source that its interpolation reads."""
-    for start in range(0, target, rows):
-        stop = min(start + rows, target)
-        above, below = ((row + 0.5) * source / target - 0.5 for row in (start, stop - 1))
-        # A float32 matrix may round a centre that lies on a source row to either side of it.
-        first, last = max(floor(above - 1e-3), 0), floor(below + 1e-3) + 1
-        yield slice(start, stop), slice(min(first, source - 1), min(last + 1, source))
-
-
-@dataclass(frozen=True)
-class Enlargement:
-    """The bilinear resize of a (B, K, h, w) map to (H, W) as two matrices, applied to some rows at a time."""
-
-    along_height: Tensor  # (H, h)
-    along_width: Tensor  # (W, w)
-
-    @classmethod
-    def between(cls, feature_map: Tensor, size: Sequence[int]) -> "Enlargement":
-        height, width = (
-            interpolation_matrix(source, target, dtype=feature_map.dtype, device=feature_map.device)
-            for source, target in zip(feature_map.shape[2:], size, strict=True)
-        )
-        return cls(height, width)
-
-    def blocks(self, feature_map: Tensor) -> Iterator[tuple[slice, slice]]:
-        limit = BLOCK_ELEMENTS.get(feature_map.device.type, DEFAULT_BLOCK_ELEMENTS)
-        row = feature_map.shape[0] * feature_map.shape[1] * self.along_width.shape[0]
-        return row_blocks(feature_map.shape[2], self.along_height.shape[0], max(1, limit // row))
-
-    def rows(self, feature_map: Tensor, rows: slice, sources: slice) -> Tensor:
-        """(B, K, h, w) -> (R, B, K, W): rows first, so that each axis costs one matrix product."""
-        widened = feature_map[:, :, sources].movedim(2, 0) @ self.along_width.T
-        return (self.along_height[rows, sources] @ widened.flatten(1)).unflatten(1, widened.shape[1:])
-
-    def transposed_rows(self, enlarged: Tensor, rows: slice, sources: slice) -> Tensor:
-        """(R, B, K, W) -> (B, K, S, w): the transpose of `rows`, which carries gradients back."""
-        shrunk = (self.along_height[rows, sources].T @ enlarged.flatten(1)).unflatten(1, enlarged.shape[1:])
-        return (shrunk @ self.along_width).movedim(0, 2)
-
-
-class LabelLikelihood(torch.autograd.Function):
-    """Log-probability of each pixel's label, and the log of its softmax's denominator, block of rows by block of rows.
-
-    The backward pass enlarges the logits again instead of keeping them: softmax minus one-hot, times the gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, h, w), (B, H, W) -> two (B, H, W)."""
-        ctx.save_for_backward(logits, labels)
-        enlargement = Enlargement.between(logits, labels.shape[1:])
-        likelihoods, normalizers = [], []
-        for rows, sources in enlargement.blocks(logits):
-            enlarged = enlargement.rows(logits, rows, sources)
-            label = labels[:, rows].transpose(0, 1).unsqueeze(2)
-            likelihood = enlarged.log_softmax(2).gather(2, label)
-            likelihoods.append(likelihood.squeeze(2))
-            normalizers.append((enlarged.gather(2, label) - likelihood).squeeze(2))
-        return torch.cat(likelihoods).transpose(0, 1), torch.cat(normalizers).transpose(0, 1)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_likelihood: Tensor, grad_normalizer: Tensor) -> tuple[Tensor, None]:
-        """two (B, H, W) -> (B, K, h, w)."""
-        logits, labels = ctx.saved_tensors
-        total = torch.zeros_like(logits)
-        with torch.autocast(logits.device.type, enabled=False):
-            enlargement = Enlargement.between(logits, labels.shape[1:])
-            for rows, sources in enlargement.blocks(logits):
-                # (B, R, W) -> (R, B, 1, W)
-                label, to_label, to_normalizer = (
-                    pixels[:, rows].transpose(0, 1).unsqueeze(2)
-                    for pixels in (labels, grad_likelihood, grad_normalizer)
-                )
-                gradient = enlargement.rows(logits, rows, sources).softmax(2)
-                gradient.mul_(to_normalizer - to_label).scatter_add_(2, label, to_label)
-                total[:, :, sources] += enlargement.transposed_rows(gradient, rows, sources)
-        return total, None
-
-
 @dataclass(frozen=True)
 class Pixels:
-    """What the terms read: the logits, and for every pixel of the image what `LabelLikelihood` found."""
+    """What the terms read: the logits, and for every pixel of the image what `label_likelihood` found."""
 
     logits: Tensor  # (B, K, h, w)
     labels: Tensor  # (B, H, W), 0 where ignored
@@ -190,62 +103,18 @@ def near_boundary(pixels: Pixels) -> Tensor:
     return pixels.is_labelled & (highest != -negated_lowest)
 
 
-def mean_over_classes(pixels: Pixels, loss_of_class: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Mean over the classes present in the batch of loss_of_class(probability, is_class, is_labelled), each (B, H, W).
-
-    Probabilities are made for one class at a time, and again in the backward pass.
-    """
-    logits, size = pixels.logits.unbind(1), pixels.labels.shape[1:]
-
-    def loss_of(label: int, logit: Tensor, log_normalizer: Tensor) -> Tensor:
-        probability = (upsample(logit.unsqueeze(1), size).squeeze(1) - log_normalizer).exp()
-        return loss_of_class(probability, (pixels.labels == label) & pixels.is_labelled, pixels.is_labelled)
-
-    counts = torch.zeros(len(logits), dtype=torch.long, device=pixels.labels.device)
-    counts = counts.scatter_add(0, pixels.labels.flatten(), pixels.is_labelled.flatten().long())
-    is_present = counts > 0
-    present = range(len(logits))
-    if (
-        not torch.compiler.is_compiling()
-    ):  # one more synchronisation; a compiled graph goes through all classes
-        present = is_present.nonzero().flatten().tolist()
-    total = pixels.log_likelihood[:0].sum()  # 0, with a graph, also if no class is present
-    for label in present:
-        loss = checkpoint(loss_of, label, logits[label], pixels.log_normalizer, **CHECKPOINT)
-        total = total + torch.where(is_present[label], loss, 0)
-    return total / is_present.sum().clamp(min=1)
-
-
 def dice(pixels: Pixels) -> Tensor:
     """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797, with plain sums below), over the batch as in nnU-Net.
 
     Mean over the classes present, as for the Lovasz loss: of 150 classes a batch lacks most, and their Dice, 0 for any
     probability above 0, would only add a constant.
     """
-
-    def loss_of_class(probability: Tensor, is_class: Tensor, is_labelled: Tensor) -> Tensor:
-        overlap, mass = ((probability * mask).sum() for mask in (is_class, is_labelled))
-        return 1 - 2 * overlap / (mass + is_class.sum()).clamp(min=1)
-
-    return mean_over_classes(pixels, loss_of_class)
+    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labelled, "dice")[0]
 
 
 def lovasz(pixels: Pixels) -> Tensor:
     """Lovasz-softmax, the convex surrogate of the mean IoU (Berman et al. 2018, arXiv:1705.08790), over the batch."""
-    return mean_over_classes(pixels, lovasz_of_class)
-
-
-def lovasz_of_class(probability: Tensor, is_class: Tensor, is_labelled: Tensor) -> Tensor:
-    """three (B, H, W) -> (): the errors, largest first, times what each adds to the Jaccard loss of those before it."""
-    distances = (is_class.to(probability.dtype) - probability).abs()
-    errors = torch.where(is_labelled, distances, -1)  # ignored ones go last
-    errors, order = errors.flatten().sort(descending=True)
-    is_class = is_class.flatten()[order]
-    size = is_class.sum()
-    left, union = size - is_class.cumsum(0), size + (~is_class).cumsum(0)
-    # Differences of 1 - left / union in closed form: subtracting neighbours in float32 loses them on large images.
-    steps = torch.where(is_class, 1 / union, left / (union * (union - 1)).clamp(min=1))
-    return (errors.clamp(min=0) * steps).sum()
+    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labelled, "lovasz")[0]
 
 
 LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
@@ -262,7 +131,13 @@ def parse_terms(terms: str) -> list[tuple[float, str]]:
     parsed = []
     for term in terms.split("+"):
         factor, _, name = (part.strip() for part in term.rpartition("*"))
-        choose("loss", name, LOSS_TERMS)
+        if name not in LOSS_TERMS:
+            close = "".join(
+                f", did you mean '{known}'?" for known in get_close_matches(name, LOSS_TERMS, n=1)
+            )
+            raise ValueError(
+                f"no loss '{name}' in '{terms}'{close or '.'} Join by '+' any of: {', '.join(LOSS_TERMS)}."
+            )
         try:
             parsed.append((float(factor or 1), name))
         except ValueError:
@@ -304,7 +179,7 @@ def segmentation_loss(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         is_labelled = labels != ignore_index
         labels = torch.where(is_labelled, labels, 0)
-        log_likelihood, log_normalizer = LabelLikelihood.apply(logits, labels)
+        log_likelihood, log_normalizer = label_likelihood(logits, labels)
         log_likelihood = torch.where(is_labelled, log_likelihood, 0)
         weight = pixel_weights(labels, logits, class_weights) * is_labelled
         count = weight.sum() if reduction == "valid" else torch.ones_like(weight).sum()

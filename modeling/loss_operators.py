@@ -1,0 +1,162 @@
+"""Two ways through bilinearly enlarged logits (B, K, H, W) without ever holding them, for the losses.
+
+Block of rows by block of rows for what needs all classes of a pixel (`label_likelihood`), class by class for what needs
+all pixels of a class (`class_loss`). Both are custom operators with their own gradients, so that nothing of a block
+outlives it, and torch.compile sees one node of any size instead of unrolled loops.
+
+Legend: B batch, K classes, (h, w) grid of the logits, (H, W) image, R rows of the image, S rows of the grid.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import floor
+from re import sub
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from .upsampling import interpolation_matrix
+
+BLOCK_ELEMENTS = {"cpu": 2**21}  # of one block of rows: near the cache on a CPU,
+DEFAULT_BLOCK_ELEMENTS = 2**25  # enough to fill the device elsewhere
+OPERATORS = sub(r"\W", "_", __name__)  # their namespace: a Hub repository's copy of this file has its own
+
+
+def row_blocks(source: int, target: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts `target` rows into blocks; each comes with the rows of the source that its interpolation reads."""
+    for start in range(0, target, rows):
+        stop = min(start + rows, target)
+        above, below = ((row + 0.5) * source / target - 0.5 for row in (start, stop - 1))
+        # A float32 matrix may round a centre that lies on a source row to either side of it.
+        first, last = max(floor(above - 1e-3), 0), floor(below + 1e-3) + 1
+        yield slice(start, stop), slice(min(first, source - 1), min(last + 1, source))
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """The bilinear resize of a (B, K, h, w) map to (H, W) as two matrices, applied to some rows at a time."""
+
+    along_height: Tensor  # (H, h)
+    along_width: Tensor  # (W, w)
+
+    @classmethod
+    def between(cls, feature_map: Tensor, size: Sequence[int]) -> "Enlargement":
+        height, width = (
+            interpolation_matrix(source, target, dtype=feature_map.dtype, device=feature_map.device)
+            for source, target in zip(feature_map.shape[2:], size, strict=True)
+        )
+        return cls(height, width)
+
+    def blocks(self, feature_map: Tensor) -> Iterator[tuple[slice, slice]]:
+        limit = BLOCK_ELEMENTS.get(feature_map.device.type, DEFAULT_BLOCK_ELEMENTS)
+        row = feature_map.shape[0] * feature_map.shape[1] * self.along_width.shape[0]
+        return row_blocks(feature_map.shape[2], self.along_height.shape[0], max(1, limit // row))
+
+    def rows(self, feature_map: Tensor, rows: slice, sources: slice) -> Tensor:
+        """(B, K, h, w) -> (R, B, K, W): rows first, so that each axis costs one matrix product."""
+        widened = feature_map[:, :, sources].movedim(2, 0) @ self.along_width.T
+        return (self.along_height[rows, sources] @ widened.flatten(1)).unflatten(1, widened.shape[1:])
+
+    def transposed_rows(self, enlarged: Tensor, rows: slice, sources: slice) -> Tensor:
+        """(R, B, K, W) -> (B, K, S, w): the transpose of `rows`, which carries gradients back."""
+        shrunk = (self.along_height[rows, sources].T @ enlarged.flatten(1)).unflatten(1, enlarged.shape[1:])
+        return (shrunk @ self.along_width).movedim(0, 2)
+
+    def plane(self, feature_map: Tensor) -> Tensor:
+        """(B, h, w) -> (B, H, W): a single class."""
+        return self.along_height @ feature_map @ self.along_width.T
+
+    def transposed_plane(self, enlarged: Tensor) -> Tensor:
+        """(B, H, W) -> (B, h, w)."""
+        return self.along_height.T @ enlarged @ self.along_width
+
+
+@custom_op(f"{OPERATORS}::label_likelihood", mutates_args=())
+def label_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, K, h, w), (B, H, W) -> two (B, H, W): the label's log-probability, the log of its softmax's denominator."""
+    likelihood, normalizer = (logits.new_empty(labels.shape) for _ in range(2))
+    enlargement = Enlargement.between(logits, labels.shape[1:])
+    for rows, sources in enlargement.blocks(logits):
+        enlarged = enlargement.rows(logits, rows, sources)
+        label = labels[:, rows].transpose(0, 1).unsqueeze(2)  # (R, B, 1, W)
+        of_label = enlarged.log_softmax(2).gather(2, label)
+        likelihood[:, rows] = of_label.squeeze(2).transpose(0, 1)
+        normalizer[:, rows] = (enlarged.gather(2, label) - of_label).squeeze(2).transpose(0, 1)
+    return likelihood, normalizer
+
+
+@custom_op(f"{OPERATORS}::label_likelihood_gradient", mutates_args=())
+def label_likelihood_gradient(
+    logits: Tensor, labels: Tensor, to_likelihood: Tensor, to_normalizer: Tensor
+) -> Tensor:
+    """(B, K, h, w), three (B, H, W) -> (B, K, h, w): enlarges the logits again instead of having kept them."""
+    total = torch.zeros_like(logits)
+    with torch.autocast(logits.device.type, enabled=False):
+        enlargement = Enlargement.between(logits, labels.shape[1:])
+        for rows, sources in enlargement.blocks(logits):
+            label, to_label, to_sum = (
+                pixels[:, rows].transpose(0, 1).unsqueeze(2)
+                for pixels in (labels, to_likelihood, to_normalizer)
+            )
+            gradient = enlargement.rows(logits, rows, sources).softmax(2)
+            gradient.mul_(to_sum - to_label).scatter_add_(2, label, to_label)
+            total[:, :, sources] += enlargement.transposed_rows(gradient, rows, sources)
+    return total
+
+
+label_likelihood.register_fake(lambda logits, labels: tuple(logits.new_empty(labels.shape) for _ in range(2)))
+label_likelihood_gradient.register_fake(lambda logits, *_: torch.empty_like(logits))
+label_likelihood.register_autograd(
+    lambda ctx, *gradients: (label_likelihood_gradient(*ctx.saved_tensors, *gradients), None),
+    setup_context=lambda ctx, inputs, **_: ctx.save_for_backward(*inputs),
+)
+
+
+def dice_of_class(probability: Tensor, is_class: Tensor, is_labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """three (B, H, W) -> loss, its derivative (B, H, W)."""
+    overlap, mass = ((probability * mask).sum() for mask in (is_class, is_labelled))
+    total = mass + is_class.sum()
+    return 1 - 2 * overlap / total, is_labelled * (2 * overlap / total**2) - is_class * (2 / total)
+
+
+def lovasz_of_class(probability: Tensor, is_class: Tensor, is_labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """three (B, H, W) -> loss, its derivative (B, H, W): errors times what each adds to the Jaccard loss of larger ones."""
+    errors = torch.where(is_class, 1 - probability, probability)
+    errors = torch.where(is_labelled, errors, -1)  # ignored ones go last
+    errors, order = errors.flatten().sort(descending=True)
+    hits = is_class.flatten()[order]
+    left, union = hits.sum() - hits.cumsum(0), (hits.sum() + (~hits).cumsum(0)).to(errors.dtype)
+    # Differences of 1 - left / union in closed form: subtracting neighbours in float32 loses them on large images.
+    steps = torch.where(hits, 1 / union, left / (union * (union - 1)))
+    slope = torch.empty_like(steps).scatter_(0, order, steps).view_as(probability) * is_labelled
+    return (errors.clamp(min=0) * steps).sum(), torch.where(is_class, -slope, slope)
+
+
+CLASS_LOSSES = {"dice": dice_of_class, "lovasz": lovasz_of_class}
+
+
+@custom_op(f"{OPERATORS}::class_loss", mutates_args=())
+def class_loss(
+    logits: Tensor, normalizer: Tensor, labels: Tensor, is_labelled: Tensor, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, K, h, w), three (B, H, W) -> mean over the classes present, its gradients to logits and normalizer."""
+    loss = logits.new_zeros(())
+    to_logits, to_normalizer = torch.zeros_like(logits), torch.zeros_like(normalizer)
+    enlargement = Enlargement.between(logits, labels.shape[1:])
+    present = labels[is_labelled].bincount().nonzero().flatten().tolist()
+    for label in present:
+        probability = (enlargement.plane(logits[:, label]) - normalizer).exp()
+        of_class, slope = CLASS_LOSSES[name](probability, (labels == label) & is_labelled, is_labelled)
+        loss += of_class / len(present)
+        slope *= probability / len(present)
+        to_logits[:, label] = enlargement.transposed_plane(slope)
+        to_normalizer -= slope
+    return loss, to_logits, to_normalizer
+
+
+class_loss.register_fake(lambda *inputs: (inputs[0].new_empty(()), *map(torch.empty_like, inputs[:2])))
+class_loss.register_autograd(
+    lambda ctx, scale, *_: (*(scale * gradient for gradient in ctx.saved_tensors), None, None, None),
+    setup_context=lambda ctx, output, **_: ctx.save_for_backward(*output[1:]),
+)
