@@ -77,7 +77,9 @@ def main(root, output, folder, *hub_names):
         bool(np.array_equal(np.asarray(region["mask"]) > 0, mask == labels[region["label"]]))
         for region in pipeline(image)
     ]
+    pil = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=True)
     report = {
+        "processors": [type(processor).__name__, type(pil).__name__],
         "importable": is_importable(),
         "from_checkout": from_checkout(root),
         "class": f"{type(model).__module__}.{type(model).__name__}",

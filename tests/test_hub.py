@@ -210,6 +210,21 @@ def test_a_class_of_the_users_own_is_saved_without_code_and_says_so(tmp_path, ca
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
 
 
+def test_a_class_that_fsdp_wrapped_is_saved_as_itself(tmp_path):
+    model = nano()
+    model.__class__ = type("FSDPGlamSwinForSemanticSegmentation", (GlamSwinForSemanticSegmentation,), {})
+    model.save_pretrained(tmp_path)
+    saved = auto_map(tmp_path)["AutoModelForSemanticSegmentation"]
+    assert saved == "modeling_glam_swin.GlamSwinForSemanticSegmentation"
+
+
+def test_a_gathered_state_dict_is_what_is_saved(tmp_path):
+    model = nano()
+    gathered = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path, is_main_process=True, state_dict=gathered, save_function=torch.save)
+    assert not AutoModelForSemanticSegmentation.from_pretrained(tmp_path).classifier.weight.any()
+
+
 def test_only_the_main_process_writes(tmp_path):
     nano().save_pretrained(tmp_path, is_main_process=False)
     assert list(tmp_path.iterdir()) == []
@@ -396,6 +411,11 @@ def test_two_processes_without_contextseg_the_folder_gives_the_same_bits(strange
     assert report["from_checkout"] == []
     assert report["class"].startswith("transformers_modules.")
     assert np.array_equal(np.load(stranger / "0.npy"), logits)
+
+
+def test_two_processes_without_contextseg_both_backends_of_the_processor_open(stranger):
+    report = json.loads((stranger / "report.json").read_text())
+    assert report["processors"] == ["SegmentationImageProcessor", "SegmentationImageProcessorPil"]
 
 
 def test_two_processes_saved_again_without_contextseg_it_still_opens(stranger, logits):
