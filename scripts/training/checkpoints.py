@@ -1,0 +1,141 @@
+"""Folders of a run: written under a temporary name and renamed, so that a half-written checkpoint never has its name.
+
+A run folder holds `best/` and `last/`, both complete `from_pretrained` folders. `last/` has the state of training too.
+"""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from .arguments import CommandError
+
+STATE_FILE = "training_state.pt"
+MEGABYTE = 1 << 20
+
+
+class CheckpointError(CommandError):
+    """A checkpoint could not be written or read; the message says what to do."""
+
+
+def write_folder(target: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
+    """Lets `write` fill a fresh folder and puts it at `target`; whatever fails, the folder that was there stays."""
+    temporary = target.with_name(f"{target.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_space(target, expected_bytes)
+    temporary.mkdir()
+    try:
+        write(temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(target.parent).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"could not write {target} ({error}); {free // MEGABYTE} MB were free. {kept(target)} "
+            "Free some space, then continue with --resume."
+        ) from error
+    replace_folder(temporary, target)
+
+
+def check_space(target: Path, expected_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < expected_bytes:
+        raise CheckpointError(
+            f"{target} needs about {expected_bytes // MEGABYTE} MB and {free // MEGABYTE} MB are free. "
+            f"{kept(target)} Free some space, then continue with --resume."
+        )
+
+
+def kept(target: Path) -> str:
+    return (
+        "The checkpoint before it is intact." if target.exists() else "No checkpoint was written before it."
+    )
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Renames `source` to `target`. A crash between the renames is repaired by `recovered`."""
+    previous = target.with_name(f"{target.name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if target.exists():
+        target.rename(previous)
+    source.rename(target)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def recovered(target: Path) -> Path:
+    """`target`, after undoing a replacement that was cut off between its two renames."""
+    previous = target.with_name(f"{target.name}.previous")
+    if previous.exists() and not target.exists():
+        previous.rename(target)
+    return target
+
+
+def model_folder(name: str) -> str:
+    """The folder or Hub name to load a model from: of a run folder its `best/`, else its `last/`."""
+    folder = Path(name)
+    for checkpoint in (recovered(folder / "best"), recovered(folder / "last")):
+        if (checkpoint / "config.json").is_file():
+            return str(checkpoint)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json, no best/ and no last/. "
+            "Give the output folder of contextseg-train, a folder written by save_pretrained, or a Hub name."
+        )
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    if looks_like_a_path and not folder.exists():
+        raise ValueError(
+            f"there is no folder {folder}. Give a run folder, a model folder, or a Hub name such as 'me/model'."
+        )
+    return name
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every generator that a training step may draw from."""
+    name, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def gathered_random_states(accelerator: Accelerator) -> list[dict[str, Any]]:
+    """The random states of all processes, in their order."""
+    if accelerator.num_processes == 1:
+        return [random_states()]
+    states: list[dict[str, Any]] = [{}] * accelerator.num_processes
+    torch.distributed.all_gather_object(states, random_states())
+    return states
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    torch.save(state, folder / STATE_FILE)
+    file = os.open(folder / STATE_FILE, os.O_RDONLY)
+    os.fsync(file)  # on the disk before the folder gets its name
+    os.close(file)
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """What `save_state` wrote; only tensors and plain values are unpickled, never code."""
+    path = recovered(checkpoint) / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path} to resume from. Leave out --resume to start a new run.")
+    return torch.load(path, map_location="cpu", weights_only=True)

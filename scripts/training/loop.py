@@ -1,0 +1,261 @@
+"""The training loop: optimizer steps, evaluation, checkpoints, and how it stops.
+
+Resuming is exact on one device: everything that a step depends on is in `Training.state`, or is a function of the seed and
+the number of the step (batches, learning rate).
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .arguments import CommandError
+from .checkpoints import gathered_random_states, save_state, set_random_states, write_folder
+from .optim import WeightAverage, learning_rate_factor, set_learning_rate
+from .records import Log
+
+
+class NonFiniteLossError(CommandError):
+    """The loss became infinite or not a number; the message names the samples."""
+
+
+@dataclass
+class Schedule:
+    """The numbers that the loop goes by; all of them count optimizer steps."""
+
+    steps: int
+    warmup_steps: int
+    shape: str
+    accumulation: int = 1
+    clip_norm: float | None = None
+    eval_interval: int = 100
+    log_interval: int = 10
+
+    def learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(
+            step, steps=self.steps, warmup_steps=self.warmup_steps, schedule=self.shape
+        )
+
+
+@dataclass
+class Training:
+    """What a run changes as it goes on, and how that is saved."""
+
+    accelerator: Accelerator
+    model: nn.Module  # as `accelerator.prepare` returned it
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None = None
+    step: int = 0
+    seconds: float = 0.0
+    scores: dict[str, Any] = field(default_factory=dict)  # of the newest evaluation
+    best: dict[str, Any] = field(default_factory=dict)  # of the best one
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    def published_weights(self) -> AbstractContextManager:
+        """Inside the block the model has the weights to evaluate and to publish: the average, where there is one."""
+        return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """Call it on every process."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.plain_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "average": self.average.state_dict() if self.average else None,
+            "random": gathered_random_states(self.accelerator),
+            "progress": {name: getattr(self, name) for name in ("step", "seconds", "scores", "best")},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.plain_model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+        set_random_states(state["random"][self.accelerator.process_index])
+
+    def save(self, folder: Path, processor: BaseImageProcessor, *, with_state: bool) -> None:
+        """Writes a `from_pretrained` folder; `with_state` adds what resuming needs."""
+        state = self.state() if with_state else None
+
+        def write(temporary: Path) -> None:
+            if state is not None:
+                save_state(temporary, state)
+            with self.published_weights():
+                self.plain_model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+
+        if self.accelerator.is_main_process:
+            weights = sum(tensor.nbytes for tensor in self.plain_model.state_dict().values())
+            write_folder(folder, write, expected_bytes=weights * (4 if with_state else 1))
+        self.accelerator.wait_for_everyone()
+
+
+class StopSignal:
+    """Whether SIGTERM or Ctrl-C asked to stop; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def requested(self, accelerator: Accelerator) -> bool:
+        """Any process's signal stops all of them."""
+        if accelerator.num_processes == 1:
+            return self.number is not None
+        flag = torch.tensor(float(self.number is not None), device=accelerator.device)
+        return bool(accelerator.reduce(flag))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Meter:
+    """Loss, learning rate and images per second: on the bar, in `log.jsonl` and in the trackers.
+
+    Losses stay on the device until `flush`, so that a GPU never waits for the bar.
+    """
+
+    def __init__(self, training: Training, schedule: Schedule, log: Log) -> None:
+        self.training, self.accelerator, self.log = training, training.accelerator, log
+        self.losses: list[Tensor] = []
+        self.names: list[list[str]] = []
+        self.started = time.perf_counter()
+        self.bar = tqdm(
+            total=schedule.steps,
+            initial=training.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            disable=not self.accelerator.is_local_main_process,
+        )
+
+    def add(self, loss: Tensor, names: list[str]) -> None:
+        self.losses.append(loss)
+        self.names.append(names)
+        self.bar.update()
+
+    def flush(self) -> None:
+        """Checks and reports the steps since the last call."""
+        if not self.losses:
+            return
+        own = torch.stack(self.losses)
+        losses = self.accelerator.reduce(own, reduction="mean")
+        if not losses.isfinite().all():
+            raise NonFiniteLossError(self.complaint(own))
+        images = sum(map(len, self.names)) * self.accelerator.num_processes
+        values = {
+            "loss": losses.mean().item(),
+            "learning_rate": self.training.optimizer.param_groups[0]["lr"],
+            "images_per_second": images / (time.perf_counter() - self.started),
+        }
+        self.report(values)
+        self.bar.set_postfix_str(
+            f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}, "
+            f"{values['images_per_second']:.1f} images/s"
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts counting afresh: time spent on something else is not training time."""
+        self.losses, self.names, self.started = [], [], time.perf_counter()
+
+    def report(self, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.log.add(step=self.training.step, **values)
+        self.accelerator.log(values, step=self.training.step)
+
+    def complaint(self, losses: Tensor) -> str:
+        """Which of this process's samples the first non-finite loss comes from."""
+        first = next((at for at, loss in enumerate(losses) if not loss.isfinite()), None)
+        if first is None:
+            return "the loss of another process is not finite; see its message."
+        step = self.training.step - len(losses) + first + 1
+        return (
+            f"the loss of step {step} is {losses[first].item()}. Its samples: {', '.join(self.names[first])}. "
+            "Look at them with contextseg-check; if they are sound, lower --learning-rate, set --clip-norm 1, "
+            "or use --precision bf16 in place of fp16. The last checkpoint is from before this step."
+        )
+
+
+def train_loop(
+    training: Training,
+    batches: Iterator[dict[str, Any]],
+    schedule: Schedule,
+    meter: Meter,
+    stop: StopSignal,
+    *,
+    checkpoint: Callable[..., None],
+) -> bool:
+    """Trains to the end (True) or to a stop signal (False); `checkpoint(meter, stopping=)` evaluates and saves."""
+    log_interval = schedule.log_interval if training.accelerator.device.type == "cuda" else 1
+    clock = time.perf_counter()
+    training.model.train()
+    meter.restart()
+    while training.step < schedule.steps:
+        loss, names = optimizer_step(training, list(islice(batches, schedule.accumulation)), schedule)
+        training.step += 1
+        meter.add(loss, names)
+        at_checkpoint = training.step % schedule.eval_interval == 0 or training.step == schedule.steps
+        if not at_checkpoint and training.step % log_interval:
+            continue
+        meter.flush()
+        stopping = stop.requested(training.accelerator)
+        if at_checkpoint or stopping:
+            training.seconds += time.perf_counter() - clock
+            clock = time.perf_counter()
+            checkpoint(meter, stopping=stopping)
+            meter.restart()
+        if stopping:
+            return False
+    return True
+
+
+def optimizer_step(
+    training: Training, batches: list[dict[str, Any]], schedule: Schedule
+) -> tuple[Tensor, list[str]]:
+    """One step of the optimizer over its micro-batches: their mean loss, on the device, and the samples' names."""
+    accelerator, names, losses = training.accelerator, [], []
+    set_learning_rate(training.optimizer, schedule.learning_rate_factor(training.step))
+    for batch in batches:
+        names += batch.pop("name")
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        with accelerator.accumulate(training.model):
+            loss = training.model(**batch).loss
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and schedule.clip_norm:
+                accelerator.clip_grad_norm_(training.model.parameters(), schedule.clip_norm)
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+        losses.append(loss.detach())
+    if training.average:
+        training.average.update(training.plain_model)
+    return torch.stack(losses).mean(), names

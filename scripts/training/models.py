@@ -1,0 +1,135 @@
+"""The model and the processor that a run starts from."""
+
+import ast
+import json
+import logging
+from typing import Any
+
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from .checkpoints import model_folder
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(
+    name: str,
+    preset: str | None,
+    *,
+    class_names: list[str],
+    ignore_index: int,
+    overrides: dict[str, Any],
+    weights: str | None = None,
+    swin: str | None = None,
+) -> PreTrainedModel:
+    """A segmenter for `class_names`: fresh, from a checkpoint (`weights`), or on Swin's weights (`swin`)."""
+    overrides = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {label: index for index, label in enumerate(class_names)},
+        "semantic_loss_ignore_index": ignore_index,
+        **overrides,
+    }
+    if sum(source is not None for source in (preset, weights, swin)) > 1:
+        raise ValueError("--preset, --weights and --swin each settle the model's size. Give one of them.")
+    if weights:
+        return from_weights(weights, overrides)
+    config = configuration(name, preset, overrides)
+    segmenter = segmenter_class(config)
+    if not swin:
+        return segmenter(config)
+    if not hasattr(segmenter, "from_swin"):
+        raise ValueError(
+            f"--swin needs a model with Swin's layers; '{name}' has none. Use --model glam_swin."
+        )
+    return segmenter.from_swin(swin, **overrides)
+
+
+def configuration(name: str, preset: str | None, overrides: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a model type, of one of its published sizes when `preset` names one."""
+    if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        known = sorted(config.model_type for config in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
+        raise ValueError(f"no model '{name}' for semantic segmentation. Known: {', '.join(known)}.")
+    config_class = CONFIG_MAPPING[name]
+    if preset is None:
+        return config_class(**overrides)
+    if not hasattr(config_class, "preset"):
+        raise ValueError(
+            f"'{name}' has no presets. Leave out --preset, and set its size by --set NAME=VALUE."
+        )
+    return config_class.preset(preset, **overrides)
+
+
+def segmenter_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
+
+
+def from_weights(weights: str, overrides: dict[str, Any]) -> PreTrainedModel:
+    """A checkpoint with its classifier fitted to the new classes; the model says in one line what was kept."""
+    return AutoModelForSemanticSegmentation.from_pretrained(
+        model_folder(weights), ignore_mismatched_sizes=True, **overrides
+    )
+
+
+def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
+    """The model of a run, a folder or a Hub name, ready to predict; its processor; and where they came from."""
+    disable_progress_bar()  # of transformers; loading takes a moment
+    source = model_folder(name)
+    model = AutoModelForSemanticSegmentation.from_pretrained(source)
+    return model.eval(), AutoImageProcessor.from_pretrained(source), source
+
+
+def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
+    """The model's class names, which must be those of the data, in their order."""
+    known, found = (
+        [model.config.id2label[index] for index in range(model.config.num_labels)],
+        list(data.classes),
+    )
+    if len(known) != len(found):
+        raise ValueError(
+            f"the model has {len(known)} classes ({', '.join(known[:5])}, ...), the data {len(found)} "
+            f"({', '.join(found[:5])}, ...). Use data with the model's classes, or fine-tune it: "
+            "contextseg-train --weights."
+        )
+    if different := [pair for pair in zip(known, found, strict=True) if pair[0] != pair[1]]:
+        logger.warning(
+            "the model calls a class '%s' that the data calls '%s' (%d differ)", *different[0], len(different)
+        )
+    return known
+
+
+def parse_overrides(settings: list[str]) -> dict[str, Any]:
+    """`["embed_dim=32", "depths=[2,2,2,2]", "loss=cross_entropy+dice"]` -> values by name."""
+    overrides = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(
+                f"--set {setting} has no value. Write --set NAME=VALUE, such as --set embed_dim=32."
+            )
+        overrides[name.strip().replace("-", "_")] = parse_value(text.strip())
+    return overrides
+
+
+def parse_value(text: str) -> Any:
+    """A number, list, true/false/null in JSON's or Python's spelling; everything else is text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def describe(model: nn.Module) -> str:
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return f"{type(model).__name__}, {millions:.1f} M parameters"

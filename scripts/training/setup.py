@@ -1,0 +1,214 @@
+"""From the arguments of a run to its parts. `scripts/train.py` reads as the list of what is here."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from ...processing.image_processing_segmentation import SegmentationImageProcessor
+from .augmentation import JointAugmentation
+from .batches import SampleStream, TrainingSamples, training_loader
+from .checking import check_dataset
+from .data import SegmentationData, open_data
+from .loop import Schedule, Training
+from .models import build_model, describe, parse_overrides
+from .optim import parameter_groups
+from .records import read_json
+
+if TYPE_CHECKING:
+    from ..train import TrainArguments
+
+# What a resumed run may change: nothing that a number of the training depends on.
+CHANGEABLE = {"val", "workers", "output", "resume", "eval_interval", "log_interval", "tracker", "traceback"}
+DEFAULT_EPOCHS = 100
+CHECKED_SAMPLES = 32  # pairs of each split
+
+logger = logging.getLogger(__name__)
+
+
+def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArguments":
+    """The arguments of a new run, or those of the run that is resumed with what `given` may change."""
+    arguments = kind(**given)
+    if not arguments.output:
+        raise ValueError(
+            "--output is missing. Name the folder that this run writes to, such as runs/streets."
+        )
+    record = Path(arguments.output) / "run.json"
+    if arguments.resume:
+        return resumed(kind, given, record)
+    if record.exists():
+        raise ValueError(
+            f"{arguments.output} holds a run already. Continue it with --resume, or choose another --output."
+        )
+    if not arguments.train:
+        raise ValueError("--train is missing. Give a folder with images/ and masks/, such as data/train.")
+    return arguments
+
+
+def resumed(kind: type["TrainArguments"], given: dict[str, Any], record: Path) -> "TrainArguments":
+    if not record.exists():
+        raise ValueError(f"there is no {record} to resume from. Leave out --resume to start a new run.")
+    known = {field.name for field in fields(kind)}
+    stored = {name: value for name, value in read_json(record)["arguments"].items() if name in known}
+    for name, value in given.items():
+        if name not in CHANGEABLE and value != stored.get(name):
+            raise ValueError(
+                f"this run began with {name}={stored.get(name)} and cannot go on with {value}: resuming is exact. "
+                f"Leave the option out, or start a new run with --weights {record.parent}."
+            )
+    return kind(**{**stored, **given})
+
+
+def new_accelerator(arguments: "TrainArguments") -> Accelerator:
+    accelerator = Accelerator(
+        cpu=arguments.cpu,
+        mixed_precision=arguments.precision,
+        gradient_accumulation_steps=arguments.accumulation,
+        log_with=None if arguments.tracker == "none" else arguments.tracker,
+        project_dir=arguments.output,
+    )
+    set_seed(arguments.seed)
+    disable_progress_bar()  # of transformers, which would draw one over ours at every checkpoint
+    return accelerator
+
+
+def open_splits(arguments: "TrainArguments") -> tuple[SegmentationData, SegmentationData | None]:
+    """Training and validation data, after a look at a sample of each."""
+    train = checked(arguments.train)
+    val = checked(arguments.val) if arguments.val else None
+    if val is not None and list(train.classes) != list(val.classes):
+        raise ValueError(
+            f"{arguments.train} has the classes {', '.join(train.classes)}, but {arguments.val} has "
+            f"{', '.join(val.classes)}. Give both the same classes.json."
+        )
+    return train, val
+
+
+def checked(name: str) -> SegmentationData:
+    data = open_data(name)
+    report = check_dataset(data, CHECKED_SAMPLES, name=name)
+    for warning in report.warnings:
+        logger.warning("%s: %s", name, warning)
+    if report.problems:
+        raise ValueError(f"{name}: {' '.join(report.problems)} contextseg-check {name} tells more.")
+    return data
+
+
+def new_processor(data: SegmentationData) -> SegmentationImageProcessor:
+    """Images as they are, normalised with ImageNet's mean and deviation; it remembers how the masks were coded."""
+    return SegmentationImageProcessor(
+        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index
+    )
+
+
+def new_model(arguments: "TrainArguments", data: SegmentationData) -> PreTrainedModel:
+    classes = list(data.classes)
+    model = build_model(
+        arguments.model,
+        arguments.preset,
+        class_names=classes,
+        ignore_index=data.ignore_index,
+        overrides=parse_overrides(arguments.set),
+        weights=arguments.weights,
+        swin=arguments.swin,
+    )
+    print(f"{describe(model)}, {len(classes)} classes", flush=True)
+    if arguments.compile:
+        model.compile()
+    return model
+
+
+def new_schedule(arguments: "TrainArguments", num_images: int, num_processes: int) -> Schedule:
+    """The run's length in steps of the optimizer, and what happens at which of them."""
+    batch = arguments.batch_size * num_processes
+    if batch > num_images:
+        raise ValueError(
+            f"a batch of {batch} is larger than the data set of {num_images} images. "
+            f"Pass --batch-size {max(1, num_images // num_processes)} or less."
+        )
+    if arguments.steps and arguments.epochs:
+        raise ValueError("--steps and --epochs both say how long to train. Give one of them.")
+    epochs = arguments.epochs or DEFAULT_EPOCHS
+    steps = arguments.steps or math.ceil(epochs * num_images / (batch * arguments.accumulation))
+    warmup = min(1500, steps // 10) if arguments.warmup_steps is None else arguments.warmup_steps
+    return Schedule(
+        steps,
+        warmup,
+        arguments.schedule,
+        accumulation=arguments.accumulation,
+        clip_norm=arguments.clip_norm,
+        eval_interval=arguments.eval_interval or math.ceil(steps / 10),
+        log_interval=arguments.log_interval,
+    )
+
+
+def new_optimizer(arguments: "TrainArguments", model: PreTrainedModel) -> torch.optim.AdamW:
+    factors = {"head": arguments.head_lr_factor}
+    for setting in arguments.lr_factor:
+        part, _, factor = setting.partition("=")
+        try:
+            factors[part] = float(factor)
+        except ValueError:
+            raise ValueError(
+                f"--lr-factor {setting} is not PART=FACTOR. Write for example --lr-factor global_tokens=10."
+            ) from None
+    groups = parameter_groups(
+        model, learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, factors=factors
+    )
+    return torch.optim.AdamW(groups)
+
+
+def new_batches(
+    arguments: "TrainArguments",
+    schedule: Schedule,
+    data: SegmentationData,
+    processor: BaseImageProcessor,
+    training: Training,
+) -> Iterator[dict[str, Any]]:
+    """This process's batches from the step that `training` has reached to the end of the run."""
+    accelerator = training.accelerator
+    stream = SampleStream(
+        len(data),
+        arguments.batch_size,
+        seed=arguments.seed,
+        start=training.step * schedule.accumulation,
+        stop=schedule.steps * schedule.accumulation,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    samples = TrainingSamples(data, new_augmentation(arguments, data, processor), processor)
+    on_gpu = accelerator.device.type == "cuda"
+    return iter(training_loader(samples, stream, workers=arguments.workers, pin_memory=on_gpu))
+
+
+def new_augmentation(
+    arguments: "TrainArguments", data: SegmentationData, processor: BaseImageProcessor
+) -> JointAugmentation:
+    fill = tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean)
+    shared = {
+        "crop_size": crop_size(arguments.crop_size),
+        "fill": fill,
+        "ignore_index": data.ignore_index,
+        "seed": arguments.seed,
+    }
+    if not arguments.augmentation:
+        return JointAugmentation(
+            **shared, scale_range=(1.0, 1.0), flip_probability=0.0, use_colour_distortion=False
+        )
+    return JointAugmentation(**shared, scale_range=(arguments.min_scale, arguments.max_scale))
+
+
+def crop_size(text: str) -> tuple[int, int]:
+    """`"512"` -> (512, 512); `"360x480"` -> (360, 480)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"--crop-size {text} is not a size. Write a number of pixels, or HEIGHTxWIDTH.")
+    return int(parts[0]), int(parts[-1])

@@ -1,0 +1,334 @@
+import os
+import signal
+from dataclasses import fields
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+import contextseg
+from contextseg.scripts.train import TrainArguments, main
+from contextseg.scripts.training import loop
+from contextseg.scripts.training.batches import SampleStream, TrainingSamples, training_loader
+from contextseg.scripts.training.checkpoints import CheckpointError, recovered, write_folder
+from contextseg.scripts.training.models import parse_overrides
+from contextseg.scripts.training.records import Log, read_json, read_log
+from contextseg.scripts.training.setup import crop_size
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "streets"
+    assert main(run_options(data, output)) == 0
+    return output
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_best_and_last_open_by_the_auto_classes(run):
+    for checkpoint in (run / "best", run / "last"):
+        model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
+        assert list(model.config.id2label.values()) == CLASSES
+        assert AutoImageProcessor.from_pretrained(checkpoint).ignore_index == 255
+
+
+def test_the_record_tells_arguments_versions_scores_and_hardware(run):
+    record = read_json(run / "run.json")
+    assert record["status"] == "finished"
+    assert record["steps_done"] == record["best"]["step"] == 4
+    assert record["arguments"]["batch_size"] == 2
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["hardware"]["cores"] == os.cpu_count()
+    assert [row["name"] for row in record["scores"]["per_class"]] == CLASSES
+
+
+def test_the_log_holds_one_loss_a_step_and_the_scores(run):
+    entries = read_log(run / "log.jsonl")
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in entries if "mean_iou" in entry] == [4]
+
+
+def test_training_learns(data, tmp_path):
+    changes = ["--steps", "30", "--eval-interval", "30", "--learning-rate", "1e-2"]
+    main([*run_options(data, tmp_path / "run"), *changes])
+    assert read_json(tmp_path / "run" / "run.json")["best"]["mean_iou"] > 0.6
+
+
+def test_tensorboard_curves_are_written(data, tmp_path):
+    main([*run_options(data, tmp_path / "run"), "--tracker", "tensorboard", "--steps", "1"])
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def stop_after(step, monkeypatch):
+    """Sends this process a SIGTERM while it does a step."""
+    done = []
+
+    def optimizer_step(*arguments):
+        done.append(None)
+        if len(done) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    real = loop.optimizer_step
+    monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
+
+
+def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
+    changes = [
+        "--steps",
+        "6",
+        "--eval-interval",
+        "2",
+        "--ema",
+        "0.9",
+        "--accumulation",
+        "2",
+        "--set",
+        "drop_path_rate=0.5",
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*run_options(data, whole), *changes]) == 0
+    with monkeypatch.context() as patched:
+        stop_after(3, patched)
+        assert main([*run_options(data, parts), *changes]) == 128 + signal.SIGTERM
+    assert read_json(parts / "run.json")["status"] == "stopped"
+    torch.manual_seed(1)  # a new process would not be where the old one was
+    assert main(["--output", str(parts), "--resume"]) == 0
+    assert_equal_weights(whole / "last", parts / "last")
+    assert_equal_weights(whole / "best", parts / "best")
+    losses = [[e.get("loss") for e in read_log(folder / "log.jsonl")] for folder in (whole, parts)]
+    assert losses[0] == losses[1]
+
+
+def test_resume_refuses_options_that_would_change_the_result(run):
+    with pytest.raises(SystemExit, match=r"began with learning_rate=0.001 and cannot go on with 0.1"):
+        main(["--output", str(run), "--resume", "--learning-rate", "0.1"])
+
+
+def test_resume_of_a_finished_run_changes_nothing(run):
+    before = weights(run / "last")
+    assert main(["--output", str(run), "--resume"]) == 0
+    after = weights(run / "last")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_average_is_what_the_checkpoint_holds(data, tmp_path):
+    main([*run_options(data, tmp_path / "run"), "--ema", "0.9"])
+    state = torch.load(tmp_path / "run" / "last" / "training_state.pt")
+    saved = weights(tmp_path / "run" / "last")["classifier.weight"]
+    assert torch.equal(saved, state["average"]["weights"]["classifier.weight"])
+    assert not torch.equal(saved, state["model"]["classifier.weight"])
+
+
+def test_a_non_finite_loss_stops_with_the_samples_names(data, tmp_path):
+    with pytest.raises(SystemExit, match=r"the loss of step \d is (nan|inf). Its samples: scene\d, scene\d"):
+        main([*run_options(data, tmp_path / "run"), "--learning-rate", "1e30"])
+
+
+def test_other_classes_renew_the_head_and_keep_equal_names(run, tmp_path, caplog):
+    other = write_data(tmp_path / "data", classes=["sky", "wall", "water", "road"])
+    options = ["--train", f"{other}/train", "--output", str(tmp_path / "new"), "--weights", str(run)]
+    main(
+        [
+            *options,
+            "--crop-size",
+            "16",
+            "--batch-size",
+            "1",
+            "--steps",
+            "1",
+            "--workers",
+            "0",
+            "--learning-rate",
+            "0",
+        ]
+    )
+    assert "2 keep their weights by name, 2 are new" in caplog.text
+    old, new = (
+        weights(run / "best")["classifier.weight"],
+        weights(tmp_path / "new" / "last")["classifier.weight"],
+    )
+    assert torch.equal(new[:2], old[[2, 0]])
+
+
+def test_any_segmenter_of_transformers_trains(data, tmp_path):
+    sizes = [
+        "depths=[1,1]",
+        "hidden_sizes=[8,16]",
+        "num_encoder_blocks=2",
+        "decoder_hidden_size=8",
+        "sr_ratios=[2,1]",
+    ]
+    sizes += ["num_attention_heads=[1,2]", "patch_sizes=[3,3]", "strides=[4,2]", "mlp_ratios=[2,2]"]
+    options = [
+        "--train",
+        f"{data}/train",
+        "--val",
+        f"{data}/val",
+        "--output",
+        str(tmp_path / "run"),
+        "--model",
+        "segformer",
+    ]
+    options += [part for size in sizes for part in ("--set", size)]
+    assert main([*options, "--crop-size", "32", "--batch-size", "2", "--steps", "2", "--workers", "0"]) == 0
+    assert read_json(tmp_path / "run" / "run.json")["best"]["mean_iou"] >= 0
+
+
+ERRORS = {
+    "no --train": (["--train", ""], "--train is missing"),
+    "missing folder": (["--train", "./nowhere/train"], "nowhere/train"),
+    "unknown model": (["--model", "glam_swim"], "no model 'glam_swim'"),
+    "unknown preset": (["--preset", "huge"], "no preset 'huge'"),
+    "unknown field": (["--set", "window_sizee=4"], "did you mean 'window_size'"),
+    "no value": (["--set", "window_size"], "--set NAME=VALUE"),
+    "two starts": (["--weights", "a", "--swin", "b"], "Give one of them"),
+    "large batch": (["--batch-size", "6"], "batch of 6 is larger than the data set of 5 images"),
+    "two lengths": (["--epochs", "3"], "--steps and --epochs"),
+    "bad crop": (["--crop-size", "12by4"], "HEIGHTxWIDTH"),
+    "bad factor": (["--lr-factor", "decoder"], "PART=FACTOR"),
+    "missing weights": (["--weights", "./nowhere"], "there is no folder nowhere"),
+    "nothing to resume": (["--resume"], "Leave out --resume"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), ERRORS.values(), ids=ERRORS)
+def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path):
+    options = run_options(data, tmp_path / "run", model=[] if "--weights" in changes else TINY_MODEL)
+    with pytest.raises(SystemExit) as caught:
+        main([*options, *changes])
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_never_overwritten(run, data):
+    with pytest.raises(SystemExit, match="holds a run already"):
+        main(run_options(data, run))
+
+
+def test_splits_with_different_classes_are_refused(data, tmp_path):
+    other = write_data(tmp_path / "data", classes=["sky", "wall", "grass"])
+    with pytest.raises(SystemExit, match="Give both the same classes.json"):
+        main([*run_options(data, tmp_path / "run"), "--val", f"{other}/val"])
+
+
+def test_a_crop_larger_than_the_images_pads(data, tmp_path):
+    assert main([*run_options(data, tmp_path / "run"), "--crop-size", "64", "--steps", "1"]) == 0
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["--batchsize", "2"])
+    assert "no option --batchsize, did you mean --batch-size?" in capsys.readouterr().err
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for field in fields(TrainArguments):
+        assert f"-{field.name.replace('_', '-')} " in text
+
+
+def test_overrides_are_numbers_lists_words_or_text():
+    given = ["a=1", "b=[2,3]", "c=(4,5)", "d=true", "e=None", "loss=cross_entropy+dice", "f=1e-3"]
+    expected = {
+        "a": 1,
+        "b": [2, 3],
+        "c": (4, 5),
+        "d": True,
+        "e": None,
+        "loss": "cross_entropy+dice",
+        "f": 0.001,
+    }
+    assert parse_overrides(given) == expected
+
+
+def test_a_crop_is_a_number_or_height_by_width():
+    assert crop_size("512") == (512, 512)
+    assert crop_size("360x480") == (360, 480)
+
+
+def test_every_epoch_shows_every_image_once():
+    stream = SampleStream(5, 2, seed=0, start=0, stop=5)
+    keys = [key for batch in stream for key in batch]
+    assert sorted(keys) == [(epoch, index) for epoch in range(2) for index in range(5)]
+    assert [index for _, index in keys[:5]] != [index for _, index in keys[5:]]
+
+
+def test_a_later_start_is_the_tail_of_the_same_stream():
+    options = {"seed": 3, "stop": 9}
+    assert list(SampleStream(7, 3, start=4, **options)) == list(SampleStream(7, 3, start=0, **options))[4:]
+
+
+def test_processes_share_the_stream_of_one():
+    alone = [key for batch in SampleStream(10, 4, seed=0, start=0, stop=5) for key in batch]
+    ranks = [list(SampleStream(10, 2, seed=0, start=0, stop=5, rank=rank, world=2)) for rank in range(2)]
+    shared = [key for step in zip(*ranks, strict=True) for batch in step for key in batch]
+    assert shared == alone
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(data):
+    folder = contextseg.scripts.training.data.SegmentationFolder(data / "train")
+    augmentation = contextseg.scripts.training.augmentation.JointAugmentation((16, 16), seed=0)
+    samples = TrainingSamples(folder, augmentation, contextseg.SegmentationImageProcessor())
+    batches = [
+        list(
+            training_loader(
+                samples, SampleStream(5, 2, seed=0, start=0, stop=3), workers=workers, pin_memory=False
+            )
+        )
+        for workers in (0, 1)
+    ]
+    for alone, helped in zip(*batches, strict=True):
+        assert alone["name"] == helped["name"]
+        assert torch.equal(alone["pixel_values"], helped["pixel_values"])
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path):
+    write_folder(tmp_path / "last", lambda folder: (folder / "weights").write_text("old"))
+
+    def fail(folder):
+        (folder / "weights").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="The checkpoint before it is intact. Free some space"):
+        write_folder(tmp_path / "last", fail)
+    assert (tmp_path / "last" / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_too_little_space_is_noticed_before_anything_is_written(tmp_path):
+    with pytest.raises(CheckpointError, match="needs about"):
+        write_folder(tmp_path / "last", lambda _: pytest.fail("wrote"), expected_bytes=1 << 60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path):
+    (tmp_path / "last.previous").mkdir()
+    assert recovered(tmp_path / "last").is_dir()
+
+
+def test_the_log_forgets_steps_that_are_done_again(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    for step in (1, 2, 3):
+        log.add(step=step, loss=0.5)
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    log.cut_after(2)
+    assert [entry["step"] for entry in read_log(log.path)] == [1, 2]
