@@ -1,0 +1,112 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import CLASSES, run_options, write_data, write_pairs
+
+from contextseg.scripts.evaluate import main
+from contextseg.scripts.train import main as train
+from contextseg.scripts.training.data import SegmentationFolder
+from contextseg.scripts.training.models import open_model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "streets"
+    train(run_options(data, output))
+    return output
+
+
+def evaluated(model, data, output, *options):
+    assert main([str(model), "--data", str(data), "--output", str(output), "--workers", "0", *options]) == 0
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def test_the_scores_are_those_of_a_plain_loop_over_the_images(run, data, tmp_path):
+    model, processor, _ = open_model(str(run))
+    hits, labelled, predicted = np.zeros((3, 3))
+    for sample in SegmentationFolder(data / "val"):
+        with torch.no_grad():
+            logits = model(**processor(sample["image"], return_tensors="pt")).logits
+        size = sample["mask"].shape
+        ids = torch.nn.functional.interpolate(logits, size=size, mode="bilinear")[0].argmax(0).numpy()
+        counted = sample["mask"] != 255
+        for label in range(3):
+            is_label, is_predicted = (sample["mask"] == label) & counted, (ids == label) & counted
+            hits[label] += (is_label & is_predicted).sum()
+            labelled[label] += is_label.sum()
+            predicted[label] += is_predicted.sum()
+    scores = evaluated(run, data / "val", tmp_path)
+    assert [row["iou"] for row in scores["per_class"]] == pytest.approx(
+        list(hits / (labelled + predicted - hits))
+    )
+    assert [row["support"] for row in scores["per_class"]] == list(labelled)
+
+
+def test_training_reports_the_same_score_as_evaluating_its_best(run, data, tmp_path):
+    record = json.loads((run / "run.json").read_text())
+    assert evaluated(run, data / "val", tmp_path)["mean_iou"] == pytest.approx(record["best"]["mean_iou"])
+
+
+def test_markdown_and_csv_hold_a_line_for_each_class(run, data, tmp_path):
+    scores = evaluated(run, data / "val", tmp_path)
+    text = (tmp_path / "evaluation.md").read_text()
+    assert all(f"| {name}" in text for name in CLASSES)
+    rows = list(csv.DictReader((tmp_path / "evaluation.csv").open()))
+    assert [float(row["boundary_iou"]) for row in rows] == [
+        row["boundary_iou"] for row in scores["per_class"]
+    ]
+
+
+def test_the_results_go_to_the_run_by_default(run, data):
+    assert main([str(run), "--data", f"{data}/val", "--workers", "0"]) == 0
+    assert (run / "evaluation.json").is_file()
+
+
+def test_a_mirrored_data_set_scores_the_same_with_flip(run, data, tmp_path):
+    from PIL import Image, ImageOps
+
+    for kind in ("images", "masks"):
+        (tmp_path / "mirrored" / kind).mkdir(parents=True)
+        for path in (data / "val" / kind).iterdir():
+            ImageOps.mirror(Image.open(path)).save(tmp_path / "mirrored" / kind / path.name)
+    (tmp_path / "mirrored" / "classes.json").write_text((data / "classes.json").read_text())
+    one, other = (
+        evaluated(run, folder, tmp_path / folder.name, "--flip")
+        for folder in (data / "val", tmp_path / "mirrored")
+    )
+    assert one["mean_iou"] == pytest.approx(other["mean_iou"], abs=0.02)
+    assert "mirrored" in one["protocol"]
+
+
+def test_a_class_that_never_occurs_is_null_and_not_in_the_mean(run, data, tmp_path):
+    write_pairs(tmp_path / "val", 1)
+    (tmp_path / "classes.json").write_text((data / "classes.json").read_text())
+    from PIL import Image
+
+    path = tmp_path / "val" / "masks" / "scene0.png"
+    Image.fromarray(np.full((24, 30), 1, dtype=np.uint8)).save(path)
+    rows = evaluated(run, tmp_path / "val", tmp_path)["per_class"]
+    assert [row["accuracy"] is None for row in rows] == [True, False, True]
+    assert not math.isnan(rows[1]["iou"])
+
+
+def test_data_with_other_classes_is_refused(run, tmp_path):
+    other = write_data(tmp_path / "data", classes=[*CLASSES, "water"])
+    with pytest.raises(
+        SystemExit, match=r"the model has 3 classes .* the data 4 .*contextseg-train --weights"
+    ):
+        main([str(run), "--data", f"{other}/val"])
+
+
+def test_a_folder_without_a_model_is_refused(data):
+    with pytest.raises(SystemExit, match="has no config.json, no best/ and no last/"):
+        main([str(data), "--data", f"{data}/val"])
