@@ -1,0 +1,68 @@
+"""contextseg-predict: segments image files.
+
+contextseg-predict runs/streets photo.jpg big.tif folder/ --output masks/
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .training.arguments import parse, short_errors
+
+if TYPE_CHECKING:
+    from .prediction import Job
+
+PROGRAM = "contextseg-predict"
+DESCRIPTION = """Segment image files. Each mask is a PNG as large as its file, pixel for pixel (also for rotated photographs), whose
+values are class ids and whose palette shows them in colours. Files that cannot be read are reported at the end."""
+
+
+@dataclass
+class PredictArguments:
+    model: str  # a run of contextseg-train (its best/), a folder of save_pretrained, or a Hub name
+    images: list[str]  # image files, and folders of them, searched through
+    # Output
+    output: str = "masks"  # folder for the masks, which keep the images' names and paths below a folder
+    overlay: bool = False  # also write pictures tinted with the classes, to overlays/ in there
+    explain: str | None = None  # X,Y: also show where this pixel looks (GLAM's eq. 7), to attention/
+    # Protocol
+    flip: bool = False  # average with the prediction for the mirrored image
+    # Machine
+    cpu: bool = False  # leave GPUs alone
+    traceback: bool = False  # show where in the code an error came from
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(PredictArguments, argv, PROGRAM, DESCRIPTION)
+    with short_errors(PROGRAM, arguments.traceback):
+        failures = predict(arguments)
+    for job, message in failures:
+        print(message if str(job.source) in message else f"{job.source}: {message}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
+    """Writes what was asked for; the files that could not be segmented, and why."""
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    from .prediction import Predictor, find_jobs, parse_position
+    from .training.models import open_model
+
+    position = parse_position(arguments.explain) if arguments.explain else None
+    jobs = find_jobs(arguments.images, arguments.output)
+    model, processor, _ = open_model(arguments.model)
+    model.to(Accelerator(cpu=arguments.cpu).device)
+    predictor = Predictor(model, processor, flip=arguments.flip, overlay=arguments.overlay, explain=position)
+    failures = []
+    for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
+        try:
+            predictor.run(job)
+        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            failures.append((job, str(error)))
+    print(f"{len(jobs) - len(failures)} of {len(jobs)} images segmented into {arguments.output}")
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
