@@ -1,0 +1,79 @@
+"""Bilinear upsampling (align_corners=False), and 3x3 convolutions over upsampled maps without upsampling them.
+
+A convolution and an interpolation are linear and act on different axes, so they may change places tap by tap:
+conv3x3(up(P)) is the sum over the nine taps of shift(up(W_tap P)). Here the taps mix the channels at low resolution,
+where pixels are few; then two dense products with shifted interpolation matrices, one per axis, upsample, shift and
+sum the taps at once. The result is that of the plain formula up to rounding, zero padding at the border included.
+
+Channels are the fastest axis in memory throughout: no step needs a transposition, and that layout also makes the
+convolutions around it fastest on CPUs and tensor cores.
+
+Legend: B batch, C channels, h, w and H, W the sides before and after upsampling.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def interpolation_matrix(source: int, target: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(target, source): linear interpolation of one axis, each row the weights of one target cell."""
+    exact = torch.promote_types(dtype, torch.float32)
+    centres = torch.arange(target, dtype=exact, device=device) + 0.5
+    positions = (centres * (source / target) - 0.5).clamp(0, source - 1)
+    distances = positions[:, None] - torch.arange(source, dtype=exact, device=device)
+    return (1 - distances.abs()).clamp(min=0).to(dtype)
+
+
+def upsample(feature_map: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W) with size (H, W)."""
+    return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def pyramid_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Maps (B, C_i, h_i, w_i), the first one setting the size; weight (C', sum of C_i, 3, 3) -> (B, C', H, W).
+
+    Equals conv2d(cat([first, *upsampled others]), weight, padding=1).
+    """
+    finest, *coarser = feature_maps
+    finest_weight, coarser_weight = weight.split([finest.shape[1], weight.shape[1] - finest.shape[1]], dim=1)
+    direct = F.conv2d(finest, finest_weight, padding=1)
+    return direct + upsampled_conv3x3(coarser, coarser_weight, direct.shape[-2:])
+
+
+def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C_i, h_i, w_i), weight (C', sum of C_i, 3, 3), size (H, W) -> (B, C', H, W).
+
+    Equals conv2d(cat(upsampled maps), weight, padding=1).
+    """
+    height, width = size
+    weights = weight.split([feature_map.shape[1] for feature_map in feature_maps], dim=1)
+    widened = [_widened_taps(m, part, width) for m, part in zip(feature_maps, weights, strict=True)]
+    lines = torch.cat(widened, dim=1)
+    matrices = [_shifted_matrices(m.shape[2], height, m) for m in feature_maps]
+    rows = torch.cat([matrix.transpose(0, 1).flatten(1) for matrix in matrices], dim=1)  # (H, 3 * sum of h_i)
+    upsampled = torch.bmm(rows.expand(lines.shape[0], -1, -1), lines)
+    return upsampled.unflatten(2, (width, weight.shape[0])).permute(0, 3, 1, 2)
+
+
+def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> Tensor:
+    """(B, C, h, w), (C', C, 3, 3) -> (B, 3 * h, W * C'): per row of taps, its three taps upsampled along w and summed."""
+    batch, _, height, source = feature_map.shape
+    columns = _shifted_matrices(source, width, feature_map).permute(1, 2, 0).flatten(1)  # (W, w * 3)
+    widened = []
+    for tap_row in weight.unbind(2):  # (C', C, 3)
+        mixing = tap_row.permute(2, 0, 1).flatten(0, 1)[:, :, None, None]  # a 1x1 convolution to (tap, C')
+        taps = F.conv2d(feature_map, mixing).permute(0, 2, 3, 1).unflatten(3, (3, weight.shape[0]))
+        taps = taps.flatten(2, 3).flatten(0, 1)  # (B * h, w * 3, C')
+        lines = torch.bmm(columns.expand(batch * height, -1, -1), taps)
+        widened.append(lines.unflatten(0, (batch, height)).flatten(2))
+    return torch.cat(widened, dim=1)
+
+
+def _shifted_matrices(source: int, target: int, like: Tensor) -> Tensor:
+    """(3, target, source): what the three taps see of an upsampled axis, with zeros outside of it."""
+    matrix = interpolation_matrix(source, target, dtype=like.dtype, device=like.device)
+    padded = F.pad(matrix, (0, 0, 1, 1))
+    return torch.stack([padded[tap : tap + target] for tap in range(3)])

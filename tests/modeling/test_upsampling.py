@@ -1,0 +1,94 @@
+"""Claims about interpolation by matrices and about 3x3 convolutions over upsampled maps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contextseg.modeling.upsampling import interpolation_matrix, pyramid_conv3x3, upsample, upsampled_conv3x3
+
+PYRAMIDS = {
+    "halves": [(16, 24), (8, 12), (4, 6), (2, 3)],
+    "odd sides": [(13, 29), (7, 15), (4, 8), (2, 4)],
+    "down to one pixel": [(5, 7), (3, 4), (2, 2), (1, 1)],
+    "all one pixel": [(1, 1), (1, 1)],
+    "equal sizes": [(6, 5), (6, 5)],
+    "coarser maps larger": [(4, 5), (7, 6)],
+    "one row": [(1, 9), (1, 5), (1, 3)],
+    "unrelated sizes": [(11, 6), (4, 5), (9, 1)],
+}
+pyramids = pytest.mark.parametrize("sizes", PYRAMIDS.values(), ids=PYRAMIDS.keys())
+
+
+def plain_formula(feature_maps: list[Tensor], weight: Tensor, size: tuple[int, int]) -> Tensor:
+    resized = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in feature_maps]
+    return F.conv2d(torch.cat(resized, dim=1), weight, padding=1)
+
+
+def random_pyramid(sizes, dtype=torch.float32) -> tuple[list[Tensor], Tensor]:
+    """Maps of 2, 3, 4, ... channels (a batch of two) and the weight of a convolution over all of them."""
+    channels = range(2, 2 + len(sizes))
+    maps = [torch.randn(2, c, *size, dtype=dtype) for c, size in zip(channels, sizes, strict=True)]
+    return maps, torch.randn(5, sum(channels), 3, 3, dtype=dtype)
+
+
+@pytest.mark.parametrize("source", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize("target", [1, 2, 7, 8, 16, 33])
+def test_interpolation_matrix_is_bilinear_interpolation_of_one_axis(source, target):
+    line = torch.randn(source, dtype=torch.float64)
+    matrix = interpolation_matrix(source, target, dtype=line.dtype, device=line.device)
+    expected = F.interpolate(line[None, None], target, mode="linear", align_corners=False)[0, 0]
+    torch.testing.assert_close(matrix @ line, expected)
+
+
+def test_interpolation_matrix_has_the_asked_type_and_rows_that_sum_to_one():
+    matrix = interpolation_matrix(8, 32, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert matrix.dtype is torch.bfloat16
+    assert matrix.float().sum(1).eq(1).all()
+
+
+def test_upsample_takes_any_sequence_as_size():
+    feature_map = torch.randn(1, 2, 3, 4)
+    expected = F.interpolate(feature_map, (5, 9), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsample(feature_map, torch.Size([5, 9])), expected)
+
+
+@pyramids
+def test_convolution_over_a_pyramid_equals_the_plain_formula(sizes):
+    feature_maps, weight = random_pyramid(sizes)
+    expected = plain_formula(feature_maps, weight, sizes[0])
+    torch.testing.assert_close(pyramid_conv3x3(feature_maps, weight), expected, atol=1e-5, rtol=1e-5)
+
+
+@pyramids
+def test_convolution_over_upsampled_maps_reaches_any_size(sizes):
+    feature_maps, weight = random_pyramid(sizes)
+    expected = plain_formula(feature_maps, weight, (17, 10))
+    torch.testing.assert_close(
+        upsampled_conv3x3(feature_maps, weight, (17, 10)), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+@pyramids
+def test_gradients_equal_those_of_the_plain_formula(sizes):
+    feature_maps, weight = random_pyramid(sizes, torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (*feature_maps, weight)]
+    result = pyramid_conv3x3(feature_maps, weight)
+    direction = torch.randn_like(result)
+    expected = torch.autograd.grad(plain_formula(feature_maps, weight, sizes[0]), inputs, direction)
+    torch.testing.assert_close(torch.autograd.grad(result, inputs, direction), expected)
+
+
+def test_memory_layout_of_the_maps_does_not_matter():
+    feature_maps, weight = random_pyramid([(9, 6), (5, 3), (3, 2)])
+    channels_last = [m.contiguous(memory_format=torch.channels_last) for m in feature_maps]
+    torch.testing.assert_close(pyramid_conv3x3(channels_last, weight), pyramid_conv3x3(feature_maps, weight))
+
+
+def test_autocast_keeps_bfloat16_and_stays_close_to_float32():
+    feature_maps, weight = random_pyramid([(12, 10), (6, 5), (3, 3)])
+    with torch.autocast("cpu", torch.bfloat16):
+        result = pyramid_conv3x3(feature_maps, weight)
+    assert result.dtype is torch.bfloat16
+    exact = pyramid_conv3x3(feature_maps, weight)
+    assert (result.float() - exact).norm() < 0.01 * exact.norm()
