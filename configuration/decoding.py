@@ -65,6 +65,8 @@ class DecodingConfig(PreTrainedConfig):
         fields = {name for name in self.__dataclass_fields__ if not name.startswith("_")}
         reject_unknown_options(type(self).__name__, public, fields | TRANSFORMERS_KEYWORDS)
         super().__post_init__(**kwargs)
+        if self.label2id is None:
+            self.label2id = {name: index for index, name in self.id2label.items()}
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:

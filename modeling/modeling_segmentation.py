@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.options import choose
 from .decoder_upernet import FcnHead, UperNetDecoder
-from .losses import segmentation_loss
+from .losses import parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
     def build_heads(self, channels: list[int]) -> None:
         """Decoder, classifier and auxiliary head over feature maps of these widths, fine to coarse."""
         config = self.config
+        parse_terms(config.loss)  # a wrong name fails here, not at the first training step
         self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels)
         self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
@@ -86,15 +87,12 @@ class SegmentationModel(ContextsegPreTrainedModel):
     def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K, h, w), (B, H, W) -> scalar: the configured loss of one head."""
         config = self.config
-        weights = (
-            None if config.class_weights is None else torch.tensor(config.class_weights, device=logits.device)
-        )
         return segmentation_loss(
             logits,
             labels,
             terms=config.loss,
             ignore_index=config.semantic_loss_ignore_index,
-            class_weights=weights,
+            class_weights=config.class_weights,
             reduction=config.loss_reduction,
         )
 

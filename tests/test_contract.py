@@ -283,3 +283,8 @@ def test_every_option_changes_the_model(name, option):
         torch.manual_seed(0)
         prints.append(fingerprint(SEGMENTERS[name](**overrides)))
     assert prints[0] != prints[1]
+
+
+def test_a_wrong_loss_is_refused_when_the_model_is_built(build):
+    with pytest.raises(ValueError, match="no loss 'dyce'.*did you mean 'dice'"):
+        build(loss="cross_entropy+dyce")

@@ -1,0 +1,56 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from contextseg import GlamSwinConfig
+
+
+def test_defaults_are_the_papers_tiny_size():
+    config, tiny = GlamSwinConfig(), GlamSwinConfig.preset("tiny")
+    assert config.to_dict() == tiny.to_dict()
+    assert (config.hidden_size, config.num_global_tokens, config.logits_stride) == (768, 10, 4)
+
+
+def test_presets_take_overrides():
+    config = GlamSwinConfig.preset("base", num_global_tokens=5, id2label={0: "a", 1: "b"})
+    assert (config.embed_dim, config.num_global_tokens, config.num_labels) == (128, 5, 2)
+    assert config.label2id == {"a": 0, "b": 1}
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="no preset 'tinny', did you mean 'tiny'"):
+        GlamSwinConfig.preset("tinny")
+    with pytest.raises(ValueError, match="Known: base, nano, small, tiny"):
+        GlamSwinConfig.preset("xyz")
+
+
+def test_every_stage_is_a_feature_map_unless_told_otherwise():
+    assert GlamSwinConfig().out_features == ["stage1", "stage2", "stage3", "stage4"]
+    assert GlamSwinConfig(out_indices=[1, 3]).out_features == ["stage1", "stage3"]
+
+
+def test_table_rows_are_the_authors():
+    config = GlamSwinConfig(num_global_tokens=10)
+    assert [config.position_rows(stage) for stage in range(4)] == [202500, 50625, 12544, 3136]
+    assert GlamSwinConfig(global_position_rows=(4, 3, 2, 1)).position_rows(3) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depths": (2, 2)}, "depths has 2 stages and num_heads 4"),
+        ({"embed_dim": 100}, "100 channels, which 3 heads do not divide"),
+        ({"num_global_tokens": -1}, "num_global_tokens is -1"),
+        ({"global_position_embedding": "rotary"}, "Use one of sincos, table, none"),
+        ({"global_position_rows": (1, 2)}, "global_position_rows has 2 entries for 4 stages"),
+        ({"loss_reduction": "sum"}, "Use 'valid' or 'all'"),
+        ({"class_weights": [1.0], "num_labels": 3}, "class_weights has 1 entries for 3 labels"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        GlamSwinConfig(**options)
+
+
+def test_the_configuration_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="configuration of a 'swin' model"):
+        GlamSwinConfig(model_type="swin")
