@@ -7,7 +7,6 @@ happens on import. The names below are loaded when they are first used.
 from importlib import import_module
 from typing import Any
 
-from .hub import install
 from .hub import install as install_hub_writer
 from .modeling.auto_classes import register_auto_classes
 from .processing.image_processing_segmentation import (
@@ -45,4 +44,3 @@ def __dir__() -> list[str]:
 
 register_auto_classes({"torchvision": SegmentationImageProcessor, "pil": SegmentationImageProcessorPil})
 install_hub_writer()
-install()  # saves hold their own code from here on
