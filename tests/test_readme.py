@@ -1,0 +1,58 @@
+"""The README's Python runs as it stands, and its command lines name options that exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+SCRIPTS = {
+    "contextseg-check": "check",
+    "contextseg-convert": "convert_weights",
+    "contextseg-evaluate": "evaluate",
+    "contextseg-export": "export_hub",
+    "contextseg-predict": "predict",
+    "contextseg-train": "train",
+}
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = GlamSwinConfig.preset("nano", id2label={0: "road", 1: "car"})
+    GlamSwinForSemanticSegmentation(config).save_pretrained("runs/streets/best")
+    SegmentationImageProcessor().save_pretrained("runs/streets/best")
+    Image.new("RGB", (64, 48), "grey").save("photo.jpg")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(block, names)
+    assert names["mask"].shape == (48, 64)
+    assert {"config.json", "model.safetensors", "README.md"} <= {
+        path.name for path in Path("my-model").iterdir()
+    }
+
+
+def test_the_five_lines_at_the_top_are_five():
+    first = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    assert len([line for line in first.splitlines() if line]) <= 6
+
+
+@pytest.mark.parametrize("command", sorted(SCRIPTS))
+def test_the_options_in_the_readme_exist(command):
+    shown = " ".join(re.findall(rf"{command}(.*)", README))
+    options = set(re.findall(r"(--[a-z-]+)", shown))
+    help_text = subprocess.run(
+        [sys.executable, "-m", f"contextseg.scripts.{SCRIPTS[command]}", "--help"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert options <= set(re.findall(r"--[a-z-]+", help_text))
+
+
+def test_links_of_the_readme_lead_somewhere():
+    root = Path(__file__).resolve().parents[1]
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
+    assert [target for target in targets if not (root / target).exists()] == []
