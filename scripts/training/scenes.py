@@ -22,18 +22,18 @@ CLASSES = {
     "tree": (34, 100, 66),
     "cabin": (176, 80, 48),
     "boulder": (124, 122, 132),
-    "flag": (250, 196, 40),
-    "snow field": (244, 246, 250),
-    "frozen lake": (66, 150, 222),
+    "blue flag": (58, 78, 214),
+    "red flag": (222, 44, 48),
+    "snow field": (246, 248, 252),
+    "frozen lake": (112, 190, 240),
 }
-FLOOR, PATH, TREE, CABIN, BOULDER, FLAG, SNOW, ICE = range(len(CLASSES))
-AMBIGUOUS = (SNOW, ICE)
+FLOOR, PATH, TREE, CABIN, BOULDER, BLUE_FLAG, RED_FLAG, SNOW, ICE = range(len(CLASSES))
+FLAGS, AMBIGUOUS = (BLUE_FLAG, RED_FLAG), (SNOW, ICE)
 IGNORE_INDEX = 255
 
-RED_FLAG, BLUE_FLAG = (226, 38, 44), (40, 70, 226)  # ice, snow
 MOSS, EARTH, SAND, WHITE = (96, 112, 62), (128, 116, 80), (206, 176, 122), (229, 234, 240)
-ROOF, STONE, PINE = (150, 74, 50), (142, 140, 146), (46, 88, 54)
-FLAG_REACH = 4  # no pixel of the flag or its mast is further from its centre
+ROOF, STONE, PINE, RED, BLUE = (150, 74, 50), (142, 140, 146), (46, 88, 54), (226, 38, 44), (40, 70, 226)
+FLAG_REACH = 6  # no pixel of the flag or its mast is further from its centre
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def draw_scene(
     for white in whites:
         _draw_white(canvas, rng, *white, label=ICE if frozen else SNOW)
     _draw_objects(canvas, rng)
-    _draw_flag(canvas, *flag, colour=RED_FLAG if frozen else BLUE_FLAG)
+    _draw_flag(canvas, *flag, *((RED, RED_FLAG) if frozen else (BLUE, BLUE_FLAG)))
 
     image = np.clip(canvas.image, 0, 255).astype(np.uint8)
     return Scene(image, canvas.mask, frozen, flag, _distance_to_flag(canvas.mask))
@@ -162,7 +162,7 @@ def _points_beyond(point: tuple, reach: float, margin: int, size: int) -> np.nda
 
 def _distance_to_flag(mask: np.ndarray) -> float:
     """(H, W) class ids -> pixels between the flag's bounding box and the nearest white pixel."""
-    flag, white = np.argwhere(mask == FLAG), np.argwhere(mask >= SNOW)
+    flag, white = np.argwhere(np.isin(mask, FLAGS)), np.argwhere(np.isin(mask, AMBIGUOUS))
     gap = np.maximum(flag.min(axis=0) - white, white - flag.max(axis=0)).clip(0)
     return float(np.sqrt((gap**2).sum(axis=1).min()))
 
@@ -247,14 +247,14 @@ def _draw_round(
     canvas.paint(part, outline - np.hypot(down, across), light[..., None] * np.float32(look[0]), look[1])
 
 
-def _draw_flag(canvas: Canvas, row: int, column: int, colour: tuple[int, int, int]) -> None:
-    """A pennant of 6 by 5 pixels on a white mast: the only pixels that depend on what the white is."""
+def _draw_flag(canvas: Canvas, row: int, column: int, colour: tuple[int, int, int], label: int) -> None:
+    """A flag of 9 by 7 pixels on a white mast: the only pixels that depend on what the white is."""
     part, down, across = canvas.around(row, column, FLAG_REACH)
-    canvas.shade(part, np.minimum(4 - np.abs(down), 1 - np.abs(across + 2)))
-    mast = np.minimum(4.5 - np.abs(down), 0.5 - np.abs(across + 3))
-    cloth = np.minimum(2.5 - np.abs(down + 2), 3 - np.abs(across - 0.5))
-    canvas.paint(part, mast, np.float32((250, 250, 250)), FLAG)
-    canvas.paint(part, cloth, np.float32(colour), FLAG)
+    canvas.shade(part, np.minimum(6 - np.abs(down), 1 - np.abs(across + 4)))
+    mast = np.minimum(6.5 - np.abs(down), 0.5 - np.abs(across + 5))
+    cloth = np.minimum(3.5 - np.abs(down + 3), 4.5 - np.abs(across))
+    canvas.paint(part, mast, np.float32((250, 250, 250)), label)
+    canvas.paint(part, cloth, np.float32(colour), label)
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
