@@ -76,6 +76,7 @@ def train(arguments: TrainArguments) -> int:
     from .training import setup
     from .training.checkpoints import load_state
     from .training.loop import Meter, StopSignal, Training, train_loop
+    from .training.models import describe
     from .training.optim import WeightAverage
     from .training.run_folder import RunFolder
 
@@ -86,6 +87,7 @@ def train(arguments: TrainArguments) -> int:
         schedule = setup.new_schedule(arguments, len(train_data), accelerator.num_processes)
         model = setup.new_model(arguments, train_data)
         processor = setup.new_processor(train_data)
+        accelerator.print(f"{describe(model)}, {len(train_data.classes)} classes, {len(train_data)} images")
         model, optimizer = accelerator.prepare(model, setup.new_optimizer(arguments, model))
         training = Training(accelerator, model, optimizer)
         training.average = WeightAverage(training.plain_model, arguments.ema) if arguments.ema else None

@@ -38,8 +38,7 @@ def write_folder(target: Path, write: Callable[[Path], None], *, expected_bytes:
         free = shutil.disk_usage(target.parent).free
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"could not write {target} ({error}); {free // MEGABYTE} MB were free. {kept(target)} "
-            "Free some space, then continue with --resume."
+            f"could not write {target} ({error}); {free // MEGABYTE} MB were free. {kept(target)}"
         ) from error
     replace_folder(temporary, target)
 
@@ -49,14 +48,14 @@ def check_space(target: Path, expected_bytes: int) -> None:
     if free < expected_bytes:
         raise CheckpointError(
             f"{target} needs about {expected_bytes // MEGABYTE} MB and {free // MEGABYTE} MB are free. "
-            f"{kept(target)} Free some space, then continue with --resume."
+            f"{kept(target)}"
         )
 
 
 def kept(target: Path) -> str:
-    return (
-        "The checkpoint before it is intact." if target.exists() else "No checkpoint was written before it."
-    )
+    if target.exists():
+        return "The checkpoint before it is intact. Free some space, then continue with --resume."
+    return "No checkpoint was written before it. Free some space, then start again."
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -131,6 +130,10 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     file = os.open(folder / STATE_FILE, os.O_RDONLY)
     os.fsync(file)  # on the disk before the folder gets its name
     os.close(file)
+
+
+def has_checkpoint(run: Path) -> bool:
+    return (recovered(run / "last") / STATE_FILE).is_file()
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

@@ -6,9 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 from transformers import BaseImageProcessor
 
+from ...processing.metrics import percent
 from .loop import Meter, Training
 from .records import Log, environment, write_json
 from .scoring import score, whole_images
@@ -61,11 +64,13 @@ class RunFolder:
     def evaluate(self, meter: Meter) -> bool:
         """Scores the model and tells in one line; True when it is the best so far."""
         training, started = self.training, time.perf_counter()
-        with training.published_weights():
+        images = tqdm(self.images, desc="evaluating", unit="image", leave=False, disable=meter.bar.disable)
+        # A compiled model would be compiled again for every size of image.
+        with training.published_weights(), torch.compiler.set_stance("force_eager"):
             scores = score(
                 training.plain_model,
                 self.processor,
-                self.images,
+                images,
                 self.accelerator,
                 class_names=self.classes,
                 ignore_index=self.ignore_index,
@@ -78,11 +83,12 @@ class RunFolder:
             training.best = training.scores
         means = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "pixel_accuracy")}
         meter.report(means)
-        meter.bar.write(
-            f"step {training.step}: mIoU {100 * scores['mean_iou']:.2f} %, "
-            f"pixel accuracy {100 * scores['pixel_accuracy']:.2f} % "
-            f"({len(self.images)} images in {seconds:.1f} s){', the best so far' if is_best else ''}"
-        )
+        if self.accelerator.is_main_process:
+            meter.bar.write(
+                f"step {training.step}: mIoU {percent(scores['mean_iou'])} %, "
+                f"pixel accuracy {percent(scores['pixel_accuracy'])} % ({seconds:.1f} s)"
+                + (", the best so far" if is_best else "")
+            )
         return is_best
 
     def write_record(self, status: str) -> None:
@@ -120,7 +126,7 @@ class RunFolder:
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
         if best := self.training.best:
             lines.append(
-                f"best mIoU {100 * best['mean_iou']:.2f} % at step {best['step']}: {self.path / 'best'}"
+                f"best mIoU {percent(best['mean_iou'])} % at step {best['step']}: {self.path / 'best'}"
             )
             lines.append(f"next: contextseg-evaluate {self.path} --data {self.arguments.val}")
         lines.append(f"next: contextseg-predict {self.path} photo.jpg --output masks/")

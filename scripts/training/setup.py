@@ -17,9 +17,10 @@ from ...processing.image_processing_segmentation import SegmentationImageProcess
 from .augmentation import JointAugmentation
 from .batches import SampleStream, TrainingSamples, training_loader
 from .checking import check_dataset
+from .checkpoints import has_checkpoint
 from .data import SegmentationData, open_data
 from .loop import Schedule, Training
-from .models import build_model, describe, parse_overrides
+from .models import build_model, parse_overrides
 from .optim import parameter_groups
 from .records import read_json
 
@@ -44,7 +45,7 @@ def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArgume
     record = Path(arguments.output) / "run.json"
     if arguments.resume:
         return resumed(kind, given, record)
-    if record.exists():
+    if has_checkpoint(Path(arguments.output)):
         raise ValueError(
             f"{arguments.output} holds a run already. Continue it with --resume, or choose another --output."
         )
@@ -54,8 +55,10 @@ def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArgume
 
 
 def resumed(kind: type["TrainArguments"], given: dict[str, Any], record: Path) -> "TrainArguments":
-    if not record.exists():
-        raise ValueError(f"there is no {record} to resume from. Leave out --resume to start a new run.")
+    if not record.exists() or not has_checkpoint(record.parent):
+        raise ValueError(
+            f"there is no checkpoint in {record.parent} to resume from. Leave out --resume to start a new run."
+        )
     known = {field.name for field in fields(kind)}
     stored = {name: value for name, value in read_json(record)["arguments"].items() if name in known}
     for name, value in given.items():
@@ -120,7 +123,6 @@ def new_model(arguments: "TrainArguments", data: SegmentationData) -> PreTrained
         weights=arguments.weights,
         swin=arguments.swin,
     )
-    print(f"{describe(model)}, {len(classes)} classes", flush=True)
     if arguments.compile:
         model.compile()
     return model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
 
 import contextseg
 from contextseg.scripts.train import TrainArguments, main
@@ -219,6 +219,26 @@ def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, dat
 def test_a_run_is_never_overwritten(run, data):
     with pytest.raises(SystemExit, match="holds a run already"):
         main(run_options(data, run))
+
+
+def test_a_run_that_left_no_checkpoint_can_be_started_again(data, tmp_path):
+    with pytest.raises(SystemExit, match="not finite|is nan|is inf"):
+        main([*run_options(data, tmp_path / "run"), "--learning-rate", "1e30"])
+    with pytest.raises(SystemExit, match="there is no checkpoint in .* Leave out --resume"):
+        main(["--output", str(tmp_path / "run"), "--resume"])
+    assert main([*run_options(data, tmp_path / "run"), "--steps", "1"]) == 0
+    assert {entry["step"] for entry in read_log(tmp_path / "run" / "log.jsonl")} == {1}
+
+
+def test_swin_weights_are_what_a_run_with_swin_starts_from(data, tmp_path):
+    config = SwinConfig(embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4, image_size=32)
+    swin = SwinModel(config)
+    swin.save_pretrained(tmp_path / "swin")
+    sizes = ["--set", "decoder_hidden_size=8", "--set", "auxiliary_hidden_size=8"]
+    options = run_options(data, tmp_path / "run", model=["--swin", str(tmp_path / "swin"), *sizes])
+    main([*options, "--steps", "1", "--learning-rate", "0"])
+    loaded = weights(tmp_path / "run" / "last")["backbone.encoder.patch_embed.projection.weight"]
+    assert torch.equal(loaded, swin.embeddings.patch_embeddings.projection.weight)
 
 
 def test_splits_with_different_classes_are_refused(data, tmp_path):
