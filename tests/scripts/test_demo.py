@@ -1,0 +1,130 @@
+"""contextseg-demo: its folder, what its numbers mean, its report, and (slow) the whole of it in two steps of training."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
+from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, report, series
+from contextseg.scripts.demonstration import ask, picture, run_stranger, stages_with_global_attention
+from contextseg.scripts.training.arguments import CommandError
+from contextseg.scripts.training.scenes import AMBIGUOUS, CLASSES
+
+LITTLE = [*("--steps", "2"), *("--scenes", "8"), *("--size", "64"), *("--distance", "20")]
+SCORES = {
+    "mean_iou": 0.5,
+    "mean_accuracy": 0.5,
+    "mean_dice": 0.5,
+    "pixel_accuracy": 0.5,
+    "per_class": [
+        {"name": name, "iou": 0.25, "accuracy": 0.5, "dice": 0.4, "support": 9} for name in CLASSES
+    ],
+}
+
+
+@pytest.fixture
+def case():
+    """One scene and its twin, asked of no model: tests say what it answers."""
+    return ask(None, None, seed=0, count=1, size=64, distance=20)[0]
+
+
+def test_a_folder_with_other_files_is_never_cleared(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="Choose another --output"):
+        fresh_folder(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_an_earlier_demonstration_is_replaced(tmp_path):
+    (fresh_folder(tmp_path / "demo") / "old.png").touch()
+    assert [path.name for path in fresh_folder(tmp_path / "demo").iterdir()] == [MARKER]
+
+
+def test_no_two_splits_of_any_seeds_share_their_scenes():
+    used = [series(DemoArguments(seed=seed), split) for seed in range(5) for split in SPLITS]
+    assert len(set(used)) == len(used)
+
+
+def test_the_two_scenes_that_are_asked_differ_by_the_flag(case):
+    assert case.scene.flag == case.twin.flag
+    assert case.scene.frozen != case.twin.frozen
+
+
+def test_who_sees_the_flag_is_right_under_both(case):
+    case.predictions = (case.scene.mask, case.twin.mask)
+    assert case.right == 1
+
+
+def test_who_cannot_see_the_flag_is_right_under_both_nowhere(case):
+    guess = np.where(np.random.default_rng(0).random(case.scene.mask.shape) < 0.5, *AMBIGUOUS)
+    case.predictions = (guess, guess)
+    assert case.right == 0
+
+
+def test_the_pixel_that_is_asked_where_it_looks_is_white(case):
+    x, y = case.position
+    assert case.scene.mask[y, x] in AMBIGUOUS
+
+
+def test_even_attention_is_one_on_the_flag_and_attention_to_it_is_more(case):
+    case.attention = {0: np.full((64, 64), 1 / 64**2)}.get
+    assert case.attention_on_flag(0) == pytest.approx(1)
+    only_flag = np.zeros((64, 64))
+    only_flag[case.scene.flag] = 1
+    case.attention = {0: only_flag}.get
+    assert case.attention_on_flag(0) > 5
+
+
+def test_attention_is_asked_for_in_every_stage_that_has_it():
+    nano = GlamSwinForSemanticSegmentation(GlamSwinConfig.preset("nano", depths=(2, 1), num_heads=(1, 2)))
+    assert stages_with_global_attention(nano) == [0]
+
+
+def test_plain_swin_has_no_column_of_attention(case):
+    case.attention = {0: np.eye(64)}.get
+    case.predictions = (case.scene.mask, case.twin.mask)
+    assert picture([case], stage=0).width > picture([case], stage=None).width
+
+
+@pytest.mark.parametrize(
+    ("lifts", "told"), [({0: 1.0, 1: 7.25}, "| 2 | 7.2 |"), ({}, "Plain Swin has no global tokens")]
+)
+def test_the_report_tells_scores_attention_and_what_it_does_not_show(lifts, told):
+    stage = 1 if lifts else None
+    facts = {
+        "scores": SCORES,
+        "right": 0.75,
+        "lifts": lifts,
+        "stage": stage,
+        "pipeline_masks": 8,
+        "minutes": 3.21,
+    }
+    text = report(DemoArguments(), facts)
+    assert told in text
+    assert "snow field 25.00 %" in text
+    assert "75.00 % of the white pixels" in text
+    assert "does not show that global tokens are the only way" in text
+
+
+def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
+    with pytest.raises(SystemExit, match="Pass 0 <= distance <= 44.8"):
+        main([*LITTLE, "--distance", "50", "--output", str(tmp_path / "demo")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [4, 0])
+def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
+    folder = tmp_path / "demo"
+    assert main([*LITTLE, "--tokens", str(tokens), "--output", str(folder)]) == 0
+    assert "8 masks, pixel for pixel" in capsys.readouterr().out
+    assert "contextseg-demo --steps 2 --scenes 8 --size 64" in (folder / "REPORT.md").read_text()
+    for name in ("scenes.png", "loss.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 600
+    assert (folder / "model" / "modeling_glam_swin.py").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_a_folder_that_the_stranger_cannot_open_is_told(tmp_path):
+    with pytest.raises(CommandError, match="does not work in a Python without contextseg"):
+        run_stranger(tmp_path, tmp_path, tmp_path)
