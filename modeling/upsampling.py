@@ -39,8 +39,9 @@ def pyramid_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     """
     finest, *coarser = feature_maps
     finest_weight, coarser_weight = weight.split([finest.shape[1], weight.shape[1] - finest.shape[1]], dim=1)
-    direct = F.conv2d(finest, finest_weight, padding=1)
-    return direct + upsampled_conv3x3(coarser, coarser_weight, direct.shape[-2:])
+    # Before the direct convolution, because it needs the most memory while it runs.
+    upsampled = upsampled_conv3x3(coarser, coarser_weight, finest.shape[-2:])
+    return upsampled + F.conv2d(finest, finest_weight, padding=1)
 
 
 def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequence[int]) -> Tensor:
@@ -51,15 +52,15 @@ def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequ
     height, width = size
     weights = weight.split([feature_map.shape[1] for feature_map in feature_maps], dim=1)
     widened = [_widened_taps(m, part, width) for m, part in zip(feature_maps, weights, strict=True)]
-    lines = torch.cat(widened, dim=1)
+    lines = torch.cat([line for taps in widened for line in taps], dim=1)  # (B, 3 * sum of h_i, W * C')
     matrices = [_shifted_matrices(m.shape[2], height, m) for m in feature_maps]
-    rows = torch.cat([matrix.transpose(0, 1).flatten(1) for matrix in matrices], dim=1)  # (H, 3 * sum of h_i)
+    rows = torch.cat([matrix.transpose(0, 1).flatten(1) for matrix in matrices], dim=1)
     upsampled = torch.bmm(rows.expand(lines.shape[0], -1, -1), lines)
     return upsampled.unflatten(2, (width, weight.shape[0])).permute(0, 3, 1, 2)
 
 
-def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> Tensor:
-    """(B, C, h, w), (C', C, 3, 3) -> (B, 3 * h, W * C'): per row of taps, its three taps upsampled along w and summed."""
+def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tensor]:
+    """(B, C, h, w), (C', C, 3, 3) -> for each row of taps (B, h, W * C'), its three taps upsampled along w and summed."""
     batch, _, height, source = feature_map.shape
     columns = _shifted_matrices(source, width, feature_map).permute(1, 2, 0).flatten(1)  # (W, w * 3)
     widened = []
@@ -69,7 +70,7 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> Tensor:
         taps = taps.flatten(2, 3).flatten(0, 1)  # (B * h, w * 3, C')
         lines = torch.bmm(columns.expand(batch * height, -1, -1), taps)
         widened.append(lines.unflatten(0, (batch, height)).flatten(2))
-    return torch.cat(widened, dim=1)
+    return widened
 
 
 def _shifted_matrices(source: int, target: int, like: Tensor) -> Tensor:
