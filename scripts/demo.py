@@ -58,15 +58,16 @@ pixels, and on none under *both* flags.
 {attention}
 ## What this shows, and what not
 
-Training, evaluation, saving and the pipeline work on this machine, and the model uses a cue that is far outside the window of a pixel
-at the finer stages. It does not show that global tokens are the only way: the coarsest windows of this small model and UPerNet's
-pooling cover the whole scene too. `contextseg-demo --tokens 0 --output demo-swin` trains the same model without them.
+Training, evaluation, saving and the pipeline work on this machine, and the model decides by a cue that lies outside the window of a
+white pixel at the finer stages. It does not show that global tokens are the only way to the cue: the coarsest windows of this small
+model and UPerNet's pooling cover the whole scene. `contextseg-demo --tokens 0 --output demo-swin` trains it without them.
 """
 ATTENTION = """The map asks, for the window around the cross, how much its global tokens take from each pixel of the image (GLAM's eq. 7).
-Around the flag it is this many times the image's mean, over {asked} scenes; the picture shows stage {stage}.
+Around the flag it is this many times the image's mean, over {asked} scenes; the picture shows stage {shown}. (One colour is enough: who has
+learnt to look for a red flag knows the blue one by its absence.)
 
-| stage | attention around the flag |
-|---|---|
+| stage | window | around a red flag | around a blue flag |
+|---|---|---|---|
 {rows}
 """
 MARKER = ".contextseg-demo"  # a folder without it is never cleared
@@ -196,17 +197,16 @@ def save_and_reload(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
 
 def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
     """Pictures, and over more scenes: does the white follow the flag, and does attention find it?"""
-    from .demonstration import picture, stages_with_global_attention
+    from .demonstration import attention_of_stages, best_stage, picture
     from .pictures import plot_curves
     from .training.records import read_log
 
     asked = test_scenes(arguments, folder, ASKED)
-    stages = stages_with_global_attention(asked[0].model)
-    lifts = {stage: mean(case.attention_on_flag(stage) for case in asked) for stage in stages}
-    best = max(lifts, key=lifts.get, default=None)
-    picture(asked[:SHOWN], best).save(folder / "scenes.png")
+    attention = attention_of_stages(asked)
+    shown = best_stage(attention, arguments.size)
+    picture(asked[:SHOWN], shown.stage if shown else None).save(folder / "scenes.png")
     plot_curves(read_log(folder / "run" / "log.jsonl"), folder / "loss.png")
-    return {"right": mean(case.right for case in asked), "lifts": lifts, "stage": best}
+    return {"right": mean(case.right for case in asked), "attention": attention, "shown": shown}
 
 
 def test_scenes(arguments: DemoArguments, folder: Path, count: int) -> "list[Asked]":
@@ -229,7 +229,7 @@ def summary(facts: dict[str, Any]) -> str:
     )
     return (
         f"mIoU {percent(scores['mean_iou'])} %; IoU of {white}; "
-        f"{percent(facts['right'])} % of the white pixels are right under either flag (0 % for who cannot see it)."
+        f"{percent(facts['right'])} % of the white pixels are right under either flag, which is 0 % for who cannot see it."
     )
 
 
@@ -251,10 +251,13 @@ def report(arguments: DemoArguments, facts: dict[str, Any]) -> str:
 
 
 def attention_section(facts: dict[str, Any]) -> str:
-    if not facts["lifts"]:
+    if not facts["attention"]:
         return "Plain Swin has no global tokens, so there is no global attention to show.\n"
-    rows = "\n".join(f"| {stage + 1} | {lift:.1f} |" for stage, lift in facts["lifts"].items())
-    return ATTENTION.format(rows=rows, stage=facts["stage"] + 1, asked=ASKED)
+    rows = [
+        f"| {row.stage + 1} | {row.window} px | {row.red:.1f} | {row.blue:.1f} |"
+        for row in facts["attention"]
+    ]
+    return ATTENTION.format(rows="\n".join(rows), shown=facts["shown"].stage + 1, asked=ASKED)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -112,13 +113,35 @@ def ask(
     ]
 
 
-def stages_with_global_attention(model: PreTrainedModel) -> list[int]:
-    encoder = model.backbone.encoder
-    return [
-        number
-        for number, stage in enumerate(encoder.stages)
-        if any(block.global_attention is not None for block in stage.blocks)
-    ]
+@dataclass
+class StageAttention:
+    """What the global tokens of one stage make of the flags, on average over scenes."""
+
+    stage: int
+    window: int  # pixels
+    red: float
+    blue: float
+
+
+def attention_of_stages(asked: Sequence[Asked]) -> list[StageAttention]:
+    """Every stage with global attention, fine to coarse; none for plain Swin."""
+    model = asked[0].model
+    rows = []
+    for number, stage in enumerate(model.backbone.encoder.stages):
+        if any(block.global_attention is not None for block in stage.blocks):
+            window = model.config.window_size * model.config.patch_size * 2**number
+            red, blue = (
+                mean(case.attention_on_flag(number) for case in asked if case.scene.frozen == is_red)
+                for is_red in (True, False)
+            )
+            rows.append(StageAttention(number, window, red, blue))
+    return rows
+
+
+def best_stage(rows: Sequence[StageAttention], size: int) -> StageAttention | None:
+    """Among the stages with several windows, where attention crosses from one to another: the one that finds flags best."""
+    crossing = [row for row in rows if row.window < size]
+    return max(crossing, key=lambda row: row.red + row.blue, default=None)
 
 
 def compare_elsewhere(asked: Sequence[Asked], model: Path, work: Path) -> int:
@@ -161,7 +184,9 @@ def picture(asked: Sequence[Asked], stage: int | None) -> Image.Image:
         masks = [mask_picture(mask, PALETTE) for mask in (case.scene.mask, *case.predictions)]
         rows.append([with_cross(image, case.position), *masks[:2], twin, masks[2]])
         if stage is not None:
-            rows[-1].insert(3, with_cross(overlay(image, case.attention(stage)), case.position))
+            rows[-1].insert(
+                3, with_cross(overlay(image, case.attention(stage), strength=0.65), case.position)
+            )
     if stage is None:
         titles.remove("where the cross looks")
     return grid_of_pictures(rows, titles, CLASSES, cell_width=256)

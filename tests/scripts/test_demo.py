@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
+from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, report, series
-from contextseg.scripts.demonstration import ask, picture, run_stranger, stages_with_global_attention
+from contextseg.scripts.demonstration import (
+    Asked,
+    StageAttention,
+    ask,
+    attention_of_stages,
+    best_stage,
+    picture,
+    run_stranger,
+)
 from contextseg.scripts.training.arguments import CommandError
 from contextseg.scripts.training.scenes import AMBIGUOUS, CLASSES
 
@@ -75,9 +83,26 @@ def test_even_attention_is_one_on_the_flag_and_attention_to_it_is_more(case):
     assert case.attention_on_flag(0) > 5
 
 
-def test_attention_is_asked_for_in_every_stage_that_has_it():
-    nano = GlamSwinForSemanticSegmentation(GlamSwinConfig.preset("nano", depths=(2, 1), num_heads=(1, 2)))
-    assert stages_with_global_attention(nano) == [0]
+def nano(**options):
+    return GlamSwinForSemanticSegmentation(
+        GlamSwinConfig.preset("nano", num_labels=len(CLASSES), **options)
+    ).eval()
+
+
+def test_attention_is_measured_in_every_stage_that_has_it_for_both_colours():
+    model = nano(depths=(2, 1, 2), num_heads=(1, 2, 4))
+    asked = ask(model, SegmentationImageProcessor(), seed=0, count=6, size=64, distance=20)
+    rows = attention_of_stages(asked)
+    assert [(row.stage, row.window) for row in rows] == [(0, 16), (2, 64)]
+    assert all(row.red > 0 < row.blue for row in rows)
+    assert attention_of_stages([Asked(nano(num_global_tokens=0), None, asked[0].scene, asked[0].twin)]) == []
+
+
+def test_the_stage_that_is_shown_has_several_windows():
+    rows = [StageAttention(0, 16, 1, 1), StageAttention(1, 32, 3, 1), StageAttention(2, 64, 9, 9)]
+    assert best_stage(rows, size=64) == rows[1]
+    assert best_stage(rows, size=65) == rows[2]
+    assert best_stage([], size=64) is None
 
 
 def test_plain_swin_has_no_column_of_attention(case):
@@ -86,24 +111,28 @@ def test_plain_swin_has_no_column_of_attention(case):
     assert picture([case], stage=0).width > picture([case], stage=None).width
 
 
-@pytest.mark.parametrize(
-    ("lifts", "told"), [({0: 1.0, 1: 7.25}, "| 2 | 7.2 |"), ({}, "Plain Swin has no global tokens")]
-)
-def test_the_report_tells_scores_attention_and_what_it_does_not_show(lifts, told):
-    stage = 1 if lifts else None
-    facts = {
+def facts(attention, shown):
+    return {
         "scores": SCORES,
         "right": 0.75,
-        "lifts": lifts,
-        "stage": stage,
+        "attention": attention,
+        "shown": shown,
         "pipeline_masks": 8,
         "minutes": 3.21,
     }
-    text = report(DemoArguments(), facts)
-    assert told in text
+
+
+def test_the_report_tells_scores_attention_and_what_it_does_not_show():
+    row = StageAttention(stage=2, window=64, red=7.25, blue=1.5)
+    text = report(DemoArguments(), facts([row], row))
+    assert "| 3 | 64 px | 7.2 | 1.5 |" in text
     assert "snow field 25.00 %" in text
     assert "75.00 % of the white pixels" in text
     assert "does not show that global tokens are the only way" in text
+
+
+def test_the_report_on_plain_swin_says_that_it_has_no_global_attention():
+    assert "Plain Swin has no global tokens" in report(DemoArguments(tokens=0), facts([], None))
 
 
 def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
