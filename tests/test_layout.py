@@ -215,3 +215,11 @@ def test_pyproject_lists_every_package():
     assert sorted(listed) == sorted(
         ".".join(["contextseg", *folder.relative_to(ROOT).parts]) for folder in folders
     )
+
+
+@named(python_files("modeling"))
+def test_every_forward_states_shapes_in_its_docstring(path):
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    forwards = [node for node in functions if node.name == "forward"]
+    shape = re.compile(r"\([\w./ *-]+, [^)]+\)")
+    assert [node.lineno for node in forwards if not shape.search(ast.get_docstring(node) or "")] == []
