@@ -180,8 +180,8 @@ class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel
 
 
 def channels_first(pyramid: list[Tensor]) -> tuple[Tensor, ...]:
-    """Features (B, H, W, C) -> feature maps (B, C, H, W)."""
-    return tuple(features.movedim(-1, 1).contiguous() for features in pyramid)
+    """Features (B, H, W, C) -> feature maps (B, C, H, W), as views: the decoders' convolutions want this memory order."""
+    return tuple(features.movedim(-1, 1) for features in pyramid)
 
 
 __all__ = [
