@@ -26,7 +26,7 @@ class PatchEmbed(nn.Module):
         """(B, C, S...) -> (B, G..., C'), the image zero-padded after its end to whole patches."""
         windows = plan_windows(tuple(pixel_values.shape[2:]), self.patch)
         widths = []
-        for size, padded in zip(reversed(windows.grid), reversed(windows.padded), strict=True):
+        for size, padded in zip(windows.grid[::-1], windows.padded[::-1], strict=True):
             widths += [0, padded - size]
         return self.norm(self.projection(F.pad(pixel_values, widths)).movedim(1, -1))
 

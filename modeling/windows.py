@@ -19,20 +19,17 @@ class Windows(NamedTuple):
     grid: tuple[int, ...]
     window: tuple[int, ...]
     counts: tuple[int, ...]
+    padded: tuple[int, ...]  # the grid's size after padding to whole windows
     shift: tuple[int, ...]
-
-    @property
-    def padded(self) -> tuple[int, ...]:
-        """The grid's size after padding to whole windows."""
-        return tuple(count * step for count, step in zip(self.counts, self.window, strict=True))
 
 
 def plan_windows(grid: tuple[int, ...], window: tuple[int, ...], shifted: bool = False) -> Windows:
     """The cut of a grid into windows, the last ones padded; shifted windows move by half a window."""
     # Ceiling division in this form, not (-size) % step: torch.compile and torch.export solve it for free sizes.
     counts = tuple((size + step - 1) // step for size, step in zip(grid, window, strict=True))
+    padded = tuple(count * step for count, step in zip(counts, window, strict=True))
     shift = tuple(step // 2 if shifted else 0 for step in window)
-    return Windows(grid, window, counts, shift)
+    return Windows(grid, window, counts, padded, shift)
 
 
 def cut(features: Tensor, windows: Windows) -> Tensor:
@@ -48,7 +45,7 @@ def join(tokens: Tensor, windows: Windows) -> Tensor:
 def pad(features: Tensor, windows: Windows) -> Tensor:
     """(B, G..., C) -> (B, padded..., C) with zeros after the end of each axis."""
     widths = [0, 0]
-    for size, padded in zip(reversed(windows.grid), reversed(windows.padded), strict=True):
+    for size, padded in zip(windows.grid[::-1], windows.padded[::-1], strict=True):
         widths += [0, padded - size]
     return F.pad(features, widths)
 
@@ -56,7 +53,9 @@ def pad(features: Tensor, windows: Windows) -> Tensor:
 def crop(features: Tensor, grid: tuple[int, ...]) -> Tensor:
     """(B, padded..., C) -> (B, G..., C)."""
     for axis, size in enumerate(grid, start=1):
-        if torch.compiler.is_exporting():  # a view would tie the program to sizes that need padding, or to others
+        if (
+            torch.compiler.is_exporting()
+        ):  # a view would tie the program to sizes that need padding, or to others
             features = features.index_select(axis, torch.arange(size, device=features.device))
         else:
             features = features.narrow(axis, 0, size)
@@ -101,12 +100,11 @@ def shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Te
         return None
     regions = torch.zeros((), dtype=torch.long, device=device)
     axes = len(windows.window)
-    for axis, (padded, step, shift) in enumerate(
-        zip(windows.padded, windows.window, windows.shift, strict=True)
-    ):
-        place = torch.arange(padded, device=device)
-        region = (place >= padded - step).long() + (place >= padded - shift).long()
-        regions = 3 * regions + region.reshape([-1 if other == axis else 1 for other in range(axes)])
+    for axis in range(axes):
+        size = windows.padded[axis]
+        place = torch.arange(size, device=device)
+        region = (place >= size - windows.window[axis]).long() + (place >= size - windows.shift[axis]).long()
+        regions = 3 * regions + region.reshape((1,) * axis + (-1,) + (1,) * (axes - axis - 1))
     labels = partition(regions[None, ..., None], windows)[0, :, :, 0]
     apart = labels[:, :, None] != labels[:, None, :]
     return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)

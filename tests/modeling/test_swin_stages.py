@@ -70,7 +70,9 @@ def test_windows_of_padding_take_no_part_in_global_attention():
     changed[:, 8:] = 5.0  # in the last window, which is padding alone
     with torch.no_grad():
         difference = (built(changed, mask) - built(features, mask)).abs().amax(dim=-1)
-    assert difference[0, 2:6].max() < 1e-6  # the rows that no window of the two blocks shares with the padding
+    assert (
+        difference[0, 2:6].max() < 1e-6
+    )  # the rows that no window of the two blocks shares with the padding
 
 
 def test_a_window_with_one_pixel_of_image_takes_part():
