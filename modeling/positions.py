@@ -55,7 +55,7 @@ class GlobalPositionTable(nn.Module):
         if needed > rows:
             raise ValueError(
                 f"a grid of {'x'.join(map(str, windows.grid))} needs {needed} global positions, and the table has {rows} rows. "
-                "Use a smaller image or tiles, or train with global_position_embedding='sincos', which has no limit."
+                "Use a smaller image or tiles, or train with global_position_embedding='none' or 'sincos', which have no limit."
             )
         return self.table.narrow(0, rows // 2 - needed // 2, needed)
 

@@ -39,7 +39,7 @@ OTHER_VALUES = {
         "drop_path_rate": 0.5,
         "num_global_tokens": 3,
         "use_global_attention": False,
-        "global_position_embedding": "none",
+        "global_position_embedding": "sincos",
         "global_position_rows": {"global_position_rows": (99, 99), "global_position_embedding": "table"},
         "initializer_range": 0.1,
         "layer_norm_eps": 0.1,
