@@ -17,6 +17,7 @@ from .processing.image_processing_segmentation import (
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "BoundaryIoU": "processing.metrics",
     "ConfusionMatrix": "processing.metrics",
     "GlamSwinBackbone": "modeling.modeling_glam_swin",
     "GlamSwinConfig": "configuration.configuration_glam_swin",
@@ -25,7 +26,10 @@ PUBLIC = {
     "GlamSwinModel": "modeling.modeling_glam_swin",
     "SegmentationImageProcessor": "processing.image_processing_segmentation",
     "SegmentationImageProcessorPil": "processing.image_processing_segmentation",
+    "SegmentationMetric": "processing.segmentation_metric",
+    "TrainerScores": "processing.metrics",
     "global_attention_maps": "modeling.explanations",
+    "reduce_logits": "processing.metrics",
 }
 __all__ = sorted(PUBLIC)
 
