@@ -25,8 +25,8 @@ class GlamSwinConfig(BackboneConfigMixin, DecodingConfig):
     drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
     num_global_tokens: global tokens in each window (the paper's N_g); 0 is plain Swin.
     use_global_attention: False leaves out G-MSA, the paper's ablation of Table 5: tokens stay inside their window.
-    global_position_embedding: what tells G-MSA where a window is. "none" is the paper as printed, and did best in our
-        experiments (benchmarks/camvid.md); "table" is the authors' code, a learned table of which each image reads the
+    global_position_embedding: what tells G-MSA where a window is. "none" is the paper as printed, and did better than
+        "sincos" in our experiments (benchmarks/camvid.md); "table" is the authors' code, a learned table of which each image reads the
         centre rows; "sincos" is ours, sine and cosine of the window's place plus a learned code for each token.
     global_position_rows: rows of each stage's table, or None for the authors' sizes.
     initializer_range: standard deviation of freshly initialised linear weights.
