@@ -26,12 +26,15 @@ TRANSFORMERS_KEYWORDS = {
 }
 
 
+DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128}
+
+
 @strict
 class DecodingConfig(PreTrainedConfig):
     """Fields of every segmenter: decoder, heads and loss.
 
-    decoder: name of the decoder, see `modeling/modeling_segmentation.py` for the table.
-    decoder_hidden_size: width of the decoder's feature maps.
+    decoder: name of the decoder, "upernet" or "semantic_fpn".
+    decoder_hidden_size: width of the map that the decoder gives the classifier; None is that of the decoder's paper.
     use_auxiliary_head: whether a small FCN head on the second coarsest feature map adds its loss in training.
     auxiliary_hidden_size: width of that head.
     auxiliary_loss_weight: factor of its loss.
@@ -45,7 +48,7 @@ class DecodingConfig(PreTrainedConfig):
     presets = {}
 
     decoder: str = "upernet"
-    decoder_hidden_size: int = 512
+    decoder_hidden_size: int | None = None
     use_auxiliary_head: bool = True
     auxiliary_hidden_size: int = 256
     auxiliary_loss_weight: float | int = 0.4
@@ -64,6 +67,8 @@ class DecodingConfig(PreTrainedConfig):
         public = {name: value for name, value in kwargs.items() if not name.startswith("_")}
         fields = {name for name in self.__dataclass_fields__ if not name.startswith("_")}
         reject_unknown_options(type(self).__name__, public, fields | TRANSFORMERS_KEYWORDS)
+        if self.decoder_hidden_size is None:
+            self.decoder_hidden_size = DECODER_WIDTHS.get(self.decoder, 512)
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.options import choose
+from .decoder_semantic_fpn import SemanticFpnDecoder
 from .decoder_upernet import FcnHead, UperNetDecoder
 from .losses import parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
@@ -24,11 +25,8 @@ from .pretrained import ContextsegPreTrainedModel
 logger = logging.getLogger(__name__)
 
 
-def build_upernet(config: PreTrainedConfig, channels: list[int]) -> UperNetDecoder:
-    return UperNetDecoder(tuple(channels), config.decoder_hidden_size)
-
-
-DECODERS = {"upernet": build_upernet}
+# By name: what takes the widths of the feature maps, fine to coarse, and `decoder_hidden_size`.
+DECODERS = {"semantic_fpn": SemanticFpnDecoder, "upernet": UperNetDecoder}
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
@@ -40,7 +38,9 @@ class SegmentationModel(ContextsegPreTrainedModel):
         """Decoder, classifier and auxiliary head over feature maps of these widths, fine to coarse."""
         config = self.config
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
-        self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels)
+        self.decoder = choose("decoder", config.decoder, DECODERS)(
+            tuple(channels), config.decoder_hidden_size
+        )
         self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:

@@ -24,7 +24,14 @@ def tiny_glam_swin(**overrides) -> GlamSwinForSemanticSegmentation:
     return GlamSwinForSemanticSegmentation(GlamSwinConfig(**{**options, **overrides}))
 
 
-SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {"glam_swin": tiny_glam_swin}
+def tiny_glam_swin_fpn(**overrides) -> GlamSwinForSemanticSegmentation:
+    return tiny_glam_swin(**{"decoder": "semantic_fpn", **overrides})
+
+
+SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
+    "glam_swin": tiny_glam_swin,
+    "glam_swin_fpn": tiny_glam_swin_fpn,
+}
 
 # For every option of a configuration another value than the tiny one; each must change what the model computes.
 OTHER_VALUES = {
@@ -43,7 +50,7 @@ OTHER_VALUES = {
         "global_position_rows": {"global_position_rows": (99, 99), "global_position_embedding": "table"},
         "initializer_range": 0.1,
         "layer_norm_eps": 0.1,
-        "decoder": None,  # only one so far
+        "decoder": "semantic_fpn",
         "decoder_hidden_size": 16,
         "use_auxiliary_head": False,
         "auxiliary_hidden_size": 16,
@@ -54,3 +61,4 @@ OTHER_VALUES = {
         "class_weights": (1.0, 2.0, 3.0),
     }
 }
+OTHER_VALUES["glam_swin_fpn"] = {**OTHER_VALUES["glam_swin"], "decoder": "upernet"}

@@ -1,7 +1,7 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from contextseg import GlamSwinConfig
+from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
 
 
 def test_defaults_are_the_papers_tiny_size():
@@ -54,3 +54,14 @@ def test_options_that_cannot_be_are_refused(options, message):
 def test_the_configuration_of_another_model_is_refused():
     with pytest.raises(ValueError, match="configuration of a 'swin' model"):
         GlamSwinConfig(model_type="swin")
+
+
+def test_each_decoder_has_the_width_of_its_paper():
+    assert GlamSwinConfig().decoder_hidden_size == 512
+    assert GlamSwinConfig(decoder="semantic_fpn").decoder_hidden_size == 128
+    assert GlamSwinConfig(decoder="semantic_fpn", decoder_hidden_size=64).decoder_hidden_size == 64
+
+
+def test_an_unknown_decoder_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="no decoder 'uppernet', did you mean 'upernet'"):
+        GlamSwinForSemanticSegmentation(GlamSwinConfig.preset("nano", decoder="uppernet"))
