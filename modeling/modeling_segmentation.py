@@ -37,6 +37,11 @@ class SegmentationModel(ContextsegPreTrainedModel):
     def build_heads(self, channels: list[int]) -> None:
         """Decoder, classifier and auxiliary head over feature maps of these widths, fine to coarse."""
         config = self.config
+        if len(channels) < 2:
+            raise ValueError(
+                f"the backbone gives {len(channels)} feature map; decoders need two or more. "
+                "Name more stages in out_features, or leave the option out."
+            )
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
         self.decoder = choose("decoder", config.decoder, DECODERS)(
             tuple(channels), config.decoder_hidden_size

@@ -102,3 +102,8 @@ def test_attentions_are_those_of_windows_and_of_global_tokens_in_turn():
     # Two stages of two blocks with 4 and 1 windows of 16 patches and 2 tokens; the last block asks for patches only.
     shapes = [(4, 1, 18, 18), (1, 1, 8, 8), (4, 1, 16, 18), (1, 2, 18, 18), (1, 2, 2, 2), (1, 2, 16, 18)]
     assert [tuple(probabilities.shape) for probabilities in attentions] == shapes
+
+
+def test_a_segmenter_on_a_single_feature_map_is_refused():
+    with pytest.raises(ValueError, match="gives 1 feature map; decoders need two or more"):
+        GlamSwinForSemanticSegmentation(config(out_features=["stage3"]))
