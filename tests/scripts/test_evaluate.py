@@ -14,11 +14,6 @@ from contextseg.scripts.training.models import open_model
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "streets"
     train(run_options(data, output))

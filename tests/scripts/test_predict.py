@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import run_options, write_data
+from tiny_runs import run_options
 
 from contextseg.scripts.pictures import (
     grid_of_pictures,
@@ -16,11 +16,6 @@ from contextseg.scripts.prediction import find_jobs, parse_position
 from contextseg.scripts.train import main as train
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

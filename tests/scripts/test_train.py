@@ -19,11 +19,6 @@ from contextseg.scripts.training.setup import crop_size
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "streets"
     assert main(run_options(data, output)) == 0
