@@ -35,7 +35,8 @@ class DecodingConfig(PreTrainedConfig):
 
     decoder: name of the decoder, "upernet" or "semantic_fpn".
     decoder_hidden_size: width of the map that the decoder gives the classifier; None is that of the decoder's paper.
-    use_auxiliary_head: whether a small FCN head on the second coarsest feature map adds its loss in training.
+    use_auxiliary_head: whether a small FCN head on the second coarsest feature map adds its loss in training; None is
+        the usual choice, yes for "upernet" and no for all others.
     auxiliary_hidden_size: width of that head.
     auxiliary_loss_weight: factor of its loss.
     semantic_loss_ignore_index: label of pixels that no term of the loss counts.
@@ -49,7 +50,7 @@ class DecodingConfig(PreTrainedConfig):
 
     decoder: str = "upernet"
     decoder_hidden_size: int | None = None
-    use_auxiliary_head: bool = True
+    use_auxiliary_head: bool | None = None
     auxiliary_hidden_size: int = 256
     auxiliary_loss_weight: float | int = 0.4
     semantic_loss_ignore_index: int = 255
@@ -69,6 +70,8 @@ class DecodingConfig(PreTrainedConfig):
         reject_unknown_options(type(self).__name__, public, fields | TRANSFORMERS_KEYWORDS)
         if self.decoder_hidden_size is None:
             self.decoder_hidden_size = DECODER_WIDTHS.get(self.decoder, 512)
+        if self.use_auxiliary_head is None:
+            self.use_auxiliary_head = self.decoder == "upernet"
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}

@@ -3,10 +3,19 @@
 Legend: B batch, C channels, G... grid axes, N tokens.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+
+
+class Decoded(NamedTuple):
+    """What every decoder gives: the map that the classifier reads, and class scores on the way that are trained as well."""
+
+    feature_map: Tensor  # (B, C, h, w)
+    mid_logits: Tensor | None = None  # (B, K, h, w)
 
 
 class Mlp(nn.Module):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
-from .blocks import ConvNormAct
+from .blocks import ConvNormAct, Decoded
 from .upsampling import upsample
 
 
@@ -52,14 +52,13 @@ class SemanticFpnDecoder(nn.Module):
         )
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
         feature_maps = [feature_map.contiguous(memory_format=channels_last) for feature_map in feature_maps]
         levels = self.pyramid(feature_maps)
         sizes = [level.shape[-2:] for level in levels]
-        return self.dropout(
-            sum(self.bring_to_finest(index, level, sizes) for index, level in enumerate(levels))
-        )
+        summed = sum(self.bring_to_finest(index, level, sizes) for index, level in enumerate(levels))
+        return Decoded(self.dropout(summed))
 
     def bring_to_finest(self, index: int, level: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
         """(B, 2 hidden, h_i, w_i) -> (B, hidden, h_0, w_0): a 3x3 convolution before each step up."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
-from .blocks import ConvNormAct
+from .blocks import ConvNormAct, Decoded
 from .upsampling import pyramid_conv3x3, upsample
 
 
@@ -51,7 +51,7 @@ class UperNetDecoder(nn.Module):
         self.fusion = ConvNormAct(len(in_channels) * hidden_size, hidden_size, kernel_size=3)
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
         *finer, coarsest = [
             feature_map.contiguous(memory_format=channels_last) for feature_map in feature_maps
@@ -60,7 +60,7 @@ class UperNetDecoder(nn.Module):
         top = self.pooling(coarsest)
         levels = self.add_top_down(levels, top)
         levels = [conv(level) for conv, level in zip(self.fpn_convs, levels, strict=True)]
-        return self.dropout(convolve_pyramid(self.fusion, [*levels, top]))
+        return Decoded(self.dropout(convolve_pyramid(self.fusion, [*levels, top])))
 
     def add_top_down(self, levels: Sequence[Tensor], top: Tensor) -> list[Tensor]:
         """Levels fine to coarse, and the map above them -> each level plus the upsampled sum of all above it."""

@@ -6,7 +6,7 @@ Legend: B batch, K labels, C channels, H, W image height and width.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
+from ..configuration.decoding import DecodingConfig
 from ..configuration.options import choose
 from .decoder_semantic_fpn import SemanticFpnDecoder
 from .decoder_upernet import FcnHead, UperNetDecoder
@@ -25,8 +26,11 @@ from .pretrained import ContextsegPreTrainedModel
 logger = logging.getLogger(__name__)
 
 
-# By name: what takes the widths of the feature maps, fine to coarse, and `decoder_hidden_size`.
-DECODERS = {"semantic_fpn": SemanticFpnDecoder, "upernet": UperNetDecoder}
+# By name: what builds a decoder from a configuration and the widths of the feature maps, fine to coarse.
+DECODERS: dict[str, Callable[[DecodingConfig, tuple[int, ...]], nn.Module]] = {
+    "semantic_fpn": lambda config, channels: SemanticFpnDecoder(channels, config.decoder_hidden_size),
+    "upernet": lambda config, channels: UperNetDecoder(channels, config.decoder_hidden_size),
+}
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
@@ -43,13 +47,15 @@ class SegmentationModel(ContextsegPreTrainedModel):
                 "Name more stages in out_features, or leave the option out."
             )
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
-        self.decoder = choose("decoder", config.decoder, DECODERS)(
-            tuple(channels), config.decoder_hidden_size
-        )
+        self.decoder = self.build_decoder(tuple(channels))
         self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:
             self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
+
+    def build_decoder(self, channels: tuple[int, ...]) -> nn.Module:
+        """The decoder that the configuration names, from feature maps (B, C_i, h_i, w_i) to `Decoded`."""
+        return choose("decoder", self.config.decoder, DECODERS)(self.config, channels)
 
     @can_return_tuple
     def forward(
@@ -73,7 +79,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.classifier(self.decoder(outputs.feature_maps))
+        decoded = self.decoder(outputs.feature_maps)
+        logits = self.classifier(decoded.feature_map)
         loss = None
         if labels is not None:
             loss = self.compute_loss(logits, outputs.feature_maps, labels)
@@ -162,11 +169,17 @@ class SegmentationModel(ContextsegPreTrainedModel):
         """A classifier with one output for each entry: the old one's row, or a fresh one where that is None."""
         weight = classifier.weight
         new = nn.Conv2d(
-            classifier.in_channels, len(rows), kernel_size=1, device=weight.device, dtype=weight.dtype
+            classifier.in_channels,
+            len(rows),
+            kernel_size=1,
+            bias=classifier.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
         )
         self._init_weights(new)
         for row, old in enumerate(rows):
             if old is not None:
                 new.weight[row] = weight[old]
-                new.bias[row] = classifier.bias[old]
+                if new.bias is not None:
+                    new.bias[row] = classifier.bias[old]
         return new

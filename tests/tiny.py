@@ -25,7 +25,7 @@ def tiny_glam_swin(**overrides) -> GlamSwinForSemanticSegmentation:
 
 
 def tiny_glam_swin_fpn(**overrides) -> GlamSwinForSemanticSegmentation:
-    return tiny_glam_swin(**{"decoder": "semantic_fpn", **overrides})
+    return tiny_glam_swin(**{"decoder": "semantic_fpn", "use_auxiliary_head": True, **overrides})
 
 
 SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {

@@ -38,12 +38,16 @@ def test_the_decoder_is_the_papers_figure():
     torch.manual_seed(0)
     decoder = SemanticFpnDecoder(CHANNELS, hidden_size=8).eval()
     feature_maps = maps(16, 24)
-    torch.testing.assert_close(decoder(feature_maps), written_out(decoder, feature_maps))
+    torch.testing.assert_close(decoder(feature_maps).feature_map, written_out(decoder, feature_maps))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (16, 9)], ids=str)
 def test_any_size_gives_a_map_as_large_as_the_finest(size):
-    assert SemanticFpnDecoder(CHANNELS, hidden_size=8)(maps(*size, batch=1)).shape == (1, 8, *size)
+    assert SemanticFpnDecoder(CHANNELS, hidden_size=8)(maps(*size, batch=1)).feature_map.shape == (
+        1,
+        8,
+        *size,
+    )
 
 
 def test_parameters_are_those_of_the_usual_implementation():

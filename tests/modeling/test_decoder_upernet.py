@@ -52,14 +52,14 @@ def random_pyramid(height: int, width: int, batch: int = 2, channels=CHANNELS) -
 def test_decoder_equals_the_figure_of_the_paper(size):
     decoder, feature_maps = random_decoder(), random_pyramid(*size)
     torch.testing.assert_close(
-        decoder(feature_maps), plain_upernet(decoder, feature_maps), atol=1e-5, rtol=1e-5
+        decoder(feature_maps).feature_map, plain_upernet(decoder, feature_maps), atol=1e-5, rtol=1e-5
     )
 
 
 def test_decoder_equals_the_figure_while_training_too():
     decoder, feature_maps = random_decoder().double().train(), random_pyramid(14, 9)
     feature_maps = [m.double() for m in feature_maps]
-    result, expected = decoder(feature_maps), plain_upernet(decoder, feature_maps)
+    result, expected = decoder(feature_maps).feature_map, plain_upernet(decoder, feature_maps)
     torch.testing.assert_close(result, expected)
     gradients = torch.autograd.grad(result.square().sum(), list(decoder.parameters()))
     torch.testing.assert_close(
@@ -71,14 +71,14 @@ def test_decoder_equals_the_figure_while_training_too():
 def test_decoder_takes_any_number_of_scales(channels):
     decoder, feature_maps = random_decoder(channels), random_pyramid(11, 12, channels=channels)
     torch.testing.assert_close(
-        decoder(feature_maps), plain_upernet(decoder, feature_maps), atol=1e-5, rtol=1e-5
+        decoder(feature_maps).feature_map, plain_upernet(decoder, feature_maps), atol=1e-5, rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1)])
 def test_a_batch_of_one_trains_every_parameter(size):
     decoder = random_decoder().train()
-    decoder(random_pyramid(*size, batch=1)).square().sum().backward()
+    decoder(random_pyramid(*size, batch=1)).feature_map.square().sum().backward()
     assert [
         name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.isfinite().all()
     ] == []
@@ -86,15 +86,15 @@ def test_a_batch_of_one_trains_every_parameter(size):
 
 def test_images_of_a_batch_do_not_influence_each_other():
     decoder, feature_maps = random_decoder(), random_pyramid(12, 10)
-    alone = decoder([m[1:] for m in feature_maps])
-    torch.testing.assert_close(decoder(feature_maps)[1:], alone, atol=1e-6, rtol=1e-5)
+    alone = decoder([m[1:] for m in feature_maps]).feature_map
+    torch.testing.assert_close(decoder(feature_maps).feature_map[1:], alone, atol=1e-6, rtol=1e-5)
 
 
 def test_dropout_silences_whole_channels_of_the_fused_map():
     decoder, feature_maps = random_decoder(), random_pyramid(12, 10)
-    expected = decoder(feature_maps)
+    expected = decoder(feature_maps).feature_map
     decoder.dropout.train().p = 0.5
-    result = decoder(feature_maps)
+    result = decoder(feature_maps).feature_map
     silent = result.eq(0).all(-1).all(-1)
     assert silent.any()
     torch.testing.assert_close(result[~silent], 2 * expected[~silent])
@@ -130,7 +130,7 @@ class PyramidThenDecoder(nn.Module):
         feature_maps = [feature_map]
         for _ in range(3):
             feature_maps.append(F.max_pool2d(feature_maps[-1], 1, stride=2))
-        return self.decoder(feature_maps)
+        return self.decoder(feature_maps).feature_map
 
 
 def test_exported_decoder_takes_any_batch_height_and_width():
