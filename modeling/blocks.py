@@ -12,10 +12,14 @@ from transformers import initialization as init
 
 
 class Decoded(NamedTuple):
-    """What every decoder gives: the map that the classifier reads, and class scores on the way that are trained as well."""
+    """What every decoder gives: the map that the classifier reads, and what SegDeformer's has besides."""
 
     feature_map: Tensor  # (B, C, h, w)
-    mid_logits: Tensor | None = None  # (B, K, h, w)
+    mid_logits: Tensor | None = None  # (B, K, h, w), class scores on the way, which are trained as well
+    internal_map: Tensor | None = (
+        None  # (B, C, h, w), the fused features of which momentum tokens are the class means
+    )
+    attentions: tuple[Tensor, ...] = ()  # of eager attention: probabilities (B, heads, queries, keys)
 
 
 class Mlp(nn.Module):

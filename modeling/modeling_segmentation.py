@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.decoding import DecodingConfig
 from ..configuration.options import choose
+from .blocks import Decoded
 from .decoder_semantic_fpn import SemanticFpnDecoder
 from .decoder_upernet import FcnHead, UperNetDecoder
 from .losses import parse_terms, segmentation_loss
@@ -83,12 +84,22 @@ class SegmentationModel(ContextsegPreTrainedModel):
         logits = self.classifier(decoded.feature_map)
         loss = None
         if labels is not None:
-            loss = self.compute_loss(logits, outputs.feature_maps, labels)
+            loss = self.compute_loss(logits, decoded, outputs.feature_maps, labels)
+        attentions = (*(outputs.attentions or ()), *decoded.attentions)
         return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=attentions if output_attentions else None,
         )
 
-    def compute_loss(self, logits: Tensor, feature_maps: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    def compute_loss(
+        self,
+        logits: Tensor,
+        decoded: Decoded,  # noqa: ARG002 - SegDeformer trains more of it
+        feature_maps: tuple[Tensor, ...],
+        labels: Tensor,
+    ) -> Tensor:
         """(B, K, h, w), feature maps fine to coarse, (B, H, W) -> scalar: main loss plus the weighted auxiliary one."""
         loss = self.label_loss(logits, labels)
         if self.auxiliary_head is not None:
@@ -153,9 +164,9 @@ class SegmentationModel(ContextsegPreTrainedModel):
         """Renews the classifiers for other labels; classes with a name that the model knows keep their weights."""
         known = {name: index for index, name in self.config.id2label.items()}
         rows = [known.get(id2label[index]) for index in range(len(id2label))]
-        self.classifier = self.renewed(self.classifier, rows)
+        self.classifier = renewed(self.classifier, rows, self._init_weights)
         if self.auxiliary_head is not None:
-            self.auxiliary_head.classifier = self.renewed(self.auxiliary_head.classifier, rows)
+            self.auxiliary_head.classifier = renewed(self.auxiliary_head.classifier, rows, self._init_weights)
         kept = sum(row is not None for row in rows)
         logger.warning(
             "classifier renewed for %d labels: %d keep their weights by name, %d are new and need training",
@@ -164,22 +175,25 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self.config.id2label = dict(id2label)
         self.config.label2id = {name: index for index, name in id2label.items()}
 
-    @torch.no_grad()
-    def renewed(self, classifier: nn.Conv2d, rows: list[int | None]) -> nn.Conv2d:
-        """A classifier with one output for each entry: the old one's row, or a fresh one where that is None."""
-        weight = classifier.weight
-        new = nn.Conv2d(
-            classifier.in_channels,
-            len(rows),
-            kernel_size=1,
-            bias=classifier.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        self._init_weights(new)
-        for row, old in enumerate(rows):
-            if old is not None:
-                new.weight[row] = weight[old]
-                if new.bias is not None:
-                    new.bias[row] = classifier.bias[old]
-        return new
+
+@torch.no_grad()
+def renewed(
+    classifier: nn.Conv2d, rows: list[int | None], initialise: Callable[[nn.Module], None]
+) -> nn.Conv2d:
+    """A classifier with one output for each entry: the old one's row, or a fresh one where that is None."""
+    weight = classifier.weight
+    new = nn.Conv2d(
+        classifier.in_channels,
+        len(rows),
+        kernel_size=1,
+        bias=classifier.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    initialise(new)
+    for row, old in enumerate(rows):
+        if old is not None:
+            new.weight[row] = weight[old]
+            if new.bias is not None:
+                new.bias[row] = classifier.bias[old]
+    return new
