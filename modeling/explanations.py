@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention
+from .attention import Attention, split_heads
 from .swin_stages import SwinBlock, SwinEncoder
 from .windows import Windows, join
 
@@ -133,8 +133,8 @@ def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, t
 def mean_probabilities(attention: Attention, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
     """(B, N, C), (B, M, C) -> (B, N, M), averaged over heads."""
     query, key = (
-        attention.split_heads(attention.q_proj(tokens)),
-        attention.split_heads(attention.k_proj(context)),
+        split_heads(attention.q_proj(tokens), attention.head_dim),
+        split_heads(attention.k_proj(context), attention.head_dim),
     )
     scores = query @ key.transpose(-1, -2) * attention.head_dim**-0.5
     scores = scores if bias is None else scores + bias

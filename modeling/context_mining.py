@@ -1,0 +1,229 @@
+"""SegDeformer's two kinds of context (Shi et al., ECCV 2022, sections 3.2 and 3.3): what else is in this image, and what
+the classes look like in other images, remembered as tokens.
+
+Nothing here holds a matrix of positions by positions or, between tokens and positions, more than the K class scores: the
+features that tokens are mixed to (X_mid) are never made, since whatever reads them is linear and can read the tokens.
+
+Legend: B batch, h, w the sides of the map, h', w' the same or reduced, C channels, K classes and as many tokens.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .attention import attend
+from .blocks import Mlp
+from .external_tokens import EXTERNAL_TOKENS
+from .projections import Kernel, LinearProjection, NormedProjection, project_jointly
+
+MLP_RATIO = 4
+
+
+class ContextAttention(nn.Module):
+    """Attention from every position to every (reduced) position of a source: the paper's eq. 5 and 7.
+
+    is_normed: False is the paper, three matrices. True is the authors' code: projections with batch normalisation and ReLU,
+        and a fourth one after the attention.
+    reduction_ratio: R > 1 makes R x R positions of the source one, by a convolution before its projections (section 3.4).
+        The paper prints neither R nor the place; its parameter counts fit R = 4 and one convolution per attention.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        dim: int,
+        is_normed: bool,
+        num_heads: int = 1,
+        reduction_ratio: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config = config  # only for its attention implementation, which may change after construction
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads  # of the scale; the low-rank form attends with another width
+        self.is_causal = False
+        projection = NormedProjection if is_normed else linear_without_bias
+        self.q_proj, self.k_proj, self.v_proj = (projection(dim, dim) for _ in range(3))
+        self.o_proj = projection(dim, dim) if is_normed else nn.Identity()
+        self.reduction = None
+        if reduction_ratio > 1:
+            self.reduction = nn.Conv2d(dim, dim, reduction_ratio, stride=reduction_ratio, bias=False)
+
+    def keys_and_values(self, source: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
+        """(B, h, w, C), or weights (B, h, w, K) that mix it from tokens (K, C) -> twice (B, h', w', C)."""
+        if self.reduction is not None:
+            source, tokens = reduce(source, self.reduction.weight, tokens), None
+        return project_jointly(source, [self.k_proj.kernel(), self.v_proj.kernel()], tokens)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, h, w, d), (B, h', w', d) twice -> (B, h, w, d), and probabilities (B, heads, h w, h' w') or None."""
+        heads = (
+            part.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part in (query, key, value)
+        )
+        attended, probabilities = attend(self, *heads)
+        return attended.flatten(-2).unflatten(1, query.shape[1:3]), probabilities
+
+
+class InternalAttention(ContextAttention):
+    """Within the image: eq. 5."""
+
+    def kernels(self) -> list[Kernel]:
+        """Those that read the features themselves: of queries, and without reduction of keys and values."""
+        layers = [self.q_proj, self.k_proj, self.v_proj] if self.reduction is None else [self.q_proj]
+        return [layer.kernel() for layer in layers]
+
+    def forward(
+        self, features: Tensor, projected: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, h, w, C), and what `kernels` make of it if known -> Y_inter (B, h, w, C), probabilities or None."""
+        query, *rest = project_jointly(features, self.kernels()) if projected is None else projected
+        key, value = rest or self.keys_and_values(features)
+        attended, probabilities = self.attend(query, key, value)
+        return self.o_proj(attended), probabilities
+
+
+class ExternalAttention(ContextAttention):
+    """Between the image and the features that external tokens are mixed to: eq. 7."""
+
+    def kernels(self, info: Tensor) -> list[Kernel]:  # noqa: ARG002 - the low-rank form needs it
+        """What reads the features, given the tokens (K, C) of the other side."""
+        return [self.q_proj.kernel()]
+
+    def forward(self, query: Tensor, mixing: Tensor, info: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, h, w, C), weights (B, h, w, K), tokens (K, C) -> Y_exter (B, h, w, C), probabilities or None."""
+        attended, probabilities = self.attend(query, *self.keys_and_values(mixing, info))
+        return self.o_proj(attended), probabilities
+
+
+class LowRankExternalAttention(ExternalAttention):
+    """The same without normalisation and reduction, and for fewer tokens than channels.
+
+    Keys are P A_k and values P A_v, with the mixing weights P (h w x K). So the scores are (q A_k^T) P^T, and the result is
+    (softmax P) A_v: attention of width K, whose queries are one K x C matrix applied to the features.
+    """
+
+    def kernels(self, info: Tensor) -> list[Kernel]:
+        """As above, with the projected tokens (K, C) already multiplied in."""
+        return [Kernel(self.k_proj(info) @ self.q_proj.weight)]
+
+    def forward(self, query: Tensor, mixing: Tensor, info: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores of the tokens (B, h, w, K), weights (B, h, w, K), tokens (K, C) -> Y_exter (B, h, w, C), probabilities."""
+        mixed, probabilities = self.attend(query, mixing, mixing)
+        return F.linear(mixed, self.v_proj(info).transpose(0, 1)), probabilities
+
+
+class InternalLayer(nn.Module):
+    """Internal attention with its residual; and, as we read the "MLP" of Table 4, a pre-norm MLP with residual after it."""
+
+    def __init__(self, attention: InternalAttention, dim: int, use_mlp: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.norm = nn.LayerNorm(dim) if use_mlp else None
+        self.mlp = Mlp(dim, MLP_RATIO * dim) if use_mlp else None
+
+    def forward(
+        self, features: Tensor, projected: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, h, w, C) -> (B, h, w, C), probabilities or None."""
+        attended, probabilities = self.attention(features, projected)
+        features = features + attended
+        if self.mlp is not None:
+            features = features + self.mlp(self.norm(features))
+        return features, probabilities
+
+
+class InternalMining(nn.Module):
+    """Internal context mining (section 3.2): X_inter -> X_inter + Y_inter; further layers read the sum so far."""
+
+    def __init__(
+        self, make_attention: Callable[[], InternalAttention], dim: int, depth: int, use_mlp: bool
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(InternalLayer(make_attention(), dim, use_mlp) for _ in range(depth))
+
+    def kernels(self) -> list[Kernel]:
+        """What reads X_inter."""
+        return self.layers[0].attention.kernels()
+
+    def forward(self, features: Tensor, projected: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+        """(B, h, w, C), and what `kernels` make of it -> the sum (B, h, w, C), probabilities of each layer."""
+        all_probabilities = []
+        for layer in self.layers:
+            features, probabilities = layer(features, projected)
+            all_probabilities.append(probabilities)
+            projected = None  # only the first layer reads X_inter
+        return features, all_probabilities
+
+
+class ExternalMining(nn.Module):
+    """External context mining (section 3.3): X_inter -> Y_exter, by tokens that stand for the classes (eq. 6, 7, 10).
+
+    is_normed: False is the paper's eq. 6, where the information tokens are projected too and no projection has a bias. True
+        is the authors' code: the token scores' projections have biases, and the information tokens are used as they are.
+    attention: None adds the mixed tokens themselves, X_mid.
+    """
+
+    def __init__(
+        self, tokens: nn.Module, dim: int, is_normed: bool, attention: ExternalAttention | None
+    ) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.q_proj = LinearProjection(dim, dim, bias=is_normed)
+        self.k_proj = LinearProjection(dim, dim, bias=is_normed)
+        self.v_proj = nn.Identity() if is_normed else linear_without_bias(dim, dim)
+        self.attention = attention
+
+    def kernels(self) -> list[Kernel]:
+        """What reads X_inter, besides the token scores."""
+        if self.attention is None:
+            return []
+        return self.attention.kernels(self.v_proj(self.tokens()[1]))
+
+    def forward(self, features: Tensor, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, h, w, C), and what `kernels` make of it -> Y_exter (B, h, w, C), Attn_mid (B, h, w, K), probabilities."""
+        class_tokens, info_tokens = self.tokens()
+        scores = self.score(features, class_tokens)
+        mixing, info = scores.softmax(dim=-1).to(scores.dtype), self.v_proj(info_tokens)
+        if self.attention is None:
+            return F.linear(mixing, info.transpose(0, 1)), scores, None
+        attended, probabilities = self.attention(*projected, mixing, info)
+        return attended, scores, probabilities
+
+    def score(self, features: Tensor, class_tokens: Tensor) -> Tensor:
+        """(B, h, w, C), (K, C) -> Attn_mid (B, h, w, K): queries and keys multiplied are one matrix K x C."""
+        keys = self.k_proj(class_tokens) * self.q_proj.in_features**-0.5
+        bias = None if self.q_proj.bias is None else keys @ self.q_proj.bias
+        return F.linear(features, keys @ self.q_proj.weight, bias)
+
+
+def linear_without_bias(in_channels: int, out_channels: int) -> LinearProjection:
+    return LinearProjection(in_channels, out_channels, bias=False)
+
+
+def external_attention(
+    config: PreTrainedConfig, dim: int, is_normed: bool, reduction_ratio: int, num_tokens: int
+) -> ExternalAttention:
+    """The cheapest form that computes eq. 7; all have the same parameters."""
+    is_low_rank = not is_normed and reduction_ratio == 1 and num_tokens < dim
+    form = LowRankExternalAttention if is_low_rank else ExternalAttention
+    return form(config, dim, is_normed, reduction_ratio=reduction_ratio)
+
+
+def reduce(source: Tensor, weight: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """(B, h, w, C), weight (C, C, R, R) -> (B, ceil(h / R), ceil(w / R), C); zeros complete the last cells.
+
+    With tokens (K, C), the source is what its weights (B, h, w, K) mix from them. Then the convolution's weights are mixed
+    instead, and it reads K channels: the same result.
+    """
+    if tokens is not None:
+        weight = torch.einsum("ocrs,kc->okrs", weight, tokens)
+    ratio = weight.shape[-1]
+    height, width = source.shape[1:3]
+    padded = F.pad(source, (0, 0, 0, -width % ratio, 0, -height % ratio))
+    return F.conv2d(padded.permute(0, 3, 1, 2), weight, stride=ratio).permute(0, 2, 3, 1)
+
+
+__all__ = ["EXTERNAL_TOKENS", "ExternalMining", "InternalAttention", "InternalMining", "external_attention"]

@@ -1,0 +1,149 @@
+"""SegDeformer (Shi et al., "A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context Mining", ECCV
+2022): a neck fuses the backbone's maps, then every position looks at the rest of the image and at tokens of the classes.
+
+By default this is the authors' code, which differs from the paper: projections are 1x1 convolutions with batch
+normalisation and ReLU, attention has an output projection, and information tokens are used unprojected. The neck "linear"
+takes the paper's equations literally instead.
+
+Legend: B batch, C channels, K classes, h, w the sides of the finest map.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ..configuration.options import choose
+from .blocks import Decoded
+from .context_mining import ExternalMining, InternalAttention, InternalMining, external_attention
+from .decoder_semantic_fpn import SemanticFpnDecoder
+from .decoder_upernet import UperNetDecoder
+from .external_tokens import EXTERNAL_TOKENS
+from .projections import project_jointly
+from .pyramid_fusion import ConvFusion, LinearFusion, SegformerFusion, as_features, as_map
+
+# By name: what builds a neck, from maps of these widths to one map of the decoder's width.
+NECKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "conv": ConvFusion,
+    "linear": LinearFusion,
+    "segformer": SegformerFusion,
+    "semantic_fpn": lambda channels, dim: SemanticFpnDecoder(channels, dim, dropout=0.0),
+    "upernet": lambda channels, dim: UperNetDecoder(channels, dim, dropout=0.0),
+}
+
+
+class ContextMining(NamedTuple):
+    """The decoder's structure; the defaults are the authors' model."""
+
+    neck: str = "conv"  # a name in NECKS; "linear" also means the paper's form of the attention
+    reduction_ratio: int = 1  # keys and values of the attention per R x R positions, section 3.4
+    num_heads: int = 1  # of the internal attention, Table 4; the external one has one
+    internal_depth: int = 1  # Table 4
+    internal_mlp: bool = False  # Table 4
+    use_internal: bool = True  # Table 6
+    use_external: bool = True  # Table 6
+    decouple_tokens: bool = True  # eq. 10; momentum tokens are one set in any case
+    use_external_attention: bool = True  # False: X_mid in place of Y_exter, Table 5
+    external_tokens: str = "learned"  # or "momentum", Table 5
+
+
+class SegDeformerDecoder(nn.Module):
+    """Feature maps of any number of scales, fine to coarse -> one map at the size of the finest, and the mid-level scores."""
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        in_channels: Sequence[int],
+        hidden_size: int,
+        num_labels: int,
+        mining: ContextMining = ContextMining(),  # noqa: B008 - immutable
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_mining(mining, hidden_size)
+        self.neck = choose("neck", mining.neck, NECKS)(in_channels, hidden_size)
+        self.internal = internal_mining(config, hidden_size, mining) if mining.use_internal else None
+        self.external = None
+        if mining.use_external:
+            self.external = external_mining(config, hidden_size, num_labels, mining)
+        self.has_momentum_tokens = mining.use_external and mining.external_tokens == "momentum"
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
+        """Maps (B, C_i, h_i, w_i), fine to coarse -> map (B, C, h, w) and mid-level scores (B, K, h, w)."""
+        fused = self.neck(feature_maps).feature_map
+        features = as_features(fused)
+        for_internal, for_external = self.project(features)
+        summed, internal_probabilities = self.mine_internal(features, for_internal)
+        summed, mid_logits, external_probabilities = self.mine_external(features, summed, for_external)
+        probabilities = (*internal_probabilities, external_probabilities)
+        return Decoded(
+            self.dropout(as_map(summed)),
+            mid_logits=mid_logits,
+            internal_map=fused if self.has_momentum_tokens else None,
+            attentions=tuple(matrix for matrix in probabilities if matrix is not None),
+        )
+
+    def project(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """X_inter (B, h, w, C) -> what the two kinds of mining read of it, (B, h, w, C') each, from one product."""
+        internal = [] if self.internal is None else self.internal.kernels()
+        external = [] if self.external is None else self.external.kernels()
+        if not internal and not external:
+            return [], []
+        projected = project_jointly(features, [*internal, *external])
+        return projected[: len(internal)], projected[len(internal) :]
+
+    def mine_internal(
+        self, features: Tensor, projected: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """(B, h, w, C) -> X_inter + Y_inter (B, h, w, C), probabilities."""
+        return (features, []) if self.internal is None else self.internal(features, projected)
+
+    def mine_external(
+        self, features: Tensor, summed: Tensor, projected: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """X_inter and the sum so far (B, h, w, C) -> the sum with Y_exter, Attn_mid (B, K, h, w), probabilities."""
+        if self.external is None:
+            return summed, None, None
+        attended, scores, probabilities = self.external(features, projected)
+        return summed + attended, as_map(scores), probabilities
+
+    def update_tokens(self, feature_map: Tensor, labels: Tensor, ignore_index: int) -> None:
+        """`Decoded.internal_map` (B, C, h, w), labels (B, H, W): a training step of momentum tokens."""
+        self.external.tokens.update(feature_map, labels, ignore_index)
+
+
+def check_mining(mining: ContextMining, hidden_size: int) -> None:
+    """Raises for numbers that no decoder can be built of."""
+    if hidden_size % mining.num_heads:
+        raise ValueError(
+            f"num_heads={mining.num_heads} does not divide the decoder's width {hidden_size}. Choose a divisor."
+        )
+    for name in ("reduction_ratio", "internal_depth"):
+        if getattr(mining, name) < 1:
+            raise ValueError(f"{name}={getattr(mining, name)}; 1 or more is required.")
+
+
+def internal_mining(config: PreTrainedConfig, dim: int, mining: ContextMining) -> InternalMining:
+    """Internal context mining of this structure."""
+
+    def make_attention() -> InternalAttention:
+        return InternalAttention(
+            config, dim, mining.neck != "linear", mining.num_heads, mining.reduction_ratio
+        )
+
+    return InternalMining(make_attention, dim, mining.internal_depth, mining.internal_mlp)
+
+
+def external_mining(
+    config: PreTrainedConfig, dim: int, num_labels: int, mining: ContextMining
+) -> ExternalMining:
+    """External context mining of this structure."""
+    is_normed = mining.neck != "linear"
+    make_tokens = choose("kind of external tokens", mining.external_tokens, EXTERNAL_TOKENS)
+    attention = None
+    if mining.use_external_attention:
+        attention = external_attention(config, dim, is_normed, mining.reduction_ratio, num_labels)
+    tokens = make_tokens(num_labels, dim, mining.decouple_tokens)
+    return ExternalMining(tokens, dim, is_normed, attention)
