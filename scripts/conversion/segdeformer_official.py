@@ -1,0 +1,60 @@
+"""The SegDeformer authors' decode head: its names and ours, for the head alone and within a whole checkpoint.
+
+The tensors' meaning is the same as ours, except that the tokens have a leading axis of length one there.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .engine import RenamingTable, StateDict
+
+PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
+
+# An attention block on its own.
+ATTENTION = RenamingTable(
+    renamed=(
+        (r"\b(query|key|value|out)_project\.", lambda match: f"{PROJECTIONS[match[1]]}."),
+        (r"\.conv\.weight$", ".convolution.weight"),
+        (r"\.bn\.", ".norm."),
+    ),
+)
+
+# The external context mining on its own: class tokens and cross attention.
+EXTERNAL = RenamingTable(
+    renamed=(
+        (r"^class_token\.cls_token$", "tokens.class_tokens"),
+        (r"^class_token\.prop_token$", "tokens.info_tokens"),
+        (r"^class_token\.(q|k)\.", r"\1_proj."),
+        (r"^trans\.cross_attn\.", "attention."),
+        *ATTENTION.renamed,
+    ),
+)
+
+# The whole head, of which the classifier is no part of our decoder.
+HEAD = RenamingTable(
+    renamed=(
+        (r"^decode_head\.", ""),  # its prefix in whole checkpoints
+        (r"^conv_seg\.", "classifier."),
+        (r"^convs\.", "decoder.neck.projections."),
+        (r"^fusion_conv\.", "decoder.neck.fusion."),
+        (r"^trans\.attn\.", "decoder.internal.layers.0.attention."),
+        *(
+            (pattern, f"decoder.external.{replacement}")
+            for pattern, replacement in EXTERNAL.renamed[: -len(ATTENTION.renamed)]
+        ),
+        *ATTENTION.renamed,
+    ),
+)
+
+
+def head_from_official(weights: Mapping[str, Tensor], table: RenamingTable = HEAD) -> StateDict:
+    """The authors' tensors of a head, or of the part that `table` is for, under our names and in our shapes."""
+    return {
+        name: tensor.squeeze(0) if re.search(r"\b(class|info)_tokens$", name) else tensor
+        for name, tensor in table.apply(weights).items()
+    }
+
+
+__all__ = ["ATTENTION", "EXTERNAL", "HEAD", "head_from_official"]
