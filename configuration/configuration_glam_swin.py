@@ -6,17 +6,17 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .decoding import DecodingConfig
+from .unet_decoding import UnetDecodingConfig
 
 GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 
 
 @strict
-class GlamSwinConfig(BackboneConfigMixin, DecodingConfig):
+class GlamSwinConfig(BackboneConfigMixin, UnetDecodingConfig):
     """Backbone and segmenter of GLAM-Swin. The defaults are the paper's Tiny size with UPerNet.
 
     num_channels: bands of the image.
-    patch_size: side of a patch in pixels; logits come at this stride.
+    patch_size: side of a patch in pixels; logits come at this stride, and at that of single pixels with "unet".
     embed_dim: channels of the first stage; each further stage doubles them.
     depths: blocks of each stage.
     num_heads: attention heads of each stage.
@@ -29,6 +29,8 @@ class GlamSwinConfig(BackboneConfigMixin, DecodingConfig):
         "sincos" in our experiments (benchmarks/camvid.md); "table" is the authors' code, a learned table of which each image reads the
         centre rows; "sincos" is ours, sine and cosine of the window's place plus a learned code for each token.
     global_position_rows: rows of each stage's table, or None for the authors' sizes.
+    pretrain_image_size: None shifts the windows of every stage. With a number, a stage whose grid for an image of that
+        side is not larger than the window never shifts, and its window is that grid, as in the Unet authors' code.
     initializer_range: standard deviation of freshly initialised linear weights.
     layer_norm_eps: epsilon of every layer norm.
     out_features, out_indices: stages whose feature maps the backbone returns, by name ("stem", "stage1", ...) or
@@ -65,6 +67,7 @@ class GlamSwinConfig(BackboneConfigMixin, DecodingConfig):
     use_global_attention: bool = True
     global_position_embedding: str = "none"
     global_position_rows: list[int] | tuple[int, ...] | None = None
+    pretrain_image_size: int | None = None
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-5
     _out_features: list[str] | None = None
@@ -87,11 +90,6 @@ class GlamSwinConfig(BackboneConfigMixin, DecodingConfig):
     def hidden_size(self) -> int:
         """Channels of the last stage."""
         return self.embed_dim * 2 ** (self.num_layers - 1)
-
-    @property
-    def logits_stride(self) -> int:
-        """Pixels of the image, along each axis, for one pixel of the logits."""
-        return self.patch_size
 
     def validate_stages(self) -> None:
         if len(self.depths) != len(self.num_heads):
@@ -119,6 +117,25 @@ class GlamSwinConfig(BackboneConfigMixin, DecodingConfig):
                 f"global_position_rows has {len(self.global_position_rows)} entries for {len(self.depths)} stages. "
                 "Give one entry per stage, or None for the authors' sizes."
             )
+
+    def validate_pretrain_image_size(self) -> None:
+        size, needed = self.pretrain_image_size, self.patch_size * 2 ** (len(self.depths) - 1)
+        if size is not None and size < needed:
+            raise ValueError(
+                f"pretrain_image_size is {size}, which leaves the last stage without a patch. "
+                f"Use {needed} or more, or None."
+            )
+
+    def nominal_grid(self, stage: int) -> int | None:
+        """Side of a stage's grid for an image of `pretrain_image_size`, where it decides about windows."""
+        if self.pretrain_image_size is None:
+            return None
+        side = self.pretrain_image_size // self.patch_size // 2**stage
+        return side if side <= self.window_size else None
+
+    def stage_window(self, stage: int) -> int:
+        """Side of a stage's windows."""
+        return self.nominal_grid(stage) or self.window_size
 
     def position_rows(self, stage: int) -> int:
         """Rows of a stage's position table: the authors take the square of 45 windows x tokens, halved per stage."""

@@ -80,7 +80,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        decoded = self.decoder(outputs.feature_maps)
+        decoded = self.decode(outputs.feature_maps, pixel_mask)
         logits = self.classifier(decoded.feature_map)
         loss = None
         if labels is not None:
@@ -92,6 +92,14 @@ class SegmentationModel(ContextsegPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=attentions if output_attentions else None,
         )
+
+    def decode(
+        self,
+        feature_maps: tuple[Tensor, ...],
+        pixel_mask: Tensor | None,  # noqa: ARG002 - for decoders that attend over the whole image
+    ) -> Decoded:
+        """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> `Decoded`."""
+        return self.decoder(feature_maps)
 
     def compute_loss(
         self,

@@ -3,10 +3,12 @@
 Legend: B batch, C channels, G... grid axes, S... image axes.
 """
 
+from math import prod
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .windows import pad, plan_windows
+from .windows import Windows, crop, merge, pad, plan_windows
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -50,3 +52,25 @@ class PatchMerge(nn.Module):
         outer, inner = range(1, 2 * self.axes, 2), range(2 * self.axes, 1, -2)
         features = pad(features, windows).reshape(features.shape[0], *folded, features.shape[-1])
         return self.reduction(self.norm(features.permute(0, *outer, *inner, -1).flatten(-self.axes - 1)))
+
+
+class PatchExpand(nn.Module):
+    """The way back: each patch becomes a small block of patches, its sub-rows slowest and its channels fastest.
+
+    factor: how many patches along each axis; 2 x 2 undoes the grid of `PatchMerge`, the patch size that of `PatchEmbed`.
+    """
+
+    def __init__(self, dim: int, out_dim: int, factor: tuple[int, ...], layer_norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.factor = factor
+        self.expansion = nn.Linear(dim, prod(factor) * out_dim, bias=False)
+        self.norm = nn.LayerNorm(out_dim, eps=layer_norm_eps)
+
+    def forward(self, features: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """(B, G..., C) -> (B, factor * G..., C'), or what of it lies in `grid`, from its beginning."""
+        counts = tuple(features.shape[1:-1])
+        finer = tuple(count * step for count, step in zip(counts, self.factor, strict=True))
+        blocks = Windows(finer, self.factor, counts, finer, (0,) * len(counts))
+        tokens = self.expansion(features).flatten(1, -2).unflatten(-1, (prod(self.factor), -1))
+        expanded = merge(tokens, blocks)
+        return self.norm(expanded if grid is None else crop(expanded, grid))

@@ -38,6 +38,7 @@ class StageSizes(NamedTuple):
     use_global_attention: bool = True
     global_position_embedding: str = "none"
     global_position_rows: int = 0
+    shifts_windows: bool = True
 
 
 class WindowCut(NamedTuple):
@@ -119,6 +120,7 @@ class SwinStage(nn.Module):
     def __init__(self, config: PreTrainedConfig, sizes: StageSizes) -> None:
         super().__init__()
         self.window = sizes.window
+        self.shifts_windows = sizes.shifts_windows
         self.num_global_tokens = sizes.num_global_tokens
         self.blocks = nn.ModuleList(
             SwinBlock(config, sizes, rate, is_last=index == sizes.depth - 1)
@@ -148,7 +150,7 @@ class SwinStage(nn.Module):
 
     def cut(self, features: Tensor, pixel_mask: Tensor | None, shifted: bool) -> WindowCut:
         """The cut of regular or of shifted windows for features of this size."""
-        windows = plan_windows(tuple(features.shape[1:-1]), self.window, shifted)
+        windows = plan_windows(tuple(features.shape[1:-1]), self.window, shifted and self.shifts_windows)
         position = None
         if self.global_position is not None:
             position = self.global_position(windows)
@@ -160,6 +162,13 @@ class SwinStage(nn.Module):
             else None,
             position,
         )
+
+
+class Encoded(NamedTuple):
+    """Features (B, G..., C) at each stage, fine to coarse: what entered it, and what left it."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
 class SwinEncoder(nn.Module):
@@ -174,15 +183,16 @@ class SwinEncoder(nn.Module):
         self.stages = nn.ModuleList(SwinStage(config, sizes) for sizes in stages)
         self.merges = nn.ModuleList(PatchMerge(sizes.dim, len(patch), eps) for sizes in stages[:-1])
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
-        """(B, C, S...) -> features (B, G..., C) of the patch embedding and of each stage."""
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
+        """(B, C, S...), optional (B, S...) one where there is image -> features (B, G..., C) at each stage."""
         features = self.patch_embed(pixel_values)
-        pyramid = [features]
+        inputs, outputs = [], []
         for index, stage in enumerate(self.stages):
             features = self.merges[index - 1](features) if index else features
+            inputs.append(features)
             features = stage(features, patches_with_image(pixel_mask, features))
-            pyramid.append(features)
-        return pyramid
+            outputs.append(features)
+        return Encoded(inputs, outputs)
 
 
 def patches_with_image(pixel_mask: Tensor | None, features: Tensor) -> Tensor | None:

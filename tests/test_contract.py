@@ -17,6 +17,15 @@ VARIANTS = [
     ("glam_swin", {"depths": (1, 1), "global_position_embedding": "table"}),
     ("glam_swin", {"use_auxiliary_head": False}),
     ("glam_swin_fpn", {}),
+    ("glam_swin_unet", {}),
+    ("glam_swin_unet", {"upsampling": "expand"}),
+    ("glam_swin_unet", {"upsampling": "nonlocal_global"}),
+    ("glam_swin_unet", {"nonlocal_shortcut": "bilinear"}),
+    ("glam_swin_unet", {"num_global_tokens": 0}),
+    ("glam_swin_unet", {"use_auxiliary_head": True}),
+    ("glam_swin_unet", {"pretrain_image_size": 16}),
+    ("glam_swin_unet", {"global_position_embedding": "table"}),
+    ("glam_swin_unet", {"depths": (1, 2, 1), "num_heads": (1, 2, 4), "global_position_embedding": "table"}),
 ]
 SIZES = [(1, 1), (1, 40), (33, 3), (17, 31), (32, 32)]
 
@@ -41,8 +50,9 @@ def segment(model, *inputs, **options):
 def test_any_image_size_gives_logits_at_the_stride(build, size):
     model = build()
     stride = model.config.logits_stride
+    patch = getattr(model.config, "patch_size", stride)  # images are padded to whole patches
     logits = segment(model, torch.randn(2, 3, *size)).logits
-    assert logits.shape == (2, len(LABELS), *(ceil(side / stride) for side in size))
+    assert logits.shape == (2, len(LABELS), *(ceil(side / patch) * patch // stride for side in size))
     assert logits.isfinite().all()
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
 
 LABELS = {0: "road", 1: "sky", 2: "tree"}
+UNET = {"decoder": "unet", "decoder_hidden_size": None, "upsampling": "nonlocal"}
 
 
 def tiny_glam_swin(**overrides) -> GlamSwinForSemanticSegmentation:
@@ -28,9 +29,14 @@ def tiny_glam_swin_fpn(**overrides) -> GlamSwinForSemanticSegmentation:
     return tiny_glam_swin(**{"decoder": "semantic_fpn", "use_auxiliary_head": True, **overrides})
 
 
+def tiny_glam_swin_unet(**overrides) -> GlamSwinForSemanticSegmentation:
+    return tiny_glam_swin(**{**UNET, **overrides})
+
+
 SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "glam_swin": tiny_glam_swin,
     "glam_swin_fpn": tiny_glam_swin_fpn,
+    "glam_swin_unet": tiny_glam_swin_unet,
 }
 
 # For every option of a configuration another value than the tiny one; each must change what the model computes.
@@ -48,6 +54,10 @@ OTHER_VALUES = {
         "use_global_attention": False,
         "global_position_embedding": "sincos",
         "global_position_rows": {"global_position_rows": (99, 99), "global_position_embedding": "table"},
+        "pretrain_image_size": 32,
+        "upsampling": UNET,
+        "nonlocal_bias": {**UNET, "nonlocal_bias": "official", "initializer_range": 0.2},
+        "nonlocal_shortcut": {**UNET, "nonlocal_shortcut": "bilinear"},
         "initializer_range": 0.1,
         "layer_norm_eps": 0.1,
         "decoder": "semantic_fpn",
@@ -62,3 +72,14 @@ OTHER_VALUES = {
     }
 }
 OTHER_VALUES["glam_swin_fpn"] = {**OTHER_VALUES["glam_swin"], "decoder": "upernet"}
+OTHER_VALUES["glam_swin_unet"] = {
+    **OTHER_VALUES["glam_swin"],
+    "decoder": "upernet",
+    "decoder_hidden_size": {"decoder": "semantic_fpn", "decoder_hidden_size": 16},
+    "use_auxiliary_head": True,
+    "auxiliary_hidden_size": {"use_auxiliary_head": True, "auxiliary_hidden_size": 16},
+    "auxiliary_loss_weight": {"use_auxiliary_head": True, "auxiliary_loss_weight": 1.0},
+    "upsampling": "expand",
+    "nonlocal_bias": {"nonlocal_bias": "official", "initializer_range": 0.2},
+    "nonlocal_shortcut": "bilinear",
+}
