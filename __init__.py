@@ -29,6 +29,7 @@ PUBLIC = {
     "SegmentationMetric": "processing.segmentation_metric",
     "TrainerScores": "processing.metrics",
     "global_attention_maps": "modeling.explanations",
+    "mask_rcnn": "modeling.detection",
     "reduce_logits": "processing.metrics",
 }
 __all__ = sorted(PUBLIC)

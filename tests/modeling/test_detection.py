@@ -1,0 +1,292 @@
+import inspect
+import re
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import MultiScaleRoIAlign, box_iou
+
+import contextseg
+from contextseg import GlamSwinBackbone, GlamSwinConfig, mask_rcnn
+
+SQUARE, DISK = 1, 2
+UNUSED_BACKGROUND = (
+    4 * 1025 + 257
+)  # a box and a mask for background, which torchvision has and the paper's detector lacks
+
+
+def tiny_backbone(**overrides):
+    sizes = {"embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4, "num_global_tokens": 2}
+    return GlamSwinBackbone(GlamSwinConfig(**{**sizes, "drop_path_rate": 0.0, **overrides}))
+
+
+def tiny_mask_rcnn(**options):
+    torch.manual_seed(0)
+    small = {
+        "min_size": 64,
+        "max_size": 96,
+        "rpn_post_nms_top_n_train": 100,
+        "box_batch_size_per_image": 16,
+        "box_roi_pool": MultiScaleRoIAlign(["0", "1"], output_size=4, sampling_ratio=2),
+        "mask_roi_pool": MultiScaleRoIAlign(["0", "1"], output_size=7, sampling_ratio=2),
+    }
+    return mask_rcnn(tiny_backbone(), num_labels=2, **{**small, **options})
+
+
+def shapes(height=64, width=64, seed=0):
+    """An image of dark noise with a square in its left half and a disk in its right half, and what to find in it."""
+    draw = torch.Generator().manual_seed(seed)
+    image = torch.rand(3, height, width, generator=draw) * 0.2
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    masks = []
+    for label in (SQUARE, DISK):
+        radius = int(torch.randint(9, 13, (), generator=draw))
+        top = int(torch.randint(radius, height - radius, (), generator=draw))
+        left = int(torch.randint(radius, width // 2 - radius + 1, (), generator=draw)) + width // 2 * (
+            label - 1
+        )
+        down, across = (rows - top).abs(), (columns - left).abs()
+        square = (down < radius) & (across < radius)
+        masks.append(square if label == SQUARE else down**2 + across**2 < radius**2)
+        image[label - 1, masks[-1]] = 0.9
+    corners = [mask.nonzero() for mask in masks]
+    boxes = [[*where.amin(0).flip(0), *(where.amax(0).flip(0) + 1)] for where in corners]
+    target = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor([SQUARE, DISK])}
+    return image, {**target, "masks": torch.stack(masks).to(torch.uint8)}
+
+
+def batch(count):
+    images, targets = zip(*(shapes(seed=seed) for seed in range(count)), strict=True)
+    return list(images), list(targets)
+
+
+def documented_loop():
+    """The training loop in the docstring, as code."""
+    paragraphs = inspect.getdoc(mask_rcnn).split("\n\n")
+    return textwrap.dedent(next(text for text in paragraphs if text.startswith("    model.train()")))
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def heads_on(channels, num_labels=80):
+    """The detector without a backbone that has parameters, and without memory for its own."""
+    backbone = nn.Identity()
+    backbone.channels = channels
+    with torch.device("meta"):
+        return mask_rcnn(backbone, num_labels)
+
+
+class TorchvisionBackbone(nn.Module):
+    """A torchvision ResNet with the interface of ours."""
+
+    def __init__(self, body, channels):
+        super().__init__()
+        self.body, self.channels = body, channels
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(feature_maps=tuple(self.body(pixel_values).values()))
+
+
+def test_it_is_torchvisions_detector_with_another_backbone():
+    torch.manual_seed(0)
+    pyramid = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    options = {
+        "min_size": 64,
+        "rpn_post_nms_top_n_test": 50,
+        "box_score_thresh": 0.0,
+        "box_detections_per_img": 5,
+    }
+    theirs = MaskRCNN(pyramid, num_classes=3, **options).eval()
+    with torch.device("meta"):
+        body = TorchvisionBackbone(pyramid.body, (64, 128, 256, 512))
+        ours = mask_rcnn(body, 2, **options).eval()
+    weights = {name.replace(".body.", ".body.body."): value for name, value in theirs.state_dict().items()}
+    ours.load_state_dict(weights, assign=True)
+    images = [shapes()[0], shapes(70, 90)[0]]
+    with torch.no_grad():
+        expected, found = theirs(images), ours(images)
+    assert len(expected[0]["boxes"]) > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("channels", "heads_of_the_paper"),
+    [((64, 128, 320, 512), 20_167_408), ((128, 192, 448, 640), 20_265_712)],
+    ids=["small and base", "large"],
+)
+def test_heads_have_the_papers_parameters_and_an_unused_background(channels, heads_of_the_paper):
+    assert count(heads_on(channels)) == heads_of_the_paper + UNUSED_BACKGROUND
+
+
+def test_background_is_all_that_the_heads_have_more():
+    heads = heads_on((64, 128, 320, 512)).roi_heads
+    assert heads.box_predictor.cls_score.out_features == 81  # the paper's too: a score says "nothing here"
+    assert heads.box_predictor.bbox_pred.out_features == 4 * 81  # the paper's: 4 * 80
+    assert heads.mask_predictor.mask_fcn_logits.out_channels == 81  # the paper's: 80
+
+
+def test_glam_swin_tiny_has_a_swins_mask_rcnn_and_its_global_tokens():
+    with torch.device("meta"):
+        swin, glam = (
+            mask_rcnn(GlamSwinBackbone(GlamSwinConfig.preset("tiny", num_global_tokens=tokens)), 80)
+            for tokens in (0, 10)
+        )
+    assert round((count(swin) - UNUSED_BACKGROUND) / 1e6, 1) == 47.8  # as published for Swin-T
+    assert count(glam) - count(swin) == count(glam.backbone.body) - count(swin.backbone.body) > 0
+
+
+def test_anchors_are_32_to_512_on_strides_4_to_64():
+    model = mask_rcnn(tiny_backbone(depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)), 2, min_size=128).eval()
+    images, _ = model.transform([torch.rand(3, 128, 192)])
+    features = model.backbone(images.tensors)
+    assert [(*level.shape[-2:],) for level in features.values()] == [
+        (32, 48),
+        (16, 24),
+        (8, 12),
+        (4, 6),
+        (2, 3),
+    ]
+    assert model.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
+
+
+def test_images_are_resized_and_padded_as_in_the_paper():
+    transform = mask_rcnn(tiny_backbone(), 2).transform
+    images, _ = transform([torch.rand(3, 480, 640), torch.rand(3, 300, 900)])
+    assert images.image_sizes == [
+        (800, 1066),
+        (444, 1333),
+    ]  # the short side is 800 unless the long one passes 1333
+    assert images.tensors.shape[-2:] == (800, 1344)
+    assert transform.image_mean == [0.485, 0.456, 0.406]
+    assert transform.image_std == [0.229, 0.224, 0.225]
+
+
+def test_training_gives_five_finite_losses_and_a_gradient_in_every_parameter():
+    model = tiny_mask_rcnn(rpn_batch_size_per_image=5000)  # every anchor, so that each level is sampled
+    losses = model(*batch(2))
+    assert sorted(losses) == [
+        "loss_box_reg",
+        "loss_classifier",
+        "loss_mask",
+        "loss_objectness",
+        "loss_rpn_box_reg",
+    ]
+    sum(losses.values()).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_an_image_without_objects_trains():
+    image, target = shapes()
+    nothing = {name: value[:0] for name, value in target.items()}
+    losses = tiny_mask_rcnn()([image], [nothing])
+    sum(losses.values()).backward()
+    assert losses["loss_mask"] == losses["loss_box_reg"] == 0
+    assert losses["loss_classifier"].isfinite()
+
+
+@pytest.mark.parametrize("sizes", [[(37, 53)], [(64, 41), (33, 90)], [(1, 1)], [(7, 300)]], ids=str)
+def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(sizes):
+    model = tiny_mask_rcnn(box_score_thresh=0.0, box_detections_per_img=5).eval()
+    with torch.no_grad():
+        outputs = model([torch.rand(3, *size) for size in sizes])
+    for (height, width), found in zip(sizes, outputs, strict=True):
+        objects = len(found["boxes"])
+        assert {name: (*value.shape,) for name, value in found.items()} == {
+            "boxes": (objects, 4),
+            "labels": (objects,),
+            "scores": (objects,),
+            "masks": (objects, 1, height, width),
+        }
+        assert objects > 0
+        assert (found["boxes"] >= 0).all()
+        assert (found["boxes"] <= torch.tensor([width, height, width, height])).all()
+        assert set(found["labels"].tolist()) <= {SQUARE, DISK}
+        assert ((found["masks"] >= 0) & (found["masks"] <= 1)).all()
+
+
+def test_saved_weights_give_the_same_detections(tmp_path):
+    model, other = tiny_mask_rcnn(box_score_thresh=0.0).eval(), tiny_mask_rcnn(box_score_thresh=0.0).eval()
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    other.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    images, _ = batch(1)
+    with torch.no_grad():
+        torch.testing.assert_close(other(images), model(images), rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def documented_run():
+    """The names after the documented loop has run on one image, and the loss before."""
+    names = {"torch": torch, "nn": nn, "model": tiny_mask_rcnn(), "loader": [batch(1)]}
+    names["loss_before"] = sum(names["model"](*batch(1)).values()).item()
+    exec(documented_loop(), names)
+    return names
+
+
+def test_the_documented_loop_lowers_the_loss(documented_run):
+    assert documented_run["loss"].item() < 0.7 * documented_run["loss_before"]
+
+
+def test_the_documented_loop_ends_at_a_hundredth_of_the_learning_rate(documented_run):
+    rates = [group["lr"] for group in documented_run["optimizer"].param_groups]
+    assert rates == pytest.approx([1e-6, 1e-6])
+
+
+def test_the_documented_loop_decays_the_weights_of_layers_only(documented_run):
+    decayed, free = documented_run["optimizer"].param_groups
+    named = dict(documented_run["model"].named_parameters())
+    without_decay = {id(parameter) for parameter in free["params"]}
+    names = [name for name, parameter in named.items() if id(parameter) in without_decay]
+    assert len(names) + len(decayed["params"]) == len(named)
+    assert [name for name in names if not re.search(r"bias$|norm|token|position", name)] == []
+
+
+@pytest.mark.slow
+def test_it_learns_a_handful_of_shapes():
+    model, (images, targets) = tiny_mask_rcnn(), batch(3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(60):
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 45:
+            optimizer.param_groups[0]["lr"] = 1e-4
+    model.eval()
+    with torch.no_grad():
+        outputs = model(images)
+    for found, target in zip(outputs, targets, strict=True):
+        best = torch.stack(
+            [torch.where(found["labels"] == label, found["scores"], 0).argmax() for label in (1, 2)]
+        )
+        overlaps = box_iou(found["boxes"][best], target["boxes"]).diagonal()
+        masks = found["masks"][best, 0] > 0.5
+        truth = target["masks"].bool()
+        mask_overlaps = (masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2))
+        assert found["labels"][best].tolist() == [SQUARE, DISK]
+        assert (found["scores"][best] > 0.5).all()
+        assert (overlaps > 0.5).all()
+        assert (mask_overlaps > 0.5).all()
+
+
+def test_an_unknown_option_is_named_with_what_it_may_have_been():
+    with pytest.raises(ValueError, match=r"no option 'min_sise', did you mean 'min_size'\?"):
+        mask_rcnn(tiny_backbone(), 2, min_sise=64)
+
+
+def test_no_labels_are_refused():
+    with pytest.raises(ValueError, match="num_labels is 0"):
+        mask_rcnn(tiny_backbone(), 0)
+
+
+def test_the_name_is_public():
+    assert "mask_rcnn" in contextseg.__all__
