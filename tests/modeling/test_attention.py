@@ -1,10 +1,38 @@
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from contextseg import GlamSwinConfig
-from contextseg.modeling.attention import Attention
+from contextseg.modeling import attention
+from contextseg.modeling.attention import Attention, attend, attend_in_blocks, eager_attention_forward
 from contextseg.modeling.blocks import BatchNorm2d, DropPath
+from contextseg.scripts.measuring import peak_memory
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def heads(*shape, on_gpu=False):
+    torch.manual_seed(0)
+    parts = [torch.randn(shape).requires_grad_() for _ in range(3)]
+    return [part.as_subclass(OnGpu) for part in parts] if on_gpu else parts
+
+
+def with_gradients(kernel, query, key, value, **options):
+    """The result, and what a loss on it leaves in the three inputs."""
+    attended, _ = kernel(None, query, key, value, attention_mask=None, scaling=0.3, **options)
+    return attended, *torch.autograd.grad(attended.square().sum(), (query, key, value))
+
+
+@pytest.fixture
+def module():
+    """What attends, as far as its kernel needs to know."""
+    return Attention(GlamSwinConfig(attn_implementation="sdpa"), dim=30, num_heads=3)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -18,6 +46,54 @@ def test_attention_is_torchs_multi_head_attention(implementation):
         None, None, False, 0.0, ours.o_proj.weight, ours.o_proj.bias, attn_mask=bias.flatten(0, 1),
     )  # fmt: skip
     torch.testing.assert_close(ours(tokens, context, bias)[0], expected.transpose(0, 1))
+
+
+@pytest.mark.parametrize("max_scores", [1, 2 * 3 * 7 * 2, 10**6], ids=["rows", "uneven blocks", "one block"])
+def test_attention_in_blocks_is_eager_attention(max_scores):
+    parts = heads(2, 3, 7, 5)
+    blocks = with_gradients(attend_in_blocks, *parts, max_scores=max_scores)
+    torch.testing.assert_close(blocks, with_gradients(eager_attention_forward, *parts))
+
+
+def test_attention_in_blocks_never_holds_the_matrix():
+    parts = heads(1, 1, 512, 8)
+    matrix = 512 * 512 * 4
+    peaks = [
+        peak_memory(
+            lambda: with_gradients(attend_in_blocks, *parts, max_scores=16 * 512), torch.device("cpu")
+        ),
+        peak_memory(lambda: with_gradients(eager_attention_forward, *parts), torch.device("cpu")),
+    ]
+    assert peaks[0] < matrix / 2
+    assert peaks[1] > 2 * matrix
+
+
+def test_without_a_fused_kernel_a_gpu_attends_in_blocks_and_says_so_once(module, monkeypatch, caplog):
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda *_: False)
+    attention.warn_of_blocks.cache_clear()
+    expected = attend(module, *heads(2, 3, 7, 10))[0]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            attended, _ = attend(module, *heads(2, 3, 7, 10, on_gpu=True))
+    torch.testing.assert_close(attended.as_subclass(torch.Tensor), expected)
+    assert [record.message.count("heads of width 16") for record in caplog.records] == [1]
+
+
+def test_fused_kernels_get_a_width_that_eight_divides(module, monkeypatch):
+    widths = []
+    monkeypatch.setattr(
+        attention, "has_fused_kernel", lambda *parts: widths.extend(p.shape[-1] for p in parts) is None
+    )
+    attended, _ = attend(module, *heads(2, 3, 7, 10, on_gpu=True))
+    assert widths == [16, 16, 16]
+    torch.testing.assert_close(attended.as_subclass(torch.Tensor), attend(module, *heads(2, 3, 7, 10))[0])
+
+
+def test_attention_with_a_bias_goes_straight_to_the_kernel(module, monkeypatch):
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda *_: pytest.fail("asked for a kernel"))
+    bias = torch.randn(2, 3, 7, 7)
+    ours, _ = attend(module, *heads(2, 3, 7, 10, on_gpu=True), bias)
+    torch.testing.assert_close(ours.as_subclass(torch.Tensor), attend(module, *heads(2, 3, 7, 10), bias)[0])
 
 
 def test_batch_norm_trains_on_a_single_value():
