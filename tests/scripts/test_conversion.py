@@ -27,11 +27,8 @@ from contextseg.modeling.modeling_glam_swin import (
 )
 from contextseg.modeling.swin_checkpoints import resize_bias_table
 from contextseg.scripts.conversion.engine import RenamingTable, fill
-from contextseg.scripts.conversion.glam_official import (
-    centre_rows,
-    glam_swin_from_official,
-    num_global_positions,
-)
+from contextseg.scripts.conversion.glam_official import glam_swin_from_official
+from contextseg.scripts.conversion.glam_position_tables import centre_rows, num_global_positions
 from contextseg.scripts.convert_weights import main
 
 SIZES = [

@@ -1,0 +1,63 @@
+"""The GLAM authors' position tables: most rows are never read, the centre suffices for images up to a chosen size."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ...configuration.configuration_glam_swin import GlamSwinConfig
+from .engine import StateDict
+
+
+def table_names(converted: Mapping[str, Tensor], stage: int, num_stages: int) -> list[str]:
+    """The position tables at the resolution of a stage among converted weights: the encoder's, and its mirror image's."""
+    step = num_stages - 2 - stage
+    pattern = rf"(\bencoder\.stages\.{stage}|^decoder\.steps\.{step}\.stage)\.global_position\.table$"
+    return [name for name in converted if re.search(pattern, name)]
+
+
+def stored_rows(converted: Mapping[str, Tensor], config: GlamSwinConfig) -> list[int] | None:
+    """Rows of each stage's table, where there are tables (0 where there is none)."""
+    stages = range(len(config.depths))
+    names = [table_names(converted, stage, len(stages)) for stage in stages]
+    if not any(names):
+        return None
+    return [converted[found[0]].shape[0] if found else 0 for found in names]
+
+
+def shortened_tables(
+    converted: StateDict, config: GlamSwinConfig, max_image_size: tuple[int, int]
+) -> StateDict:
+    """The weights with every position table cut to the rows that images up to `max_image_size` read."""
+    shortened = dict(converted)
+    for stage in range(len(config.depths)):
+        needed = num_global_positions(config, stage, max_image_size)
+        for name in table_names(converted, stage, len(config.depths)):
+            shortened[name] = centre_rows(converted[name], needed)
+    return shortened
+
+
+def num_global_positions(config: GlamSwinConfig, stage: int, image_size: tuple[int, int]) -> int:
+    """Global tokens of one image at one stage: windows of the padded grid times tokens per window."""
+    count = config.num_global_tokens
+    for side in image_size:
+        cells = -(-side // config.patch_size)
+        for _ in range(stage):
+            cells = -(-cells // 2)
+        count *= -(-cells // config.stage_window(stage))
+    return count
+
+
+def centre_rows(table: Tensor, needed: int) -> Tensor:
+    """(rows, C) -> (needed, C), from which every request for n <= needed rows reads the same rows as from the whole.
+
+    A request reads the rows from `rows // 2 - n // 2` on. Whatever the parities, the cut therefore has to begin at
+    `rows // 2 - needed // 2`.
+    """
+    rows = table.shape[0]
+    if needed > rows:
+        raise ValueError(
+            f"the largest image needs {needed} global positions and the table has {rows} rows. "
+            "Choose a smaller --max-image-size."
+        )
+    return table.narrow(0, rows // 2 - needed // 2, needed).clone()
