@@ -57,6 +57,23 @@ PAPERS = {
   pages = {3224--3233},
   year = {2023}
 }""",
+    "maformer": """\
+@article{wang2022maformer,
+  title = {MAFormer: A Transformer Network with Multi-scale Attention Fusion for Visual Recognition},
+  author = {Wang, Yunhao and Sun, Huixin and Wang, Xiaodi and Zhang, Bin and Li, Chao and Xin, Ying and
+    Zhang, Baochang and Ding, Errui and Han, Shumin},
+  journal = {arXiv preprint arXiv:2209.01620},
+  year = {2022}
+}""",
+    "cswin": """\
+@inproceedings{dong2022cswin,
+  title = {CSWin Transformer: A General Vision Transformer Backbone with Cross-Shaped Windows},
+  author = {Dong, Xiaoyi and Bao, Jianmin and Chen, Dongdong and Zhang, Weiming and Yu, Nenghai and Yuan, Lu and
+    Chen, Dong and Guo, Baining},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages = {12124--12134},
+  year = {2022}
+}""",
 }
 
 

@@ -11,12 +11,26 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
+from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
+from ..configuration.configuration_maformer import MaformerConfig
+from .modeling_cswin import (
+    CswinBackbone,
+    CswinForImageClassification,
+    CswinForSemanticSegmentation,
+    CswinModel,
+)
 from .modeling_glam_swin import (
     GlamSwinBackbone,
     GlamSwinForImageClassification,
     GlamSwinForSemanticSegmentation,
     GlamSwinModel,
+)
+from .modeling_maformer import (
+    MaformerBackbone,
+    MaformerForImageClassification,
+    MaformerForSemanticSegmentation,
+    MaformerModel,
 )
 
 MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
@@ -25,6 +39,18 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoBackbone: GlamSwinBackbone,
         AutoModelForImageClassification: GlamSwinForImageClassification,
         AutoModelForSemanticSegmentation: GlamSwinForSemanticSegmentation,
+    },
+    MaformerConfig: {
+        AutoModel: MaformerModel,
+        AutoBackbone: MaformerBackbone,
+        AutoModelForImageClassification: MaformerForImageClassification,
+        AutoModelForSemanticSegmentation: MaformerForSemanticSegmentation,
+    },
+    CswinConfig: {
+        AutoModel: CswinModel,
+        AutoBackbone: CswinBackbone,
+        AutoModelForImageClassification: CswinForImageClassification,
+        AutoModelForSemanticSegmentation: CswinForSemanticSegmentation,
     },
 }
 

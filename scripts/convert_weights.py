@@ -8,30 +8,34 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
+from .conversion.cswin_official import cswin_from_official
 from .conversion.engine import read_weights
 from .conversion.glam_official import glam_swin_from_official
 from .conversion.swin import glam_swin_from_transformers
 
 # Of ImageNet, in the range 0 to 1: what the GLAM authors and Swin's normalise with.
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SOURCES = ("glam-official", "swin")
+SOURCES = ("cswin-official", "glam-official", "swin")
 
 
 def build_model(
     source: str, weights: str | Path, arguments: dict[str, Any] | None, max_image_size: tuple[int, int] | None
 ) -> PreTrainedModel:
     """Our model with the weights of a source, by the source's name."""
+    if source != "glam-official" and max_image_size is not None:
+        raise ValueError(
+            f"--max-image-size cuts position tables, which --source {source} does not have. Leave it out."
+        )
     if source == "swin":
-        if max_image_size is not None:
-            raise ValueError(
-                "--max-image-size cuts position tables, which --source swin does not have. Leave it out."
-            )
         return glam_swin_from_transformers(weights, arguments or {})
     if arguments is None:
         raise ValueError(
-            "--source glam-official needs --arguments: a JSON file with the authors' constructor arguments."
+            f"--source {source} needs --arguments: a JSON file with the authors' constructor arguments."
         )
+    if source == "cswin-official":
+        return cswin_from_official(read_weights(weights), arguments)
     return glam_swin_from_official(read_weights(weights), arguments, max_image_size)
 
 
@@ -56,14 +60,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--source",
         choices=SOURCES,
         required=True,
-        help="glam-official: a file of the GLAM authors' repository; swin: a folder or Hub name of transformers' Swin "
+        help="glam-official, cswin-official: a file of the GLAM or CSWin authors' repository; swin: a folder or Hub name of transformers' Swin "
         "or UPerNet with Swin",
     )
     parser.add_argument("--weights", required=True, help="the file (.safetensors, .pth), folder or Hub name")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
         "--arguments",
-        help="JSON file; for glam-official the authors' constructor arguments, for swin fields of our configuration "
+        help="JSON file; for glam-official and cswin-official the authors' constructor arguments, for swin fields of our configuration "
         "(by default no global tokens, which computes the same as the source)",
     )
     parser.add_argument(
@@ -94,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def remarks(model: PreTrainedModel) -> list[str]:
     """What the user of a converted model should know."""
     lines = []
+    if not isinstance(model.config, GlamSwinConfig):
+        return lines
     if model.config.use_global_attention and model.config.num_global_tokens:
         lines.append("The global attention of each stage's last block was left out: no output depends on it.")
     if rows := model.config.global_position_rows:

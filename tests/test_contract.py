@@ -5,7 +5,7 @@ from math import ceil
 
 import pytest
 import torch
-from tiny import LABELS, OTHER_VALUES, SEGMENTERS
+from tiny import CLASSIFIER_OPTIONS, LABELS, OTHER_VALUES, SEGMENTERS
 from transformers import PreTrainedConfig
 
 VARIANTS = [
@@ -26,6 +26,13 @@ VARIANTS = [
     ("glam_swin_unet", {"pretrain_image_size": 16}),
     ("glam_swin_unet", {"global_position_embedding": "table"}),
     ("glam_swin_unet", {"depths": (1, 2, 1), "num_heads": (1, 2, 4), "global_position_embedding": "table"}),
+    ("maformer", {}),
+    ("maformer", {"local_attention": "shifted_window"}),
+    ("maformer", {"global_branch": "conv"}),
+    ("maformer", {"global_branch": "none"}),
+    ("maformer", {"fusion": "local_enhanced"}),
+    ("cswin", {}),
+    ("cswin", {"stripe_padding": "official"}),
 ]
 SIZES = [(1, 1), (1, 40), (33, 3), (17, 31), (32, 32)]
 
@@ -264,7 +271,8 @@ def own_options(name):
     return [
         field.name
         for field in dataclasses.fields(config)
-        if field.name not in inherited and not field.name.startswith("_")
+        if field.name not in inherited | CLASSIFIER_OPTIONS.get(name, set())
+        and not field.name.startswith("_")
     ]
 
 

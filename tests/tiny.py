@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
+from contextseg import (
+    CswinConfig,
+    CswinForSemanticSegmentation,
+    GlamSwinConfig,
+    GlamSwinForSemanticSegmentation,
+    MaformerConfig,
+    MaformerForSemanticSegmentation,
+)
 
 LABELS = {0: "road", 1: "sky", 2: "tree"}
 UNET = {"decoder": "unet", "decoder_hidden_size": None, "upsampling": "nonlocal"}
@@ -33,10 +40,41 @@ def tiny_glam_swin_unet(**overrides) -> GlamSwinForSemanticSegmentation:
     return tiny_glam_swin(**{**UNET, **overrides})
 
 
+def tiny_maformer(**overrides) -> MaformerForSemanticSegmentation:
+    options = {
+        "hidden_sizes": (8, 16, 16),
+        "depths": (1, 2, 1),
+        "num_heads": (2, 4, 2),
+        "gld_grid_size": 4,
+        "drop_path_rate": 0.0,
+        "decoder_hidden_size": 8,
+        "use_auxiliary_head": True,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return MaformerForSemanticSegmentation(MaformerConfig(**{**options, **overrides}))
+
+
+def tiny_cswin(**overrides) -> CswinForSemanticSegmentation:
+    options = {
+        "hidden_sizes": (8, 16, 16),
+        "depths": (1, 2, 1),
+        "num_heads": (2, 4, 2),
+        "stripe_widths": (1, 3, 0),
+        "drop_path_rate": 0.0,
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return CswinForSemanticSegmentation(CswinConfig(**{**options, **overrides}))
+
+
 SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "glam_swin": tiny_glam_swin,
     "glam_swin_fpn": tiny_glam_swin_fpn,
     "glam_swin_unet": tiny_glam_swin_unet,
+    "maformer": tiny_maformer,
+    "cswin": tiny_cswin,
 }
 
 # For every option of a configuration another value than the tiny one; each must change what the model computes.
@@ -83,3 +121,47 @@ OTHER_VALUES["glam_swin_unet"] = {
     "nonlocal_bias": {"nonlocal_bias": "official", "initializer_range": 0.2},
     "nonlocal_shortcut": "bilinear",
 }
+# The options of a segmenter's heads and losses, of which every one changes what any segmenter computes.
+OTHER_DECODING = {
+    "decoder_hidden_size": 16,
+    "use_auxiliary_head": False,
+    "auxiliary_hidden_size": 16,
+    "auxiliary_loss_weight": 1.0,
+    "semantic_loss_ignore_index": 1,
+    "loss": "dice",
+    "loss_reduction": "all",
+    "class_weights": (1.0, 2.0, 3.0),
+}
+OTHER_STAGES = {
+    "num_channels": 4,
+    "patch_size": 2,
+    "hidden_sizes": (8, 16, 32),
+    "depths": (1, 1, 1),
+    "num_heads": {"num_heads": (4, 4, 2), "initializer_range": 0.2},
+    "mlp_ratio": 2.0,
+    "drop_path_rate": 0.5,
+    "initializer_range": 0.1,
+    "layer_norm_eps": 0.1,
+}
+OTHER_VALUES["maformer"] = {
+    **OTHER_STAGES,
+    **OTHER_DECODING,
+    "stripe_widths": (2, 2),
+    "local_attention": "shifted_window",
+    "window_size": {"local_attention": "shifted_window", "window_size": 2},
+    "global_branch": "conv",
+    "fusion": "local_enhanced",
+    "gld_grid_size": 6,
+    "gld_ratio": 0.25,
+    "decoder": "upernet",
+}
+OTHER_VALUES["cswin"] = {
+    **OTHER_STAGES,
+    **OTHER_DECODING,
+    "stripe_widths": (1, 2, 0),
+    "stripe_padding": "official",
+    "decoder": "semantic_fpn",
+}
+
+# Options that only the family's classifier reads; its own test file shows what they change.
+CLASSIFIER_OPTIONS = {"maformer": {"use_token_labels", "token_label_loss_weight"}}

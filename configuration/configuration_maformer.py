@@ -1,0 +1,90 @@
+"""MAFormer: local windows and a learned global branch, fused by attention (Wang et al., "MAFormer: A Transformer Network
+with Multi-scale Attention Fusion for Visual Recognition", arXiv 2209.01620)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .options import choose
+from .staged import StagedConfig
+
+CHOICES = {
+    "local_attention": ("cross_shaped", "shifted_window"),
+    "global_branch": ("gld", "conv", "none"),
+    "fusion": ("maf", "local_enhanced"),
+}
+PAPER_SIZES = {"hidden_sizes": (64, 128, 320, 512), "num_heads": (2, 4, 10, 16)}
+
+
+@strict
+class MaformerConfig(StagedConfig):
+    """Backbone, classifier and segmenter of MAFormer. The defaults are the paper's S with Semantic FPN.
+
+    The authors published neither code nor weights. What the paper leaves open is chosen so that its printed parameters
+    and multiply-adds come out: B and L do. Its S row fits no design that B fits: with the printed depths (3, 5, 8, 3) S has
+    23.0M parameters and 5.1G multiply-adds, where 23M and 4.5G are printed; depths (2, 4, 8, 3) give both numbers.
+
+    stripe_widths: width of the stripes of each MAF stage; the stages after these are plain ViT stages.
+    local_attention: "cross_shaped", or the ablation "shifted_window".
+    window_size: side of shifted windows, in patches of the stage.
+    global_branch: "gld" is Global Learning with Down-sampling, read as a fully connected layer over the map averaged to a
+        reference grid (on the full map, as printed, it would have many times the model's parameters); "conv" is the
+        ablation with a convolution; "none" leaves out branch, fusion and the MLP after it.
+    fusion: "maf" is multi-scale attention fusion (Fig. 2c); with "local_enhanced" (Fig. 2b) the global branch reads the
+        local branch's output instead of the block's input.
+    gld_grid_size: side of the reference grid.
+    gld_ratio: the paper's N, sides of the global tokens' grid over the reference grid's: 14 and 0.5 give 7 x 7 tokens.
+    use_token_labels: whether the classifier has a second head, which is trained on a label for each token and votes.
+    token_label_loss_weight: factor of that head's loss: 0.5 is LV-ViT's, 1.0 that of the recipe which MAFormer follows.
+    """
+
+    model_type = "maformer"
+    presets = {
+        "nano": {
+            "hidden_sizes": (32, 64, 128, 192),
+            "depths": (2, 2, 3, 2),
+            "num_heads": (2, 4, 8, 12),
+            "drop_path_rate": 0.0,
+            "decoder_hidden_size": 64,
+            "auxiliary_hidden_size": 32,
+        },
+        "small": {**PAPER_SIZES, "depths": (3, 5, 8, 3), "drop_path_rate": 0.1},
+        "base": {**PAPER_SIZES, "depths": (3, 8, 20, 7), "drop_path_rate": 0.3},
+        "large": {
+            "hidden_sizes": (128, 192, 448, 640),
+            "depths": (3, 8, 24, 7),
+            "num_heads": (4, 6, 14, 20),
+            "drop_path_rate": 0.4,
+        },
+    }
+
+    stripe_widths: list[int] | tuple[int, ...] = (1, 2)
+    local_attention: str = "cross_shaped"
+    window_size: int = 7
+    global_branch: str = "gld"
+    fusion: str = "maf"
+    gld_grid_size: int = 14
+    gld_ratio: float | int = 0.5
+    use_token_labels: bool = False
+    token_label_loss_weight: float | int = 0.5
+    decoder: str = "semantic_fpn"
+
+    def validate_stages(self) -> None:
+        super().validate_stages()
+        if len(self.stripe_widths) > len(self.depths) or not all(self.stripe_widths):
+            raise ValueError(
+                f"stripe_widths is {tuple(self.stripe_widths)} for {len(self.depths)} stages. "
+                "Give a width of 1 or more for each MAF stage; the stages after them attend to the whole grid."
+            )
+        if self.local_attention == "cross_shaped":
+            self.check_stripes(self.stripe_widths)
+
+    def validate_blocks(self) -> None:
+        for field, names in CHOICES.items():
+            choose(field, getattr(self, field), dict.fromkeys(names))
+        if not 0 < self.gld_ratio <= 1 or self.gld_grid_size * self.gld_ratio < 1:
+            raise ValueError(
+                f"gld_grid_size is {self.gld_grid_size} and gld_ratio {self.gld_ratio}; a ratio above 0, up to 1, "
+                "and at least one global token are required."
+            )
+
+
+__all__ = ["MaformerConfig"]

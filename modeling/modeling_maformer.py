@@ -1,0 +1,203 @@
+"""MAFormer (Wang et al., arXiv 2209.01620): blocks of a local branch in cross-shaped windows and a learned global branch
+at high resolution, fused by attention; plain ViT blocks at low resolution.
+
+There is no public code and there are no public weights. Global Learning with Down-sampling is read as a fully connected
+layer over an averaged map, not literally over all tokens, since only so the printed counts come out: parameters and
+multiply-adds of B and L do. No design fits both the S and the B row; S with the printed depths has 5.1G multiply-adds where
+4.5G are printed (`MaformerConfig`).
+
+Legend: B batch, H, W image height and width, C channels, K labels, h, w sides of the last stage's grid, N = h * w.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder
+
+from ..configuration.configuration_maformer import MaformerConfig
+from .attention import Attention
+from .cross_shaped import CrossShapedAttention, StripeAttention
+from .global_learning import GLOBAL_BRANCHES, GlobalFusion, MafBlock, ShiftedWindowBlock
+from .modeling_segmentation import SegmentationModel
+from .modeling_staged import (
+    StagedBackbone,
+    StagedForImageClassification,
+    StagedModel,
+    StagedPreTrainedModel,
+)
+from .patches import PatchEmbed
+from .pyramid_encoder import GridAttention, PreNormBlock, PyramidEncoder
+from .swin_stages import StageSizes
+
+TOKEN_VOTE = 0.5  # weight of the token head in the class logits, LV-ViT's
+
+
+def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
+    """The numbers of one stage."""
+    return StageSizes(
+        dim=config.hidden_sizes[stage],
+        depth=config.depths[stage],
+        num_heads=config.num_heads[stage],
+        window=(config.window_size,) * 2,
+        mlp_ratio=config.mlp_ratio,
+        drop_path_rates=tuple(config.drop_path_rates(stage)),
+        layer_norm_eps=config.layer_norm_eps,
+    )
+
+
+def build_stage(config: MaformerConfig, stage: int) -> list[nn.Module]:
+    """The blocks of one stage: MAF blocks as long as there are stripe widths, then ViT blocks."""
+    sizes = stage_sizes(config, stage)
+    if stage < len(config.stripe_widths):
+        return [maf_block(config, sizes, config.stripe_widths[stage], index) for index in range(sizes.depth)]
+    return [
+        pre_norm_block(GridAttention(config, sizes.dim, sizes.num_heads), sizes, index)
+        for index in range(sizes.depth)
+    ]
+
+
+def maf_block(config: MaformerConfig, sizes: StageSizes, stripe_width: int, index: int) -> MafBlock:
+    """The local branch, the global one and their fusion, as the options say."""
+    rate = sizes.drop_path_rates[index]
+    if config.local_attention == "shifted_window":
+        local = ShiftedWindowBlock(config, sizes, rate, shifted=index % 2 == 1)
+    else:
+        attention = CrossShapedAttention(config, sizes.dim, sizes.num_heads, stripe_width)
+        local = pre_norm_block(attention, sizes, index)
+    if config.global_branch == "none":
+        return MafBlock(local, None)
+    branch = GLOBAL_BRANCHES[config.global_branch](sizes.dim, config.gld_grid_size, config.gld_ratio)
+    fusion = GlobalFusion(config, sizes, branch, rate)
+    return MafBlock(local, fusion, is_serial=config.fusion == "local_enhanced")
+
+
+def pre_norm_block(attention: nn.Module, sizes: StageSizes, index: int) -> PreNormBlock:
+    return PreNormBlock(
+        attention, sizes.dim, sizes.mlp_ratio, sizes.drop_path_rates[index], sizes.layer_norm_eps
+    )
+
+
+class MaformerPreTrainedModel(StagedPreTrainedModel):
+    """Base of the MAFormer models."""
+
+    config: MaformerConfig
+    _no_split_modules = ["MafBlock", "PreNormBlock"]
+    _can_record_outputs = {
+        "attentions": [OutputRecorder(StripeAttention, index=1), OutputRecorder(Attention, index=1)]
+    }
+
+    def build_encoder(self, num_stages: int) -> PyramidEncoder:
+        """The first stages of the encoder that the configuration describes."""
+        config, eps = self.config, self.config.layer_norm_eps
+        widths = [config.num_channels, *config.hidden_sizes]
+        steps = [config.patch_size] + [2] * (num_stages - 1)
+        embeds = [
+            PatchEmbed(widths[stage], widths[stage + 1], (step, step), eps)
+            for stage, step in enumerate(steps)
+        ]
+        return PyramidEncoder(embeds, [build_stage(config, stage) for stage in range(num_stages)])
+
+
+class MaformerModel(StagedModel, MaformerPreTrainedModel):
+    """The encoder with a final layer norm: `last_hidden_state` (B, N, C) and its mean `pooler_output` (B, C).
+
+    No public weights exist, and no design fits all of the paper's counts: see `MaformerConfig`.
+    """
+
+
+class MaformerBackbone(StagedBackbone, MaformerPreTrainedModel):
+    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+
+
+class MaformerForImageClassification(StagedForImageClassification, MaformerPreTrainedModel):
+    """The encoder with a linear classifier on its mean feature.
+
+    With `use_token_labels` a second classifier reads every token, as in LV-ViT: it learns from `token_labels`, and the
+    highest of each class's token logits, halved, is added to the class logits that are returned.
+    """
+
+    def __init__(self, config: MaformerConfig) -> None:
+        super().__init__(config)
+        self.build_classifier(MaformerModel(config))
+        self.token_classifier = None
+        if config.use_token_labels:
+            self.token_classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        token_labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> ImageClassifierOutput:
+        """Classifies images, and with labels computes the loss.
+
+        pixel_values: (B, C, H, W).
+        labels: (B,) class indices.
+        token_labels: (B, K, h, w) share of each class in each token, or (B, h, w) class indices, -100 where none.
+        Returns logits (B, K).
+        """
+        check_token_labels(self.config, pixel_values, token_labels)
+        outputs = self.backbone(
+            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        if self.token_classifier is not None:
+            token_logits = self.token_classifier(outputs.last_hidden_state)
+            logits = logits + TOKEN_VOTE * token_logits.amax(dim=1)
+        if token_labels is not None:
+            token_loss = token_label_loss(token_logits, token_labels)
+            loss = self.config.token_label_loss_weight * token_loss + (0.0 if loss is None else loss)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel):
+    """MAFormer with a decoder, by default Semantic FPN, one of the two of the paper's Table 7."""
+
+    def __init__(self, config: MaformerConfig) -> None:
+        super().__init__(config)
+        self.backbone = MaformerBackbone(config)
+        self.build_heads(self.backbone.channels)
+        self.post_init()
+
+
+def token_label_loss(token_logits: Tensor, token_labels: Tensor) -> Tensor:
+    """(B, N, K), and (B, K, h, w) shares of classes or (B, h, w) class indices -> scalar, the mean cross-entropy."""
+    logits = token_logits.transpose(1, 2).float()
+    if token_labels.dim() == 4:
+        return F.cross_entropy(logits, token_labels.flatten(2).float())
+    return F.cross_entropy(logits, token_labels.flatten(1))
+
+
+def check_token_labels(config: MaformerConfig, pixel_values: Tensor, token_labels: Tensor | None) -> None:
+    """Raises unless there is a head for `token_labels` and one label for each token."""
+    if token_labels is None:
+        return
+    if not config.use_token_labels:
+        raise ValueError(
+            "token_labels were given to a model without a token head. Set use_token_labels=True."
+        )
+    stride = config.patch_size * 2 ** (config.num_layers - 1)
+    grid = tuple((side + stride - 1) // stride for side in pixel_values.shape[-2:])
+    batch, classes = pixel_values.shape[0], config.num_labels
+    if tuple(token_labels.shape) not in ((batch, classes, *grid), (batch, *grid)):
+        raise ValueError(
+            f"token_labels has shape {tuple(token_labels.shape)}; {(batch, classes, *grid)}, shares of classes, or "
+            f"{(batch, *grid)}, class indices, is required. Resize the label map to the grid of the last stage."
+        )
+
+
+__all__ = [
+    "MaformerBackbone",
+    "MaformerForImageClassification",
+    "MaformerForSemanticSegmentation",
+    "MaformerModel",
+    "MaformerPreTrainedModel",
+]

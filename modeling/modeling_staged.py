@@ -1,0 +1,131 @@
+"""Model, backbone and classifier of families whose configuration is a `StagedConfig`.
+
+A family's base class says how its encoder is built (`build_encoder`); everything else is here.
+
+Legend: B batch, H, W image height and width, C channels, N tokens.
+"""
+
+from torch import Tensor, nn
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from ..configuration.staged import StagedConfig
+from .pretrained import ContextsegPreTrainedModel, check_images
+from .pyramid_encoder import PyramidEncoder
+
+
+class StagedPreTrainedModel(ContextsegPreTrainedModel):
+    """Base of these families; a family names its own configuration class."""
+
+    def build_encoder(self, num_stages: int) -> PyramidEncoder:
+        """The first stages of the encoder that the configuration describes."""
+        raise NotImplementedError
+
+
+class StagedModel(StagedPreTrainedModel):
+    """The encoder with a final layer norm.
+
+    Returns `last_hidden_state` (B, N, C) and its mean `pooler_output` (B, C).
+    `output_attentions=True` needs `attn_implementation="eager"` and gives the probabilities of every attention in order of
+    execution: (B * stripes or windows, heads, queries, keys), or (B, heads, queries, keys) over the whole grid.
+    """
+
+    def __init__(self, config: StagedConfig) -> None:
+        super().__init__(config)
+        self.encoder = self.build_encoder(len(config.depths))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """(B, C, H, W), optional (B, H, W) one where there is image -> features of the last stage."""
+        check_images(self.config, pixel_values, pixel_mask, output_attentions)
+        pyramid = self.encoder(pixel_values, pixel_mask)
+        features = self.norm(pyramid[-1]).flatten(1, 2)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features,
+            pooler_output=features.mean(dim=1),
+            hidden_states=channels_first(pyramid) if output_hidden_states else None,
+        )
+
+
+class StagedBackbone(BackboneMixin, StagedPreTrainedModel):
+    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+
+    def __init__(self, config: StagedConfig) -> None:
+        super().__init__(config)
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.encoder = self.build_encoder(max(max(self.out_indices), 1))
+        self.norms = nn.ModuleDict(
+            {
+                name: nn.LayerNorm(channels, eps=config.layer_norm_eps)
+                for name, channels in zip(self.out_features, self.channels, strict=True)
+            }
+        )
+        self.post_init()
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BackboneOutput:
+        """(B, C, H, W), optional (B, H, W) one where there is image -> feature maps, fine to coarse."""
+        check_images(self.config, pixel_values, pixel_mask, output_attentions)
+        pyramid = self.encoder(pixel_values, pixel_mask)
+        named = dict(zip(self.stage_names, pyramid, strict=False))
+        normed = [norm(named[name]) for name, norm in self.norms.items()]
+        return BackboneOutput(
+            feature_maps=channels_first(normed),
+            hidden_states=channels_first(pyramid) if output_hidden_states else None,
+        )
+
+
+class StagedForImageClassification(StagedPreTrainedModel):
+    """The encoder with a linear classifier on its mean feature; `backbone` is the family's model."""
+
+    backbone: StagedModel
+
+    def build_classifier(self, backbone: StagedModel) -> None:
+        """Takes the encoder, and adds the classifier."""
+        self.backbone = backbone
+        self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> ImageClassifierOutput:
+        """(B, C, H, W), optional labels (B,) -> logits (B, num_labels)."""
+        outputs = self.backbone(
+            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def channels_first(pyramid: list[Tensor]) -> tuple[Tensor, ...]:
+    """Features (B, H, W, C) -> feature maps (B, C, H, W), as views: the decoders' convolutions want this memory order."""
+    return tuple(features.movedim(-1, 1) for features in pyramid)

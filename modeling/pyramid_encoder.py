@@ -1,0 +1,107 @@
+"""Encoders with embeddings between their stages, and the pre-norm block that their stages are made of.
+
+A block is given the module that mixes its tokens: attention over the whole grid here, in stripes or windows elsewhere.
+
+Legend: B batch, C channels, G... grid axes, S... image axes, N tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import Attention
+from .blocks import DropPath, Mlp
+from .patches import CONV
+from .swin_stages import patches_with_image
+
+
+def hiding_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, N) true where a key may be seen -> additive bias (B, 1, 1, N).
+
+    Half of the lowest number keeps a row without any visible key finite: it attends evenly to all.
+    """
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return hidden.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]
+
+
+class GridAttention(Attention):
+    """Attention of every place of a grid over the whole grid."""
+
+    def forward(self, features: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C), probabilities or None."""
+        bias = None if visible is None else hiding_bias(visible.flatten(1), features.dtype)
+        mixed, probabilities = super().forward(features.flatten(1, -2), bias=bias)
+        return mixed.reshape(features.shape), probabilities
+
+
+class PreNormBlock(GradientCheckpointingLayer):
+    """A mixer of tokens and an MLP, each behind a layer norm and added to what it was given."""
+
+    def __init__(
+        self, attention: nn.Module, dim: int, mlp_ratio: float, drop_path_rate: float, layer_norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
+        features = features + self.drop_path(self.attention(self.norm1(features), visible)[0])
+        return features + self.drop_path(self.mlp(self.norm2(features)))
+
+
+class OverlappingEmbed(nn.Module):
+    """Convolution with overlapping patches, followed by a layer norm, as in CSWin: 7x7 for a step of 4, 3x3 for 2.
+
+    The image is zero-padded after its end to whole steps. With `pads_end=False`, as the authors have it, pixels that fill
+    no step are left out instead.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        dim: int,
+        stride: tuple[int, ...],
+        layer_norm_eps: float = 1e-5,
+        pads_end: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.pads_end = stride, pads_end
+        kernel, padding = tuple(2 * step - 1 for step in stride), tuple(step // 2 for step in stride)
+        self.projection = CONV[len(stride)](
+            num_channels, dim, kernel_size=kernel, stride=stride, padding=padding
+        )
+        self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, S...) -> (B, G..., C')."""
+        widths = []
+        for size, step in zip(pixel_values.shape[:1:-1], self.stride[::-1], strict=True):
+            whole = (size + step - 1) // step * step if self.pads_end else max(size, step)
+            widths += [0, whole - size]
+        return self.norm(self.projection(F.pad(pixel_values, widths)).movedim(1, -1))
+
+
+class PyramidEncoder(nn.Module):
+    """An embedding of patches before each stage; a stage is a list of blocks."""
+
+    def __init__(self, embeds: list[nn.Module], stages: list[list[nn.Module]]) -> None:
+        super().__init__()
+        self.embeds = nn.ModuleList(embeds)
+        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
+        """(B, C, S...) -> features (B, G..., C) of the first embedding and of each stage."""
+        pyramid = []
+        for embed, blocks in zip(self.embeds, self.stages, strict=True):
+            features = embed(pyramid[-1].movedim(-1, 1) if pyramid else pixel_values)
+            pyramid = pyramid or [features]
+            visible = patches_with_image(pixel_mask, features)
+            for block in blocks:
+                features = block(features, visible)
+            pyramid.append(features)
+        return pyramid
