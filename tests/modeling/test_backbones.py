@@ -72,8 +72,8 @@ CONFIGS = {
         "pvt_v2_b0", embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)
     ),
     "timm shvit": lambda: timm("shvit_s1", embed_dim=(16, 24, 32), depth=(1, 1, 1), partial_dim=(8, 8, 8)),
-    "timm tnt": lambda: timm("tnt_s_legacy_patch16_224", embed_dim=12, inner_dim=8, depth=4, num_heads_outer=2),
-        "tnt_s_legacy_patch16_224", embed_dim=16, inner_dim=8, depth=4, num_heads_inner=2
+    "timm tnt": lambda: timm(
+        "tnt_s_legacy_patch16_224", embed_dim=12, inner_dim=8, depth=4, num_heads_outer=2
     ),
     "timm halonet": lambda: timm("halonet26t"),
 }
