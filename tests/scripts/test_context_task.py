@@ -1,0 +1,175 @@
+"""contextseg-context: views that gradients confirm, scores that mean what the page says, and a quick run of it all."""
+
+import numpy as np
+import pytest
+import torch
+
+from contextseg import GlamSwinForSemanticSegmentation
+from contextseg.scripts import context_task
+from contextseg.scripts.context_networks import (
+    Network,
+    Pictures,
+    distances,
+    draw_near,
+    flag_box,
+    place,
+    predict,
+    score,
+)
+from contextseg.scripts.receptive_field import axis_view, reach, sees_box
+from contextseg.scripts.training.scenes import AMBIGUOUS, FLAGS, ICE, SNOW
+
+SIDE, EDGES = 96, [0, 12, 24, 36, 48, 60, 96]
+WITHOUT = [Network(0), Network(5, use_global_attention=False)]
+
+
+def gradient_of_one_logit(network, row, column, side=SIDE, **sizes):
+    """(S, S): how much each pixel moves the logits at one place; random weights."""
+    torch.manual_seed(0)
+    model = GlamSwinForSemanticSegmentation(network.config(**sizes)).eval()
+    pixels = torch.randn(1, 3, side, side, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        model(pixel_values=pixels).logits[0, :, row, column].square().sum(), pixels
+    )
+    return gradient[0].abs().amax(dim=0).numpy()
+
+
+def seen_from(row, column, network, side=SIDE, **sizes):
+    view = axis_view(network.config(**sizes), side)
+    return view[row][:, None] & view[column]
+
+
+@pytest.mark.parametrize("network", WITHOUT, ids=lambda network: network.title)
+@pytest.mark.parametrize("position", [(47, 40), (24, 71), (39, 56)])
+def test_without_global_attention_gradients_are_exactly_zero_out_of_view_and_only_there(network, position):
+    gradient = gradient_of_one_logit(network, *position)
+    assert np.array_equal(gradient > 0, seen_from(*position, network))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"depths": (2, 2)}, {"depths": (1, 4)}, {"window_size": 4, "depths": (2, 1)}]
+)
+def test_views_of_other_depths_and_windows_are_those_of_the_gradients(sizes):
+    gradient = gradient_of_one_logit(WITHOUT[1], 61, 66, side=128, **sizes)
+    assert np.array_equal(gradient > 0, seen_from(61, 66, WITHOUT[1], side=128, **sizes))
+
+
+def test_tokens_carry_around_the_border_and_the_view_knows_it():
+    gradient = gradient_of_one_logit(WITHOUT[1], 2, 50)
+    seen = seen_from(2, 50, WITHOUT[1])
+    assert (gradient[~seen] == 0).all()
+    assert (gradient[88:, 40:60] > 0).any()
+    assert seen[88:, 40:60].any()
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_with_global_attention_every_pixel_moves_every_logit(tokens):
+    gradient = gradient_of_one_logit(Network(tokens), 47, 40)
+    assert (gradient > 0).all()
+
+
+def test_the_reach_of_two_blocks_is_a_window_and_a_half():
+    config = Network(0).config()
+    assert reach(axis_view(config, SIDE)) == 23  # shifted window of 16 pixels inside regular ones of 32
+    assert reach(axis_view(Network(0).config(depths=(1, 1)), SIDE)) == 15
+
+
+def test_most_of_the_white_is_out_of_view():
+    scored, _ = draw_near(0, 20, SIDE, nearest=12)
+    places = place(scored.scenes, Network(0).config(), EDGES)
+    assert places.in_view.sum() < 0.25 * (places.bins >= 0).sum()
+    assert not places.in_view[places.bins >= EDGES.index(24)].any()
+    assert places.in_view[places.bins == 0].mean() > 0.5
+
+
+def test_sizes_that_leave_windows_incomplete_are_refused():
+    with pytest.raises(ValueError, match="Pass a multiple of 16"):
+        axis_view(Network(0).config(), 100)
+
+
+def test_a_box_is_seen_by_who_sees_one_of_its_corners():
+    view = np.eye(4, dtype=bool)
+    assert np.argwhere(sees_box(view, (slice(1, 3), slice(3, 4)))).tolist() == [[1, 3], [2, 3]]
+
+
+def test_distance_is_the_larger_of_rows_and_columns_and_zero_in_the_box():
+    apart = distances((slice(2, 4), slice(1, 2)), 6)
+    assert (apart[2, 1], apart[3, 1], apart[0, 1], apart[3, 4], apart[5, 5]) == (0, 0, 2, 3, 4)
+
+
+def test_every_scene_has_white_near_the_flag_and_its_twin_differs_in_the_flags_box_only():
+    scored, twins = draw_near(0, 6, SIDE, nearest=12)
+    for scene, twin in zip(scored.scenes, twins.scenes, strict=True):
+        assert scene.distance <= 12
+        repainted = (scene.image != twin.image).any(axis=2)
+        repainted[flag_box(scene.mask)] = False
+        assert not repainted.any()
+
+
+def answers(both, answer):
+    return tuple(torch.stack([answer(labels) for labels in pictures.labels]) for pictures in both)
+
+
+def test_who_knows_the_flag_has_an_iou_of_one_and_who_does_not_a_third_at_most():
+    both = draw_near(0, 6, SIDE, nearest=12)
+    places = place(both[0].scenes, Network(0).config(), EDGES)
+    knowing = score(answers(both, lambda labels: labels), both, places)
+    assert [(row["iou"], row["follows"]) for row in knowing] == [(1, 1)] * 6
+    guess = torch.where(torch.arange(SIDE) % 2 == 0, SNOW, ICE).expand(SIDE, SIDE)
+    for row in score(answers(both, lambda _: guess), both, places):
+        assert row["iou"] <= 1 / 3 + 1e-6
+        assert row["follows"] == 0
+
+
+def test_one_name_for_all_white_has_an_iou_of_a_quarter():
+    both = draw_near(0, 6, SIDE, nearest=12)
+    places = place(both[0].scenes, Network(0).config(), EDGES)
+    rows = score(answers(both, lambda labels: torch.full_like(labels, SNOW)), both, places)
+    assert [row["iou"] for row in rows] == pytest.approx([0.25] * 6)
+
+
+@pytest.mark.parametrize("network", WITHOUT, ids=lambda network: network.title)
+def test_without_global_attention_repainting_the_flag_changes_no_bit_of_logits_out_of_view(network):
+    torch.manual_seed(0)
+    model = GlamSwinForSemanticSegmentation(network.config()).eval()
+    both = draw_near(0, 3, SIDE, nearest=12)
+    with torch.inference_mode():
+        ours, theirs = (
+            torch.cat([model(pixel_values=one[None]).logits for one in p.pixel_values]) for p in both
+        )
+    view = axis_view(model.config, SIDE)
+    seen = torch.from_numpy(np.stack([sees_box(view, flag_box(s.mask)) for s in both[0].scenes]))
+    changed = (ours != theirs).any(dim=1)
+    assert not changed[~seen].any()
+    assert changed[seen].any()
+
+
+def test_predictions_are_those_of_the_whole_batch():
+    model = GlamSwinForSemanticSegmentation(Network(1).config()).eval()
+    pictures, _ = draw_near(0, 2, SIDE, nearest=12)
+    assert isinstance(pictures, Pictures)
+    with torch.inference_mode():
+        together = model(pixel_values=pictures.pixel_values).logits.argmax(dim=1)
+    assert (predict(model, pictures) == together).float().mean() > 0.999
+
+
+def test_networks_differ_by_tokens_and_global_attention_only():
+    ours, theirs = (Network(*options).config().to_dict() for options in ((10, True), (10, False)))
+    assert {name for name in ours if ours[name] != theirs[name]} == {"use_global_attention"}
+    assert set(FLAGS).isdisjoint(AMBIGUOUS)
+
+
+def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_pictures(tmp_path):
+    output = tmp_path / "new" / "context.md"
+    assert context_task.main(["--quick", "--output", str(output)]) == 0
+    page = output.read_text()
+    for options in context_task.NETWORKS:
+        assert page.count(f"| {Network(*options).title} |") == 3
+    assert "at most 23 pixels far" in page
+    assert (tmp_path / "new" / "pictures" / "context_curves.png").exists()
+    assert (tmp_path / "new" / "pictures" / "context_scenes.png").exists()
+
+
+def test_columns_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="Pass 1 to 16"):
+        context_task.main(["--step", "20", "--output", str(tmp_path / "context.md")])
