@@ -38,6 +38,7 @@ PUBLIC = {
     "SegmentationImageProcessorPil": "processing.image_processing_segmentation",
     "SegmentationMetric": "processing.segmentation_metric",
     "TrainerScores": "processing.metrics",
+    "cascade_mask_rcnn": "modeling.detection_cascade",
     "global_attention_maps": "modeling.explanations",
     "mask_rcnn": "modeling.detection",
     "reduce_logits": "processing.metrics",

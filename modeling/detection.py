@@ -25,12 +25,8 @@ FINEST_ANCHOR = (
     32  # side in pixels, for a map of stride 4; it doubles from level to level, as the stride does
 )
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-SET_HERE = {
-    "self",
-    "backbone",
-    "num_classes",
-    "kwargs",
-}  # parameters of torchvision's that are no options of ours
+TORCHVISION = {*signature(MaskRCNN).parameters, *signature(GeneralizedRCNNTransform).parameters}
+OPTIONS = TORCHVISION - {"backbone", "num_classes", "kwargs"}
 
 
 class PyramidBackbone(nn.Module):
@@ -92,8 +88,7 @@ def mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
         raise ValueError(
             f"num_labels is {num_labels}. Give the number of kinds of objects, background not counted."
         )
-    known = {*signature(MaskRCNN).parameters, *signature(GeneralizedRCNNTransform).parameters} - SET_HERE
-    reject_unknown_options("mask_rcnn", options, known)
+    reject_unknown_options("mask_rcnn", options, OPTIONS)
     levels = [str(level) for level in range(len(backbone.channels))]
     anchors = [(FINEST_ANCHOR * 2**level,) for level in range(len(levels) + 1)]
     parts = {

@@ -1,4 +1,5 @@
 import inspect
+import math
 import re
 import textwrap
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 import contextseg
-from contextseg import GlamSwinBackbone, GlamSwinConfig, mask_rcnn
+from contextseg import GlamSwinBackbone, GlamSwinConfig, cascade_mask_rcnn, mask_rcnn
 
 SQUARE, DISK = 1, 2
 UNUSED_BACKGROUND = (
@@ -24,7 +25,7 @@ def tiny_backbone(**overrides):
     return GlamSwinBackbone(GlamSwinConfig(**{**sizes, "drop_path_rate": 0.0, **overrides}))
 
 
-def tiny_mask_rcnn(**options):
+def tiny_detector(build=mask_rcnn, **options):
     torch.manual_seed(0)
     small = {
         "min_size": 64,
@@ -34,7 +35,7 @@ def tiny_mask_rcnn(**options):
         "box_roi_pool": MultiScaleRoIAlign(["0", "1"], output_size=4, sampling_ratio=2),
         "mask_roi_pool": MultiScaleRoIAlign(["0", "1"], output_size=7, sampling_ratio=2),
     }
-    return mask_rcnn(tiny_backbone(), num_labels=2, **{**small, **options})
+    return build(tiny_backbone(), num_labels=2, **{**small, **options})
 
 
 def shapes(height=64, width=64, seed=0):
@@ -70,16 +71,19 @@ def documented_loop():
     return textwrap.dedent(next(text for text in paragraphs if text.startswith("    model.train()")))
 
 
+each_detector = pytest.mark.parametrize("build", [mask_rcnn, cascade_mask_rcnn])
+
+
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def heads_on(channels, num_labels=80):
+def heads_on(channels, num_labels=80, build=mask_rcnn):
     """The detector without a backbone that has parameters, and without memory for its own."""
     backbone = nn.Identity()
     backbone.channels = channels
     with torch.device("meta"):
-        return mask_rcnn(backbone, num_labels)
+        return build(backbone, num_labels)
 
 
 class TorchvisionBackbone(nn.Module):
@@ -116,12 +120,18 @@ def test_it_is_torchvisions_detector_with_another_backbone():
 
 
 @pytest.mark.parametrize(
-    ("channels", "heads_of_the_paper"),
-    [((64, 128, 320, 512), 20_167_408), ((128, 192, 448, 640), 20_265_712)],
-    ids=["small and base", "large"],
+    ("build", "channels", "heads_of_the_paper", "stages"),
+    [
+        (mask_rcnn, (64, 128, 320, 512), 20_167_408, 1),
+        (mask_rcnn, (128, 192, 448, 640), 20_265_712, 1),
+        (cascade_mask_rcnn, (64, 128, 320, 512), 58_002_610, 3),
+        (cascade_mask_rcnn, (128, 192, 448, 640), 58_100_914, 3),
+    ],
 )
-def test_heads_have_the_papers_parameters_and_an_unused_background(channels, heads_of_the_paper):
-    assert count(heads_on(channels)) == heads_of_the_paper + UNUSED_BACKGROUND
+def test_heads_have_the_papers_parameters_and_an_unused_background(
+    build, channels, heads_of_the_paper, stages
+):
+    assert count(heads_on(channels, build=build)) == heads_of_the_paper + stages * UNUSED_BACKGROUND
 
 
 def test_background_is_all_that_the_heads_have_more():
@@ -167,8 +177,9 @@ def test_images_are_resized_and_padded_as_in_the_paper():
     assert transform.image_std == [0.229, 0.224, 0.225]
 
 
-def test_training_gives_five_finite_losses_and_a_gradient_in_every_parameter():
-    model = tiny_mask_rcnn(rpn_batch_size_per_image=5000)  # every anchor, so that each level is sampled
+@each_detector
+def test_training_gives_five_finite_losses_and_a_gradient_in_every_parameter(build):
+    model = tiny_detector(build, rpn_batch_size_per_image=5000)  # every anchor, so that each level is sampled
     losses = model(*batch(2))
     assert sorted(losses) == [
         "loss_box_reg",
@@ -183,18 +194,20 @@ def test_training_gives_five_finite_losses_and_a_gradient_in_every_parameter():
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_an_image_without_objects_trains():
+@each_detector
+def test_an_image_without_objects_trains(build):
     image, target = shapes()
     nothing = {name: value[:0] for name, value in target.items()}
-    losses = tiny_mask_rcnn()([image], [nothing])
+    losses = tiny_detector(build)([image], [nothing])
     sum(losses.values()).backward()
     assert losses["loss_mask"] == losses["loss_box_reg"] == 0
     assert losses["loss_classifier"].isfinite()
 
 
 @pytest.mark.parametrize("sizes", [[(37, 53)], [(64, 41), (33, 90)], [(1, 1)], [(7, 300)]], ids=str)
-def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(sizes):
-    model = tiny_mask_rcnn(box_score_thresh=0.0, box_detections_per_img=5).eval()
+@each_detector
+def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(build, sizes):
+    model = tiny_detector(build, box_score_thresh=0.0, box_detections_per_img=5).eval()
     with torch.no_grad():
         outputs = model([torch.rand(3, *size) for size in sizes])
     for (height, width), found in zip(sizes, outputs, strict=True):
@@ -212,8 +225,10 @@ def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(sizes):
         assert ((found["masks"] >= 0) & (found["masks"] <= 1)).all()
 
 
-def test_saved_weights_give_the_same_detections(tmp_path):
-    model, other = tiny_mask_rcnn(box_score_thresh=0.0).eval(), tiny_mask_rcnn(box_score_thresh=0.0).eval()
+@each_detector
+def test_saved_weights_give_the_same_detections(build, tmp_path):
+    options = {"box_score_thresh": 0.0, "box_detections_per_img": 5, "rpn_post_nms_top_n_test": 50}
+    model, other = (tiny_detector(build, **options).eval() for _ in range(2))
     for parameter in other.parameters():
         nn.init.normal_(parameter)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -226,7 +241,7 @@ def test_saved_weights_give_the_same_detections(tmp_path):
 @pytest.fixture(scope="module")
 def documented_run():
     """The names after the documented loop has run on one image, and the loss before."""
-    names = {"torch": torch, "nn": nn, "model": tiny_mask_rcnn(), "loader": [batch(1)]}
+    names = {"torch": torch, "nn": nn, "model": tiny_detector(), "loader": [batch(1)]}
     names["loss_before"] = sum(names["model"](*batch(1)).values()).item()
     exec(documented_loop(), names)
     return names
@@ -251,8 +266,9 @@ def test_the_documented_loop_decays_the_weights_of_layers_only(documented_run):
 
 
 @pytest.mark.slow
-def test_it_learns_a_handful_of_shapes():
-    model, (images, targets) = tiny_mask_rcnn(), batch(3)
+@each_detector
+def test_it_learns_a_handful_of_shapes(build):
+    model, (images, targets) = tiny_detector(build), batch(3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(60):
         loss = sum(model(images, targets).values())
@@ -278,15 +294,71 @@ def test_it_learns_a_handful_of_shapes():
         assert (mask_overlaps > 0.5).all()
 
 
+def set_predictor(stage, scores, offsets):
+    """Makes a stage answer the same for every box: class scores (3,), and offsets (4,) of every class."""
+    for layer, answer in (
+        (stage.box_predictor.cls_score, scores),
+        (stage.box_predictor.bbox_pred, offsets * 3),
+    ):
+        nn.init.zeros_(layer.weight)
+        layer.bias.data = torch.tensor(answer)
+
+
+@torch.no_grad()
+def test_a_cascade_moves_each_stages_boxes_and_averages_the_scores():
+    model = tiny_detector(cascade_mask_rcnn, box_score_thresh=0.0, box_nms_thresh=1.0).eval()
+    scores = ([0.0, 2.0, 0.0], [0.0, 0.0, 1.0], [3.0, 0.0, 0.0])
+    moves = (
+        1.0,
+        -2.0,
+        3.0,
+    )  # of the centre to the right, in tenths, twentieths and thirtieths of the box's width
+    for stage, answer, move in zip(model.roi_heads.stages, scores, moves, strict=True):
+        set_predictor(stage, answer, [move, 0.0, 0.0, 0.0])
+    proposals, features = [torch.tensor([[20.0, 10.0, 30.0, 40.0]])], model.backbone(torch.rand(1, 3, 64, 64))
+    (found,), _ = model.roi_heads(features, proposals, [(64, 64)])
+    expected = torch.tensor(scores).softmax(dim=1).mean(dim=0)[1:]
+    torch.testing.assert_close(found["scores"], expected.sort(descending=True).values)
+    torch.testing.assert_close(found["boxes"], torch.tensor([[21.0, 10.0, 31.0, 40.0]]).expand(2, 4))
+
+
+@torch.no_grad()
+def test_stages_of_a_cascade_count_a_whole_a_half_and_a_quarter():
+    model = tiny_detector(cascade_mask_rcnn)
+    for stage in model.roi_heads.stages:
+        set_predictor(stage, [0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0])
+    losses = model(*batch(1))
+    assert losses["loss_classifier"].item() == pytest.approx(1.75 * math.log(3))
+
+
+def test_stages_of_a_cascade_demand_more_and_more_overlap():
+    stages = tiny_detector(cascade_mask_rcnn).roi_heads.stages
+    objects, boxes = (
+        torch.tensor([[0.0, 0, 10, 10]]),
+        torch.tensor([[0.0, 0, 10, 5.5], [0, 0, 10, 6.5], [0, 0, 10, 7.5]]),
+    )
+    labels = [
+        stage.assign_targets_to_proposals([boxes], [objects], [torch.tensor([DISK])])[1][0]
+        for stage in stages
+    ]
+    assert [found.tolist() for found in labels] == [[2, 2, 2], [0, 2, 2], [0, 0, 2]]
+
+
 def test_an_unknown_option_is_named_with_what_it_may_have_been():
     with pytest.raises(ValueError, match=r"no option 'min_sise', did you mean 'min_size'\?"):
         mask_rcnn(tiny_backbone(), 2, min_sise=64)
 
 
-def test_no_labels_are_refused():
+def test_heads_that_a_cascade_sets_for_each_stage_are_no_options_of_it():
+    with pytest.raises(ValueError, match="cascade_mask_rcnn has no option 'box_head'"):
+        cascade_mask_rcnn(tiny_backbone(), 2, box_head=nn.Identity())
+
+
+@each_detector
+def test_no_labels_are_refused(build):
     with pytest.raises(ValueError, match="num_labels is 0"):
-        mask_rcnn(tiny_backbone(), 0)
+        build(tiny_backbone(), 0)
 
 
-def test_the_name_is_public():
-    assert "mask_rcnn" in contextseg.__all__
+def test_the_names_are_public():
+    assert {"cascade_mask_rcnn", "mask_rcnn"} <= set(contextseg.__all__)

@@ -1,0 +1,173 @@
+"""Cascade Mask R-CNN (Cai and Vasconcelos, "Cascade R-CNN", TPAMI 2019) on our backbones, from torchvision's parts: three
+stages of heads, each of which starts from the boxes of the one before and must find them more exactly.
+
+As in the MAFormer paper's Table 6: a box head of four convolutions with batch norm and one linear layer, boxes for each
+class, a mask head in each stage; later stages demand an overlap of 0.6 and 0.7 and count a half and a quarter in the loss. The box loss
+is torchvision's smooth L1; toolboxes also train such models with GIoU.
+
+Legend: B batch, h, w the sides of a map, N boxes of one image, R boxes of all images, K classes with background.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    fastrcnn_loss,
+    maskrcnn_inference,
+    maskrcnn_loss,
+)
+from torchvision.ops import clip_boxes_to_image
+
+from ..configuration.options import reject_unknown_options
+from .detection import OPTIONS, PYRAMID_CHANNELS, mask_rcnn
+
+OVERLAPS = (0.5, 0.6, 0.7)  # of a proposal with an object, from which on it counts as that object
+BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+LOSS_WEIGHTS = (1.0, 0.5, 0.25)
+SET_BY_STAGE = {
+    *("box_head", "box_predictor", "mask_head", "mask_predictor"),
+    *("box_fg_iou_thresh", "box_bg_iou_thresh", "bbox_reg_weights"),
+}
+
+
+def predict_boxes(
+    stage: RoIHeads, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Maps (B, 256, h, w) and boxes (N, 4) of each image -> logits (R, K), box offsets (R, 4 K)."""
+    return stage.box_predictor(stage.box_head(stage.box_roi_pool(features, boxes, sizes)))
+
+
+def predict_masks(
+    stage: RoIHeads, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+) -> Tensor:
+    """Maps (B, 256, h, w) and boxes (N, 4) of each image -> mask logits (R, K, 28, 28)."""
+    return stage.mask_predictor(stage.mask_head(stage.mask_roi_pool(features, boxes, sizes)))
+
+
+def refine(
+    stage: RoIHeads, logits: Tensor, offsets: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]
+) -> list[Tensor]:
+    """Logits (R, K), offsets (R, 4 K), boxes (N, 4) of each image -> the boxes moved as the likeliest object wants it."""
+    moved = stage.box_coder.decode(offsets.detach(), boxes)
+    likeliest = logits[:, 1:].argmax(dim=1) + 1
+    moved = moved[torch.arange(len(moved), device=moved.device), likeliest]
+    per_image = moved.split([len(boxes_in_image) for boxes_in_image in boxes])
+    return [clip_boxes_to_image(moved, size) for moved, size in zip(per_image, sizes, strict=True)]
+
+
+class CascadeHeads(nn.Module):
+    """Three of torchvision's `RoIHeads` in a row, in the place of one."""
+
+    def __init__(self, stages: Sequence[RoIHeads]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        sizes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Maps (B, 256, h, w), boxes (N, 4) and size of each image -> detections of each image, or losses in training."""
+        if self.training:
+            return [], self.losses(features, proposals, sizes, targets)
+        return self.detections(features, proposals, sizes), {}
+
+    def losses(
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        sizes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """The three losses of a stage, summed over the stages by weight."""
+        total = dict.fromkeys(("loss_classifier", "loss_box_reg", "loss_mask"), 0.0)
+        for stage, weight in zip(self.stages, LOSS_WEIGHTS, strict=True):
+            boxes, matched, labels, offset_targets = stage.select_training_samples(boxes, targets)
+            logits, offsets = predict_boxes(stage, features, boxes, sizes)
+            losses = (
+                *fastrcnn_loss(logits, offsets, labels, offset_targets),
+                self.mask_loss(stage, features, boxes, sizes, targets, (matched, labels)),
+            )
+            total = {name: total[name] + weight * loss for name, loss in zip(total, losses, strict=True)}
+            boxes = refine(stage, logits, offsets, boxes, sizes)
+        return total
+
+    @staticmethod
+    def mask_loss(
+        stage: RoIHeads,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        sizes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+        matches: tuple[list[Tensor], list[Tensor]],
+    ) -> Tensor:
+        """Cross-entropy of the masks inside those boxes that hold an object. matches: which (N,), and its label (N,)."""
+        held = [(label > 0).nonzero()[:, 0] for label in matches[1]]
+        boxes = [boxes_in_image[where] for boxes_in_image, where in zip(boxes, held, strict=True)]
+        matched = [match[where] for match, where in zip(matches[0], held, strict=True)]
+        masks, labels = ([target[name] for target in targets] for name in ("masks", "labels"))
+        return maskrcnn_loss(predict_masks(stage, features, boxes, sizes), boxes, masks, labels, matched)
+
+    def detections(
+        self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Boxes of the last stage; scores and masks are the mean over the stages."""
+        scores = 0.0
+        for stage in self.stages:
+            boxes = proposals
+            logits, offsets = predict_boxes(stage, features, boxes, sizes)
+            scores = scores + logits.softmax(dim=-1) / len(self.stages)
+            proposals = refine(stage, logits, offsets, boxes, sizes)
+        # a softmax of the logarithm gives the scores back
+        found = stage.postprocess_detections(scores.log(), offsets, boxes, sizes)
+        named = [
+            {"boxes": boxes, "scores": scores, "labels": labels}
+            for boxes, scores, labels in zip(*found, strict=True)
+        ]
+        votes = [
+            maskrcnn_inference(predict_masks(stage, features, found[0], sizes), found[2])
+            for stage in self.stages
+        ]
+        for image, masks in zip(named, zip(*votes, strict=True), strict=True):
+            image["masks"] = torch.stack(masks).mean(dim=0)
+        return named
+
+
+def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
+    """Cascade Mask R-CNN on a backbone: used, and its options given, as `mask_rcnn`.
+
+    The paper's "3x" schedule is that of `mask_rcnn` with 36 epochs, the learning rate divided at 27 and 33,
+    `min_size=tuple(range(480, 801, 32))` (training draws from these, evaluation takes the last) and `drop_path_rate`
+    0.2, 0.3 and 0.4 for MAFormer-S, -B and -L.
+    """
+    reject_unknown_options("cascade_mask_rcnn", options, OPTIONS - SET_BY_STAGE)
+    side = options["box_roi_pool"].output_size[0] if "box_roi_pool" in options else 7
+    stages = []
+    for overlap, weights in zip(OVERLAPS, BOX_WEIGHTS, strict=True):
+        box_head = FastRCNNConvFCHead(
+            (PYRAMID_CHANNELS, side, side), [PYRAMID_CHANNELS] * 4, [1024], norm_layer=nn.BatchNorm2d
+        )
+        stages.append(
+            mask_rcnn(
+                backbone,
+                num_labels,
+                box_head=box_head,
+                box_fg_iou_thresh=overlap,
+                box_bg_iou_thresh=overlap,
+                bbox_reg_weights=weights,
+                **options,
+            )
+        )
+    model = stages[0]
+    model.roi_heads = CascadeHeads([stage.roi_heads for stage in stages])
+    return model
+
+
+__all__ = ["CascadeHeads", "cascade_mask_rcnn"]
