@@ -2,7 +2,7 @@
 
     contextseg-benchmark --output benchmarks/speed.md
 
-Both models of a comparison do the same job in one process, in turn. A further comparison is one entry of `WORKS`.
+Both models of a comparison do the same job in one process, in turn. Comparisons are listed in `comparisons.WORKS`.
 Heavy imports come after the command line is read, so that `--help` answers at once.
 """
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .comparisons import Pair, Work
     from .measuring import Timing
 
 PROGRAM = "contextseg-benchmark"
-DESCRIPTION = """Run our models and transformers' in turn, for inference and for a training step (forward, loss, backward),
+DESCRIPTION = """Run our models and others for the same work in turn, for inference and for a training step (forward, loss, backward),
 and write medians, ratios and peak memory into a Markdown page."""
+LARGE_SIZE = (1024, 2048)
 
 
 @dataclass
@@ -35,6 +37,7 @@ class BenchmarkArguments:
     attention_sizes: str = "512,1024,2048"  # N,N: image sizes for the memory of global attention
     repeats: int = 7  # rounds of ours and theirs
     works: str = ""  # NAME,NAME: comparisons to run (default: all)
+    large: bool = False  # also SegDeformer's head, ours alone, on an image of 1024x2048 (minutes)
     # Machine
     device: str = "cpu"  # NAME: where to run: cpu, cuda, ...
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast
@@ -43,22 +46,6 @@ class BenchmarkArguments:
     output: str = "benchmarks/speed.md"  # FILE: the page to write
     quick: bool = False  # very small models and images: does everything still run?
     traceback: bool = False  # show where in the code an error came from
-
-
-class Pair(NamedTuple):
-    """Two models for the same job, and what a reader must know about them."""
-
-    ours: "nn.Module"
-    theirs: "nn.Module"
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Work:
-    """One comparison: `build` makes its pair, very small when its argument is true."""
-
-    title: str
-    build: Callable[[bool], Pair]
 
 
 class Row(NamedTuple):
@@ -70,55 +57,6 @@ class Row(NamedTuple):
     memory: tuple[int, int]
 
 
-def upernet_swin(is_small: bool, num_global_tokens: int) -> Pair:
-    """GLAM-Swin with UPerNet and transformers' Swin-T with UPerNet, with the same weights where both have them."""
-    from tempfile import TemporaryDirectory
-
-    from transformers import SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
-
-    from contextseg import GlamSwinForSemanticSegmentation
-    from contextseg.modeling.blocks import BatchNorm2d
-
-    tiny = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
-    small = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
-    sizes = small if is_small else tiny
-    config = UperNetConfig(
-        backbone_config=SwinConfig(**sizes, out_indices=[1, 2, 3, 4], drop_path_rate=0.3),
-        num_labels=150,
-        hidden_size=16 if is_small else 512,
-        auxiliary_in_channels=4 * sizes["embed_dim"],
-        auxiliary_channels=16 if is_small else 256,
-    )
-    theirs = UperNetForSemanticSegmentation(config)
-    with TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        ours = GlamSwinForSemanticSegmentation.from_swin(
-            folder, num_global_tokens=num_global_tokens, drop_path_rate=0.3
-        )
-    whole_image = theirs.decode_head.psp_modules.blocks[0].layers[1]
-    whole_image.batch_norm = BatchNorm2d(whole_image.batch_norm.num_features)
-    notes = [
-        "Weights: the same in both, except for what only GLAM has (global tokens and their attention). "
-        "150 classes, auxiliary head, stochastic depth 0.3.",
-        f"Attention: ours `{ours.config._attn_implementation}`, transformers "
-        f"`{theirs.backbone.config._attn_implementation}` (each one's default).",
-        "transformers refuses a training batch of one (a batch norm that sees one value), so that one norm is ours.",
-    ]
-    return Pair(ours, theirs, notes)
-
-
-WORKS = {
-    "glam_swin": Work(
-        "GLAM-Swin-T + UPerNet with 10 global tokens, beside transformers' plain Swin-T + UPerNet",
-        lambda is_small: upernet_swin(is_small, num_global_tokens=10),
-    ),
-    "swin": Work(
-        "Swin-T + UPerNet: ours with 0 global tokens, beside transformers'",
-        lambda is_small: upernet_swin(is_small, num_global_tokens=0),
-    ),
-}
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(BenchmarkArguments, argv, PROGRAM, DESCRIPTION)
     if arguments.quick:
@@ -128,7 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         device = open_device(arguments)
         page = [heading(arguments, device, argv)]
         page += [section(work, arguments, device) for work in works]
-        page += [attention_section(arguments, device)]
+        if any(work.is_about_glam for work in works):
+            page += [attention_section(arguments, device)]
+        if arguments.large:
+            page += [large_section(arguments, device)]
         output = Path(arguments.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text("\n".join(page))
@@ -136,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def chosen_works(names: str) -> list[Work]:
+def chosen_works(names: str) -> "list[Work]":
+    from .comparisons import WORKS
+
     unknown = set(filter(None, names.split(","))) - WORKS.keys()
     if unknown:
         raise ValueError(f"no comparison {', '.join(sorted(unknown))}. Known: {', '.join(WORKS)}.")
@@ -179,8 +122,8 @@ def heading(arguments: BenchmarkArguments, device: "torch.device", argv: list[st
 
 Times are medians of {arguments.repeats} rounds, ours and theirs in turn in one process. Ratios are ours / theirs of the same
 round: median (lowest to highest); below 1 is better. Memory is the most bytes in tensors at any moment beyond the weights, in a
-training step gradients included. Inference is from images to masks of their size; a training step is forward, loss at
-image size, backward.
+training step gradients included. Inference is from images to masks of their size, where nothing else is said; a training
+step is forward, loss at image size, backward.
 """
 
 
@@ -190,11 +133,11 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def section(work: Work, arguments: BenchmarkArguments, device: "torch.device") -> str:
+def section(work: "Work", arguments: BenchmarkArguments, device: "torch.device") -> str:
     """The heading, notes and table of one comparison."""
     pair = work.build(arguments.quick)
     rows = []
-    for row in measure(pair, arguments, device):
+    for row in measure(work, pair, arguments, device):
         rows.append(table_row(row))
         print(work.title, rows[-1], sep="\n", flush=True)
     notes, lines = "\n".join(f"- {note}" for note in pair.notes), "\n".join(rows)
@@ -208,48 +151,42 @@ def section(work: Work, arguments: BenchmarkArguments, device: "torch.device") -
 """
 
 
-def measure(pair: Pair, arguments: BenchmarkArguments, device: "torch.device") -> Iterator[Row]:
+def measure(
+    work: "Work", pair: "Pair", arguments: BenchmarkArguments, device: "torch.device"
+) -> Iterator[Row]:
     from .measuring import peak_memory, time_in_turn
 
     for mode, is_training in (("inference", False), ("training step", True)):
         models = [model.to(device).train(is_training) for model in (pair.ours, pair.theirs)]
         for batch in integers(arguments.batches, "--batches"):
-            ours, theirs = (job(model, batch, arguments, device) for model in models)
+            size = (arguments.size, arguments.size)
+            ours, theirs = (job(model, work.job(model, batch, size), arguments, device) for model in models)
             timing = time_in_turn(ours, theirs, arguments.repeats, device)
             yield Row(mode, batch, timing, (peak_memory(ours, device), peak_memory(theirs, device)))
 
 
 def job(
-    model: "nn.Module", batch: int, arguments: BenchmarkArguments, device: "torch.device"
+    model: "nn.Module",
+    compute: "Callable[[], object]",
+    arguments: BenchmarkArguments,
+    device: "torch.device",
 ) -> Callable[[], None]:
-    """What is measured: images to masks, or with a model in training mode the loss and the gradients."""
+    """What is measured: `compute`, and with a model in training mode the gradients of the loss that it returns."""
     import torch
 
-    side = arguments.size
-    pixels = torch.randn(batch, 3, side, side, device=device)
-    labels = torch.randint(model.config.num_labels, (batch, side, side), device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16")
 
     def infer() -> None:
         with torch.inference_mode(), autocast:
-            masks(model(pixel_values=pixels).logits, (side, side))
+            compute()
 
     def train() -> None:
         with autocast:
-            loss = model(pixel_values=pixels, labels=labels).loss
+            loss = compute()
         loss.backward()
         model.zero_grad()
 
     return train if model.training else infer
-
-
-def masks(logits: "torch.Tensor", size: tuple[int, int]) -> "list[torch.Tensor]":
-    """(B, K, h, w) -> B masks (H, W). transformers' models enlarge the logits themselves, ours leave that to this step."""
-    from contextseg.processing.logits_to_masks import upsampled_argmax
-
-    if logits.shape[-2:] == size:
-        return list(logits.argmax(dim=1))
-    return [upsampled_argmax(image_logits, size) for image_logits in logits]
 
 
 def table_row(row: Row) -> str:
@@ -299,6 +236,49 @@ def attention_row(size: int, device: "torch.device") -> str:
         peak = peak_memory(lambda: attention(tokens), device)
     matrix = heads * count**2 * tokens.element_size()
     return f"| {size}x{size} | {count:,} | {mebibytes(peak)} | {peak / count:,.0f} | {mebibytes(matrix)} |"
+
+
+def large_section(arguments: BenchmarkArguments, device: "torch.device") -> str:
+    """Time and peak memory of SegDeformer's head on a large image, beside the matrices that it never holds."""
+    size = (64, 128) if arguments.quick else LARGE_SIZE
+    variants = {
+        "as the authors' code": {},
+        "as the paper": {"neck": "linear"},
+        "as the authors' code, efficient": {"reduction_ratio": 4},
+    }
+    rows = [large_row(name, options, size, arguments, device) for name, options in variants.items()]
+    lines = "\n".join(rows)
+    return f"""## SegDeformer's head on an image of {size[0]}x{size[1]}
+
+Inference, ours alone, measured once; a batch of one. The last column is computed: the two matrices, scores and their softmax,
+that straightforward attention holds at once.
+
+| {size[0]}x{size[1]} | time | peak memory | two attention matrices |
+|---|---|---|---|
+{lines}
+"""
+
+
+def large_row(
+    name: str,
+    options: dict[str, str | int],
+    size: tuple[int, int],
+    arguments: BenchmarkArguments,
+    device: "torch.device",
+) -> str:
+    from .comparisons import MIT_STRIDES, head_job, segdeformer_head
+    from .measuring import peak_memory, seconds
+
+    head = segdeformer_head(arguments.quick, **options).to(device).eval()
+    infer = job(head, head_job(head, 1, size), arguments, device)
+    times = []
+    peak = peak_memory(lambda: times.append(seconds(infer, device)), device)
+    positions = size[0] * size[1] // MIT_STRIDES[0] ** 2
+    keys = positions // options.get("reduction_ratio", 1) ** 2
+    matrices = 2 * positions * keys * (2 if arguments.dtype == "bfloat16" else 4)
+    row = f"| {name} | {times[0]:.1f} s | {mebibytes(peak)} | {mebibytes(matrices)} |"
+    print(row, flush=True)
+    return row
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from contextseg.scripts import benchmark
+from contextseg.scripts.comparisons import WORKS
 from contextseg.scripts.measuring import Timing, peak_memory, time_in_turn
 
 CPU = torch.device("cpu")
@@ -12,15 +13,65 @@ CPU = torch.device("cpu")
 def test_quick_benchmark_writes_one_table_per_work_and_that_of_global_attention(tmp_path):
     assert benchmark.main(["--quick", "--output", str(tmp_path / "new" / "speed.md")]) == 0
     page = (tmp_path / "new" / "speed.md").read_text()
-    for work in benchmark.WORKS.values():
+    for work in WORKS.values():
         assert f"## {work.title}" in page
-    assert page.count("| inference | 1 |") == page.count("| training step | 1 |") == len(benchmark.WORKS)
+    assert page.count("| inference | 1 |") == page.count("| training step | 1 |") == len(WORKS)
     assert "| 128x128 | 250 |" in page
     assert "--quick" in page
+    assert "1024x2048" not in page
+
+
+def test_works_without_glam_make_a_page_without_global_attention(tmp_path):
+    page = tmp_path / "segdeformer.md"
+    benchmark.main(["--quick", "--large", "--works", "segdeformer_efficient", "--output", str(page)])
+    titles = [line for line in page.read_text().splitlines() if line.startswith("## ")]
+    assert titles == [
+        f"## {WORKS['segdeformer_efficient'].title}",
+        "## SegDeformer's head on an image of 64x128",
+    ]
+
+
+@pytest.fixture
+def doubles():
+    torch.set_default_dtype(torch.double)
+    yield
+    torch.set_default_dtype(torch.float)
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("name", ["segdeformer", "segdeformer_linear"])
+def test_both_heads_of_a_segdeformer_comparison_give_the_same_scores(name):
+    work, scores = WORKS[name], []
+    for head in work.build(True)[:2]:
+        torch.manual_seed(1)
+        scores.append(work.job(head.eval(), 2, (36, 52))())
+    assert [part.shape for part in scores[0]] == 2 * [(2, 150, 9, 13)]
+    torch.testing.assert_close(*scores)
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("name", ["segdeformer", "segdeformer_linear"])
+def test_both_heads_of_a_segdeformer_comparison_take_the_same_training_step(name):
+    work, results = WORKS[name], []
+    for head in work.build(True)[:2]:
+        torch.manual_seed(1)
+        loss = work.job(head.train(), 2, (36, 52))()
+        loss.backward()
+        gradients = {key: parameter.grad for key, parameter in head.named_parameters()}
+        results.append((loss, gradients, dict(head.named_buffers())))
+    torch.testing.assert_close(*results)
+
+
+def test_efficient_attention_differs_from_the_whole_one_by_its_reductions_alone():
+    efficient, whole = (model.state_dict().keys() for model in WORKS["segdeformer_efficient"].build(True)[:2])
+    assert efficient - whole == {
+        "decoder.internal.layers.0.attention.reduction.weight",
+        "decoder.external.attention.reduction.weight",
+    }
 
 
 def test_both_models_of_the_swin_comparison_compute_the_same():
-    pair = benchmark.WORKS["swin"].build(True)
+    pair = WORKS["swin"].build(True)
     pixels = torch.randn(2, 3, 40, 56)
     with torch.inference_mode():
         ours, theirs = (model.eval()(pixel_values=pixels).logits for model in pair[:2])
