@@ -12,7 +12,14 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 import contextseg
-from contextseg import GlamSwinBackbone, GlamSwinConfig, cascade_mask_rcnn, mask_rcnn
+from contextseg import (
+    GlamSwinBackbone,
+    GlamSwinConfig,
+    MaformerBackbone,
+    MaformerConfig,
+    cascade_mask_rcnn,
+    mask_rcnn,
+)
 
 SQUARE, DISK = 1, 2
 UNUSED_BACKGROUND = (
@@ -31,6 +38,7 @@ def tiny_detector(build=mask_rcnn, **options):
         "min_size": 64,
         "max_size": 96,
         "rpn_post_nms_top_n_train": 100,
+        "rpn_post_nms_top_n_test": 30,
         "box_batch_size_per_image": 16,
         "box_roi_pool": MultiScaleRoIAlign(["0", "1"], output_size=4, sampling_ratio=2),
         "mask_roi_pool": MultiScaleRoIAlign(["0", "1"], output_size=7, sampling_ratio=2),
@@ -134,6 +142,21 @@ def test_heads_have_the_papers_parameters_and_an_unused_background(
     assert count(heads_on(channels, build=build)) == heads_of_the_paper + stages * UNUSED_BACKGROUND
 
 
+@pytest.mark.parametrize(
+    ("preset", "mask", "cascade"),
+    [
+        ("small", 42_623_192, 80_458_394),
+        ("base", 71_201_911, 109_037_113),
+        ("large", 122_366_007, 160_201_209),
+    ],
+)
+def test_maformers_detectors_have_the_papers_parameters_and_an_unused_background(preset, mask, cascade):
+    with torch.device("meta"):
+        backbone = MaformerBackbone(MaformerConfig.preset(preset))
+        assert count(mask_rcnn(backbone, 80)) == mask + UNUSED_BACKGROUND
+        assert count(cascade_mask_rcnn(backbone, 80)) == cascade + 3 * UNUSED_BACKGROUND
+
+
 def test_background_is_all_that_the_heads_have_more():
     heads = heads_on((64, 128, 320, 512)).roi_heads
     assert heads.box_predictor.cls_score.out_features == 81  # the paper's too: a score says "nothing here"
@@ -194,6 +217,19 @@ def test_training_gives_five_finite_losses_and_a_gradient_in_every_parameter(bui
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+def test_maformer_trains_and_finds_things_at_odd_sizes():
+    sizes = {"hidden_sizes": (16, 32, 32, 32), "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2)}
+    backbone = MaformerBackbone(MaformerConfig(**sizes, drop_path_rate=0.0))
+    few = {"rpn_post_nms_top_n_test": 20, "box_batch_size_per_image": 8, "rpn_batch_size_per_image": 5000}
+    model = mask_rcnn(backbone, 2, min_size=64, max_size=96, box_score_thresh=0.0, **few)
+    sum(model(*batch(2)).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    with torch.no_grad():
+        (found,) = model.eval()([torch.rand(3, 37, 53)])
+    assert len(found["boxes"]) > 0
+    assert found["masks"].shape[1:] == (1, 37, 53)
+
+
 @each_detector
 def test_an_image_without_objects_trains(build):
     image, target = shapes()
@@ -227,7 +263,7 @@ def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(build, sizes):
 
 @each_detector
 def test_saved_weights_give_the_same_detections(build, tmp_path):
-    options = {"box_score_thresh": 0.0, "box_detections_per_img": 5, "rpn_post_nms_top_n_test": 50}
+    options = {"box_score_thresh": 0.0, "box_detections_per_img": 5}
     model, other = (tiny_detector(build, **options).eval() for _ in range(2))
     for parameter in other.parameters():
         nn.init.normal_(parameter)
