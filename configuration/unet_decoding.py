@@ -53,11 +53,11 @@ class UnetDecodingConfig(DecodingConfig):
             return
         if len(self.depths) < 2 or self.out_features != self.stage_names[1:]:
             raise ValueError(
-                f"decoder 'unet' is given {len(self.depths)} stages and out_features {self.out_features}. "
+                f"decoder 'unet' is given {len(self.depths)} stage(s) and out_features {self.out_features}. "
                 "It needs two stages or more, and all of them: leave out out_features."
             )
         if self.decoder_hidden_size != self.embed_dim:
             raise ValueError(
                 f"decoder_hidden_size is {self.decoder_hidden_size}; with decoder 'unet' it is embed_dim, {self.embed_dim}. "
-                "Leave it out, or set it to None where a checkpoint has another."
+                f"Leave it out, or pass decoder_hidden_size={self.embed_dim} where a checkpoint has another."
             )

@@ -67,6 +67,7 @@ def build_encoder(config: GlamSwinConfig, num_stages: int) -> SwinEncoder:
 
 def build_unet(config: GlamSwinConfig, channels: tuple[int, ...]) -> UnetDecoder:
     """The encoder's mirror image, from feature maps of these widths; its bottleneck is not repeated."""
+    config.validate_unet()  # once more: `from_pretrained` changes fields of a configuration that was checked before
     stages = stage_sizes(config)[-2::-1]
     upsampling_sizes = [
         UpsamplingSizes(

@@ -2,7 +2,8 @@
 
 Checkpoints come as a folder or a name on the Hub, in the names that transformers 5 keeps in memory, in those that it
 and older versions write (`microsoft/swin-*`), and with a UPerNet around them (`openmmlab/upernet-swin-*`). What plain
-Swin does not have (global tokens, their attention and positions) keeps its fresh initialisation.
+Swin does not have (global tokens, their attention and positions) keeps its fresh initialisation. A Unet's decoder
+starts from the encoder's stages, as in the GLAM authors' code.
 """
 
 import json
@@ -55,6 +56,7 @@ RENAMED = (
 )
 BACKBONE = ("encoder.", "norm.", "norms.")
 HEADS = ("decoder.", "classifier.", "auxiliary_head.")
+ENCODER_STAGE = re.compile(r"^(?:backbone\.)?encoder\.stages\.(\d+)\.(.+)")
 ENCODER_MODULE = re.compile(r"\bencoder\.(stages\.\d+|merges\.\d+|patch_embed)\.")
 ONLY_GLAM = re.compile(r"\.(global_tokens|global_position|global_attention)\.")
 
@@ -93,7 +95,8 @@ def model_from_swin(
     overrides: fields of our configuration, such as `num_global_tokens` or `id2label`; the rest is the checkpoint's.
     """
     source = AutoConfig.from_pretrained(checkpoint, revision=revision)
-    options = {**swin_options(source), **upernet_options(source), **overrides}
+    decoder = overrides.get("decoder", "upernet")
+    options = {**swin_options(source), **upernet_options(source, decoder), **overrides}
     if not {"id2label", "num_labels"} & overrides.keys() and source.id2label is not None:
         options.update(id2label=source.id2label, label2id=source.label2id)
     model = model_class(model_class.config_class(**options))
@@ -113,9 +116,9 @@ def swin_options(source: PreTrainedConfig) -> dict[str, Any]:
     return {name: getattr(swin, name) for name in SWIN_FIELDS}
 
 
-def upernet_options(source: PreTrainedConfig) -> dict[str, Any]:
-    """The fields of our configuration that say how large the heads are; none for a Swin alone."""
-    if source.model_type != "upernet":
+def upernet_options(source: PreTrainedConfig, decoder: str) -> dict[str, Any]:
+    """The fields of our configuration that say how large the heads are; none for a Swin alone or another decoder."""
+    if source.model_type != "upernet" or decoder != "upernet":
         return {}
     check_fixed(source, UPERNET_FIXED)
     return {"decoder": "upernet"} | {ours: getattr(source, theirs) for theirs, ours in UPERNET_FIELDS.items()}
@@ -174,7 +177,10 @@ def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source
     weights = {
         prefix + name if name.startswith(BACKBONE) else name: tensor for name, tensor in weights.items()
     }
-    weights = wanted(weights, fresh)
+    if is_unet(fresh):  # which has one norm in the encoder, where Swin's last one is
+        last = f"{prefix}norms.stage{len(model.config.depths)}."
+        weights = {re.sub(rf"^{prefix}norm\.", last, name): tensor for name, tensor in weights.items()}
+    weights = for_unet(wanted(weights, fresh), fresh)
     fitted = {name: fit(name, tensor, fresh[name], source, model.config) for name, tensor in weights.items()}
     new = [name for name in fresh if name not in fitted]
     missing = [name for name in new if "encoder." in name and not ONLY_GLAM.search(name)]
@@ -201,6 +207,22 @@ def wanted(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[s
                 f"the checkpoint has '{name}', which the model has not. Check the checkpoint's type."
             )
     return chosen
+
+
+def is_unet(tensors: Iterable[str]) -> bool:
+    return any(name.startswith("decoder.steps.") for name in tensors)
+
+
+def for_unet(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, and those of an encoder's stages once more for the stages that mirror them in a Unet's decoder."""
+    doubled = dict(weights)
+    steps = {name.split(".")[2] for name in fresh if name.startswith("decoder.steps.")}
+    for name, tensor in weights.items():
+        if stage := ENCODER_STAGE.match(name):
+            mirrored = f"decoder.steps.{len(steps) - 1 - int(stage[1])}.stage.{stage[2]}"
+            if mirrored in fresh:
+                doubled[mirrored] = tensor
+    return doubled
 
 
 def kind_of_heads(tensors: Mapping[str, Tensor]) -> tuple[bool, int]:

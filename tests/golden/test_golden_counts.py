@@ -1,6 +1,7 @@
 """Parameter counts of the paper's sizes against exact counts of the authors' modules.
 
-Ours are smaller by the global attention of each stage's last block, which the authors build and never read.
+Ours are smaller by what the authors build and never read: the global attention of each stage's last block, and in NLU
+the residuals that are not chosen and the relative positions that cannot occur.
 """
 
 import json
@@ -26,6 +27,16 @@ MODELS = [
     "GLAM-Swin-UperNet-S (g=10)",
     "GLAM-Swin-UperNet-B (g=10)",
 ]
+UNETS = [
+    name
+    for size in "TSB"
+    for name in (
+        f"Swin-Unet-{size}",
+        f"Swin-Unet-{size} with NLU, no GLAM (composed)",
+        f"GLAM-Swin-Unet-{size} without NLU (g=10)",
+        f"GLAM-Swin-Unet-{size} with NLU (g=10)",
+    )
+]
 
 
 def build(sizes: dict, name: str) -> GlamSwinForSemanticSegmentation:
@@ -36,6 +47,8 @@ def build(sizes: dict, name: str) -> GlamSwinForSemanticSegmentation:
         num_labels=150,
         num_global_tokens=int(tokens[1]) if tokens else 0,
         global_position_embedding="table",
+        decoder="unet" if "Unet" in name else "upernet",
+        upsampling="nonlocal" if "with NLU" in name else "expand",
     )
     with torch.device("meta"):
         return GlamSwinForSemanticSegmentation(config)
@@ -57,6 +70,23 @@ def test_parameters_are_the_authors_without_the_dead_attention(name):
     assert count(model, r"global_tokens") == expected["global_tokens"]
     assert count(model, r"^auxiliary_head") == expected["auxiliary_head"]
     assert count(model, r"^(decoder|classifier)") == expected["decode_head"]
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_parameters_of_unets_are_the_authors_without_the_dead_ones(name):
+    facts = json.loads(golden_file("glam2d/facts.json").read_text())
+    expected, size = facts["models"][name], re.search(r"Unet-(\w)", name)[1]
+    model = build(facts["sizes"][size], name)
+    dead_attention = expected["global_attention_of_last_block_in_each_stage"]
+    dead_upsampling = 0
+    if model.config.upsampling == "nonlocal":
+        rows = 27**2 - 13**2  # of the table of a window of 7
+        dead_upsampling = expected["nlu_parameters_never_used_with_default_options"]
+        dead_upsampling += rows * sum(model.config.num_heads[:-1])
+    assert count(model) == expected["total"] - dead_attention - dead_upsampling
+    assert count(model, r"global_attention") == expected["global_attention"] - dead_attention
+    assert count(model, r"global_position") == expected["position_tables"]
+    assert count(model, r"global_tokens") == expected["global_tokens"]
 
 
 @pytest.mark.parametrize(("preset", "size"), [("tiny", "T"), ("small", "S"), ("base", "B")])
