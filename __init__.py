@@ -34,6 +34,8 @@ PUBLIC = {
     "MaformerForImageClassification": "modeling.modeling_maformer",
     "MaformerForSemanticSegmentation": "modeling.modeling_maformer",
     "MaformerModel": "modeling.modeling_maformer",
+    "SegDeformerConfig": "configuration.configuration_segdeformer",
+    "SegDeformerForSemanticSegmentation": "modeling.modeling_segdeformer",
     "SegmentationImageProcessor": "processing.image_processing_segmentation",
     "SegmentationImageProcessorPil": "processing.image_processing_segmentation",
     "SegmentationMetric": "processing.segmentation_metric",

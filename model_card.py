@@ -49,6 +49,14 @@ model = AutoModel.from_pretrained("{repository}", trust_remote_code=True)
 print(model)""",
 }
 PAPERS = {
+    "segdeformer": """\
+@inproceedings{shi2022transformer,
+  title = {A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context Mining},
+  author = {Shi, Bowen and Jiang, Dongsheng and Zhang, Xiaopeng and Li, Han and Dai, Wenrui and Zou, Junni and Xiong, Hongkai and Tian, Qi},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  pages = {624--639},
+  year = {2022}
+}""",
     "glam_swin": """\
 @inproceedings{themyr2023full,
   title = {Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation},

@@ -14,6 +14,7 @@ from transformers.models.auto import modeling_auto
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
+from ..configuration.configuration_segdeformer import SegDeformerConfig
 from .modeling_cswin import (
     CswinBackbone,
     CswinForImageClassification,
@@ -32,8 +33,10 @@ from .modeling_maformer import (
     MaformerForSemanticSegmentation,
     MaformerModel,
 )
+from .modeling_segdeformer import SegDeformerForSemanticSegmentation
 
 MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
+    SegDeformerConfig: {AutoModelForSemanticSegmentation: SegDeformerForSemanticSegmentation},
     GlamSwinConfig: {
         AutoModel: GlamSwinModel,
         AutoBackbone: GlamSwinBackbone,

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
+from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
+from ..configuration.configuration_maformer import MaformerConfig
 from ..configuration.encoders import EncoderFacts, build_encoder, measure
 from ..configuration.options import choose
+from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone
+from .modeling_maformer import MaformerBackbone
 from .plain_vit_pyramid import PlainVitPyramid
 from .pretrained import check_images
 
@@ -27,7 +31,11 @@ logger = logging.getLogger(__name__)
 
 # By `model_type`, which is the same in every copy of a configuration's class.
 OWN_BACKBONES: dict[str, Callable[[PreTrainedConfig], nn.Module]] = {
+    CswinConfig.model_type: CswinBackbone,
+    CswinConfig.model_type: CswinBackbone,
     GlamSwinConfig.model_type: GlamSwinBackbone,
+    MaformerConfig.model_type: MaformerBackbone,
+    MaformerConfig.model_type: MaformerBackbone,
 }
 FLAT = {"keep": False, "pyramid": True}
 
@@ -110,6 +118,11 @@ class AnyBackbone(nn.Module):
         )
 
     @property
+    def config(self) -> PreTrainedConfig:
+        """The encoder's own configuration."""
+        return self.encoder.config
+
+    @property
     def gradient_checkpointing(self) -> bool:
         """Whether the encoder recomputes in the backward pass; transformers sets it on all modules that have it."""
         return getattr(self, "_gradient_checkpointing", False)
@@ -159,15 +172,19 @@ def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> Any
     flat: for plain vision transformers, whose maps have one stride: "keep" leaves them so, "pyramid" adds layers that
         make strides 4, 8, 16, 32 of them.
     """
-    wants_pyramid = choose("way to use flat maps", flat, FLAT)
     if backbone_config.model_type in OWN_BACKBONES:
-        encoder = OWN_BACKBONES[backbone_config.model_type](backbone_config)
-        return AnyBackbone(encoder, own_facts(encoder))
+        return adapted(OWN_BACKBONES[backbone_config.model_type](backbone_config), flat)
     facts = measure(backbone_config)
-    encoder = build_encoder(backbone_config, facts.out_indices)
+    return adapted(build_encoder(backbone_config, facts.out_indices), flat, facts)
+
+
+def adapted(encoder: nn.Module, flat: str, facts: EncoderFacts | None = None) -> AnyBackbone:
+    """The encoder in its adapter; without facts it is one of ours."""
+    wants_pyramid = choose("way to use flat maps", flat, FLAT)
+    facts = facts or own_facts(encoder)
     pyramid = None
-    if wants_pyramid and len(set(facts.strides)) == 1:
-        pyramid = PlainVitPyramid(facts.channels, facts.strides[0])
+    if wants_pyramid and facts.is_flat:
+        pyramid = PlainVitPyramid(facts.channels, facts.strides[0], facts.pyramid_strides)
     return AnyBackbone(encoder, facts, pyramid)
 
 

@@ -109,6 +109,11 @@ class SegDeformerDecoder(nn.Module):
         attended, scores, probabilities = self.external(features, projected)
         return summed + attended, as_map(scores), probabilities
 
+    def replace_labels(self, rows: Sequence[int | None]) -> None:
+        """Other classes: for each the old class whose tokens it keeps, or None."""
+        if self.external is not None:
+            self.external.tokens = self.external.tokens.renewed(rows)
+
     def update_tokens(self, feature_map: Tensor, labels: Tensor, ignore_index: int) -> None:
         """`Decoded.internal_map` (B, C, h, w), labels (B, H, W): a training step of momentum tokens."""
         self.external.tokens.update(feature_map, labels, ignore_index)

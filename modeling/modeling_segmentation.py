@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.decoding import DecodingConfig
 from ..configuration.options import choose
 from .blocks import Decoded
+from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .decoder_semantic_fpn import SemanticFpnDecoder
 from .decoder_upernet import FcnHead, UperNetDecoder
 from .losses import parse_terms, segmentation_loss
@@ -29,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 # By name: what builds a decoder from a configuration and the widths of the feature maps, fine to coarse.
 DECODERS: dict[str, Callable[[DecodingConfig, tuple[int, ...]], nn.Module]] = {
+    "segdeformer": lambda config, channels: SegDeformerDecoder(
+        config,
+        channels,
+        config.decoder_hidden_size,
+        config.num_labels,
+        ContextMining(reduction_ratio=config.reduction_ratio),
+    ),
     "semantic_fpn": lambda config, channels: SemanticFpnDecoder(channels, config.decoder_hidden_size),
     "upernet": lambda config, channels: UperNetDecoder(channels, config.decoder_hidden_size),
 }
@@ -104,12 +112,14 @@ class SegmentationModel(ContextsegPreTrainedModel):
     def compute_loss(
         self,
         logits: Tensor,
-        decoded: Decoded,  # noqa: ARG002 - SegDeformer trains more of it
+        decoded: Decoded,
         feature_maps: tuple[Tensor, ...],
         labels: Tensor,
     ) -> Tensor:
-        """(B, K, h, w), feature maps fine to coarse, (B, H, W) -> scalar: main loss plus the weighted auxiliary one."""
+        """(B, K, h, w), feature maps fine to coarse, (B, H, W) -> scalar: the main loss, plus those of the mid-level map and the auxiliary head."""
         loss = self.label_loss(logits, labels)
+        if decoded.mid_logits is not None and self.config.attention_loss_weight:
+            loss = loss + self.config.attention_loss_weight * self.label_loss(decoded.mid_logits, labels)
         if self.auxiliary_head is not None:
             auxiliary_logits = self.auxiliary_head(feature_maps[-2])
             loss = loss + self.config.auxiliary_loss_weight * self.label_loss(auxiliary_logits, labels)
@@ -175,6 +185,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self.classifier = renewed(self.classifier, rows, self._init_weights)
         if self.auxiliary_head is not None:
             self.auxiliary_head.classifier = renewed(self.auxiliary_head.classifier, rows, self._init_weights)
+        if isinstance(self.decoder, SegDeformerDecoder):
+            self.decoder.replace_labels(rows)
         kept = sum(row is not None for row in rows)
         logger.warning(
             "classifier renewed for %d labels: %d keep their weights by name, %d are new and need training",

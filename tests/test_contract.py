@@ -33,13 +33,32 @@ VARIANTS = [
     ("maformer", {"fusion": "local_enhanced"}),
     ("cswin", {}),
     ("cswin", {"stripe_padding": "official"}),
+    ("glam_swin", {"decoder": "segdeformer"}),
+    ("segdeformer", {}),
+    ("segdeformer", {"neck": "linear"}),
+    ("segdeformer", {"neck": "segformer"}),
+    ("segdeformer", {"neck": "upernet"}),
+    ("segdeformer", {"neck": "semantic_fpn"}),
+    ("segdeformer", {"use_internal_context": False}),
+    ("segdeformer", {"use_external_context": False}),
+    ("segdeformer", {"use_external_attention": False}),
+    ("segdeformer", {"internal_depth": 2, "internal_mlp": True}),
+    ("segdeformer", {"decouple_external_tokens": False}),
+    ("segdeformer", {"external_tokens": "momentum"}),
+    ("segdeformer", {"reduction_ratio": 2, "attention_loss_weight": 0}),
+    ("segdeformer", {"decoder": "upernet"}),
+    ("segdeformer_glam", {}),
 ]
 SIZES = [(1, 1), (1, 40), (33, 3), (17, 31), (32, 32)]
 
 
-@pytest.fixture(params=SEGMENTERS, autouse=True)
-def build(request):
+@pytest.fixture(autouse=True)
+def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=SEGMENTERS)
+def build(request):
     return SEGMENTERS[request.param]
 
 
@@ -241,7 +260,9 @@ def test_tuples_are_returned_on_request(build):
 def test_hidden_states_are_the_patches_and_every_stage(build):
     model, (pixels, _) = build(), batch()
     states = segment(model, pixels, output_hidden_states=True).hidden_states
-    assert len(states) == 1 + len(model.config.depths)
+    encoder = getattr(model.config, "backbone_config", model.config)
+    has_patches = encoder.model_type != "segformer"  # of which transformers gives the stages alone
+    assert len(states) == has_patches + len(encoder.depths)
     assert segment(model, pixels).hidden_states is None
 
 
@@ -259,7 +280,7 @@ def test_unknown_options_fail_with_a_suggestion(build):
 
 
 def test_the_configuration_survives_a_round_trip(build, tmp_path):
-    config = build(drop_path_rate=0.25, class_weights=[1.0, 2.0, 0.5]).config
+    config = build(attention_loss_weight=0.25, class_weights=[1.0, 2.0, 0.5]).config
     config.save_pretrained(tmp_path)
     stored = type(config).from_pretrained(tmp_path).to_dict()
     assert {**stored, "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, SegformerConfig
 
 from contextseg import (
     CswinConfig,
@@ -11,6 +11,8 @@ from contextseg import (
     GlamSwinForSemanticSegmentation,
     MaformerConfig,
     MaformerForSemanticSegmentation,
+    SegDeformerConfig,
+    SegDeformerForSemanticSegmentation,
 )
 
 LABELS = {0: "road", 1: "sky", 2: "tree"}
@@ -69,12 +71,39 @@ def tiny_cswin(**overrides) -> CswinForSemanticSegmentation:
     return CswinForSemanticSegmentation(CswinConfig(**{**options, **overrides}))
 
 
+def tiny_segdeformer(**overrides) -> SegDeformerForSemanticSegmentation:
+    options = {"backbone_config": tiny_mit(), "decoder_hidden_size": 8, "auxiliary_hidden_size": 8}
+    return SegDeformerForSemanticSegmentation(SegDeformerConfig(id2label=LABELS, **{**options, **overrides}))
+
+
+def tiny_mit(**overrides) -> SegformerConfig:
+    options = {
+        "num_encoder_blocks": 2,
+        "hidden_sizes": [8, 16],
+        "depths": [2, 1],
+        "num_attention_heads": [1, 2],
+        "sr_ratios": [2, 1],
+        "patch_sizes": [7, 3],
+        "strides": [4, 2],
+        "mlp_ratios": [2, 2],
+        "drop_path_rate": 0.0,
+    }
+    return SegformerConfig(**{**options, **overrides})
+
+
+def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
+    backbone = tiny_glam_swin().config
+    return tiny_segdeformer(**{"backbone_config": backbone, "neck": "linear", **overrides})
+
+
 SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "glam_swin": tiny_glam_swin,
     "glam_swin_fpn": tiny_glam_swin_fpn,
     "glam_swin_unet": tiny_glam_swin_unet,
     "maformer": tiny_maformer,
     "cswin": tiny_cswin,
+    "segdeformer": tiny_segdeformer,
+    "segdeformer_glam": tiny_segdeformer_glam,
 }
 
 # For every option of a configuration another value than the tiny one; each must change what the model computes.
@@ -162,6 +191,31 @@ OTHER_VALUES["cswin"] = {
     "stripe_padding": "official",
     "decoder": "semantic_fpn",
 }
+OTHER_MINING = {
+    "neck": "linear",
+    "use_internal_context": False,
+    "use_external_context": False,
+    "internal_num_heads": {"internal_num_heads": 2, "initializer_range": 0.2},
+    "internal_depth": 2,
+    "internal_mlp": True,
+    "decouple_external_tokens": False,
+    "use_external_attention": False,
+    "external_tokens": "momentum",
+}
+OTHER_VALUES["segdeformer"] = {
+    **OTHER_DECODING,
+    **OTHER_MINING,
+    "initializer_range": {"initializer_range": 0.1, "internal_mlp": True},
+    "decoder": "upernet",
+    "backbone_config": tiny_mit(depths=[1, 1]),
+    "use_auxiliary_head": True,
+    "auxiliary_hidden_size": {"auxiliary_hidden_size": 16, "use_auxiliary_head": True},
+    "auxiliary_loss_weight": {"auxiliary_loss_weight": 1.0, "use_auxiliary_head": True},
+}
+OTHER_VALUES["segdeformer_glam"] = {**OTHER_VALUES["segdeformer"], "neck": "conv"}
+for values in OTHER_VALUES.values():  # these two speak of one decoder, which every family has
+    for option, other in (("attention_loss_weight", 1.0), ("reduction_ratio", 2)):
+        values[option] = {option: other, "decoder": "segdeformer", "decoder_hidden_size": 8}
 
 # Options that only the family's classifier reads; its own test file shows what they change.
 CLASSIFIER_OPTIONS = {"maformer": {"use_token_labels", "token_label_loss_weight"}}

@@ -1,0 +1,145 @@
+"""SegDeformer: internal and external context mining over any backbone (Shi et al., "A Transformer-Based Decoder for
+Semantic Segmentation with Multi-level Context Mining", ECCV 2022)."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
+
+from .configuration_cswin import CswinConfig
+from .configuration_glam_swin import GlamSwinConfig
+from .configuration_maformer import MaformerConfig
+from .decoding import DecodingConfig
+from .encoders import measure
+
+NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
+FLAT_NECKS = ("conv", "linear", "segformer")  # these fuse maps of one stride as they are
+EXTERNAL_TOKENS = ("learned", "momentum")
+# Found without transformers' registry, which knows other copies of these classes where code comes from the Hub.
+OWN_BACKBONES = {config.model_type: config for config in (CswinConfig, GlamSwinConfig, MaformerConfig)}
+
+MIT_WIDE = {"model_type": "segformer", "hidden_sizes": [64, 128, 320, 512]}
+DEIT = {"model_type": "timm_backbone", "out_indices": [2, 5, 8, 11]}
+SWIN = {"model_type": "swin", "window_size": 7, "drop_path_rate": 0.3}
+
+
+@strict
+class SegDeformerConfig(DecodingConfig):
+    """A backbone of any type with the SegDeformer decoder, or with one of the other decoders for comparison.
+
+    backbone_config: configuration, or its dictionary with a `model_type`, of any backbone in transformers, of
+        `TimmBackboneConfig(backbone=NAME)` for those of timm, of SegFormer's encoder (the default, size B0), of ours, or of
+        one that you registered with AutoBackbone. It describes the architecture; weights are random until loaded.
+    decoder: "segdeformer", or a baseline over the same backbone: "upernet", "semantic_fpn".
+    neck: what fuses the feature maps before context is mined: "conv", the authors' code (1x1 convolution, batch norm, ReLU);
+        "linear", the paper's eq. 1, with its eq. 5 to 7 taken literally; "segformer", the all-MLP decoder of SegFormer
+        checkpoints; "upernet" or "semantic_fpn", section 3.4 of the paper.
+    use_internal_context, use_external_context: whether each kind of context is mined, Table 6.
+    internal_num_heads, internal_depth, internal_mlp: structure of the internal context mining, Table 4.
+    decouple_external_tokens: separate external tokens for class prediction and information, eq. 10.
+    use_external_attention: False adds the mid-level feature itself, Table 5 without Y_exter.
+    external_tokens: "learned", or "momentum" for moving averages of each class's features, the comparison of Table 5.
+    initializer_range: standard deviation of freshly initialised linear weights; convolutions are scaled by their width.
+    """
+
+    model_type = "segdeformer"
+    sub_configs = {"backbone_config": AutoConfig}
+    presets = {
+        "nano": {
+            "backbone_config": {
+                "model_type": "segformer",
+                "hidden_sizes": [16, 32, 64, 128],
+                "num_attention_heads": [1, 2, 4, 8],
+                "depths": [1, 1, 1, 1],
+                "drop_path_rate": 0.0,
+            },
+            "decoder_hidden_size": 64,
+        },
+        "mit_b0": {"backbone_config": {"model_type": "segformer"}},
+        "mit_b1": {"backbone_config": MIT_WIDE},
+        "mit_b2": {"backbone_config": {**MIT_WIDE, "depths": [3, 4, 6, 3]}},
+        "mit_b5": {"backbone_config": {**MIT_WIDE, "depths": [3, 6, 40, 3]}},
+        "deit_small": {
+            "backbone_config": {**DEIT, "backbone": "deit_small_patch16_224"},
+            "decoder_hidden_size": 512,
+        },
+        "deit_base": {
+            "backbone_config": {**DEIT, "backbone": "deit_base_patch16_224"},
+            "decoder_hidden_size": 512,
+        },
+        "swin_small": {
+            "backbone_config": {**SWIN, "embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
+            "decoder_hidden_size": 512,
+        },
+        "swin_large": {
+            "backbone_config": {
+                **SWIN, "window_size": 12, "embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48]
+            },
+            "decoder_hidden_size": 512,
+        },
+    }  # fmt: skip
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    decoder: str = "segdeformer"
+    neck: str = "conv"
+    use_internal_context: bool = True
+    use_external_context: bool = True
+    internal_num_heads: int = 1
+    internal_depth: int = 1
+    internal_mlp: bool = False
+    decouple_external_tokens: bool = True
+    use_external_attention: bool = True
+    external_tokens: str = "learned"
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone_config is None:
+            self.backbone_config = SegformerConfig()
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = backbone_from_dict(self.backbone_config)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_channels(self) -> int:
+        """Bands of the image."""
+        return getattr(self.backbone_config, "num_channels", 3)
+
+    @property
+    def flat_maps(self) -> str:
+        """What becomes of a plain vision transformer's maps: SegDeformer keeps them, the others get a pyramid."""
+        return "keep" if self.decoder == "segdeformer" and self.neck in FLAT_NECKS else "pyramid"
+
+    @property
+    def logits_stride(self) -> int:
+        """Pixels of the image, along each axis, for one pixel of the logits: the stride of the finest feature map."""
+        if self.backbone_config.model_type in OWN_BACKBONES:
+            return self.backbone_config.patch_size * 2 ** max(self.backbone_config.out_indices[0] - 1, 0)
+        facts = measure(self.backbone_config)
+        return 4 if facts.is_flat and self.flat_maps == "pyramid" else facts.strides[0]
+
+    def validate_mining(self) -> None:
+        for name, known in (("neck", NECKS), ("external_tokens", EXTERNAL_TOKENS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is '{getattr(self, name)}'. Use one of {', '.join(known)}.")
+        if self.decoder_hidden_size % self.internal_num_heads:
+            raise ValueError(
+                f"{self.internal_num_heads} heads do not divide decoder_hidden_size {self.decoder_hidden_size}. "
+                "Change internal_num_heads."
+            )
+
+
+def backbone_from_dict(settings: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration that the dictionary describes, of our types or of those that transformers knows."""
+    settings = dict(settings)
+    model_type = settings.pop("model_type", None)
+    if model_type in OWN_BACKBONES:
+        return OWN_BACKBONES[model_type].from_dict(settings)
+    if model_type is None:
+        raise ValueError(
+            f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "
+            "or give a configuration object."
+        )
+    return AutoConfig.for_model(model_type, **settings)
+
+
+__all__ = ["SegDeformerConfig"]

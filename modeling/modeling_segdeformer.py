@@ -1,0 +1,69 @@
+"""SegDeformer (Shi et al., "A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context Mining",
+ECCV 2022): internal and external context mining over any backbone.
+
+Legend: B batch, K labels, H, W image height and width.
+"""
+
+import os
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from ..configuration.configuration_segdeformer import SegDeformerConfig
+from .backbones import build_backbone
+from .blocks import Decoded
+from .decoder_segdeformer import ContextMining, SegDeformerDecoder
+from .modeling_segmentation import SegmentationModel
+from .segformer_checkpoints import model_from_segformer
+
+
+class SegDeformerForSemanticSegmentation(SegmentationModel):
+    """Any backbone with the SegDeformer decoder; `config.decoder` may name another one for comparison."""
+
+    config: SegDeformerConfig
+
+    def __init__(self, config: SegDeformerConfig) -> None:
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config, config.flat_maps)
+        self.build_heads(self.backbone.channels)
+        self.post_init()
+
+    def build_decoder(self, channels: tuple[int, ...]) -> nn.Module:
+        """SegDeformer with all its options, or a baseline."""
+        config = self.config
+        if config.decoder != "segdeformer":
+            return super().build_decoder(channels)
+        mining = ContextMining(
+            neck=config.neck,
+            reduction_ratio=config.reduction_ratio,
+            num_heads=config.internal_num_heads,
+            internal_depth=config.internal_depth,
+            internal_mlp=config.internal_mlp,
+            use_internal=config.use_internal_context,
+            use_external=config.use_external_context,
+            decouple_tokens=config.decouple_external_tokens,
+            use_external_attention=config.use_external_attention,
+            external_tokens=config.external_tokens,
+        )
+        return SegDeformerDecoder(config, channels, config.decoder_hidden_size, config.num_labels, mining)
+
+    def compute_loss(
+        self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor
+    ) -> Tensor:
+        """As every segmenter's; in training, momentum tokens learn the batch's class means."""
+        if self.training and decoded.internal_map is not None:
+            self.decoder.update_tokens(decoded.internal_map, labels, self.config.semantic_loss_ignore_index)
+        return super().compute_loss(logits, decoded, feature_maps, labels)
+
+    @classmethod
+    def from_segformer(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:
+        """A model with the encoder and the all-MLP decoder of a SegFormer checkpoint; the context mining is new.
+
+        checkpoint: folder, or name on the Hub such as "nvidia/segformer-b0-finetuned-ade-512-512".
+        revision: branch, tag or commit on the Hub.
+        overrides: fields of the configuration, such as `id2label`; sizes are the checkpoint's.
+        """
+        return model_from_segformer(cls, checkpoint, revision, **overrides)
+
+
+__all__ = ["SegDeformerForSemanticSegmentation"]
