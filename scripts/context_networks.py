@@ -4,8 +4,11 @@ Legend: N scenes, S pixels of a side, C channels, K classes, D bins of distance.
 """
 
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import count, islice, pairwise
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from .training.optim import learning_rate_factor, parameter_groups, set_learning
 from .training.scenes import AMBIGUOUS, CLASSES, FLAGS, IGNORE_INDEX, Scene, draw_scene
 
 WARMUP_STEPS, WEIGHT_DECAY, CLIP_NORM = 100, 0.01, 1.0
+SHOWN = 2  # scenes in the picture
 FLAG_WEIGHT = 10  # of the flags' classes in the loss: they are 1 % of the pixels
 
 
@@ -37,14 +41,14 @@ class Network:
         return f"{tokens}, G-MSA" if self.use_global_attention else f"{tokens}, no G-MSA"
 
     def config(self, **sizes: int | float | tuple[int, ...]) -> GlamSwinConfig:
-        """A Unet of two stages, the second of two blocks. All that differs between networks are the tokens and G-MSA.
+        """A Unet of two stages, the second of three blocks. All that differs between networks are the tokens and G-MSA.
 
         The weights start wider than Swin's 0.02, which is meant for 96 channels and more: with it this narrow network
         needs several times as many steps until its tokens carry anything.
         """
         options = {
             "embed_dim": 32,
-            "depths": (1, 2),
+            "depths": (1, 3),
             "num_heads": (2, 4),
             "window_size": 2,
             "patch_size": 4,
@@ -84,17 +88,17 @@ def draw_near(seed: int, number: int, size: int, nearest: float) -> tuple[Pictur
     return Pictures([scene for _, scene in kept]), Pictures(twins)
 
 
-def train(network: Network, pictures: Pictures, *, steps: int, learning_rate: float, seed: int) -> nn.Module:
-    """AdamW with warm-up and a straight fall to zero, 8 scenes a step, drawn anew each time."""
+def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.Module:
+    """AdamW with warm-up and a straight fall to zero; the scenes of a step are drawn anew each time."""
     torch.manual_seed(seed)
     model = GlamSwinForSemanticSegmentation(network.config()).train()
-    groups = parameter_groups(model, learning_rate=learning_rate, weight_decay=WEIGHT_DECAY)
+    groups = parameter_groups(model, learning_rate=task.learning_rate, weight_decay=WEIGHT_DECAY)
     optimizer = torch.optim.AdamW(groups)
     order = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
+    for step in range(task.steps):
+        factor = learning_rate_factor(step, steps=task.steps, warmup_steps=WARMUP_STEPS, schedule="poly")
         set_learning_rate(optimizer, factor)
-        chosen = torch.randint(len(pictures.labels), (8,), generator=order)
+        chosen = torch.randint(len(pictures.labels), (task.batch,), generator=order)
         loss = model(pixel_values=pictures.pixel_values[chosen], labels=pictures.labels[chosen]).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
@@ -124,7 +128,7 @@ class Places:
     reach: int
 
 
-def place(scenes: list[Scene], config: GlamSwinConfig, edges: list[int]) -> Places:
+def place(scenes: list[Scene], config: GlamSwinConfig, edges: Sequence[int]) -> Places:
     """Bins of the larger of the distances in rows and in columns, as views are rectangles.
 
     White that sees the flag only around the border of the image is near it for a network without global attention,
@@ -156,7 +160,28 @@ def distances(box: tuple[slice, slice], size: int) -> np.ndarray:
     return np.maximum(rows[:, None], columns)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Task:
+    """What is the same for all networks of a comparison."""
+
+    scenes: int
+    scored: int
+    size: int
+    nearest: float
+    edges: tuple[int, ...]  # where the bins of distance begin, and the end of the last one
+    steps: int
+    learning_rate: float
+    batch: int
+
+    def scored_scenes(self) -> tuple[Pictures, Pictures]:
+        """Scenes that nobody is trained on, under both flags."""
+        return draw_near(0, self.scored, self.size, self.nearest)
+
+    def training_scenes(self, seed: int) -> Pictures:
+        return draw_near(seed + 1, self.scenes, self.size, self.nearest)[0]
+
+
+@dataclass(frozen=True)
 class Result:
     """Scores of one network and seed, a value for each bin of distance."""
 
@@ -164,7 +189,9 @@ class Result:
     seed: int
     iou: list[float]  # mean over snow and ice
     follows: list[float]  # share of pixels whose answer changes when the flag alone is repainted
-    seconds: float = 0.0
+    shown: tuple[np.ndarray, np.ndarray]  # answers to the first scenes, under both flags
+    parameters: int
+    seconds: float  # of processor time, training alone
 
 
 def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], places: Places) -> list[dict]:
@@ -185,25 +212,36 @@ def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], p
     return rows
 
 
-def run(
-    network: Network,
-    training: Pictures,
-    scored: tuple[Pictures, Pictures],
-    edges: list[int],
-    *,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-) -> tuple[Result, nn.Module]:
+def run(task: Task, network: Network, seed: int) -> Result:
     """Trains one network and scores it."""
+    pictures = task.training_scenes(seed)
     started = time.process_time()
-    model = train(network, training, steps=steps, learning_rate=learning_rate, seed=seed)
+    model = train(network, pictures, task, seed)
     seconds = time.process_time() - started
-    places = place(scored[0].scenes, model.config, edges)
-    rows = score(tuple(predict(model, pictures) for pictures in scored), scored, places)
-    columns = {name: [row[name] for row in rows] for name in ("iou", "follows")}
-    return Result(network, seed, **columns, seconds=seconds), model
+    both = task.scored_scenes()
+    predictions = tuple(predict(model, pictures) for pictures in both)
+    rows = score(predictions, both, place(both[0].scenes, model.config, task.edges))
+    return Result(
+        network,
+        seed,
+        iou=[row["iou"] for row in rows],
+        follows=[row["follows"] for row in rows],
+        shown=tuple(prediction[:SHOWN].numpy() for prediction in predictions),
+        parameters=model.num_parameters(),
+        seconds=seconds,
+    )
 
 
-def bin_names(edges: list[int]) -> list[str]:
+def run_all(task: Task, networks: list[Network], seeds: int, jobs: int) -> Iterator[Result]:
+    """Results as they come, each network trained on one thread."""
+    pairs = [(network, seed) for seed in range(seeds) for network in networks]
+    if jobs == 1:
+        yield from (run(task, *pair) for pair in pairs)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for finished in as_completed(pool.submit(run, task, *pair) for pair in pairs):
+            yield finished.result()
+
+
+def bin_names(edges: Sequence[int]) -> list[str]:
     return [f"{low} to {high - 1}" for low, high in pairwise(edges)]

@@ -11,6 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -18,16 +19,14 @@ from typing import TYPE_CHECKING
 from .training.arguments import parse, short_errors
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from .context_networks import Pictures, Places, Result
+    from .context_networks import Pictures, Places, Result, Task
 
 PROGRAM = "contextseg-context"
 DESCRIPTION = """Train GLAM-Swin-Unet with and without global attention on generated scenes whose labels hang on a far
 cue, and write IoU over the distance from the cue into a Markdown page. Takes about half an hour on one core."""
 
 # Global tokens in each window, and whether G-MSA lets them talk to each other.
-NETWORKS = ((0, True), (10, False), (5, False), (1, True), (5, True), (10, True))
+NETWORKS = ((0, True), (10, False), (1, True), (5, True), (10, True))
 
 
 @dataclass
@@ -37,11 +36,13 @@ class ContextArguments:
     scored: int = 200  # to score, each of them under both flags
     size: int = 96  # sides of a scene in pixels
     nearest: float = 12  # the nearest white is at most this many pixels from the flag
-    step: int = 12  # pixels of distance in one column of the table
+    edges: str = "0,16,24,32,40,48"  # N,N: distances at which the columns of the table begin
     # Training
-    steps: int = 700  # steps of the optimizer, of 8 scenes each
+    steps: int = 700  # steps of the optimizer
+    batch: int = 8  # scenes in each step
     learning_rate: float = 1e-3  # of AdamW, at the end of the warm-up
     seeds: int = 2  # repetitions: other training scenes, weights and order; the same scored scenes
+    jobs: int = 1  # networks that are trained at the same time, each on one thread
     # Output
     output: str = "benchmarks/context.md"  # FILE: the page to write; its pictures go into pictures/ beside it
     quick: bool = False  # few steps and scenes: does everything still run?
@@ -61,78 +62,73 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(arguments: ContextArguments, command: str) -> None:
     """Trains and scores network after network, and writes the page after each, so that a stopped run leaves one."""
-    from .context_networks import Network, draw_near, place, run
+    from .context_networks import Network, Task, run_all
 
-    edges = bin_edges(arguments)
-    scored = draw_near(0, arguments.scored, arguments.size, arguments.nearest)
-    results, models = [], {}
-    for seed in range(arguments.seeds):
-        training, _ = draw_near(seed + 1, arguments.scenes, arguments.size, arguments.nearest)
-        for network in (Network(*options) for options in NETWORKS):
-            result, model = run(
-                network,
-                training,
-                scored,
-                edges,
-                steps=arguments.steps,
-                learning_rate=arguments.learning_rate,
-                seed=seed,
-            )
-            results.append(result)
-            models.setdefault(network, model)
-            print(network.title, f"seed {seed}", *cells(result.iou), f"{result.seconds:.0f} s", flush=True)
-            places = place(scored[0].scenes, model.config, edges)
-            write_page(arguments, command, results, models, scored, places)
+    task = Task(
+        edges=bin_edges(arguments),
+        **{name: getattr(arguments, name) for name in Task.__dataclass_fields__ if name != "edges"},
+    )
+    networks = [Network(*options) for options in NETWORKS]
+    results = []
+    for result in run_all(task, networks, arguments.seeds, arguments.jobs):
+        values = " ".join(cells(result.iou))
+        print(f"{result.network.title}, seed {result.seed}: {values} ({result.seconds:.0f} s)", flush=True)
+        results.append(result)
+        results.sort(key=lambda each: (networks.index(each.network), each.seed))
+        write_page(arguments, command, results, task)
 
 
-def bin_edges(arguments: ContextArguments) -> list[int]:
+def bin_edges(arguments: ContextArguments) -> tuple[int, ...]:
     """Where the columns of the table begin, and the end of the last one."""
-    if not 0 < arguments.step <= arguments.size // 6:
+    given = arguments.edges.split(",")
+    edges = [int(text) for text in given if text.strip().isdecimal()]
+    if len(edges) < len(given) or edges != sorted({0, *edges}) or edges[-1] >= arguments.size:
         raise ValueError(
-            f"step={arguments.step} does not give six columns in {arguments.size} pixels. Pass 1 to {arguments.size // 6}."
+            f"--edges is '{arguments.edges}'. Give growing distances below {arguments.size} that begin with 0, e.g. 0,16,32."
         )
-    return [*(arguments.step * number for number in range(6)), arguments.size]
+    return (*edges, arguments.size)
 
 
-def write_page(
-    arguments: ContextArguments,
-    command: str,
-    results: "list[Result]",
-    models: "dict",
-    scored: "tuple[Pictures, Pictures]",
-    places: "Places",
-) -> None:
-    from .context_networks import bin_names
+def write_page(arguments: ContextArguments, command: str, results: "list[Result]", task: "Task") -> None:
+    from .context_networks import bin_names, place
     from .training.records import environment
 
     output = Path(arguments.output)
-    (output.parent / "pictures").mkdir(parents=True, exist_ok=True)
-    names, found = bin_names(bin_edges(arguments)), environment()
+    pictures = output.parent / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    scored = task.scored_scenes()
+    places = place(scored[0].scenes, results[0].network.config(), task.edges)
+    names, found = bin_names(task.edges), environment()
     hardware, versions = found["hardware"], found["versions"]
-    draw_curves(results, names, places, output.parent / "pictures" / "context_curves.png")
-    draw_scenes(models, scored, output.parent / "pictures" / "context_scenes.png")
-    output.write_text(
-        PAGE.format(
-            command=command,
-            today=date.today(),
-            machine=f"{hardware['threads']} thread{'s' * (hardware['threads'] > 1)} of {hardware['processor']}",
-            versions=", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers")),
-            header=" | ".join(names),
-            rule="---|" * (len(names) + 1),
-            view=" | ".join(cells(in_view(places))),
-            iou=table(results, "iou"),
-            follows=table(results, "follows"),
-            parameters=parameter_rows(models, results),
-            reach=places.reach,
-            **vars(arguments),
-        ),
-        encoding="utf-8",
+    draw_curves(results, names, places, pictures / "context_curves.png")
+    draw_scenes(results, scored, pictures / "context_scenes.png")
+    page = PAGE.format(
+        command=command,
+        today=date.today(),
+        machine=f"one thread of {hardware['processor']} for each network",
+        versions=", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers")),
+        header=" | ".join(names),
+        rule="---|" * (len(names) + 1),
+        view=" | ".join(cells(in_view(places))),
+        unseen=f"{100 * unseen(places):.0f}",
+        iou=table(results, "iou"),
+        follows=table(results, "follows"),
+        sizes=size_rows(results),
+        reach=places.reach,
+        **vars(arguments),
     )
+    output.write_text(page, encoding="utf-8")
 
 
 def in_view(places: "Places") -> list[float]:
     """Of each bin, the share of white pixels that can see some of the flag without global attention."""
     return [float(places.in_view[places.bins == number].mean()) for number in range(places.bins.max() + 1)]
+
+
+def unseen(places: "Places") -> float:
+    """The share of all scored pixels that see nothing of the flag without global attention."""
+    scored = places.bins >= 0
+    return 1 - float(places.in_view.sum() / scored.sum())
 
 
 def cells(shares: list[float]) -> list[str]:
@@ -152,12 +148,12 @@ def table(results: "list[Result]", column: str) -> str:
     return "\n".join(lines)
 
 
-def parameter_rows(models: "dict", results: "list[Result]") -> str:
+def size_rows(results: "list[Result]") -> str:
     lines = []
-    for network, model in models.items():
-        seconds = mean(result.seconds for result in results if result.network == network)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        lines.append(f"| {network.title} | {count:,} | {seconds:.0f} s |")
+    for network in dict.fromkeys(result.network for result in results):
+        own = [result for result in results if result.network == network]
+        seconds = mean(result.seconds for result in own)
+        lines.append(f"| {network.title} | {own[0].parameters:,} | {seconds:.0f} s |")
     return "\n".join(lines)
 
 
@@ -183,22 +179,23 @@ def draw_curves(results: "list[Result]", names: list[str], places: "Places", pat
     figure.savefig(path, dpi=110)
 
 
-def draw_scenes(models: "dict[object, nn.Module]", scored: "tuple[Pictures, Pictures]", path: Path) -> None:
-    """The first scene under both flags, and what each network makes of it."""
+def draw_scenes(results: "list[Result]", scored: "tuple[Pictures, Pictures]", path: Path) -> None:
+    """The first scenes under both flags, and what each network of the first seed makes of them."""
     from PIL import Image
 
-    from .context_networks import Pictures, predict
+    from .context_networks import SHOWN
     from .pictures import grid_of_pictures, mask_picture
     from .training.scenes import CLASSES
 
-    palette = list(CLASSES.values())
+    first = [result for result in results if result.seed == 0]
     rows = []
-    for scene in [pictures.scenes[number] for number in range(2) for pictures in scored]:
-        masks = [scene.mask, *(predict(model, Pictures([scene]))[0].numpy() for model in models.values())]
-        rows.append([Image.fromarray(scene.image), *(mask_picture(mask, palette) for mask in masks)])
-    titles = ["image", "truth", *(network.title for network in models)]
-    picture = grid_of_pictures(rows, titles, CLASSES, cell_width=180)
-    picture.quantize(64).save(path)
+    for number, flag in product(range(SHOWN), range(2)):
+        scene = scored[flag].scenes[number]
+        masks = [scene.mask, *(result.shown[flag][number] for result in first)]
+        pictures = [mask_picture(mask, list(CLASSES.values())) for mask in masks]
+        rows.append([Image.fromarray(scene.image), *pictures])
+    titles = ["image", "truth", *(result.network.title for result in first)]
+    grid_of_pictures(rows, titles, CLASSES, cell_width=180).quantize(128).save(path)
 
 
 PAGE = """# What only global attention carries
@@ -209,14 +206,14 @@ PAGE = """# What only global attention carries
 
 The scenes are those of the demonstration: white expanses that are snow or ice, painted by the same code, and one small flag that tells which
 (red: ice, blue: snow). Here the nearest white is at most {nearest:g} pixels from the flag, so every scene has white near the cue and white
-far from it. The network is the same in every row but for its global tokens: GLAM-Swin-Unet of two stages (1 and 2 blocks, the
+far from it. The network is the same in every row but for its global tokens: GLAM-Swin-Unet of two stages (1 and 3 blocks, the
 decoder's mirror 1), windows of 2 x 2, patches of 4 pixels, 32 and 64 channels, on images of {size} x {size}. "No G-MSA" is
 `use_global_attention=False`, the ablation of the paper's Table 5: tokens gather and give within their windows and never meet.
 
 **Who can see what.** Without G-MSA only windows, shifted windows, and the merging and expansion of patches move information. Followed
 through all blocks of encoder and decoder (`scripts/receptive_field.py`), a logit sees at most {reach} pixels far, in rows or in columns; the
 tests check this against gradients, which are exactly zero beyond and not zero with G-MSA. Distance is measured in the same
-way, as the larger of rows and columns. {scored} scenes that nobody was trained on are scored, each under both flags.
+way, as the larger of rows and columns. {unseen} % of the white pixels see nothing of the flag without G-MSA. {scored} scenes that nobody was trained on are scored, each under both flags.
 
 ## IoU of snow and ice over the distance from the flag, %
 
@@ -244,9 +241,9 @@ A perfect network is at 100. Zero means bit for bit the same answers: nothing ar
 
 | network | parameters | training, processor time |
 |---|---|---|
-{parameters}
+{sizes}
 
-Training: {scenes} scenes, {steps} steps of 8, AdamW with learning rate {learning_rate:g}, {seeds} seed(s); last step, nothing chosen by score. In tables
+Training: {scenes} scenes, {steps} steps of {batch}, AdamW with learning rate {learning_rate:g}, {seeds} seed(s); last step, nothing chosen by score. In tables
 with several seeds the mean comes first, then each seed.
 
 ## What this shows, and what not
