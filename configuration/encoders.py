@@ -6,18 +6,27 @@ that it refuses tell which ones it needs, and the parameters that get no gradien
 Legend: B batch, C channels, H, W image height and width, h, w those of a feature map.
 """
 
-import inspect
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedConfig, SegformerConfig, SegformerModel, TimmBackbone
+from transformers import (
+    AutoBackbone,
+    PreTrainedConfig,
+    SegformerConfig,
+    SegformerModel,
+    TimmBackbone,
+    TimmBackboneConfig,
+)
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import is_timm_available
 
+from .custom_backbones import REGISTERED_HERE  # noqa: F401 - in an exported repository, the import registers them
 from .options import did_you_mean
 
 if is_timm_available():
@@ -26,7 +35,9 @@ if is_timm_available():
 # What an encoder raises on an image whose size it does not take, or on the meta device.
 REFUSALS = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 USUAL_SIDES = (448, 224, 256, 384, 512)  # 448 is a multiple of the patches 14, 16, 32 and of stride 64
-ANY_SIZE_OPTIONS = {"dynamic_img_size": True, "strict_img_size": False}  # timm's, for models that have them
+DYNAMIC, LENIENT = {"dynamic_img_size": True}, {"strict_img_size": False}
+ANY_SIZE_OPTIONS = ({**DYNAMIC, **LENIENT}, DYNAMIC, LENIENT)  # timm's, for models that have them
+UNMEASURED = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version"}
 MEASURED: dict[str, "EncoderFacts"] = {}
 
 
@@ -54,8 +65,21 @@ class EncoderFacts:
 
     @property
     def is_flat(self) -> bool:
-        """Whether all maps have the same size, as a plain vision transformer's."""
-        return len(self.strides) > 1 and len(set(self.strides)) == 1
+        """Whether all maps have one size, as a plain vision transformer's."""
+        return len(set(self.strides)) == 1
+
+    @property
+    def pyramid_strides(self) -> tuple[int, ...]:
+        """Strides of the pyramid that flat maps, all of one stride, can be made into; of others, what they are.
+
+        They double from level to level: 4, 8, 16, 32 for patches of 16; 7, 14, 28, 56 for 14, which 4 does not divide. One
+        map is used for four levels.
+        """
+        if not self.is_flat:
+            return self.strides
+        finest = next(self.strides[0] // factor for factor in (4, 2, 1) if self.strides[0] % factor == 0)
+        levels = len(self.strides) if len(self.strides) > 1 else 4
+        return tuple(finest * 2**level for level in range(levels))
 
 
 # -- building --------------------------------------------------------------------------------------------------------
@@ -88,8 +112,8 @@ def build_encoder(
     config = adapted_config(config, out_indices)
     if config.model_type == SegformerConfig.model_type:
         return MitEncoder(config)
-    if config.model_type == "timm_backbone":
-        return TimmBackbone(config, pretrained=pretrained, **timm_options(config))
+    if config.model_type == TimmBackboneConfig.model_type:
+        return build_timm(config, pretrained)
     return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
 
 
@@ -106,19 +130,19 @@ def adapted_config(config: PreTrainedConfig, out_indices: Sequence[int] | None) 
     return config
 
 
-def timm_options(config: PreTrainedConfig) -> dict[str, Any]:
-    """Arguments for timm's model: `model_kwargs` of the configuration, and those that let it take all image sizes."""
-    options = dict(getattr(config, "model_kwargs", None) or {})
-    if is_timm_available():
-        if ":" not in config.backbone and not timm.is_model(config.backbone):
-            raise ValueError(
-                f"timm has no model '{config.backbone}'{did_you_mean(config.backbone, timm.list_models())}"
-            )
-        with torch.device("meta"):
-            model = timm.create_model(config.backbone, **options)
-        known = inspect.signature(type(model).__init__).parameters
-        options = {**{name: value for name, value in ANY_SIZE_OPTIONS.items() if name in known}, **options}
-    return options
+def build_timm(config: TimmBackboneConfig, pretrained: bool = False) -> TimmBackbone:
+    """timm's model with the arguments `model_kwargs` of the configuration, and those that let it take all image sizes."""
+    if is_timm_available() and ":" not in config.backbone and not timm.is_model(config.backbone):
+        raise ValueError(
+            f"timm has no model '{config.backbone}'{did_you_mean(config.backbone, timm.list_models())}"
+        )
+    own = getattr(config, "model_kwargs", None) or {}
+    for options in ANY_SIZE_OPTIONS:
+        with suppress(
+            TypeError
+        ):  # of models that do not know the option; they raise before anything is built
+            return TimmBackbone(config, pretrained=pretrained, **{**options, **own})
+    return TimmBackbone(config, pretrained=pretrained, **own)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -126,14 +150,32 @@ def timm_options(config: PreTrainedConfig) -> dict[str, Any]:
 
 def measure(config: PreTrainedConfig) -> EncoderFacts:
     """The facts of the encoder that a configuration describes; known ones are not measured again."""
-    key = f"{type(config).__module__}.{type(config).__qualname__} {config.to_json_string(use_diff=False)}"
+    settings = {name: value for name, value in config.to_dict().items() if name not in UNMEASURED}
+    key = f"{type(config).__module__}.{type(config).__qualname__} {json.dumps(settings, sort_keys=True, default=str)}"
     if key not in MEASURED:
         config = deepcopy(config)
         if "flash" in str(config._attn_implementation):  # its kernels need a device that computes
             config._attn_implementation = "sdpa"
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), no_init_weights():
             MEASURED[key] = measured_anew(config)
     return MEASURED[key]
+
+
+def finest_stride(config: PreTrainedConfig, pyramid: bool = False) -> int:
+    """Pixels for one cell of the finest map that decoders get, for `logits_stride` of a segmenter.
+
+    pyramid: whether the decoder makes a pyramid of a plain vision transformer's maps.
+    """
+    own = getattr(config, "logits_stride", None)  # our families know it
+    if own is not None:
+        return own
+    facts = measure(config)
+    return min(facts.pyramid_strides if pyramid else facts.strides)
+
+
+def image_bands(config: PreTrainedConfig) -> int:
+    """Bands of the images that an encoder takes, for `num_channels` of a segmenter."""
+    return getattr(getattr(config, "vision_config", config), "num_channels", 3)
 
 
 def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
@@ -142,9 +184,7 @@ def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
     channels_last = are_channels_last(encoder, maps)
     strides = strides_of(maps, size, channels_last)
     sum(feature_map.sum() for feature_map in maps).backward()
-    unused = [
-        name for name, value in encoder.named_parameters() if value.requires_grad and value.grad is None
-    ]
+    trained = [(name, value) for name, value in encoder.named_parameters() if value.requires_grad]
     multiple = needed_multiple(encoder, strides, channels_last)
     return EncoderFacts(
         out_indices=None if indices is None else tuple(indices),
@@ -154,7 +194,7 @@ def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
         multiple=multiple or 1,
         minimum=needed_minimum(encoder, strides, multiple) if multiple else 1,
         fixed_size=None if multiple else size,
-        unused=tuple(unused),
+        unused=tuple(name for name, value in trained if value.grad is None),
     )
 
 
@@ -163,30 +203,33 @@ def chosen_indices(config: PreTrainedConfig) -> list[int] | None:
 
     Ours are the last stage of each stride, the four coarsest of them; of a plain vision transformer four layers evenly.
     """
+    config = getattr(config, "vision_config", config)
     if not hasattr(config, "out_indices"):
         return None
-    names = stage_names(config)
-    asked = [index % len(names) for index in config.out_indices or [-1]]
-    if asked != [len(names) - 1]:
+    indices, strides = known_stages(config)
+    asked = [index % (indices[-1] + 1) for index in config.out_indices or [-1]]
+    if asked != indices[-1:]:
         return asked
-    everything = list(range(len(names)))
-    size, maps, encoder = first_run(
-        config, [everything, everything[1:]]
-    )  # some have a stem that they don't give
-    strides = strides_of(maps, size, are_channels_last(encoder, maps))
-    indices = everything[-len(maps) :]
+    if not strides:
+        size, maps, encoder = first_run(
+            config, [indices, indices[1:]]
+        )  # some have a stem that they don't give
+        strides = strides_of(maps, size, are_channels_last(encoder, maps))
+        indices = indices[-len(strides) :]
     if len(set(strides)) > 1:
-        return [index for stride, index in sorted(dict(zip(strides, indices, strict=True)).items())][-4:]
-    first = 1 if names[0] == "stem" else 0
-    depth = len(names) - first
-    return sorted({first + max(depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)})
+        return [index for _, index in sorted(dict(zip(strides, indices, strict=True)).items())][-4:]
+    if (getattr(config, "stage_names", None) or [""])[0] == "stem":
+        indices = [index for index in indices if index > 0]
+    return sorted({indices[max(len(indices) * quarter // 4, 1) - 1] for quarter in (1, 2, 3, 4)})
 
 
-def stage_names(config: PreTrainedConfig) -> list[str]:
-    if config.model_type == "timm_backbone":
-        with torch.device("meta"):
-            return build_encoder(config).stage_names
-    return list(config.stage_names)
+def known_stages(config: PreTrainedConfig) -> tuple[list[int], list[int]]:
+    """The numbers of all stages, and where they are known without running the encoder, their strides."""
+    if config.model_type != TimmBackboneConfig.model_type:
+        return list(range(len(config.stage_names))), []
+    with torch.device("meta"):
+        stages = build_timm(adapted_config(config, None))._backbone.feature_info.info
+    return list(range(len(stages))), [stage["reduction"] for stage in stages]
 
 
 def first_run(
@@ -301,4 +344,4 @@ def needed_minimum(encoder: nn.Module, strides: Sequence[int], multiple: int) ->
     return 16 * largest
 
 
-__all__ = ["EncoderFacts", "build_encoder", "measure"]
+__all__ = ["EncoderFacts", "build_encoder", "finest_stride", "image_bands", "measure"]

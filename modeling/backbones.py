@@ -32,9 +32,7 @@ logger = logging.getLogger(__name__)
 # By `model_type`, which is the same in every copy of a configuration's class.
 OWN_BACKBONES: dict[str, Callable[[PreTrainedConfig], nn.Module]] = {
     CswinConfig.model_type: CswinBackbone,
-    CswinConfig.model_type: CswinBackbone,
     GlamSwinConfig.model_type: GlamSwinBackbone,
-    MaformerConfig.model_type: MaformerBackbone,
     MaformerConfig.model_type: MaformerBackbone,
 }
 FLAT = {"keep": False, "pyramid": True}

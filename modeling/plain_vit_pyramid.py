@@ -33,19 +33,13 @@ def resampling(channels: int, stride: int, wanted: int) -> nn.Module:
     return nn.Sequential(*steps)
 
 
-def pyramid_strides(stride: int, levels: int) -> tuple[int, ...]:
-    """Strides that double from level to level: 4, 8, 16, 32 for patches of 16; 7, 14, 28, 56 for 14, which 4 does not divide."""
-    finest = next(stride // factor for factor in (4, 2, 1) if stride % factor == 0)
-    return tuple(finest * 2**level for level in range(levels))
-
-
 class PlainVitPyramid(nn.Module):
-    """Maps of one stride, early layers first, as a pyramid; a single map is used for four levels."""
+    """Maps of one stride, early layers first, as a pyramid with other strides; a single map is used for all levels."""
 
-    def __init__(self, channels: Sequence[int], stride: int) -> None:
+    def __init__(self, channels: Sequence[int], stride: int, strides: Sequence[int]) -> None:
         super().__init__()
-        self.channels = tuple(channels) if len(channels) > 1 else tuple(channels) * 4
-        self.strides = pyramid_strides(stride, len(self.channels))
+        self.channels = tuple(channels) if len(channels) > 1 else tuple(channels) * len(strides)
+        self.strides = tuple(strides)
         self.levels = nn.ModuleList(
             resampling(width, stride, wanted)
             for width, wanted in zip(self.channels, self.strides, strict=True)
