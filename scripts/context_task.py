@@ -225,7 +225,7 @@ way, as the larger of rows and columns. {unseen} % of the white pixels see nothi
 ![IoU over distance](pictures/context_curves.png)
 
 Who cannot see the flag gives the same answer under both, right under one of them: IoU is then 33.3 % at best, when half of the white is
-called ice, and 25 % when all of it gets one name. Grey columns hold no pixel that sees the flag without G-MSA.
+called ice, and 25 % when all of it gets one name. Grey in the picture: no pixel there sees the flag without G-MSA.
 
 ## Answers that change when only the flag is repainted, %
 
@@ -243,8 +243,8 @@ A perfect network is at 100. Zero means bit for bit the same answers: nothing ar
 |---|---|---|
 {sizes}
 
-Training: {scenes} scenes, {steps} steps of {batch}, AdamW with learning rate {learning_rate:g}, {seeds} seed(s); last step, nothing chosen by score. In tables
-with several seeds the mean comes first, then each seed.
+Training: {scenes} scenes, {steps} steps of {batch}, AdamW with learning rate {learning_rate:g}, {seeds} seed(s), scored after the last step: nothing was
+chosen by its score. With several seeds, tables give the mean first, then each seed.
 
 ## What this shows, and what not
 

@@ -9,11 +9,13 @@ from contextseg.scripts import context_task
 from contextseg.scripts.context_networks import (
     Network,
     Pictures,
+    Task,
     distances,
     draw_near,
     flag_box,
     place,
     predict,
+    run_all,
     score,
 )
 from contextseg.scripts.receptive_field import axis_view, reach, sees_box
@@ -157,6 +159,22 @@ def test_networks_differ_by_tokens_and_global_attention_only():
     ours, theirs = (Network(*options).config().to_dict() for options in ((10, True), (10, False)))
     assert {name for name in ours if ours[name] != theirs[name]} == {"use_global_attention"}
     assert set(FLAGS).isdisjoint(AMBIGUOUS)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds():
+    task = Task(scenes=8, scored=4, size=SIDE, nearest=12, edges=EDGES, steps=2, learning_rate=1e-3, batch=4)
+    networks = [Network(0), Network(1)]
+    alone, shared = (
+        {
+            result.network: (result.iou, result.follows)
+            for result in run_all(task, networks, seeds=1, jobs=jobs)
+        }
+        for jobs in (1, 2)
+    )
+    assert alone.keys() == shared.keys() == set(networks)
+    for network in networks:
+        assert alone[network] == shared[network]
 
 
 def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_pictures(tmp_path):
