@@ -179,7 +179,8 @@ def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source
     }
     if is_unet(fresh):  # which has one norm in the encoder, where Swin's last one is
         last = f"{prefix}norms.stage{len(model.config.depths)}."
-        weights = {re.sub(rf"^{prefix}norm\.", last, name): tensor for name, tensor in weights.items()}
+        renamed = {re.sub(rf"^{prefix}norm\.", last, name): tensor for name, tensor in weights.items()}
+        weights = renamed | weights
     weights = for_unet(wanted(weights, fresh), fresh)
     fitted = {name: fit(name, tensor, fresh[name], source, model.config) for name, tensor in weights.items()}
     new = [name for name in fresh if name not in fitted]

@@ -42,6 +42,13 @@ def test_table_rows_are_the_authors():
         ({"num_global_tokens": -1}, "num_global_tokens is -1"),
         ({"global_position_embedding": "rotary"}, "Use one of sincos, table, none"),
         ({"global_position_rows": (1, 2)}, "global_position_rows has 2 entries for 4 stages"),
+        ({"upsampling": "bicubic"}, "upsampling is 'bicubic'. Use one of expand, nonlocal, nonlocal_global"),
+        ({"nonlocal_bias": "none"}, "nonlocal_bias is 'none'. Use one of clean, official"),
+        ({"nonlocal_shortcut": "conv"}, "nonlocal_shortcut is 'conv'. Use one of expand, bilinear"),
+        ({"pretrain_image_size": 16}, "pretrain_image_size is 16.* Use 32 or more"),
+        ({"decoder": "unet", "decoder_hidden_size": 7}, "with decoder 'unet' it is embed_dim, 96"),
+        ({"decoder": "unet", "out_features": ["stage1", "stage2"]}, "leave out out_features"),
+        ({"decoder": "unet", "depths": (2,), "num_heads": (2,)}, "It needs two stages or more"),
         ({"loss_reduction": "sum"}, "Use 'valid' or 'all'"),
         ({"class_weights": [1.0], "num_labels": 3}, "class_weights has 1 entries for 3 labels"),
     ],
@@ -60,6 +67,18 @@ def test_each_decoder_has_the_width_of_its_paper():
     assert GlamSwinConfig().decoder_hidden_size == 512
     assert GlamSwinConfig(decoder="semantic_fpn").decoder_hidden_size == 128
     assert GlamSwinConfig(decoder="semantic_fpn", decoder_hidden_size=64).decoder_hidden_size == 64
+
+
+def test_a_unet_is_as_wide_as_the_first_stage_and_gives_single_pixels():
+    config = GlamSwinConfig.preset("nano", decoder="unet")
+    assert (config.decoder_hidden_size, config.logits_stride, config.use_auxiliary_head) == (32, 1, False)
+
+
+def test_windows_are_as_large_as_nominal_grids_that_they_do_not_fit_into():
+    config = GlamSwinConfig(pretrain_image_size=224)
+    assert [config.nominal_grid(stage) for stage in range(4)] == [None, None, None, 7]
+    assert [GlamSwinConfig(pretrain_image_size=100).stage_window(stage) for stage in range(4)] == [7, 7, 6, 3]
+    assert GlamSwinConfig().nominal_grid(3) is None
 
 
 def test_an_unknown_decoder_is_answered_with_the_known_ones():

@@ -195,6 +195,24 @@ def test_segmenter_from_a_classifier_takes_the_encoder_and_starts_the_rest_afres
         assert fresh in caplog.text
 
 
+def test_a_unet_from_a_classifier_starts_its_decoder_from_the_encoders_stages(classifier_folder):
+    model = GlamSwinForSemanticSegmentation.from_swin(classifier_folder, num_global_tokens=0, decoder="unet")
+    stages = model.backbone.encoder.stages[:-1]
+    for step, stage in zip(model.decoder.steps, stages[::-1], strict=True):
+        torch.testing.assert_close(step.stage.state_dict(), stage.state_dict(), rtol=0, atol=0)
+    stored = load_file(classifier_folder / "model.safetensors")
+    assert torch.equal(model.backbone.norms["stage4"].weight, stored["swin.layernorm.weight"])
+
+
+def test_a_unet_from_upernet_leaves_the_heads_behind(upernet_folder):
+    model = GlamSwinForSemanticSegmentation.from_swin(upernet_folder, decoder="unet")
+    stored = load_file(upernet_folder / "model.safetensors")
+    assert torch.equal(
+        model.backbone.norms["stage4"].bias, stored["backbone.hidden_states_norms.stage4.bias"]
+    )
+    assert (model.config.decoder_hidden_size, model.auxiliary_head) == (8, None)
+
+
 def test_new_labels_keep_the_rows_of_classes_with_equal_names(upernet_folder, caplog):
     model = GlamSwinForSemanticSegmentation.from_swin(upernet_folder, id2label={0: "car", 1: "tree"})
     stored = load_file(upernet_folder / "model.safetensors")
