@@ -29,6 +29,7 @@ from transformers import AutoBackbone, AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from .backbone_export import custom_backbone_file
 from .model_card import CARD_NAME, RECORDS, card_tags, read_settings, write_model_card, write_text
 from .modeling.auto_classes import MODELS
 from .modeling.pretrained import ContextsegPreTrainedModel
@@ -136,7 +137,7 @@ def add_code(folder: Path) -> bool:
                 for found in classes.values()
                 for cls in (found.values() if isinstance(found, dict) else [found])
             ]
-            for file, source in flatten(modules).items():
+            for file, source in {**flatten(modules), **custom_backbone_file(settings, folder)}.items():
                 write_text(folder / file, source)
             settings["auto_map"] = {auto_class: reference(found) for auto_class, found in classes.items()}
         elif any(not (folder / file).is_file() for file in code_files(settings)):

@@ -53,10 +53,13 @@ def check_images(
     output_attentions: bool | None = None,
 ) -> None:
     """Raises unless `pixel_values` is (B, num_channels, H, W), the mask (B, H, W), and attentions can be had."""
-    shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[1] != config.num_channels:
+    shape, num_channels = (
+        tuple(pixel_values.shape),
+        getattr(config, "num_channels", 3),
+    )  # a user's may not say
+    if len(shape) != 4 or shape[1] != num_channels:
         raise ValueError(
-            f"pixel_values has shape {shape}; (batch, {config.num_channels}, height, width) is required. "
+            f"pixel_values has shape {shape}; (batch, {num_channels}, height, width) is required. "
             "Prepare images with the model's image processor, or set num_channels."
         )
     if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
