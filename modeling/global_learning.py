@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention
 from .blocks import DropPath, Mlp
+from .pyramid_encoder import in_slices
 from .swin_stages import StageSizes, SwinBlock, WindowCut
 from .windows import plan_windows, shift_mask
 
@@ -33,9 +34,12 @@ def overlap_matrix(size: int, bins: int, like: Tensor) -> Tensor:
 
 def average_to(features: Tensor, side: int) -> Tensor:
     """(B, H, W, C) -> (B, R, R, C): averages of equal areas, for grids of any size, deterministic in training too."""
-    height, width = features.shape[1:-1]
-    features = (overlap_matrix(height, side, features) @ features.flatten(2)).unflatten(-1, (width, -1))
-    return overlap_matrix(width, side, features) @ features
+    batch, height, width, _ = features.shape
+    rows, columns = overlap_matrix(height, side, features), overlap_matrix(width, side, features)
+    # torch.bmm, since a matrix times a batch would copy the whole map where gradients are wanted
+    features = torch.bmm(rows.expand(batch, -1, -1), features.flatten(2))
+    features = features.unflatten(-1, (width, -1)).flatten(0, 1)
+    return torch.bmm(columns.expand(batch * side, -1, -1), features).unflatten(0, (batch, side))
 
 
 def average_of_visible(features: Tensor, visible: Tensor | None, side: int) -> Tensor:
@@ -109,7 +113,11 @@ class GlobalFusion(GradientCheckpointingLayer):
         global_tokens = self.global_norm(self.global_branch(source, visible))
         answers, _ = self.attention(self.local_norm(local).flatten(1, 2), global_tokens)
         features = local + self.drop_path(answers.reshape(local.shape))
-        return features + self.drop_path(self.mlp(self.norm(features)))
+        return features + self.drop_path(in_slices(self.feed_forward, features))
+
+    def feed_forward(self, features: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.mlp(self.norm(features))
 
 
 class MafBlock(nn.Module):

@@ -5,6 +5,8 @@ A block is given the module that mixes its tokens: attention over the whole grid
 Legend: B batch, C channels, G... grid axes, S... image axes, N tokens.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +25,21 @@ def hiding_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """
     hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return hidden.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]
+
+
+SLICE = 1024  # places
+
+
+def in_slices(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """A function of each place on its own, (..., C) -> (..., C); without gradients on a CPU, some places at a time.
+
+    The wide inner features of an MLP then stay in the processor's cache: half the time for maps of 128 x 128.
+    """
+    on_cpu = features.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not on_cpu or torch.is_grad_enabled() or features.shape[:-1].numel() <= 2 * SLICE:
+        return function(features)
+    slices = features.flatten(0, -2).split(SLICE)
+    return torch.cat([function(part) for part in slices]).reshape(features.shape)
 
 
 class GridAttention(Attention):
@@ -51,7 +68,11 @@ class PreNormBlock(GradientCheckpointingLayer):
     def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
         """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
         features = features + self.drop_path(self.attention(self.norm1(features), visible)[0])
-        return features + self.drop_path(self.mlp(self.norm2(features)))
+        return features + self.drop_path(in_slices(self.feed_forward, features))
+
+    def feed_forward(self, features: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.mlp(self.norm2(features))
 
 
 class OverlappingEmbed(nn.Module):

@@ -62,7 +62,8 @@ def read_weights(path: str | Path) -> StateDict:
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file at {path}.")
     contents = load_state_dict(path, weights_only=True)
-    for key in ("state_dict", "model"):  # where mmsegmentation and the Swin authors keep the weights
+    # where the CSWin authors keep the averaged weights, mmsegmentation and the Swin authors theirs
+    for key in ("state_dict_ema", "state_dict", "model"):
         contents = contents.get(key, contents)
     return {name: tensor for name, tensor in contents.items() if isinstance(tensor, Tensor)}
 

@@ -19,8 +19,8 @@ from contextseg.modeling.modeling_cswin import (
     CswinForSemanticSegmentation,
 )
 from contextseg.modeling.pyramid_encoder import PreNormBlock, PyramidEncoder
-from contextseg.scripts.conversion.cswin_official import BLOCKS, STRIPES
-from contextseg.scripts.conversion.engine import fill
+from contextseg.scripts.conversion.cswin_official import BLOCKS, STRIPES, cswin_from_official
+from contextseg.scripts.conversion.engine import fill, read_weights
 from contextseg.scripts.convert_weights import convert_weights
 
 AXES = {0: COLUMNS, 1: ROWS, -1: COLUMNS}
@@ -118,6 +118,25 @@ def test_outputs_and_intermediates_are_the_authors(case, tmp_path):
         values = KINDS[case.kind](case, tmp_path)
     for name in (name for name in case.tensors if not name.startswith("input.")):
         case.check(name, values[name])
+
+
+def test_averaged_weights_are_taken_from_a_training_checkpoint(tmp_path):
+    averaged, last = {"norm.weight": torch.ones(3)}, {"norm.weight": torch.zeros(3)}
+    torch.save({"epoch": 3, "state_dict": last, "state_dict_ema": averaged}, tmp_path / "last.pth")
+    assert torch.equal(read_weights(tmp_path / "last.pth")["norm.weight"], torch.ones(3))
+
+
+def test_arguments_that_no_tensor_tells_are_asked_for():
+    with pytest.raises(ValueError, match="lack 'num_heads'"):
+        cswin_from_official({}, {"split_size": [1, 2, 7, 7]})
+
+
+def test_arguments_that_would_be_lost_are_refused():
+    arguments = {"split_size": [1, 2, 7, 7], "num_heads": [2, 4, 8, 16]}
+    with pytest.raises(ValueError, match="only qkv_bias=True"):
+        cswin_from_official({}, {**arguments, "qkv_bias": False})
+    with pytest.raises(ValueError, match="knows no argument 'window'"):
+        cswin_from_official({}, {**arguments, "window": 7})
 
 
 def count(model_class: type, preset: str, **options) -> int:

@@ -131,6 +131,13 @@ def test_without_global_branch_a_block_is_its_local_branch():
     torch.testing.assert_close(block(features), block.local(features))
 
 
+def test_features_in_slices_are_the_same_features():
+    block, features = randomised(MaformerBackbone(config()).encoder.stages[0][0]), torch.randn(3, 41, 43, 8)
+    with torch.no_grad():
+        sliced = block(features)
+    torch.testing.assert_close(sliced, block(features))
+
+
 def test_stages_without_stripes_are_plain_vit():
     backbone = randomised(MaformerBackbone(config()))
     block, features = backbone.encoder.stages[2][0], torch.randn(2, 3, 5, 16)
