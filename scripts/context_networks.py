@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count, islice, pairwise
 from multiprocessing import get_context
 
@@ -80,12 +81,11 @@ class Pictures:
         self.labels = torch.from_numpy(np.stack([scene.mask for scene in self.scenes])).long()
 
 
-def draw_near(seed: int, number: int, size: int, nearest: float) -> tuple[Pictures, Pictures]:
-    """The first scenes of a series whose nearest white is within `nearest` pixels of the flag; and under the other flag."""
-    drawn = ((index, draw_scene(seed, index, size, distance=0)) for index in count())
-    kept = list(islice(((index, scene) for index, scene in drawn if scene.distance <= nearest), number))
-    twins = [draw_scene(seed, index, size, distance=0, swap_flag=True) for index, _ in kept]
-    return Pictures([scene for _, scene in kept]), Pictures(twins)
+@lru_cache(maxsize=4)
+def draw_near(seed: int, number: int, size: int, nearest: float, swap_flag: bool = False) -> Pictures:
+    """The first scenes of a series whose nearest white is within `nearest` pixels of the flag."""
+    drawn = (draw_scene(seed, index, size, distance=0, swap_flag=swap_flag) for index in count())
+    return Pictures(list(islice((scene for scene in drawn if scene.distance <= nearest), number)))
 
 
 def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.Module:
@@ -175,10 +175,11 @@ class Task:
 
     def scored_scenes(self) -> tuple[Pictures, Pictures]:
         """Scenes that nobody is trained on, under both flags."""
-        return draw_near(0, self.scored, self.size, self.nearest)
+        series = (0, self.scored, self.size, self.nearest)
+        return draw_near(*series), draw_near(*series, swap_flag=True)
 
     def training_scenes(self, seed: int) -> Pictures:
-        return draw_near(seed + 1, self.scenes, self.size, self.nearest)[0]
+        return draw_near(seed + 1, self.scenes, self.size, self.nearest)
 
 
 @dataclass(frozen=True)

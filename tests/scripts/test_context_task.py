@@ -8,7 +8,6 @@ from contextseg import GlamSwinForSemanticSegmentation
 from contextseg.scripts import context_task
 from contextseg.scripts.context_networks import (
     Network,
-    Pictures,
     Task,
     distances,
     draw_near,
@@ -23,6 +22,10 @@ from contextseg.scripts.training.scenes import AMBIGUOUS, FLAGS, ICE, SNOW
 
 SIDE, EDGES = 96, (0, 16, 24, 32, 40, 48, 96)
 WITHOUT = [Network(0), Network(5, use_global_attention=False)]
+
+
+def both_flags(number):
+    return tuple(draw_near(0, number, SIDE, nearest=12, swap_flag=swap) for swap in (False, True))
 
 
 def gradient_of_one_logit(network, row, column, side=SIDE, **sizes):
@@ -77,7 +80,7 @@ def test_the_reach_of_two_blocks_is_a_window_and_a_half():
 
 
 def test_most_of_the_white_is_out_of_view():
-    scored, _ = draw_near(0, 20, SIDE, nearest=12)
+    scored = draw_near(0, 20, SIDE, nearest=12)
     places = place(scored.scenes, Network(0).config(), EDGES)
     assert places.in_view.sum() < 0.4 * (places.bins >= 0).sum()
     assert not places.in_view[places.bins >= EDGES.index(32)].any()
@@ -100,7 +103,7 @@ def test_distance_is_the_larger_of_rows_and_columns_and_zero_in_the_box():
 
 
 def test_every_scene_has_white_near_the_flag_and_its_twin_differs_in_the_flags_box_only():
-    scored, twins = draw_near(0, 6, SIDE, nearest=12)
+    scored, twins = both_flags(6)
     for scene, twin in zip(scored.scenes, twins.scenes, strict=True):
         assert scene.distance <= 12
         repainted = (scene.image != twin.image).any(axis=2)
@@ -113,7 +116,7 @@ def answers(both, answer):
 
 
 def test_who_knows_the_flag_has_an_iou_of_one_and_who_does_not_a_third_at_most():
-    both = draw_near(0, 6, SIDE, nearest=12)
+    both = both_flags(6)
     places = place(both[0].scenes, Network(0).config(), EDGES)
     knowing = score(answers(both, lambda labels: labels), both, places)
     assert [(row["iou"], row["follows"]) for row in knowing] == [(1, 1)] * 6
@@ -124,7 +127,7 @@ def test_who_knows_the_flag_has_an_iou_of_one_and_who_does_not_a_third_at_most()
 
 
 def test_one_name_for_all_white_has_an_iou_of_a_quarter():
-    both = draw_near(0, 6, SIDE, nearest=12)
+    both = both_flags(6)
     places = place(both[0].scenes, Network(0).config(), EDGES)
     rows = score(answers(both, lambda labels: torch.full_like(labels, SNOW)), both, places)
     assert [row["iou"] for row in rows] == pytest.approx([0.25] * 6)
@@ -134,7 +137,7 @@ def test_one_name_for_all_white_has_an_iou_of_a_quarter():
 def test_without_global_attention_repainting_the_flag_changes_no_bit_of_logits_out_of_view(network):
     torch.manual_seed(0)
     model = GlamSwinForSemanticSegmentation(network.config()).eval()
-    both = draw_near(0, 3, SIDE, nearest=12)
+    both = both_flags(3)
     with torch.inference_mode():
         ours, theirs = (
             torch.cat([model(pixel_values=one[None]).logits for one in p.pixel_values]) for p in both
@@ -148,8 +151,7 @@ def test_without_global_attention_repainting_the_flag_changes_no_bit_of_logits_o
 
 def test_predictions_are_those_of_the_whole_batch():
     model = GlamSwinForSemanticSegmentation(Network(1).config()).eval()
-    pictures, _ = draw_near(0, 2, SIDE, nearest=12)
-    assert isinstance(pictures, Pictures)
+    pictures = draw_near(0, 2, SIDE, nearest=12)
     with torch.inference_mode():
         together = model(pixel_values=pictures.pixel_values).logits.argmax(dim=1)
     assert (predict(model, pictures) == together).float().mean() > 0.999
