@@ -83,9 +83,8 @@ class MaformerPreTrainedModel(StagedPreTrainedModel):
 
     config: MaformerConfig
     _no_split_modules = ["MafBlock", "PreNormBlock"]
-    _can_record_outputs = {
-        "attentions": [OutputRecorder(StripeAttention, index=1), OutputRecorder(Attention, index=1)]
-    }
+    # One recorder for both classes: transformers takes a list of two for self- and cross-attention.
+    _can_record_outputs = {"attentions": OutputRecorder((StripeAttention, Attention), index=1)}
 
     def build_encoder(self, num_stages: int) -> PyramidEncoder:
         """The first stages of the encoder that the configuration describes."""
