@@ -25,7 +25,7 @@ from contextseg.modeling.swin_stages import Encoded, StageSizes, SwinBlock, Swin
 from contextseg.modeling.windows import plan_windows, shift_mask
 from contextseg.scripts.conversion.engine import RenamingTable, fill
 from contextseg.scripts.conversion.glam_blocks import BLOCKS, dead_parts
-from contextseg.scripts.conversion.glam_official import MODEL
+from contextseg.scripts.conversion.glam_official import MODEL, glam_swin_from_official
 from contextseg.scripts.conversion.glam_position_tables import centre_rows
 from contextseg.scripts.conversion.glam_unet_official import (
     NONLOCAL,
@@ -332,6 +332,18 @@ def test_outputs_tokens_attentions_and_losses_are_the_authors(case, tmp_path):
     for name in stored:
         if not any(re.search(pattern, name) for pattern in recorder.dead):
             case.check(name, recorder.values[name], name in recorder.visual_rows_only)
+
+
+UNET_CASES = [case for case in golden_cases("glam2d") if case.id == "none" or "unet" in case.values[0].kind]
+
+
+@pytest.mark.parametrize("case", UNET_CASES)
+def test_a_unets_training_checkpoint_converts_to_the_same_model(case):
+    bare = glam_swin_from_official(case.weights, case.arguments)
+    weights = {f"backbone.{name}": tensor for name, tensor in case.weights.items()}
+    weights["decode_head.conv_seg.weight"] = torch.zeros(30, 512, 1, 1)  # the wrapper's, used by nothing
+    arguments = {"backbone": {**case.arguments, "type": "Unet", "depths_decoder": [1, 2, 2, 2]}}
+    torch.testing.assert_close(glam_swin_from_official(weights, arguments).state_dict(), bare.state_dict())
 
 
 @pytest.mark.parametrize("case", golden_cases("glam2d", storing="grad."))
