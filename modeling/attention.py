@@ -125,6 +125,15 @@ def attended_block(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
     return ((query @ key.transpose(-1, -2) * scaling).softmax(dim=-1) @ value).transpose(1, 2)
 
 
+def hiding_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, N) true where a key may be seen -> additive bias (B, 1, 1, N).
+
+    Half of the lowest number keeps a row without any visible key finite: it attends evenly to all.
+    """
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return hidden.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens over a context (themselves by default), with an additive bias.
 

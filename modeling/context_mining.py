@@ -4,7 +4,8 @@ the classes look like in other images, remembered as tokens.
 Nothing here holds a matrix of positions by positions or, between tokens and positions, more than the K class scores: the
 features that tokens are mixed to (X_mid) are never made, since whatever reads them is linear and can read the tokens.
 
-Legend: B batch, h, w the sides of the map, h', w' the same or reduced, C channels, K classes and as many tokens.
+Legend: B batch, h, w the sides of the map, h', w' the same or reduced, C channels, K classes and as many tokens; `visible` is
+(B, h, w), true where there is image, or None without padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .attention import attend
+from .attention import attend, hiding_bias
 from .blocks import Mlp
 from .external_tokens import EXTERNAL_TOKENS
 from .projections import Kernel, LinearProjection, NormedProjection, project_jointly
@@ -57,14 +58,24 @@ class ContextAttention(nn.Module):
             source, tokens = reduce(source, self.reduction.weight, tokens), None
         return project_jointly(source, [self.k_proj.kernel(), self.v_proj.kernel()], tokens)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, d), (B, h', w', d) twice -> (B, h, w, d), and probabilities (B, heads, h w, h' w') or None."""
         heads = (
             part.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part in (query, key, value)
         )
-        attended, probabilities = attend(self, *heads)
+        attended, probabilities = attend(self, *heads, self.key_bias(visible, query.dtype))
         return attended.flatten(-2).unflatten(1, query.shape[1:3]), probabilities
+
+    def key_bias(self, visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """(B, h, w) true where there is image -> additive bias (B, 1, 1, h' w')."""
+        if visible is None:
+            return None
+        if self.reduction is not None:
+            visible = F.max_pool2d(visible.float(), self.reduction.stride, ceil_mode=True) > 0
+        return hiding_bias(visible.flatten(1), dtype)
 
 
 class InternalAttention(ContextAttention):
@@ -76,12 +87,12 @@ class InternalAttention(ContextAttention):
         return [layer.kernel() for layer in layers]
 
     def forward(
-        self, features: Tensor, projected: Sequence[Tensor] | None = None
+        self, features: Tensor, projected: Sequence[Tensor] | None = None, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, C), and what `kernels` make of it if known -> Y_inter (B, h, w, C), probabilities or None."""
         query, *rest = project_jointly(features, self.kernels()) if projected is None else projected
         key, value = rest or self.keys_and_values(features)
-        attended, probabilities = self.attend(query, key, value)
+        attended, probabilities = self.attend(query, key, value, visible)
         return self.o_proj(attended), probabilities
 
 
@@ -92,9 +103,11 @@ class ExternalAttention(ContextAttention):
         """What reads the features, given the tokens (K, C) of the other side."""
         return [self.q_proj.kernel()]
 
-    def forward(self, query: Tensor, mixing: Tensor, info: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, query: Tensor, mixing: Tensor, info: Tensor, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, C), weights (B, h, w, K), tokens (K, C) -> Y_exter (B, h, w, C), probabilities or None."""
-        attended, probabilities = self.attend(query, *self.keys_and_values(mixing, info))
+        attended, probabilities = self.attend(query, *self.keys_and_values(mixing, info), visible)
         return self.o_proj(attended), probabilities
 
 
@@ -109,9 +122,11 @@ class LowRankExternalAttention(ExternalAttention):
         """As above, with the projected tokens (K, C) already multiplied in."""
         return [Kernel(self.k_proj(info) @ self.q_proj.weight)]
 
-    def forward(self, query: Tensor, mixing: Tensor, info: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, query: Tensor, mixing: Tensor, info: Tensor, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Scores of the tokens (B, h, w, K), weights (B, h, w, K), tokens (K, C) -> Y_exter (B, h, w, C), probabilities."""
-        mixed, probabilities = self.attend(query, mixing, mixing)
+        mixed, probabilities = self.attend(query, mixing, mixing, visible)
         return F.linear(mixed, self.v_proj(info).transpose(0, 1)), probabilities
 
 
@@ -125,10 +140,10 @@ class InternalLayer(nn.Module):
         self.mlp = Mlp(dim, MLP_RATIO * dim) if use_mlp else None
 
     def forward(
-        self, features: Tensor, projected: Sequence[Tensor] | None = None
+        self, features: Tensor, projected: Sequence[Tensor] | None = None, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, C) -> (B, h, w, C), probabilities or None."""
-        attended, probabilities = self.attention(features, projected)
+        attended, probabilities = self.attention(features, projected, visible)
         features = features + attended
         if self.mlp is not None:
             features = features + self.mlp(self.norm(features))
@@ -148,11 +163,13 @@ class InternalMining(nn.Module):
         """What reads X_inter."""
         return self.layers[0].attention.kernels()
 
-    def forward(self, features: Tensor, projected: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    def forward(
+        self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """(B, h, w, C), and what `kernels` make of it -> the sum (B, h, w, C), probabilities of each layer."""
         all_probabilities = []
         for layer in self.layers:
-            features, probabilities = layer(features, projected)
+            features, probabilities = layer(features, projected, visible)
             all_probabilities.append(probabilities)
             projected = None  # only the first layer reads X_inter
         return features, all_probabilities
@@ -182,14 +199,16 @@ class ExternalMining(nn.Module):
             return []
         return self.attention.kernels(self.v_proj(self.tokens()[1]))
 
-    def forward(self, features: Tensor, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(B, h, w, C), and what `kernels` make of it -> Y_exter (B, h, w, C), Attn_mid (B, h, w, K), probabilities."""
         class_tokens, info_tokens = self.tokens()
         scores = self.score(features, class_tokens)
         mixing, info = scores.softmax(dim=-1).to(scores.dtype), self.v_proj(info_tokens)
         if self.attention is None:
             return F.linear(mixing, info.transpose(0, 1)), scores, None
-        attended, probabilities = self.attention(*projected, mixing, info)
+        attended, probabilities = self.attention(*projected, mixing, info, visible)
         return attended, scores, probabilities
 
     def score(self, features: Tensor, class_tokens: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
-from .attention import attend, split_heads
-from .pyramid_encoder import hiding_bias
+from .attention import attend, hiding_bias, split_heads
 from .windows import Windows, merge, partition
 
 COLUMNS, ROWS = 1, 0  # the axis that is cut: vertical stripes are ranges of columns, horizontal ones of rows

@@ -22,6 +22,7 @@ from .decoder_upernet import UperNetDecoder
 from .external_tokens import EXTERNAL_TOKENS
 from .projections import project_jointly
 from .pyramid_fusion import ConvFusion, LinearFusion, SegformerFusion, as_features, as_map
+from .swin_stages import patches_with_image
 
 # By name: what builds a neck, from maps of these widths to one map of the decoder's width.
 NECKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
@@ -70,13 +71,17 @@ class SegDeformerDecoder(nn.Module):
         self.has_momentum_tokens = mining.use_external and mining.external_tokens == "momentum"
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
-        """Maps (B, C_i, h_i, w_i), fine to coarse -> map (B, C, h, w) and mid-level scores (B, K, h, w)."""
+    def forward(self, feature_maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> Decoded:
+        """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> map (B, C, h, w) and
+        mid-level scores (B, K, h, w)."""
         fused = self.neck(feature_maps).feature_map
         features = as_features(fused)
+        visible = patches_with_image(pixel_mask, features)
         for_internal, for_external = self.project(features)
-        summed, internal_probabilities = self.mine_internal(features, for_internal)
-        summed, mid_logits, external_probabilities = self.mine_external(features, summed, for_external)
+        summed, internal_probabilities = self.mine_internal(features, for_internal, visible)
+        summed, mid_logits, external_probabilities = self.mine_external(
+            features, summed, for_external, visible
+        )
         probabilities = (*internal_probabilities, external_probabilities)
         return Decoded(
             self.dropout(as_map(summed)),
@@ -95,18 +100,18 @@ class SegDeformerDecoder(nn.Module):
         return projected[: len(internal)], projected[len(internal) :]
 
     def mine_internal(
-        self, features: Tensor, projected: Sequence[Tensor]
+        self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """(B, h, w, C) -> X_inter + Y_inter (B, h, w, C), probabilities."""
-        return (features, []) if self.internal is None else self.internal(features, projected)
+        return (features, []) if self.internal is None else self.internal(features, projected, visible)
 
     def mine_external(
-        self, features: Tensor, summed: Tensor, projected: Sequence[Tensor]
+        self, features: Tensor, summed: Tensor, projected: Sequence[Tensor], visible: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """X_inter and the sum so far (B, h, w, C) -> the sum with Y_exter, Attn_mid (B, K, h, w), probabilities."""
         if self.external is None:
             return summed, None, None
-        attended, scores, probabilities = self.external(features, projected)
+        attended, scores, probabilities = self.external(features, projected, visible)
         return summed + attended, as_map(scores), probabilities
 
     def replace_labels(self, rows: Sequence[int | None]) -> None:

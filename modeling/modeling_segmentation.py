@@ -101,12 +101,10 @@ class SegmentationModel(ContextsegPreTrainedModel):
             attentions=attentions if output_attentions else None,
         )
 
-    def decode(
-        self,
-        feature_maps: tuple[Tensor, ...],
-        pixel_mask: Tensor | None,  # noqa: ARG002 - for decoders that attend over the whole image
-    ) -> Decoded:
+    def decode(self, feature_maps: tuple[Tensor, ...], pixel_mask: Tensor | None) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> `Decoded`."""
+        if isinstance(self.decoder, SegDeformerDecoder):  # it attends over the whole image
+            return self.decoder(feature_maps, pixel_mask)
         return self.decoder(feature_maps)
 
     def compute_loss(
@@ -171,7 +169,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
                 raise ValueError(
                     f"got a config object and {sorted(label_options)}. Set the labels in the config."
                 )
-            wanted = {option: kwargs.pop(option) for option in label_options}
+            fields = kwargs.keys() & cls.config_class.__dataclass_fields__.keys()
+            wanted = {option: kwargs.pop(option) for option in label_options | fields}
             kwargs["config"] = cls.config_class.from_pretrained(config, **hub, **wanted)
         stored, _ = cls.config_class.get_config_dict(name, **hub)
         stored = {int(index): label for index, label in stored.get("id2label", {}).items()}

@@ -12,20 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention
+from .attention import Attention, hiding_bias
 from .blocks import DropPath, Mlp
 from .patches import CONV
 from .swin_stages import patches_with_image
-
-
-def hiding_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, N) true where a key may be seen -> additive bias (B, 1, 1, N).
-
-    Half of the lowest number keeps a row without any visible key finite: it attends evenly to all.
-    """
-    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return hidden.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]
-
 
 SLICE = 1024  # places
 

@@ -136,6 +136,12 @@ def test_new_labels_keep_the_rows_of_classes_with_equal_names(build, tmp_path):
     torch.testing.assert_close(new.backbone.state_dict(), old.backbone.state_dict())
 
 
+def test_new_labels_go_with_other_options(build, tmp_path):
+    build().save_pretrained(tmp_path)
+    model = type(build()).from_pretrained(tmp_path, num_labels=4, loss="dice")
+    assert (model.config.num_labels, model.config.loss) == (4, "dice")
+
+
 def test_new_labels_are_announced_in_one_line(build, tmp_path, caplog):
     build().save_pretrained(tmp_path)
     type(build()).from_pretrained(tmp_path, num_labels=7)

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
 
 from contextseg import SegDeformerForSemanticSegmentation
+from contextseg.modeling.blocks import Decoded
 
 PLAIN = {"use_internal_context": False, "use_external_context": False}
 
@@ -98,3 +99,29 @@ def test_the_mid_level_map_is_trained_with_the_weight_of_the_configuration():
         losses.append(model(pixels, labels=labels).loss)
     torch.testing.assert_close(losses[2] - losses[1], losses[1] - losses[0])
     assert losses[1] > losses[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction_ratio": 2}, {"neck": "linear"}], ids=str)
+def test_padding_is_no_context(options):
+    model = tiny_segdeformer(**options)
+    maps = [torch.randn(2, 8, 8, 12), torch.randn(2, 16, 4, 6)]
+    mask = torch.zeros(2, 32, 48)
+    mask[:, :, :32] = 1
+    noisy = [
+        torch.cat([part[..., : 2 * part.shape[-1] // 3], 9 * part[..., -part.shape[-1] // 3 :]], -1)
+        for part in maps
+    ]
+    decoder = model.eval().decoder
+    decoder.neck = FinestMap()
+    with torch.no_grad():
+        clean, other = (decoder([part[0]], mask).feature_map for part in (maps, noisy))
+        blind = decoder([noisy[0]]).feature_map
+    torch.testing.assert_close(other[..., :8], clean[..., :8])
+    assert (blind - clean)[..., :8].abs().max() > 1e-5
+
+
+class FinestMap(nn.Module):
+    """A neck that mixes nothing over places."""
+
+    def forward(self, feature_maps):
+        return Decoded(feature_maps[0])
