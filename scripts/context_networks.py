@@ -41,6 +41,10 @@ class Network:
         tokens = f"{self.num_global_tokens} token{'s' if self.num_global_tokens > 1 else ''}"
         return f"{tokens}, G-MSA" if self.use_global_attention else f"{tokens}, no G-MSA"
 
+    @property
+    def has_global_attention(self) -> bool:
+        return self.num_global_tokens > 0 and self.use_global_attention
+
     def config(self, **sizes: int | float | tuple[int, ...]) -> GlamSwinConfig:
         """A Unet of two stages, the second of three blocks. All that differs between networks are the tokens and G-MSA.
 
@@ -95,8 +99,9 @@ def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.M
     groups = parameter_groups(model, learning_rate=task.learning_rate, weight_decay=WEIGHT_DECAY)
     optimizer = torch.optim.AdamW(groups)
     order = torch.Generator().manual_seed(seed)
-    for step in range(task.steps):
-        factor = learning_rate_factor(step, steps=task.steps, warmup_steps=WARMUP_STEPS, schedule="poly")
+    steps = task.steps_of(network)
+    for step in range(steps):
+        factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
         set_learning_rate(optimizer, factor)
         chosen = torch.randint(len(pictures.labels), (task.batch,), generator=order)
         loss = model(pixel_values=pictures.pixel_values[chosen], labels=pictures.labels[chosen]).loss
@@ -170,8 +175,13 @@ class Task:
     nearest: float
     edges: tuple[int, ...]  # where the bins of distance begin, and the end of the last one
     steps: int
+    patience: int
     learning_rate: float
     batch: int
+
+    def steps_of(self, network: Network) -> int:
+        """Without global attention less of the white teaches what the flag means, so those networks get more time."""
+        return self.steps * (1 if network.has_global_attention else self.patience)
 
     def scored_scenes(self) -> tuple[Pictures, Pictures]:
         """Scenes that nobody is trained on, under both flags."""

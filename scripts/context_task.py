@@ -39,6 +39,7 @@ class ContextArguments:
     edges: str = "0,16,24,32,40,48"  # N,N: distances at which the columns of the table begin
     # Training
     steps: int = 700  # steps of the optimizer
+    patience: int = 2  # times as many steps for networks without global attention
     batch: int = 8  # scenes in each step
     learning_rate: float = 1e-3  # of AdamW, at the end of the warm-up
     seeds: int = 2  # repetitions: other training scenes, weights and order; the same scored scenes
@@ -166,8 +167,8 @@ def draw_curves(results: "list[Result]", names: list[str], places: "Places", pat
     for network in dict.fromkeys(result.network for result in results):
         seeds = [result.iou for result in results if result.network == network]
         values = [100 * mean(values) for values in zip(*seeds, strict=True)]
-        talks = network.num_global_tokens and network.use_global_attention
-        axes.plot(names, values, marker="o", linestyle="-" if talks else "--", label=network.title)
+        line = "-" if network.has_global_attention else "--"
+        axes.plot(names, values, marker="o", linestyle=line, label=network.title)
     axes.axhline(100 / 3, color="#999999", linewidth=1, linestyle=":")
     axes.text(len(names) - 1, 34.5, "most without the cue", color="#777777", ha="right", fontsize=8)
     blind = next((number for number, share in enumerate(in_view(places)) if not share), None)
@@ -243,7 +244,7 @@ A perfect network is at 100. Zero means bit for bit the same answers: nothing ar
 |---|---|---|
 {sizes}
 
-Training: {scenes} scenes, {steps} steps of {batch}, AdamW with learning rate {learning_rate:g}, {seeds} seed(s), scored after the last step: nothing was
+Training: {scenes} scenes, {steps} steps of {batch} ({patience} times as many without G-MSA), AdamW with learning rate {learning_rate:g}, {seeds} seed(s), scored after the last step: nothing was
 chosen by its score. With several seeds, tables give the mean first, then each seed.
 
 ## What this shows, and what not

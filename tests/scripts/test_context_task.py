@@ -28,6 +28,20 @@ def both_flags(number):
     return tuple(draw_near(0, number, SIDE, nearest=12, swap_flag=swap) for swap in (False, True))
 
 
+def little_task():
+    return Task(
+        scenes=8,
+        scored=4,
+        size=SIDE,
+        nearest=12,
+        edges=EDGES,
+        steps=2,
+        patience=2,
+        learning_rate=1e-3,
+        batch=4,
+    )
+
+
 def gradient_of_one_logit(network, row, column, side=SIDE, **sizes):
     """(S, S): how much each pixel moves the logits at one place; random weights."""
     torch.manual_seed(0)
@@ -163,9 +177,14 @@ def test_networks_differ_by_tokens_and_global_attention_only():
     assert set(FLAGS).isdisjoint(AMBIGUOUS)
 
 
+def test_networks_without_global_attention_train_longer():
+    networks = [Network(0), Network(5, use_global_attention=False), Network(5)]
+    assert [little_task().steps_of(network) for network in networks] == [4, 4, 2]
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds():
-    task = Task(scenes=8, scored=4, size=SIDE, nearest=12, edges=EDGES, steps=2, learning_rate=1e-3, batch=4)
+    task = little_task()
     networks = [Network(0), Network(1)]
     alone, shared = (
         {
