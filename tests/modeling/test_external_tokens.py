@@ -1,8 +1,30 @@
+import socket
+import subprocess
+import sys
+
 import torch
 
 from contextseg.modeling.external_tokens import MOMENTUM, LearnedTokens, MomentumTokens
 
 IGNORED = 255
+
+# One of two processes, each with its half of a batch; the first leaves its tokens.
+HALF = """
+import sys, torch
+import torch.distributed as dist
+from contextseg.modeling.external_tokens import MomentumTokens
+
+rank, folder, address = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+inputs = torch.load(f"{folder}/inputs.pt")
+memory = MomentumTokens(4, 3)
+memory.class_tokens.copy_(inputs["tokens"])
+memory.update(inputs["features"][rank::2], inputs["labels"][rank::2], 255)
+if rank == 0:
+    torch.save(memory.class_tokens, f"{folder}/tokens.pt")
+dist.barrier()
+dist.destroy_process_group()
+"""
 
 
 def tokens():
@@ -59,3 +81,18 @@ def test_coupled_tokens_are_one_parameter():
     assert len(list(coupled.parameters())) == 1
     assert coupled()[0] is coupled()[1]
     assert len(list(LearnedTokens(4, 3, decouple=True).parameters())) == 2
+
+
+def test_two_processes_move_their_tokens_as_one_would(tmp_path):
+    memory, features = tokens(), torch.randn(3, 3, 4, 4)
+    labels = torch.randint(0, 3, (3, 4, 4))
+    labels[1] = 1  # all that the second process sees
+    inputs = {"tokens": memory.class_tokens, "features": features, "labels": labels}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    commands = [[sys.executable, "-c", HALF, str(rank), str(tmp_path), address] for rank in range(2)]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    memory.update(features, labels, IGNORED)
+    torch.testing.assert_close(torch.load(tmp_path / "tokens.pt"), memory.class_tokens)
