@@ -1,6 +1,8 @@
-"""contextseg-train: trains a segmenter on pairs of images and masks.
+"""contextseg-train: trains a segmenter on pairs of images and masks, or a classifier on images with labels.
 
     contextseg-train --model glam_swin --preset tiny --train data/train --val data/val --output runs/streets
+    contextseg-train --recipe maformer_small_imagenet1k --train imagenet/train --val imagenet/val --output runs/small
+    contextseg-train --recipe maformer_small_imagenet1k --dry-run
 
 Heavy imports come after the command line is read, so that `--help` answers at once.
 """
@@ -13,25 +15,39 @@ from typing import Literal
 from .training.arguments import given_options, short_errors
 
 PROGRAM = "contextseg-train"
-DESCRIPTION = """Train a semantic segmenter on pairs of images and masks. The output folder receives best/ and last/
+DESCRIPTION = """Train a semantic segmenter on pairs of images and masks, or with --task classification an image classifier
+on images with labels. The output folder receives best/ and last/
 (both load with from_pretrained), run.json, log.jsonl and TensorBoard curves. Stop it with Ctrl-C or SIGTERM: it saves, and
 --resume continues exactly there."""
+
+CROP_SIZES = {"segmentation": "512", "classification": "224"}
 
 
 @dataclass
 class TrainArguments:
     """What a run is made of; the comments are the help of the command line."""
 
+    task: Literal["segmentation", "classification"] = "segmentation"  # what is learned
+    recipe: str | None = None  # options from a YAML file, or from one of ours by name; those given here win
     # Data
-    train: str = ""  # folder with images/ and masks/, or the name of a `datasets` data set
+    train: str = ""  # folder with images/ and masks/ (or one folder a class), or a name for `datasets`
     val: str = ""  # the same, to evaluate on; without it there is no best/
-    crop_size: str = "512"  # pixels of a training sample: a number, or HEIGHTxWIDTH
+    crop_size: str | None = None  # side of a sample, or HEIGHTxWIDTH (default: 512; classification: 224)
     min_scale: float = 0.5  # smallest factor of the random resizing before the crop
     max_scale: float = 2.0  # largest factor
-    augmentation: bool = True  # random crops alone: no resizing, flips or colour distortion
+    flip: bool = True  # never mirror an image
+    augmentation: bool = True  # random crops alone (classification: the central square), nothing else
     workers: int | None = None  # processes that load data (default: one fewer than cores, at most 8)
+    # Classification
+    min_area: float = 0.08  # smallest share of the image that a random crop takes
+    rand_augment: str = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's words, or "none"
+    colour_jitter: float = 0.4  # strength of random colours; as in timm, only without RandAugment
+    random_erasing: float = 0.25  # probability that a rectangle is filled with noise
+    label_smoothing: float = 0.1  # share of a label that is spread over all classes
+    mix_token: bool = True  # never exchange rectangles of patches between images of a batch
+    token_labels: str | None = None  # folder of LV-ViT's label maps (default: a token's label is its image's)
     # Model
-    model: str = "glam_swin"  # glam_swin, or any model type of transformers that segments
+    model: str = "glam_swin"  # glam_swin, maformer, or any model type of transformers for the task
     preset: str | None = None  # size by name: nano, tiny, small, base (default: the model's own, tiny)
     set: list[str] = field(default_factory=list)  # NAME=VALUE: an option of its configuration; repeatable
     weights: str | None = None  # fine-tune this: a run, a folder of save_pretrained, or a Hub name
@@ -46,6 +62,8 @@ class TrainArguments:
     lr_factor: list[str] = field(default_factory=list)  # PART=FACTOR: where names have PART; repeatable
     weight_decay: float = 0.01  # of the weights of linear layers and convolutions; nothing else decays
     schedule: Literal["poly", "cosine", "constant"] = "poly"  # course of the learning rate after warm-up
+    min_learning_rate: float = 0.0  # where the schedule ends
+    cooldown_steps: int = 0  # last steps of the run, at that learning rate
     warmup_steps: int | None = None  # linear warm-up (default: a tenth of the steps, at most 1500)
     clip_norm: float | None = None  # largest norm of the gradient (default: not clipped)
     ema: float | None = None  # decay of an average of the weights, such as 0.999, that takes their place
@@ -60,14 +78,27 @@ class TrainArguments:
     eval_interval: int | None = None  # steps between evaluations and checkpoints (default: a tenth of all)
     log_interval: int = 10  # steps between reports on a GPU; a CPU reports every step
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"  # where curves go beside log.jsonl
+    dry_run: bool = False  # build everything, try it on two generated samples, print the plan, and stop
     traceback: bool = False  # show where in the code an error came from
+
+    def __post_init__(self) -> None:
+        self.crop_size = self.crop_size or CROP_SIZES[self.task]
 
 
 def main(argv: list[str] | None = None) -> int:
     given = given_options(TrainArguments, argv, PROGRAM, DESCRIPTION)
-    from .training.setup import resolve  # torch is imported from here on
+    from .training.recipes import with_recipe
 
     with short_errors(PROGRAM, given.get("traceback", False)):
+        given, recipe = with_recipe(TrainArguments, given)
+        if recipe:
+            print(recipe)
+        if given.get("dry_run"):
+            from .training.dry_run import plan
+
+            return plan(TrainArguments(**given), recipe)
+        from .training.setup import resolve  # torch is imported from here on
+
         return train(resolve(TrainArguments, given))
 
 
@@ -79,22 +110,24 @@ def train(arguments: TrainArguments) -> int:
     from .training.models import describe
     from .training.optim import WeightAverage
     from .training.run_folder import RunFolder
+    from .training.tasks import task_of
 
-    stop = StopSignal()
+    stop, task = StopSignal(), task_of(arguments.task)
     with stop.listening():
         accelerator = setup.new_accelerator(arguments)
-        train_data, val_data = setup.open_splits(arguments)
+        train_data, val_data = setup.open_splits(arguments, task)
         schedule = setup.new_schedule(arguments, len(train_data), accelerator.num_processes)
-        model = setup.new_model(arguments, train_data)
-        processor = setup.new_processor(train_data)
+        model = setup.new_model(arguments, task, train_data)
+        processor = task.new_processor(arguments, train_data)
+        samples = task.new_samples(arguments, train_data, processor, model)
         accelerator.print(f"{describe(model)}, {len(train_data.classes)} classes, {len(train_data)} images")
         model, optimizer = accelerator.prepare(model, setup.new_optimizer(arguments, model))
         training = Training(accelerator, model, optimizer)
         training.average = WeightAverage(training.plain_model, arguments.ema) if arguments.ema else None
         if arguments.resume:
             training.restore(load_state(Path(arguments.output) / "last"))
-        batches = setup.new_batches(arguments, schedule, train_data, processor, training)
-        run = RunFolder(arguments, training, processor, val_data)
+        batches = setup.new_batches(arguments, schedule, samples, training)
+        run = RunFolder(arguments, task, training, processor, val_data)
 
         meter = Meter(training, schedule, run.log)
         finished = train_loop(training, batches, schedule, meter, stop, checkpoint=run.checkpoint)

@@ -67,6 +67,12 @@ class TrainingSamples(Dataset):
             "name": sample["name"],
         }
 
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return collate(samples)
+
 
 class WholeImages(Dataset):
     """Unchanged images for evaluation: pixels as the processor makes them, labels as they are on the disk."""
@@ -94,10 +100,11 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def training_loader(
-    samples: TrainingSamples, stream: SampleStream, *, workers: int | None, pin_memory: bool
+    samples: Dataset, stream: SampleStream, *, workers: int | None, pin_memory: bool
 ) -> DataLoader:
+    """Batches of samples by (epoch, index), put together by their own `collate`."""
     return DataLoader(
-        samples, batch_sampler=stream, collate_fn=collate, **loader_options(workers, pin_memory)
+        samples, batch_sampler=stream, collate_fn=samples.collate, **loader_options(workers, pin_memory)
     )
 
 

@@ -43,10 +43,17 @@ class Schedule:
     clip_norm: float | None = None
     eval_interval: int = 100
     log_interval: int = 10
+    cooldown_steps: int = 0
+    floor: float = 0.0  # lowest factor of the learning rate
 
     def learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(
-            step, steps=self.steps, warmup_steps=self.warmup_steps, schedule=self.shape
+            step,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            schedule=self.shape,
+            cooldown_steps=self.cooldown_steps,
+            floor=self.floor,
         )
 
 

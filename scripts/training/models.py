@@ -3,13 +3,17 @@
 import ast
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoImageProcessor,
+    AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BaseImageProcessor,
     PreTrainedConfig,
@@ -22,62 +26,78 @@ from .checkpoints import model_folder
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ModelKind:
+    """What models are for, and how transformers finds them."""
+
+    purpose: str
+    classes: Mapping[type[PreTrainedConfig], type[PreTrainedModel]]
+    auto_class: type
+
+
+SEGMENTER = ModelKind(
+    "semantic segmentation", MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoModelForSemanticSegmentation
+)
+CLASSIFIER = ModelKind(
+    "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
+)
+
+
 def build_model(
+    kind: ModelKind,
     name: str,
     preset: str | None,
     *,
     class_names: list[str],
-    ignore_index: int,
-    overrides: dict[str, Any],
+    options: dict[str, Any],
     weights: str | None = None,
     swin: str | None = None,
 ) -> PreTrainedModel:
-    """A segmenter for `class_names`: fresh, from a checkpoint (`weights`), or on Swin's weights (`swin`)."""
-    overrides = {
+    """A model for `class_names`: fresh, from a checkpoint (`weights`), or on Swin's weights (`swin`)."""
+    options = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {label: index for index, label in enumerate(class_names)},
-        "semantic_loss_ignore_index": ignore_index,
-        **overrides,
+        **options,
     }
     if sum(source is not None for source in (preset, weights, swin)) > 1:
         raise ValueError("--preset, --weights and --swin each settle the model's size. Give one of them.")
     if weights:
-        return from_weights(weights, overrides)
-    config = configuration(name, preset, overrides)
-    segmenter = segmenter_class(config)
+        return from_weights(kind, weights, options)
+    config = configuration(kind, name, preset, options)
+    model_class = kind.classes[type(config)]
     if not swin:
-        return segmenter(config)
-    if not hasattr(segmenter, "from_swin"):
+        return model_class(config)
+    if not hasattr(model_class, "from_swin"):
         raise ValueError(
             f"--swin needs a model with Swin's layers; '{name}' has none. Use --model glam_swin."
         )
-    return segmenter.from_swin(swin, **overrides)
+    return model_class.from_swin(swin, **options)
 
 
-def configuration(name: str, preset: str | None, overrides: dict[str, Any]) -> PreTrainedConfig:
+def configuration(
+    kind: ModelKind, name: str, preset: str | None, options: dict[str, Any]
+) -> PreTrainedConfig:
     """The configuration of a model type, of one of its published sizes when `preset` names one."""
-    if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-        known = sorted(config.model_type for config in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
-        raise ValueError(f"no model '{name}' for semantic segmentation. Known: {', '.join(known)}.")
+    if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in kind.classes:
+        known = sorted(config.model_type for config in kind.classes)
+        raise ValueError(f"no model '{name}' for {kind.purpose}. Known: {', '.join(known)}.")
     config_class = CONFIG_MAPPING[name]
     if preset is None:
-        return config_class(**overrides)
+        return config_class(**options)
     if not hasattr(config_class, "preset"):
         raise ValueError(
             f"'{name}' has no presets. Leave out --preset, and set its size by --set NAME=VALUE."
         )
-    return config_class.preset(preset, **overrides)
+    return config_class.preset(preset, **options)
 
 
-def segmenter_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
-
-
-def from_weights(weights: str, overrides: dict[str, Any]) -> PreTrainedModel:
+def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:
     """A checkpoint with its classifier fitted to the new classes; the model says in one line what was kept."""
-    return AutoModelForSemanticSegmentation.from_pretrained(
-        model_folder(weights), ignore_mismatched_sizes=True, **overrides
-    )
+    return kind.auto_class.from_pretrained(model_folder(weights), ignore_mismatched_sizes=True, **options)
+
+
+def class_names(model: PreTrainedModel) -> list[str]:
+    return list(model.config.id2label.values())
 
 
 def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:

@@ -27,13 +27,23 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, schedule: str) -> float:
+def learning_rate_factor(
+    step: int,
+    *,
+    steps: int,
+    warmup_steps: int,
+    schedule: str,
+    cooldown_steps: int = 0,
+    floor: float = 0.0,
+) -> float:
     """What the learning rate of optimizer step `step` (0 is the first) is multiplied with.
 
     The warm-up multiplies the schedule, as mmsegmentation's does: it starts at 1 / (warmup_steps + 1) of it.
+    The schedule falls to `floor`, and stays there for the last `cooldown_steps` of the steps.
     """
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    return warmup * SCHEDULES[schedule](step / steps)
+    course = SCHEDULES[schedule](min(1.0, step / max(1, steps - cooldown_steps)))
+    return warmup * (floor + (1.0 - floor) * course)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -11,10 +11,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor
 
-from ...processing.metrics import percent
 from .loop import Meter, Training
 from .records import Log, environment, write_json
-from .scoring import score, whole_images
+from .tasks import Task
 
 if TYPE_CHECKING:
     from ..train import TrainArguments
@@ -26,20 +25,19 @@ class RunFolder:
     def __init__(
         self,
         arguments: "TrainArguments",
+        task: Task,
         training: Training,
         processor: BaseImageProcessor,
         val_data: Dataset | None,
     ) -> None:
-        self.arguments, self.training, self.processor = arguments, training, processor
+        self.arguments, self.task, self.training, self.processor = arguments, task, training, processor
         self.accelerator = training.accelerator
         self.path = Path(arguments.output)
         self.log = Log(self.path / "log.jsonl")
         self.environment = environment()
-        self.classes = list(training.plain_model.config.id2label.values())
-        self.ignore_index = training.plain_model.config.semantic_loss_ignore_index
         self.images = None
         if val_data is not None:
-            self.images = whole_images(val_data, processor, self.accelerator, arguments.workers)
+            self.images = task.evaluation_images(val_data, processor, self.accelerator, arguments.workers)
         self.begin()
 
     def begin(self) -> None:
@@ -67,26 +65,17 @@ class RunFolder:
         images = tqdm(self.images, desc="evaluating", unit="image", leave=False, disable=meter.bar.disable)
         # A compiled model would be compiled again for every size of image.
         with training.published_weights(), torch.compiler.set_stance("force_eager"):
-            scores = score(
-                training.plain_model,
-                self.processor,
-                images,
-                self.accelerator,
-                class_names=self.classes,
-                ignore_index=self.ignore_index,
-            )
+            scores = self.task.score(training.plain_model, self.processor, images, self.accelerator)
         seconds = time.perf_counter() - started
         training.scores = {"step": training.step, **scores}
-        best = training.best.get("mean_iou", -math.inf)
-        is_best = scores["mean_iou"] > best or not training.best
+        best = training.best.get(self.task.best_by, -math.inf)
+        is_best = scores[self.task.best_by] > best or not training.best
         if is_best:
             training.best = training.scores
-        means = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "pixel_accuracy")}
-        meter.report(means)
+        meter.report({name: scores[name] for name in self.task.logged})
         if self.accelerator.is_main_process:
             meter.bar.write(
-                f"step {training.step}: mIoU {percent(scores['mean_iou'])} %, "
-                f"pixel accuracy {percent(scores['pixel_accuracy'])} % ({seconds:.1f} s)"
+                f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
                 + (", the best so far" if is_best else "")
             )
         return is_best
@@ -124,10 +113,9 @@ class RunFolder:
 
     def summary(self) -> str:
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
-        if best := self.training.best:
-            lines.append(
-                f"best mIoU {percent(best['mean_iou'])} % at step {best['step']}: {self.path / 'best'}"
-            )
-            lines.append(f"next: contextseg-evaluate {self.path} --data {self.arguments.val}")
-        lines.append(f"next: contextseg-predict {self.path} photo.jpg --output masks/")
+        best = self.training.best
+        if best:
+            lines.append(f"best {self.task.headline(best)} at step {best['step']}: {self.path / 'best'}")
+        commands = [command for command in self.task.next_commands if best or "{val}" not in command]
+        lines += [f"next: {command.format(run=self.path, val=self.arguments.val)}" for command in commands]
         return "\n".join(lines)

@@ -1,6 +1,5 @@
 """From the arguments of a run to its parts. `scripts/train.py` reads as the list of what is here."""
 
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import fields
@@ -10,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import BaseImageProcessor, PreTrainedModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ...processing.image_processing_segmentation import SegmentationImageProcessor
-from .augmentation import JointAugmentation
-from .batches import SampleStream, TrainingSamples, training_loader
-from .checking import check_dataset
+from .batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
-from .data import SegmentationData, open_data
 from .loop import Schedule, Training
 from .models import build_model, parse_overrides
 from .optim import parameter_groups
 from .records import read_json
+from .tasks import Task, task_of
 
 if TYPE_CHECKING:
     from ..train import TrainArguments
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
 CHANGEABLE = {"val", "workers", "output", "resume", "eval_interval", "log_interval", "tracker", "traceback"}
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
-
-logger = logging.getLogger(__name__)
 
 
 def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArguments":
@@ -50,7 +45,7 @@ def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArgume
             f"{arguments.output} holds a run already. Continue it with --resume, or choose another --output."
         )
     if not arguments.train:
-        raise ValueError("--train is missing. Give a folder with images/ and masks/, such as data/train.")
+        raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
     return arguments
 
 
@@ -83,46 +78,26 @@ def new_accelerator(arguments: "TrainArguments") -> Accelerator:
     return accelerator
 
 
-def open_splits(arguments: "TrainArguments") -> tuple[SegmentationData, SegmentationData | None]:
+def open_splits(arguments: "TrainArguments", task: Task) -> tuple[Dataset, Dataset | None]:
     """Training and validation data, after a look at a sample of each."""
-    train = checked(arguments.train)
-    val = checked(arguments.val) if arguments.val else None
-    if val is not None and list(train.classes) != list(val.classes):
-        raise ValueError(
-            f"{arguments.train} has the classes {', '.join(train.classes)}, but {arguments.val} has "
-            f"{', '.join(val.classes)}. Give both the same classes.json."
-        )
+    train = task.open(arguments.train)
+    val = task.open(arguments.val) if arguments.val else None
+    if val is not None:
+        task.check_same_classes(train, val, arguments)
     return train, val
 
 
-def checked(name: str) -> SegmentationData:
-    data = open_data(name)
-    report = check_dataset(data, CHECKED_SAMPLES, name=name)
-    for warning in report.warnings:
-        logger.warning("%s: %s", name, warning)
-    if report.problems:
-        raise ValueError(f"{name}: {' '.join(report.problems)} contextseg-check {name} tells more.")
-    return data
-
-
-def new_processor(data: SegmentationData) -> SegmentationImageProcessor:
-    """Images as they are, normalised with ImageNet's mean and deviation; it remembers how the masks were coded."""
-    return SegmentationImageProcessor(
-        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index
-    )
-
-
-def new_model(arguments: "TrainArguments", data: SegmentationData) -> PreTrainedModel:
-    classes = list(data.classes)
+def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrainedModel:
     model = build_model(
+        task.models,
         arguments.model,
         arguments.preset,
-        class_names=classes,
-        ignore_index=data.ignore_index,
-        overrides=parse_overrides(arguments.set),
+        class_names=list(data.classes),
+        options=task.model_options(data) | parse_overrides(arguments.set),
         weights=arguments.weights,
         swin=arguments.swin,
     )
+    task.prepare(model)
     if arguments.compile:
         model.compile()
     return model
@@ -149,7 +124,19 @@ def new_schedule(arguments: "TrainArguments", num_images: int, num_processes: in
         clip_norm=arguments.clip_norm,
         eval_interval=arguments.eval_interval or math.ceil(steps / 10),
         log_interval=arguments.log_interval,
+        cooldown_steps=arguments.cooldown_steps,
+        floor=learning_rate_floor(arguments),
     )
+
+
+def learning_rate_floor(arguments: "TrainArguments") -> float:
+    """The lowest learning rate as a share of the highest."""
+    if not 0 <= arguments.min_learning_rate <= arguments.learning_rate:
+        raise ValueError(
+            f"--min-learning-rate {arguments.min_learning_rate} is not between 0 and --learning-rate "
+            f"{arguments.learning_rate}. Give a smaller one."
+        )
+    return arguments.min_learning_rate / arguments.learning_rate if arguments.min_learning_rate else 0.0
 
 
 def new_optimizer(arguments: "TrainArguments", model: PreTrainedModel) -> torch.optim.AdamW:
@@ -169,16 +156,12 @@ def new_optimizer(arguments: "TrainArguments", model: PreTrainedModel) -> torch.
 
 
 def new_batches(
-    arguments: "TrainArguments",
-    schedule: Schedule,
-    data: SegmentationData,
-    processor: BaseImageProcessor,
-    training: Training,
+    arguments: "TrainArguments", schedule: Schedule, samples: Dataset, training: Training
 ) -> Iterator[dict[str, Any]]:
     """This process's batches from the step that `training` has reached to the end of the run."""
     accelerator = training.accelerator
     stream = SampleStream(
-        len(data),
+        len(samples),
         arguments.batch_size,
         seed=arguments.seed,
         start=training.step * schedule.accumulation,
@@ -186,26 +169,8 @@ def new_batches(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    samples = TrainingSamples(data, new_augmentation(arguments, data, processor), processor)
     on_gpu = accelerator.device.type == "cuda"
     return iter(training_loader(samples, stream, workers=arguments.workers, pin_memory=on_gpu))
-
-
-def new_augmentation(
-    arguments: "TrainArguments", data: SegmentationData, processor: BaseImageProcessor
-) -> JointAugmentation:
-    fill = tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean)
-    shared = {
-        "crop_size": crop_size(arguments.crop_size),
-        "fill": fill,
-        "ignore_index": data.ignore_index,
-        "seed": arguments.seed,
-    }
-    if not arguments.augmentation:
-        return JointAugmentation(
-            **shared, scale_range=(1.0, 1.0), flip_probability=0.0, use_colour_distortion=False
-        )
-    return JointAugmentation(**shared, scale_range=(arguments.min_scale, arguments.max_scale))
 
 
 def crop_size(text: str) -> tuple[int, int]:

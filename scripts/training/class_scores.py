@@ -1,0 +1,58 @@
+"""Scores of a classifier: top-1 and top-5 accuracy, cross-entropy, and the same for each class.
+
+Legend: B batch, K classes.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .models import class_names
+
+
+@torch.inference_mode()
+def score_classes(
+    model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
+) -> dict[str, Any]:
+    """Scores over batches {"pixel_values" (B, C, H, W), "labels" (B,)} of all processes."""
+    was_training = model.training
+    model.eval()
+    names = class_names(model)
+    sums = torch.zeros(4, len(names), device=accelerator.device)
+    for batch in images:
+        labels = batch["labels"].to(accelerator.device)
+        logits = model(pixel_values=batch["pixel_values"].to(accelerator.device)).logits
+        sums.index_add_(1, labels, outcomes(logits.float(), labels))
+    model.train(was_training)
+    return scores_of(accelerator.reduce(sums).double().cpu(), names)
+
+
+def outcomes(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, K), (B,) -> (4, B): one for each image; whether its class is first, and among the first five; its loss."""
+    ranked = logits.topk(min(5, logits.shape[1])).indices
+    hits = ranked == labels[:, None]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return torch.stack([torch.ones_like(losses), hits[:, 0], hits.any(1), losses])
+
+
+def scores_of(sums: Tensor, names: list[str]) -> dict[str, Any]:
+    """(4, K) sums of outcomes -> scores, NaN for a class without images."""
+    images, first, among_five, loss = (sums.sum(1) / max(1.0, sums[0].sum().item())).tolist()
+    has_images = images > 0
+    rows = sums.T.tolist()
+    return {
+        "top_1": first if has_images else math.nan,
+        "top_5": among_five if has_images else math.nan,
+        "val_loss": loss if has_images else math.nan,
+        "images": int(sums[0].sum()),
+        "per_class": [
+            {"name": name, "images": int(count), "top_1": hits / count if count else math.nan}
+            for name, (count, hits, _, _) in zip(names, rows, strict=True)
+        ],
+    }

@@ -1,0 +1,153 @@
+"""Training of segmenters: pairs of images and masks, joint augmentation, whole images scored by mean IoU."""
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ...processing.image_processing_segmentation import SegmentationImageProcessor
+from ...processing.metrics import percent
+from .augmentation import JointAugmentation
+from .batches import TrainingSamples
+from .checking import check_dataset
+from .class_table import ClassTable
+from .data import SegmentationData, open_data
+from .models import SEGMENTER, class_names
+from .scoring import score, whole_images
+from .setup import CHECKED_SAMPLES, crop_size
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from ..train import TrainArguments
+
+logger = logging.getLogger(__name__)
+
+
+class SegmentationTask(Task):
+    """See `Task`."""
+
+    models = SEGMENTER
+    data_example = "a folder with images/ and masks/, such as data/train"
+    best_by = "mean_iou"
+    logged = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+    next_commands = (
+        "contextseg-evaluate {run} --data {val}",
+        "contextseg-predict {run} photo.jpg --output masks/",
+    )
+
+    def open(self, name: str) -> SegmentationData:
+        data = open_data(name)
+        report = check_dataset(data, CHECKED_SAMPLES, name=name)
+        for warning in report.warnings:
+            logger.warning("%s: %s", name, warning)
+        if report.problems:
+            raise ValueError(f"{name}: {' '.join(report.problems)} contextseg-check {name} tells more.")
+        return data
+
+    def check_same_classes(
+        self, train: SegmentationData, val: SegmentationData, arguments: "TrainArguments"
+    ) -> None:
+        if list(train.classes) != list(val.classes):
+            raise ValueError(
+                f"{arguments.train} has the classes {', '.join(train.classes)}, but {arguments.val} has "
+                f"{', '.join(val.classes)}. Give both the same classes.json."
+            )
+
+    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:
+        return GeneratedPairs(crop_size(arguments.crop_size), num_classes)
+
+    def new_processor(
+        self,
+        arguments: "TrainArguments",  # noqa: ARG002
+        data: SegmentationData,
+    ) -> SegmentationImageProcessor:
+        """Images as they are, normalised with ImageNet's mean and deviation; it remembers how the masks were coded."""
+        return SegmentationImageProcessor(
+            palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index
+        )
+
+    def model_options(self, data: SegmentationData) -> dict[str, Any]:
+        return {"semantic_loss_ignore_index": data.ignore_index}
+
+    def new_samples(
+        self,
+        arguments: "TrainArguments",
+        data: SegmentationData,
+        processor: BaseImageProcessor,
+        model: PreTrainedModel,  # noqa: ARG002
+    ) -> TrainingSamples:
+        return TrainingSamples(data, new_augmentation(arguments, data, processor), processor)
+
+    def evaluation_images(
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+    ) -> DataLoader:
+        return whole_images(data, processor, accelerator, workers)
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        images: Iterable[dict[str, Any]],
+        accelerator: Accelerator,
+    ) -> dict[str, Any]:
+        return score(
+            model,
+            processor,
+            images,
+            accelerator,
+            class_names=class_names(model),
+            ignore_index=model.config.semantic_loss_ignore_index,
+        )
+
+    def summary(self, scores: dict[str, Any]) -> str:
+        return f"{self.headline(scores)}, pixel accuracy {percent(scores['pixel_accuracy'])} %"
+
+    def headline(self, scores: dict[str, Any]) -> str:
+        return f"mIoU {percent(scores['mean_iou'])} %"
+
+
+class GeneratedPairs(Dataset):
+    """Two pictures of noise with masks of random rectangles."""
+
+    palette = label_map = None
+
+    def __init__(self, size: tuple[int, int], num_classes: int) -> None:
+        self.size = size
+        table = ClassTable([f"class {index}" for index in range(num_classes)])
+        self.classes, self.ignore_index = table.names, table.ignore_index
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        random = np.random.default_rng(index)
+        corner = random.integers(0, self.size)
+        mask = np.full(self.size, random.integers(len(self.classes)))
+        mask[corner[0] :, corner[1] :] = random.integers(len(self.classes))
+        image = random.integers(0, 256, (*self.size, 3), dtype=np.uint8)
+        return {"image": image, "mask": mask, "name": f"noise {index}"}
+
+
+def new_augmentation(
+    arguments: "TrainArguments", data: SegmentationData, processor: BaseImageProcessor
+) -> JointAugmentation:
+    fill = tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean)
+    shared = {
+        "crop_size": crop_size(arguments.crop_size),
+        "fill": fill,
+        "ignore_index": data.ignore_index,
+        "seed": arguments.seed,
+    }
+    if not arguments.augmentation:
+        return JointAugmentation(
+            **shared, scale_range=(1.0, 1.0), flip_probability=0.0, use_colour_distortion=False
+        )
+    return JointAugmentation(
+        **shared,
+        scale_range=(arguments.min_scale, arguments.max_scale),
+        flip_probability=0.5 if arguments.flip else 0.0,
+    )

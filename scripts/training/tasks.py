@@ -1,0 +1,92 @@
+"""What tells one kind of training from another. The loop, checkpoints, resuming and records are shared by all of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .models import ModelKind
+
+if TYPE_CHECKING:
+    from ..train import TrainArguments
+
+# Imported when asked for, so that a task pays for its own packages only.
+TASKS = {
+    "segmentation": ("segmentation", "SegmentationTask"),
+    "classification": ("classification", "ClassificationTask"),
+}
+
+
+class Task(ABC):
+    """A kind of training. Data sets tell their `classes`; samples of training have a method `collate`."""
+
+    models: ClassVar[ModelKind]
+    data_example: ClassVar[str]  # what --train takes, for messages
+    best_by: ClassVar[str]  # the score by which best/ is chosen; larger is better
+    logged: ClassVar[tuple[str, ...]]  # the scores that make curves
+    next_commands: ClassVar[tuple[str, ...]]  # what to do with {run} and {val} after training
+
+    @abstractmethod
+    def open(self, name: str) -> Dataset:
+        """The data of this name, after a look at a sample of it."""
+
+    @abstractmethod
+    def check_same_classes(self, train: Dataset, val: Dataset, arguments: "TrainArguments") -> None:
+        """Raises where the splits disagree."""
+
+    @abstractmethod
+    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:
+        """Two samples made of noise, for a dry run."""
+
+    @abstractmethod
+    def new_processor(self, arguments: "TrainArguments", data: Dataset) -> BaseImageProcessor: ...
+
+    @abstractmethod
+    def model_options(self, data: Dataset) -> dict[str, Any]:
+        """Fields of the model's configuration that the data settles, beside the class names."""
+
+    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Changes what training needs otherwise than the model was built."""
+
+    @abstractmethod
+    def new_samples(
+        self,
+        arguments: "TrainArguments",
+        data: Dataset,
+        processor: BaseImageProcessor,
+        model: PreTrainedModel,
+    ) -> Dataset:
+        """Augmented samples by (epoch, index)."""
+
+    @abstractmethod
+    def evaluation_images(
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+    ) -> DataLoader:
+        """This process's share of the images of `data`, for `score`."""
+
+    @abstractmethod
+    def score(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        images: Iterable[dict[str, Any]],
+        accelerator: Accelerator,
+    ) -> dict[str, Any]:
+        """Scores over the images of all processes."""
+
+    @abstractmethod
+    def summary(self, scores: dict[str, Any]) -> str:
+        """The scores in a few words."""
+
+    @abstractmethod
+    def headline(self, scores: dict[str, Any]) -> str:
+        """The score that `best_by` names, in words."""
+
+
+def task_of(name: str) -> Task:
+    module, kind = TASKS[name]
+    return getattr(import_module(f".{module}", __package__), kind)()

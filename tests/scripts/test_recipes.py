@@ -1,0 +1,145 @@
+import re
+
+import pytest
+import yaml
+
+from contextseg.scripts.train import TrainArguments, main
+from contextseg.scripts.training.arguments import given_options
+from contextseg.scripts.training.optim import learning_rate_factor
+from contextseg.scripts.training.recipes import FOLDER, read_recipe, recipe_names, with_recipe
+
+# The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
+SMALL = {
+    "maformer": ["--set", "hidden_sizes=[8,16]", "--set", "depths=[1,1]", "--set", "num_heads=[2,4]"],
+    "glam_swin": ["--set", "embed_dim=8", "--set", "depths=[1,1]", "--set", "num_heads=[1,2]"],
+}
+OVERRIDES = ["--dry-run", "--cpu", "--precision", "no", "--crop-size", "32"]
+
+
+def write(folder, text):
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_sets_options_of_the_command_line_and_names_its_source(name):
+    given, recipe = with_recipe(TrainArguments, {"recipe": name})
+    assert {option.replace("-", "_") for option in recipe.options} <= given.keys()
+    assert TrainArguments(**given).recipe == name
+    assert recipe.paper["source"]
+    assert not {"train", "val", "output"} & given.keys()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_tried_without_data(name, capsys):
+    model = read_recipe(name).options.get("model", "glam_swin")
+    assert main(["--recipe", name, *OVERRIDES, *SMALL.get(model, [])]) == 0
+    printed = capsys.readouterr().out
+    assert f"recipe {name}: " in printed
+    assert "memory of a process: " in printed
+
+
+def test_the_recipes_of_maformer_are_those_of_the_paper():
+    printed = {"small": (1.6e-3, 0.1, 83.7), "base": (1.6e-3, 0.3, 85.0), "large": (1.2e-3, 0.4, 85.9)}
+    for preset, (rate, drop_path, score) in printed.items():
+        given, recipe = with_recipe(TrainArguments, {"recipe": f"maformer_{preset}_imagenet1k"})
+        assert (given["preset"], given["learning_rate"], given["schedule"]) == (preset, rate, "cosine")
+        assert given["batch_size"] * given["accumulation"] == 1024
+        assert f"drop_path_rate={drop_path}" in given["set"]
+        assert (given["weight_decay"], given["label_smoothing"], recipe.paper["top-1"]) == (0.05, 0.1, score)
+
+
+def test_a_dry_run_tells_steps_rates_and_memory_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, "epochs: 3\nbatch-size: 4\nlearning-rate: 1e-2\npaper: {images: 40, classes: 7}")
+    assert main(["--recipe", path, *OVERRIDES, *SMALL["glam_swin"], "--preset", "nano"]) == 0
+    printed = capsys.readouterr().out
+    assert "7 classes" in printed
+    assert "40 images; two samples give pixel_values (2, 3, 32, 32), labels (2, 32, 32)" in printed
+    assert "30 steps (3.0 epochs) of 4 images (4 x 1 accumulated x 1 processes)" in printed
+    assert "0.01 after 3 steps" in printed
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_dry_run_counts_the_images_that_are_there(tmp_path, capsys):
+    from tiny_runs import TINY_MODEL, write_data
+
+    data = write_data(tmp_path / "data")
+    main(["--train", f"{data}/train", *OVERRIDES, *TINY_MODEL, "--batch-size", "2", "--epochs", "4"])
+    printed = capsys.readouterr().out
+    assert "3 classes" in printed
+    assert "5 images" in printed
+    assert "10 steps (4.0 epochs)" in printed
+
+
+def test_a_dry_run_finds_out_that_a_model_cannot_be_built():
+    with pytest.raises(SystemExit, match="has no option 'window_sizee', did you mean 'window_size'"):
+        main([*OVERRIDES, "--set", "window_sizee=4"])
+
+
+def test_given_options_win_over_the_recipe_and_settings_add_up(tmp_path):
+    path = write(
+        tmp_path, 'learning-rate: 1e-4\nepochs: 3\naugmentation: false\nset: [embed_dim=8, "depths=[1]"]'
+    )
+    given = given_options(TrainArguments, ["--recipe", path, "--epochs", "5", "--set", "embed_dim=4"], "", "")
+    options, recipe = with_recipe(TrainArguments, given)
+    assert options["learning_rate"] == 1e-4  # which YAML takes for text
+    assert options["epochs"] == 5
+    assert options["augmentation"] is False
+    assert options["set"] == ["embed_dim=8", "depths=[1]", "embed_dim=4"]
+    assert recipe.paper == {}
+
+
+def test_a_run_with_a_recipe_is_resumed_without_naming_it(tmp_path):
+    from tiny_runs import TINY_MODEL, run_options, write_data
+
+    data = write_data(tmp_path / "data")
+    path = write(tmp_path, "weight-decay: 0.02\npaper: {source: here}")
+    assert main([*run_options(data, tmp_path / "run", TINY_MODEL), "--recipe", path]) == 0
+    assert main(["--output", str(tmp_path / "run"), "--resume"]) == 0
+    assert main(["--output", str(tmp_path / "run"), "--resume", "--recipe", path]) == 0
+
+
+FAULTS = {
+    "unknown option": ("learning-rat: 1", 2, "no option --learning-rat, did you mean --learning-rate?"),
+    "no number": ("epochs: many", 2, "argument --epochs: invalid float value: 'many'"),
+    "no YAML": ("a: [", None, "is not YAML"),
+    "no options": ("just text", None, "holds no options"),
+    "no value": ("epochs:", None, "'epochs' in the recipe .* has no single value"),
+    "paper is text": ("paper: table 1", None, "'paper' in the recipe .* is not a block"),
+}
+
+
+@pytest.mark.parametrize(("text", "code", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_faulty_recipe_is_explained(text, code, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--recipe", write(tmp_path, text)])
+    said = capsys.readouterr().err if code else str(caught.value)
+    assert caught.value.code == code or code is None
+    assert re.search(message, said)
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest_one(tmp_path):
+    with pytest.raises(SystemExit, match="did you mean 'maformer_small_imagenet1k'"):
+        main(["--recipe", "maformer_smal_imagenet1k"])
+    with pytest.raises(SystemExit, match="there is no recipe .*nowhere.yaml"):
+        main(["--recipe", str(tmp_path / "nowhere.yaml")])
+
+
+def test_recipes_are_flat():
+    """One line for each option, so that a recipe reads as the command line that it stands for."""
+    for path in FOLDER.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {name for name, value in content.items() if isinstance(value, dict)} <= {"paper"}
+
+
+def test_a_schedule_ends_at_its_floor_and_stays_there():
+    def factor(step):
+        return learning_rate_factor(
+            step, steps=110, warmup_steps=0, schedule="cosine", cooldown_steps=10, floor=0.1
+        )
+
+    assert factor(0) == 1.0
+    assert factor(50) == pytest.approx(0.55)
+    assert [factor(step) for step in (100, 105, 109)] == [0.1] * 3
