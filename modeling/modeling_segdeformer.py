@@ -5,6 +5,7 @@ Legend: B batch, K labels, H, W image height and width.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from .backbones import build_backbone
 from .blocks import Decoded
 from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .modeling_segmentation import SegmentationModel
+from .pretrained_backbones import encoder_config, load_pretrained_backbone
 from .segformer_checkpoints import model_from_segformer
 
 
@@ -54,6 +56,29 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
         if self.training and decoded.internal_map is not None:
             self.decoder.update_tokens(decoded.internal_map, labels, self.config.semantic_loss_ignore_index)
         return super().compute_loss(logits, decoded, feature_maps, labels)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        checkpoint: str | os.PathLike,
+        out_indices: Sequence[int] | None = None,
+        revision: str = "main",
+        **overrides: Any,
+    ) -> Self:
+        """A model on an encoder's pretrained weights, with a new decoder.
+
+        checkpoint: folder, or name on the Hub, of an encoder in transformers' layout, whatever head it has; or a model of
+            timm, such as "resnet50.a1_in1k". `encoder_normalisation` tells the mean and standard deviation that its images
+            want.
+        out_indices: stages whose feature maps are used; by default one for each stride.
+        revision: branch, tag or commit on the Hub.
+        overrides: fields of the configuration, such as `id2label` or `neck`.
+        """
+        backbone_config = encoder_config(checkpoint, out_indices, revision)
+        model = cls(cls.config_class(backbone_config=backbone_config, **overrides))
+        loaded = load_pretrained_backbone(checkpoint, out_indices, model.config.flat_maps, revision)
+        model.backbone.encoder.load_state_dict(loaded.encoder.state_dict())
+        return model.eval()
 
     @classmethod
     def from_segformer(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from tiny import LABELS, tiny_mit, tiny_segdeformer
 from torch import nn
-from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
+from transformers import (
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SwinConfig,
+    SwinForImageClassification,
+)
 
 from contextseg import SegDeformerForSemanticSegmentation
 from contextseg.modeling.blocks import Decoded
@@ -59,6 +65,19 @@ def test_a_classifier_checkpoint_gives_its_encoder_alone(tmp_path):
         model.backbone.encoder.model.state_dict(), source.segformer.state_dict(), rtol=0, atol=0
     )
     assert model.config.neck == "conv"
+
+
+def test_any_encoder_checkpoint_can_be_the_start(tmp_path):
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    source = SwinForImageClassification(SwinConfig(**sizes, image_size=32))
+    source.save_pretrained(tmp_path)
+    model = SegDeformerForSemanticSegmentation.from_backbone(tmp_path, id2label=LABELS, decoder_hidden_size=8)
+    stored = {name: value for name, value in source.swin.state_dict().items() if name.startswith("enc")}
+    loaded = {
+        name.removeprefix("swin."): value for name, value in model.backbone.encoder.state_dict().items()
+    }
+    assert all(torch.equal(loaded[name], value) for name, value in stored.items())
+    assert model(torch.randn(1, 3, 45, 70)).logits.shape == (1, 3, 12, 18)
 
 
 def test_another_type_of_checkpoint_is_named(tmp_path):
