@@ -101,8 +101,12 @@ class AnyBackbone(nn.Module):
 
     def padded_side(self, side: int) -> int:
         """The next larger side that the encoder takes."""
-        multiple = self.facts.multiple
-        return torch.sym_max((side + multiple - 1) // multiple * multiple, self.facts.minimum)
+        multiple, minimum = self.facts.multiple, self.facts.minimum
+        rounded = (side + multiple - 1) // multiple * multiple
+        # Python's max of a free size asks which one is larger, which an exported program cannot; dynamo can, and not the other.
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+            return torch.sym_max(rounded, minimum)
+        return max(rounded, minimum)
 
     def finished(self, feature_maps: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, ...]:
         """The encoder's maps of the padded image -> maps (B, C_i, H/s_i, W/s_i), fine to coarse, of the image itself."""

@@ -179,7 +179,7 @@ OTHER_VALUES["maformer"] = {
     "local_attention": "shifted_window",
     "window_size": {"local_attention": "shifted_window", "window_size": 2},
     "global_branch": "conv",
-    "fusion": "local_enhanced",
+    "fusion": {"fusion": "local_enhanced", "initializer_range": 0.2},
     "gld_grid_size": 6,
     "gld_ratio": 0.25,
     "decoder": "upernet",
