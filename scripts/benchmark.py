@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -32,7 +33,7 @@ LARGE_SIZE = (1024, 2048)
 
 @dataclass
 class BenchmarkArguments:
-    size: int = 512  # height and width of the images
+    size: str = "512"  # N,N: height and width of the images
     batches: str = "1,2"  # N,N: batch sizes, separated by commas
     attention_sizes: str = "512,1024,2048"  # N,N: image sizes for the memory of global attention
     repeats: int = 7  # rounds of ours and theirs
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     """One line of a comparison's table."""
 
     mode: str
+    size: int
     batch: int
     timing: "Timing"
     memory: tuple[int, int]
@@ -60,7 +62,12 @@ class Row(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(BenchmarkArguments, argv, PROGRAM, DESCRIPTION)
     if arguments.quick:
-        arguments.size, arguments.batches, arguments.attention_sizes, arguments.repeats = 64, "1", "64,128", 1
+        arguments.size, arguments.batches, arguments.attention_sizes, arguments.repeats = (
+            "64",
+            "1",
+            "64,128",
+            1,
+        )
     with short_errors(PROGRAM, arguments.traceback):
         works = chosen_works(arguments.works)
         device = open_device(arguments)
@@ -145,8 +152,8 @@ def section(work: "Work", arguments: BenchmarkArguments, device: "torch.device")
 
 {notes}
 
-| {arguments.size}x{arguments.size} | batch | ours | theirs | time ratio | ours, memory | theirs, memory | memory ratio |
-|---|---|---|---|---|---|---|---|
+| mode | image | batch | ours | theirs | time ratio | ours, memory | theirs, memory | memory ratio |
+|---|---|---|---|---|---|---|---|---|
 {lines}
 """
 
@@ -158,11 +165,15 @@ def measure(
 
     for mode, is_training in (("inference", False), ("training step", True)):
         models = [model.to(device).train(is_training) for model in (pair.ours, pair.theirs)]
-        for batch in integers(arguments.batches, "--batches"):
-            size = (arguments.size, arguments.size)
-            ours, theirs = (job(model, work.job(model, batch, size), arguments, device) for model in models)
+        sizes, batches = integers(arguments.size, "--size"), integers(arguments.batches, "--batches")
+        for side, batch in product(sizes, batches):
+            computed = [work.job(model, batch, (side, side)) for model in models]
+            ours, theirs = (
+                job(model, compute, arguments, device)
+                for model, compute in zip(models, computed, strict=True)
+            )
             timing = time_in_turn(ours, theirs, arguments.repeats, device)
-            yield Row(mode, batch, timing, (peak_memory(ours, device), peak_memory(theirs, device)))
+            yield Row(mode, side, batch, timing, (peak_memory(ours, device), peak_memory(theirs, device)))
 
 
 def job(
@@ -193,7 +204,7 @@ def table_row(row: Row) -> str:
     ours, theirs = row.timing.medians
     ratios, (our_bytes, their_bytes) = row.timing.ratios, row.memory
     return (
-        f"| {row.mode} | {row.batch} | {ours:.3f} s | {theirs:.3f} s | **{ratios[len(ratios) // 2]:.2f}** "
+        f"| {row.mode} | {row.size}x{row.size} | {row.batch} | {ours:.3f} s | {theirs:.3f} s | **{ratios[len(ratios) // 2]:.2f}** "
         f"({ratios[0]:.2f} to {ratios[-1]:.2f}) | {mebibytes(our_bytes)} | {mebibytes(their_bytes)} "
         f"| **{our_bytes / their_bytes:.2f}** |"
     )

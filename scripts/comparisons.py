@@ -13,9 +13,24 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    SwinConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
-from contextseg import GlamSwinForSemanticSegmentation
+from contextseg import (
+    CswinBackbone,
+    CswinConfig,
+    GlamSwinBackbone,
+    GlamSwinConfig,
+    GlamSwinForSemanticSegmentation,
+    MaformerBackbone,
+    MaformerConfig,
+)
 from contextseg.modeling.blocks import BatchNorm2d
 from contextseg.modeling.decoder_segdeformer import ContextMining, SegDeformerDecoder
 from contextseg.modeling.losses import segmentation_loss
@@ -175,6 +190,50 @@ def enlarged_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels)
 
 
+def maformer(is_small: bool, other: nn.Module) -> Pair:
+    """MAFormer-S beside another backbone of ours, of about its size."""
+    ours = MaformerBackbone(MaformerConfig.preset("nano" if is_small else "small"))
+    parameters = [sum(value.numel() for value in model.parameters()) / 1e6 for model in (ours, other)]
+    work = {size: [multiply_adds(model, size) for model in (ours, other)] for size in (224, 512)}
+    notes = [
+        f"Backbones alone, from images to four feature maps; the loss is their mean. {parameters[0]:.1f} M parameters beside "
+        f"{parameters[1]:.1f} M.",
+        *(
+            f"Multiply-adds of one {size}x{size} image, attention products included: {mine / 1e9:.2f} G beside "
+            f"{theirs / 1e9:.2f} G, {mine / theirs:.2f} times as many; a time ratio below that is faster per multiply-add."
+            for size, (mine, theirs) in work.items()
+        ),
+    ]
+    return Pair(ours, other, notes)
+
+
+def multiply_adds(model: PreTrainedModel, size: int) -> float:
+    """Of one image (1, 3, size, size), counted without computing."""
+    with torch.device("meta"):
+        copy = type(model)(model.config)
+        pixels = torch.empty(1, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.eval()(pixels)
+    return counter.get_total_flops() / 2
+
+
+def backbone_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callable[[], Tensor | object]:
+    """Images to feature maps, or to their mean."""
+    pixels = torch.randn(batch, 3, *size, device=model.device)
+    if model.training:
+        return lambda: sum(feature_map.mean() for feature_map in model(pixels).feature_maps)
+    return lambda: model(pixels)
+
+
+def swin_tiny(is_small: bool) -> GlamSwinBackbone:
+    preset = "nano" if is_small else "tiny"
+    return GlamSwinBackbone(GlamSwinConfig.preset(preset, num_global_tokens=0, drop_path_rate=0.1))
+
+
+def cswin_tiny(is_small: bool) -> CswinBackbone:
+    return CswinBackbone(CswinConfig.preset("nano" if is_small else "tiny"))
+
+
 WORKS = {
     "glam_swin": Work(
         "GLAM-Swin-T + UPerNet with 10 global tokens, beside transformers' plain Swin-T + UPerNet",
@@ -200,5 +259,15 @@ WORKS = {
     ),
     "segdeformer_efficient": Work(
         "SegDeformer's head with efficient attention, beside whole attention", segdeformer_efficient, head_job
+    ),
+    "maformer_swin": Work(
+        "MAFormer-S, beside Swin-T (ours)",
+        lambda is_small: maformer(is_small, swin_tiny(is_small)),
+        backbone_job,
+    ),
+    "maformer_cswin": Work(
+        "MAFormer-S, beside CSWin-T (ours)",
+        lambda is_small: maformer(is_small, cswin_tiny(is_small)),
+        backbone_job,
     ),
 }

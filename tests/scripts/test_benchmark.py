@@ -15,7 +15,9 @@ def test_quick_benchmark_writes_one_table_per_work_and_that_of_global_attention(
     page = (tmp_path / "new" / "speed.md").read_text()
     for work in WORKS.values():
         assert f"## {work.title}" in page
-    assert page.count("| inference | 1 |") == page.count("| training step | 1 |") == len(WORKS)
+    assert (
+        page.count("| inference | 64x64 | 1 |") == page.count("| training step | 64x64 | 1 |") == len(WORKS)
+    )
     assert "| 128x128 | 250 |" in page
     assert "--quick" in page
     assert "1024x2048" not in page
