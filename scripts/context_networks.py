@@ -33,17 +33,21 @@ class Network:
 
     num_global_tokens: int
     use_global_attention: bool = True
+    window_size: int = 2
 
     @property
     def title(self) -> str:
+        if self.window_size > 2:
+            return f"{self.num_global_tokens} tokens, windows of {self.window_size} x {self.window_size}"
         if not self.num_global_tokens:
             return "0 tokens (Swin-Unet)"
         tokens = f"{self.num_global_tokens} token{'s' if self.num_global_tokens > 1 else ''}"
         return f"{tokens}, G-MSA" if self.use_global_attention else f"{tokens}, no G-MSA"
 
     @property
-    def has_global_attention(self) -> bool:
-        return self.num_global_tokens > 0 and self.use_global_attention
+    def sees_far(self) -> bool:
+        """Whether something carries the flag further than a few windows of 2 x 2."""
+        return (self.num_global_tokens > 0 and self.use_global_attention) or self.window_size > 2
 
     def config(self, **sizes: int | float | tuple[int, ...]) -> GlamSwinConfig:
         """A Unet of two stages, the second of three blocks. All that differs between networks are the tokens and G-MSA.
@@ -55,7 +59,7 @@ class Network:
             "embed_dim": 32,
             "depths": (1, 3),
             "num_heads": (2, 4),
-            "window_size": 2,
+            "window_size": self.window_size,
             "patch_size": 4,
             "initializer_range": 0.15,
             "drop_path_rate": 0.0,
@@ -180,8 +184,8 @@ class Task:
     batch: int
 
     def steps_of(self, network: Network) -> int:
-        """Without global attention less of the white teaches what the flag means, so those networks get more time."""
-        return self.steps * (1 if network.has_global_attention else self.patience)
+        """Where most of the white cannot teach what the flag means, networks get more time."""
+        return self.steps * (1 if network.sees_far else self.patience)
 
     def scored_scenes(self) -> tuple[Pictures, Pictures]:
         """Scenes that nobody is trained on, under both flags."""
@@ -231,7 +235,7 @@ def run(task: Task, network: Network, seed: int) -> Result:
     seconds = time.process_time() - started
     both = task.scored_scenes()
     predictions = tuple(predict(model, pictures) for pictures in both)
-    rows = score(predictions, both, place(both[0].scenes, model.config, task.edges))
+    rows = score(predictions, both, place(both[0].scenes, Network(0).config(), task.edges))
     return Result(
         network,
         seed,

@@ -101,6 +101,12 @@ def test_most_of_the_white_is_out_of_view():
     assert places.in_view[places.bins == 0].mean() > 0.5
 
 
+def test_windows_as_large_as_the_coarser_grid_see_everything_without_tokens():
+    control = Network(*context_task.NETWORKS[-1])
+    assert control.num_global_tokens == 0
+    assert axis_view(control.config(), SIDE).all()
+
+
 def test_sizes_that_leave_windows_incomplete_are_refused():
     with pytest.raises(ValueError, match="Pass a multiple of 16"):
         axis_view(Network(0).config(), 100)
@@ -177,9 +183,9 @@ def test_networks_differ_by_tokens_and_global_attention_only():
     assert set(FLAGS).isdisjoint(AMBIGUOUS)
 
 
-def test_networks_without_global_attention_train_longer():
-    networks = [Network(0), Network(5, use_global_attention=False), Network(5)]
-    assert [little_task().steps_of(network) for network in networks] == [4, 4, 2]
+def test_networks_that_see_little_train_longer():
+    networks = [Network(0), Network(5, use_global_attention=False), Network(5), Network(0, window_size=12)]
+    assert [little_task().steps_of(network) for network in networks] == [4, 4, 2, 2]
 
 
 @pytest.mark.slow
@@ -204,7 +210,7 @@ def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_picture
     page = output.read_text()
     for options in context_task.NETWORKS:
         assert page.count(f"| {Network(*options).title} |") == 3
-    assert "at most 31 pixels far" in page
+    assert "sees at most 31 pixels far" in page
     assert (tmp_path / "new" / "pictures" / "context_curves.png").exists()
     assert (tmp_path / "new" / "pictures" / "context_scenes.png").exists()
 
