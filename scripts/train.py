@@ -47,11 +47,13 @@ class TrainArguments:
     mix_token: bool = True  # never exchange rectangles of patches between images of a batch
     token_labels: str | None = None  # folder of LV-ViT's label maps (default: a token's label is its image's)
     # Model
-    model: str = "glam_swin"  # glam_swin, maformer, or any model type of transformers for the task
+    model: str = "glam_swin"  # glam_swin, segdeformer, maformer, cswin, or a model type of transformers
     preset: str | None = None  # size by name: nano, tiny, small, base (default: the model's own, tiny)
     set: list[str] = field(default_factory=list)  # NAME=VALUE: an option of its configuration; repeatable
     weights: str | None = None  # fine-tune this: a run, a folder of save_pretrained, or a Hub name
     swin: str | None = None  # start from this Swin checkpoint of transformers: folder or Hub name
+    segformer: str | None = None  # start segdeformer from this SegFormer checkpoint
+    backbone: str | None = None  # start segdeformer from this encoder: a checkpoint, or a name of timm
     # Optimisation
     steps: int | None = None  # steps of the optimizer; or give --epochs
     epochs: float | None = None  # passes over the training images (default: 100)

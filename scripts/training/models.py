@@ -43,6 +43,14 @@ CLASSIFIER = ModelKind(
 )
 
 
+# Options that name a checkpoint of transformers or timm to start from: the classmethod that reads it, and a model that has it.
+STARTS = {
+    "swin": ("from_swin", "glam_swin"),
+    "segformer": ("from_segformer", "segdeformer"),
+    "backbone": ("from_backbone", "segdeformer"),
+}
+
+
 def build_model(
     kind: ModelKind,
     name: str,
@@ -51,37 +59,43 @@ def build_model(
     class_names: list[str],
     options: dict[str, Any],
     weights: str | None = None,
-    swin: str | None = None,
+    starts: Mapping[str, str | None] | None = None,
 ) -> PreTrainedModel:
-    """A model for `class_names`: fresh, from a checkpoint (`weights`), or on Swin's weights (`swin`)."""
+    """A model for `class_names`: fresh, from a checkpoint (`weights`), or on another model's (`starts`, see `STARTS`)."""
     options = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {label: index for index, label in enumerate(class_names)},
         **options,
     }
-    if sum(source is not None for source in (preset, weights, swin)) > 1:
-        raise ValueError("--preset, --weights and --swin each settle the model's size. Give one of them.")
+    starts = {option: source for option, source in (starts or {}).items() if source}
+    if (preset is not None) + (weights is not None) + len(starts) > 1:
+        options_given = ", ".join(f"--{option}" for option in STARTS)
+        raise ValueError(
+            f"--preset, --weights, {options_given} each settle the model's size. Give one of them."
+        )
     if weights:
         return from_weights(kind, weights, options)
+    if starts:
+        (option, source), *_ = starts.items()
+        return started(kind, name, option, source, options)
     config = configuration(kind, name, preset, options)
-    model_class = kind.classes[type(config)]
-    if not swin:
-        return model_class(config)
-    if not hasattr(model_class, "from_swin"):
-        raise ValueError(
-            f"--swin needs a model with Swin's layers; '{name}' has none. Use --model glam_swin."
-        )
-    return model_class.from_swin(swin, **options)
+    return kind.classes[type(config)](config)
+
+
+def started(kind: ModelKind, name: str, option: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
+    """A model of type `name` on the weights of the checkpoint that an option of `STARTS` names."""
+    method, fitting = STARTS[option]
+    model_class = kind.classes[config_class_of(kind, name)]
+    if not hasattr(model_class, method):
+        raise ValueError(f"--{option} does not fit '{name}'. Use --model {fitting}.")
+    return getattr(model_class, method)(source, **options)
 
 
 def configuration(
     kind: ModelKind, name: str, preset: str | None, options: dict[str, Any]
 ) -> PreTrainedConfig:
     """The configuration of a model type, of one of its published sizes when `preset` names one."""
-    if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in kind.classes:
-        known = sorted(config.model_type for config in kind.classes)
-        raise ValueError(f"no model '{name}' for {kind.purpose}. Known: {', '.join(known)}.")
-    config_class = CONFIG_MAPPING[name]
+    config_class = config_class_of(kind, name)
     if preset is None:
         return config_class(**options)
     if not hasattr(config_class, "preset"):
@@ -89,6 +103,13 @@ def configuration(
             f"'{name}' has no presets. Leave out --preset, and set its size by --set NAME=VALUE."
         )
     return config_class.preset(preset, **options)
+
+
+def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
+    if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in kind.classes:
+        known = sorted(config.model_type for config in kind.classes)
+        raise ValueError(f"no model '{name}' for {kind.purpose}. Known: {', '.join(known)}.")
+    return CONFIG_MAPPING[name]
 
 
 def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:

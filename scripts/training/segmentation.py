@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ...modeling.pretrained_backbones import encoder_normalisation
 from ...processing.image_processing_segmentation import SegmentationImageProcessor
 from ...processing.metrics import percent
 from .augmentation import JointAugmentation
@@ -16,7 +17,7 @@ from .batches import TrainingSamples
 from .checking import check_dataset
 from .class_table import ClassTable
 from .data import SegmentationData, open_data
-from .models import SEGMENTER, class_names
+from .models import SEGMENTER, STARTS, class_names
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES, crop_size
 from .tasks import Task
@@ -62,12 +63,18 @@ class SegmentationTask(Task):
 
     def new_processor(
         self,
-        arguments: "TrainArguments",  # noqa: ARG002
+        arguments: "TrainArguments",
         data: SegmentationData,
     ) -> SegmentationImageProcessor:
-        """Images as they are, normalised with ImageNet's mean and deviation; it remembers how the masks were coded."""
+        """Images as they are, normalised as the pretrained encoder had them; it remembers how the masks were coded."""
+        normalisation = {}
+        if source := next(filter(None, (getattr(arguments, option) for option in STARTS)), None):
+            normalisation = dict(zip(("image_mean", "image_std"), encoder_normalisation(source), strict=True))
         return SegmentationImageProcessor(
-            palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index
+            palette=data.palette,
+            label_map=data.label_map,
+            ignore_index=data.ignore_index,
+            **normalisation,
         )
 
     def model_options(self, data: SegmentationData) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 from .batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
 from .loop import Schedule, Training
-from .models import build_model, parse_overrides
+from .models import STARTS, build_model, parse_overrides
+from .official_layouts import with_split
 from .optim import parameter_groups
 from .records import read_json
 from .tasks import Task, task_of
@@ -80,8 +81,8 @@ def new_accelerator(arguments: "TrainArguments") -> Accelerator:
 
 def open_splits(arguments: "TrainArguments", task: Task) -> tuple[Dataset, Dataset | None]:
     """Training and validation data, after a look at a sample of each."""
-    train = task.open(arguments.train)
-    val = task.open(arguments.val) if arguments.val else None
+    train = task.open(with_split(arguments.train, "train"))
+    val = task.open(with_split(arguments.val, "val")) if arguments.val else None
     if val is not None:
         task.check_same_classes(train, val, arguments)
     return train, val
@@ -95,7 +96,7 @@ def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrai
         class_names=list(data.classes),
         options=task.model_options(data) | parse_overrides(arguments.set),
         weights=arguments.weights,
-        swin=arguments.swin,
+        starts={option: getattr(arguments, option) for option in STARTS},
     )
     task.prepare(model)
     if arguments.compile:
