@@ -47,8 +47,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def splits(source: str) -> list[str]:
-    """The folder itself, or those in it that hold images/ and masks/."""
+    """The folder itself, or those in it that hold images/ and masks/, or the splits of a published data set."""
+    from .training.official_layouts import sources_of_splits
+
     folder = Path(source)
+    if official := sources_of_splits(source):
+        return official
     if (folder / "images").is_dir() or not folder.is_dir():
         return [source]
     inside = [

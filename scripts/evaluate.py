@@ -46,12 +46,13 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
     from .training.data import open_data
     from .training.models import check_classes, open_model
+    from .training.official_layouts import with_split
     from .training.scoring import score, whole_images
 
     if not arguments.data:
         raise ValueError("--data is missing. Give a folder with images/ and masks/, such as data/val.")
     model, processor, source = open_model(arguments.model)
-    data = open_data(arguments.data)
+    data = open_data(with_split(arguments.data, "val"))
     accelerator = Accelerator(cpu=arguments.cpu)
     started = time.perf_counter()
     scores = score(

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from ...processing.image_reading import Source, read_bands, read_image, read_mask
 from ...processing.label_maps import LabelMap
 from .class_table import ClassTable, example, find_class_table
-from .pairing import Pair, missing_table, pair_files
+from .official_layouts import Layout, check_place, find_layout
+from .pairing import Pair, Pairing, missing_table, pair_files
 
 if TYPE_CHECKING:
     import datasets
@@ -81,7 +82,27 @@ class SegmentationData(Dataset, ABC):
         return read_mask(source, decode_palette=self.decoder.needs_colours)
 
 
-class SegmentationFolder(SegmentationData):
+class PairedFiles(SegmentationData):
+    """Image files with the mask files that belong to them."""
+
+    def __init__(
+        self,
+        pairing: Pairing,
+        table: ClassTable,
+        num_bands: int = 3,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(table, num_bands, value_range)
+        self.pairing = pairing
+
+    def __len__(self) -> int:
+        return len(self.pairing.pairs)
+
+    def sources(self, index: int) -> Pair:
+        return self.pairing.pairs[index]
+
+
+class SegmentationFolder(PairedFiles):
     """A folder with `images/` and `masks/`, whose files have equal names up to the suffix; subfolders count as names.
 
     `classes` are names, or the path of a `classes.json`; without it one is looked for here and in the parent folder.
@@ -98,19 +119,12 @@ class SegmentationFolder(SegmentationData):
         needs_all_pairs: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.pairing = pair_files(self.path)
-        if needs_all_pairs and self.pairing.problems:
-            raise ValueError(f"'{self.path}': " + " ".join(self.pairing.problems))
+        pairing = pair_files(self.path)
+        check_pairing(pairing, self.path, needs_all_pairs)
         table = find_class_table(self.path, classes, label_map)
         if table is None:
-            raise ValueError(missing_table(self.path, self.pairing.pairs))
-        super().__init__(table, num_bands, value_range)
-
-    def __len__(self) -> int:
-        return len(self.pairing.pairs)
-
-    def sources(self, index: int) -> Pair:
-        return self.pairing.pairs[index]
+            raise ValueError(missing_table(self.path, pairing.pairs))
+        super().__init__(pairing, table, num_bands, value_range)
 
 
 class DatasetPairs(SegmentationData):
@@ -191,21 +205,44 @@ def open_data(
     value_range: tuple[float, float] | None = None,
     needs_all_pairs: bool = True,
 ) -> SegmentationData:
-    """A folder with images/ and masks/, a folder that `datasets` knows, or a data set of the Hub.
+    """A folder with images/ and masks/, of a published data set, or that `datasets` knows; or a data set of the Hub.
 
     The split can be a part of the source, as in "me/streets:train"; of a folder it is a subfolder.
     """
     source, split = split_source(str(source), split)
     reading = {"num_bands": num_bands, "value_range": value_range}
     folder = Path(source).expanduser()
+    if layout := find_layout(folder):
+        return open_official(layout, folder, split, classes, needs_all_pairs=needs_all_pairs, **reading)
     if split and (folder / split).is_dir():
         folder, split = folder / split, None
     if (folder / "images").is_dir() or (is_path(folder) and not is_known_to_datasets(folder)):
+        check_place(folder)
         return SegmentationFolder(folder, classes, needs_all_pairs=needs_all_pairs, **reading)
     rows = load_rows(folder if folder.exists() else source, split)
     table = find_class_table(folder, classes)
     columns = {"image_column": image_column, "mask_column": mask_column}
     return DatasetPairs(rows, table, name=source, **columns, **reading)
+
+
+def open_official(
+    layout: Layout,
+    root: Path,
+    split: str | None,
+    classes: Sequence[str] | str | Path | None,
+    *,
+    needs_all_pairs: bool,
+    **reading: Any,
+) -> PairedFiles:
+    """A split of a published data set; `classes` take the place of its own."""
+    pairing, table = layout.pair_files(root, layout.split_named(split, root))
+    check_pairing(pairing, root, needs_all_pairs)
+    return PairedFiles(pairing, table if classes is None else find_class_table(root, classes), **reading)
+
+
+def check_pairing(pairing: Pairing, folder: Path, needs_all_pairs: bool) -> None:
+    if needs_all_pairs and pairing.problems:
+        raise ValueError(f"'{folder}': " + " ".join(pairing.problems))
 
 
 def split_source(source: str, split: str | None) -> tuple[str, str | None]:

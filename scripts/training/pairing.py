@@ -28,18 +28,20 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairing:
-    """Files of images/ and masks/, matched by path without suffix."""
+    """Files of two folders, matched by path without suffix."""
 
     pairs: list[Pair]
     images_without_mask: list[str]
     masks_without_image: list[str]
+    folders: tuple[str, str] = ("images/", "masks/")
 
     @property
     def problems(self) -> list[str]:
         """What keeps the files from being pairs, for people."""
+        images, masks = self.folders
         sides = (
-            (self.images_without_mask, "images have no mask", "masks/"),
-            (self.masks_without_image, "masks have no image", "images/"),
+            (self.images_without_mask, "images have no mask", masks),
+            (self.masks_without_image, "masks have no image", images),
         )
         return [
             f"{len(names)} {what}: {listed(names)}. Add files of the same name to {folder}, or move these elsewhere."

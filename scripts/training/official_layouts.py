@@ -1,0 +1,161 @@
+"""The folders of ADE20K, Cityscapes and COCO-Stuff as their authors publish them; they are recognised by what is in them.
+
+    ADEChallengeData2016/  images/{training,validation}/*.jpg       annotations/{training,validation}/*.png
+    cityscapes/            leftImg8bit/{train,val}/CITY/*_leftImg8bit.png
+                           gtFine/{train,val}/CITY/*_gtFine_labelIds.png, or *_gtFine_labelTrainIds.png
+    coco_stuff164k/        images/{train2017,val2017}/*.jpg         annotations/{train2017,val2017}/*.png, or *_labelTrainIds.png
+
+A split is part of the source, as in "cityscapes:val"; training and evaluation know which one they want.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import official_classes
+from .class_table import ClassTable, class_table
+from .pairing import Pair, Pairing, contents, listed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set keeps the images and masks of its splits."""
+
+    title: str
+    splits: dict[str, str]  # "train" and "val" -> the names of their folders
+    image_folder: str
+    image_suffix: str
+    mask_folder: str
+    masks: dict[
+        str, official_classes.LabelIds
+    ]  # suffix -> what the ids in such files mean; the first that occurs counts
+    classes: list[str]
+    palette: tuple[tuple[int, int, int], ...] | None = None
+
+    def folders(self, root: Path, split: str) -> tuple[Path, Path]:
+        """Of the images and of the masks of a split."""
+        return root / self.image_folder / self.splits[split], root / self.mask_folder / self.splits[split]
+
+    def splits_in(self, root: Path) -> list[str]:
+        return [split for split in self.splits if any(place.is_dir() for place in self.folders(root, split))]
+
+    def split_named(self, name: str | None, root: Path) -> str:
+        """The split of this name, which may also be that of its folder."""
+        for split, folder in self.splits.items():
+            if name in (split, folder):
+                return split
+        given = f"has no split '{name}'" if name else "is given without a split"
+        raise ValueError(
+            f"'{root}', {self.title}, {given}. Name one of {', '.join(self.splits)}, as in '{root}:{next(iter(self.splits))}'."
+        )
+
+    def pair_files(self, root: Path, split: str) -> tuple[Pairing, ClassTable]:
+        """The files of a split, sorted by name, and what the ids in its masks mean."""
+        image_folder, mask_folder = self.folders(root, split)
+        for place in (image_folder, mask_folder):
+            if not place.is_dir():
+                raise ValueError(
+                    f"'{root}' looks like {self.title}, but has no {place.relative_to(root)}/; it holds {contents(root)}. "
+                    "Unpack the images and the annotations into one folder."
+                )
+        images = files_by_name(image_folder, self.image_suffix)
+        kinds = {suffix: files_by_name(mask_folder, suffix) for suffix in self.masks}
+        suffix = next((suffix for suffix, files in kinds.items() if files), None)
+        masks = kinds[suffix] if suffix else {}
+        names = sorted(images.keys() & masks.keys())
+        if not names:
+            raise ValueError(
+                f"'{root}' has no pairs: {image_folder.relative_to(root)}/ holds {len(images)} files *{self.image_suffix} "
+                f"({listed(sorted(images))}), and {mask_folder.relative_to(root)}/ {len(masks)} files "
+                f"{' or '.join('*' + suffix for suffix in self.masks)} ({listed(sorted(masks))}). Names must be those of {self.title}."
+            )
+        pairing = Pairing(
+            [Pair(images[name], masks[name], name) for name in names],
+            sorted(str(path.relative_to(root)) for name, path in images.items() if name not in masks),
+            sorted(str(path.relative_to(root)) for name, path in masks.items() if name not in images),
+            tuple(f"{place.relative_to(root)}/" for place in (image_folder, mask_folder)),
+        )
+        return pairing, self.table(suffix)
+
+    def table(self, suffix: str) -> ClassTable:
+        content = {"classes": self.classes, "label_map": self.masks[suffix]}
+        return class_table(content | ({"palette": self.palette} if self.palette else {}), None, self.title)
+
+
+ADE20K = Layout(
+    title="ADE20K",
+    splits={"train": "training", "val": "validation"},
+    image_folder="images",
+    image_suffix=".jpg",
+    mask_folder="annotations",
+    masks={".png": official_classes.ade20k_ids()},
+    classes=official_classes.names(official_classes.ADE20K),
+)
+CITYSCAPES = Layout(
+    title="Cityscapes",
+    splits={"train": "train", "val": "val"},
+    image_folder="leftImg8bit",
+    image_suffix="_leftImg8bit.png",
+    mask_folder="gtFine",
+    masks={
+        "_gtFine_labelIds.png": official_classes.cityscapes_ids(),
+        "_gtFine_labelTrainIds.png": official_classes.train_ids(len(official_classes.CITYSCAPES)),
+    },
+    classes=list(official_classes.CITYSCAPES),
+    palette=tuple(colour for _, colour in official_classes.CITYSCAPES.values()),
+)
+COCO_STUFF = Layout(
+    title="COCO-Stuff",
+    splits={"train": "train2017", "val": "val2017"},
+    image_folder="images",
+    image_suffix=".jpg",
+    mask_folder="annotations",
+    masks={
+        "_labelTrainIds.png": official_classes.train_ids(
+            len(official_classes.names(official_classes.COCO_STUFF))
+        ),
+        ".png": official_classes.coco_stuff_ids(),
+    },
+    classes=official_classes.names(official_classes.COCO_STUFF),
+)
+LAYOUTS = (ADE20K, CITYSCAPES, COCO_STUFF)
+
+
+def find_layout(root: Path) -> Layout | None:
+    """The data set whose splits are here; a folder with masks/ is a user's own."""
+    if (root / "masks").is_dir():
+        return None
+    return next((layout for layout in LAYOUTS if layout.splits_in(root)), None)
+
+
+def with_split(source: str, split: str) -> str:
+    """ "cityscapes" -> "cityscapes:val" where such a folder is meant; every other source as it is."""
+    return f"{source}:{split}" if find_layout(Path(source).expanduser()) else source
+
+
+def sources_of_splits(source: str) -> list[str]:
+    """ "cityscapes" -> "cityscapes:train", "cityscapes:val"; nothing for other folders."""
+    root = Path(source).expanduser()
+    layout = find_layout(root)
+    return [f"{source}:{split}" for split in layout.splits_in(root)] if layout else []
+
+
+def check_place(folder: Path) -> None:
+    """Raises where the folder of a published data set is one or two levels away from the one that was given."""
+    if (folder / "images").is_dir() and (folder / "masks").is_dir():
+        return
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    for root in (*folder.absolute().parents[:3], *inside):
+        if layout := find_layout(root):
+            raise ValueError(
+                f"'{folder}' is not the folder of {layout.title}, but '{root}' is. "
+                f"Give '{root}:{next(iter(layout.splits))}', with the split after the colon."
+            )
+
+
+def files_by_name(folder: Path, suffix: str) -> dict[str, Path]:
+    """Files below a folder by relative path without `suffix`; hidden files are left out."""
+    return {
+        path.relative_to(folder).as_posix().removesuffix(suffix): path
+        for path in sorted(folder.rglob(f"*{suffix}"))
+        if not path.name.startswith(".")
+    }
