@@ -134,7 +134,7 @@ def unseen(places: "Places") -> float:
 
 
 def cells(shares: list[float]) -> list[str]:
-    return [f"{100 * share:.1f}" for share in shares]
+    return [f"{100 * share:.1f}" if share else "0" for share in shares]
 
 
 def table(results: "list[Result]", column: str) -> str:
@@ -216,7 +216,8 @@ is a control: plain Swin-Unet with windows of 12 x 12, of which one covers all o
 **Who can see what.** Without G-MSA only windows, shifted windows, and the merging and expansion of patches move information. Followed
 through all blocks of encoder and decoder (`scripts/receptive_field.py`), a logit behind windows of 2 x 2 sees at most {reach} pixels far, in rows or in columns; the
 tests check this against gradients, which are exactly zero beyond and not zero with G-MSA. Distance is measured in the same
-way, as the larger of rows and columns. {unseen} % of the white pixels see nothing of the flag without G-MSA. {scored} scenes that nobody was trained on are scored, each under both flags.
+way, as the larger of rows and columns. {unseen} % of the white pixels see nothing of the flag without
+G-MSA. {scored} scenes that nobody was trained on are scored, each under both flags.
 
 ## IoU of snow and ice over the distance from the flag, %
 
@@ -236,7 +237,7 @@ called ice, and 25 % when all of it gets one name. Grey in the picture: no pixel
 |{rule}
 {follows}
 
-A perfect network is at 100. Zero means bit for bit the same answers: nothing arrived.
+A perfect network is at 100. 0 without a decimal is exactly none: the flag arrived at no pixel.
 
 ![Two scenes under both flags](pictures/context_scenes.png)
 
@@ -246,16 +247,18 @@ A perfect network is at 100. Zero means bit for bit the same answers: nothing ar
 |---|---|---|
 {sizes}
 
-Training: {scenes} scenes, {steps} steps of {batch} ({patience} times as many with small windows and without G-MSA), AdamW with learning rate {learning_rate:g}, {seeds} seed(s), scored after the last step: nothing was
-chosen by its score. With several seeds, tables give the mean first, then each seed.
+Training: {scenes} scenes, {steps} steps of {batch} ({patience} times as many with small windows and without G-MSA), AdamW with learning rate {learning_rate:g}, seeds: {seeds}, scored after
+the last step: nothing was chosen by its score. With several seeds, tables give the mean first, then each seed. Processor time also
+depends on what else the machine does.
 
 ## What this shows, and what not
 
 - Global attention carries a cue across any distance in one step, with one token a window already. Beyond its view no amount of training
   can teach a network without it: the information is not there.
-- Inside its view such a network could use the flag, but there it is mostly one or two windows away and has to be handed on from block to
-  block; how much of that was learnt is in the first three columns. The control, which is handed the flag by one large window, shows that
-  the view is what is missing, not tokens or training as such. (Its attention grows with the square of the image's area.)
+- Inside its view such a network could use the flag, but the flag is often one or two windows away there and has to be handed on from
+  block to block. Where the first three columns stay low, that is what training did not find, not a limit of the architecture.
+- The control, which is handed the flag by one large window, shows that plain Swin-Unet learns the task with the same training when its view
+  allows it. (The work of such windows grows with the square of the image's area.)
 - The network is small on purpose. With more stages, blocks or larger windows the view without G-MSA grows (Swin-T's last stage sees
   a whole image of 224 pixels), and then tokens are one way among several. This page says nothing about how much they help there.
 - Shifted windows wrap around the border of the image. Swin masks pixels that only the wrapping made neighbours; global tokens are
