@@ -1,4 +1,4 @@
-"""The encoders of transformers and timm, built from their configurations and measured instead of listed.
+"""Facts about encoders of transformers and timm, measured instead of listed.
 
 An encoder is run on the meta device, which needs neither memory nor time: its maps tell strides, widths and axis order, the sizes
 that it refuses tell which ones it needs, and the parameters that get no gradient are those that no feature map depends on.
@@ -7,36 +7,22 @@ Legend: B batch, C channels, H, W image height and width, h, w those of a featur
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoBackbone,
-    PreTrainedConfig,
-    SegformerConfig,
-    SegformerModel,
-    TimmBackbone,
-    TimmBackboneConfig,
-)
-from transformers.initialization import no_init_weights
-from transformers.modeling_outputs import BackboneOutput
-from transformers.utils import is_timm_available
+from transformers import PreTrainedConfig, TimmBackboneConfig
+from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
-from .custom_backbones import REGISTERED_HERE  # noqa: F401 - in an exported repository, the import registers them
-from .options import did_you_mean
+from .encoder_building import adapted_config, build_encoder, build_timm
 
-if is_timm_available():
-    import timm
-
+Built = TypeVar("Built")
 # What an encoder raises on an image whose size it does not take, or on the meta device.
 REFUSALS = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 USUAL_SIDES = (448, 224, 256, 384, 512)  # 448 is a multiple of the patches 14, 16, 32 and of stride 64
-DYNAMIC, LENIENT = {"dynamic_img_size": True}, {"strict_img_size": False}
-ANY_SIZE_OPTIONS = ({**DYNAMIC, **LENIENT}, DYNAMIC, LENIENT)  # timm's, for models that have them
 UNMEASURED = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version"}
 MEASURED: dict[str, "EncoderFacts"] = {}
 
@@ -80,72 +66,6 @@ class EncoderFacts:
         finest = next(self.strides[0] // factor for factor in (4, 2, 1) if self.strides[0] % factor == 0)
         levels = len(self.strides) if len(self.strides) > 1 else 4
         return tuple(finest * 2**level for level in range(levels))
-
-
-# -- building --------------------------------------------------------------------------------------------------------
-
-
-class MitEncoder(nn.Module):
-    """SegFormer's encoder as a backbone; transformers has none for it."""
-
-    def __init__(self, config: SegformerConfig) -> None:
-        super().__init__()
-        config.reshape_last_stage = True
-        self.config = config
-        self.channels = list(config.hidden_sizes)
-        self.model = SegformerModel(config)
-
-    def forward(self, pixel_values: Tensor, output_attentions: bool | None = None) -> BackboneOutput:
-        """(B, C, H, W) -> feature maps (B, C_i, h_i, w_i) of all stages."""
-        outputs = self.model(pixel_values, output_hidden_states=True, output_attentions=output_attentions)
-        maps = outputs.hidden_states
-        return BackboneOutput(feature_maps=maps, hidden_states=maps, attentions=outputs.attentions)
-
-
-def build_encoder(
-    config: PreTrainedConfig, out_indices: Sequence[int] | None = None, pretrained: bool = False
-) -> nn.Module:
-    """The encoder that a configuration describes, with random weights, and the maps of these stages.
-
-    pretrained: for timm, whether its weights are loaded.
-    """
-    config = adapted_config(config, out_indices)
-    if config.model_type == SegformerConfig.model_type:
-        return MitEncoder(config)
-    if config.model_type == TimmBackboneConfig.model_type:
-        return build_timm(config, pretrained)
-    return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
-
-
-def adapted_config(config: PreTrainedConfig, out_indices: Sequence[int] | None) -> PreTrainedConfig:
-    """A copy with other stages. Tuples become lists, as after loading: some encoders join them with lists."""
-    if not hasattr(config, "out_indices") and hasattr(config, "vision_config"):
-        config = config.vision_config  # of a model of images and texts
-    config = deepcopy(config)
-    for name, value in vars(config).items():
-        if isinstance(value, tuple):
-            vars(config)[name] = list(value)
-    if out_indices is not None:
-        config.out_indices = list(out_indices)
-    return config
-
-
-def build_timm(config: TimmBackboneConfig, pretrained: bool = False) -> TimmBackbone:
-    """timm's model with the arguments `model_kwargs` of the configuration, and those that let it take all image sizes."""
-    if is_timm_available() and ":" not in config.backbone and not timm.is_model(config.backbone):
-        raise ValueError(
-            f"timm has no model '{config.backbone}'{did_you_mean(config.backbone, timm.list_models())}"
-        )
-    own = getattr(config, "model_kwargs", None) or {}
-    for options in ANY_SIZE_OPTIONS:
-        with suppress(
-            TypeError
-        ):  # of models that do not know the option; they raise before anything is built
-            return TimmBackbone(config, pretrained=pretrained, **{**options, **own})
-    return TimmBackbone(config, pretrained=pretrained, **own)
-
-
-# -- measuring -------------------------------------------------------------------------------------------------------
 
 
 def measure(config: PreTrainedConfig) -> EncoderFacts:
@@ -227,9 +147,18 @@ def known_stages(config: PreTrainedConfig) -> tuple[list[int], list[int]]:
     """The numbers of all stages, and where they are known without running the encoder, their strides."""
     if config.model_type != TimmBackboneConfig.model_type:
         return list(range(len(config.stage_names))), []
-    with torch.device("meta"):
-        stages = build_timm(adapted_config(config, None))._backbone.feature_info.info
+    try:
+        encoder = built_on("meta", lambda: build_timm(adapted_config(config, None)))
+    except REFUSALS:
+        encoder = built_on("cpu", lambda: build_timm(adapted_config(config, None)))
+    stages = encoder._backbone.feature_info.info
     return list(range(len(stages))), [stage["reduction"] for stage in stages]
+
+
+def built_on(device: str, build: Callable[[], Built]) -> Built:
+    """What `build` gives on a device. transformers lets it read schedules of rates on the meta device as well."""
+    with torch.device(device), meta_device_safe_creation_ops():
+        return build()
 
 
 def first_run(
@@ -243,9 +172,8 @@ def first_run(
     for device in ("meta", "cpu"):
         for indices in choices:
             try:
-                with torch.device(device):
-                    encoder = build_encoder(config, indices).eval()
-            except ValueError as error:  # of stages that it cannot give
+                encoder = built_on(device, lambda: build_encoder(config, indices).eval())  # noqa: B023 - called here
+            except REFUSALS as error:  # of stages that it cannot give, or the meta device
                 refusals["any size"] = error
                 continue
             for size in likely_sizes(encoder):
@@ -344,4 +272,4 @@ def needed_minimum(encoder: nn.Module, strides: Sequence[int], multiple: int) ->
     return 16 * largest
 
 
-__all__ = ["EncoderFacts", "build_encoder", "finest_stride", "image_bands", "measure"]
+__all__ = ["EncoderFacts", "finest_stride", "image_bands", "measure"]

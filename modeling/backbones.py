@@ -19,7 +19,8 @@ from transformers.modeling_outputs import BackboneOutput
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
-from ..configuration.encoders import EncoderFacts, build_encoder, measure
+from ..configuration.encoder_building import build_encoder
+from ..configuration.encoders import EncoderFacts, measure
 from ..configuration.options import choose
 from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone

@@ -11,7 +11,8 @@ from transformers import AutoConfig, PreTrainedConfig, SegformerConfig, TimmBack
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, is_timm_available
 
-from ..configuration.encoders import adapted_config, build_encoder, measure
+from ..configuration.encoder_building import adapted_config, build_encoder
+from ..configuration.encoders import measure
 from .backbones import OWN_BACKBONES, AnyBackbone, adapted
 
 if is_timm_available():

@@ -299,6 +299,13 @@ def test_an_encoder_without_gradient_checkpointing_says_so(caplog):
     assert "'resnet' has no gradient checkpointing" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["segformer", "swin", "dinov2", "timm swin", "custom"])
+def test_adapters_compile_without_graph_breaks(name):
+    backbone, pixels = build_backbone(CONFIGS[name]()).eval(), torch.randn(2, 3, 37, 53)
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pixels).feature_maps, backbone(pixels).feature_maps)
+
+
 # -- pretrained encoders -------------------------------------------------------------------------------------------------
 
 
