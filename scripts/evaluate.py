@@ -21,7 +21,7 @@ at the size of the file. Prints a table and writes evaluation.json, .md and .csv
 class EvaluateArguments:
     model: str  # a run of contextseg-train (its best/), a folder of save_pretrained, or a Hub name
     # Data
-    data: str = ""  # folder with images/ and masks/, or the name of a `datasets` data set
+    data: str = ""  # folder with images/ and masks/ or of a published data set, or a name for `datasets`
     workers: int | None = None  # processes that load data (default: one fewer than cores, at most 8)
     # Protocol
     flip: bool = False  # average with the prediction for the mirrored image

@@ -30,7 +30,7 @@ class TrainArguments:
     task: Literal["segmentation", "classification"] = "segmentation"  # what is learned
     recipe: str | None = None  # options from a YAML file, or from one of ours by name; those given here win
     # Data
-    train: str = ""  # folder with images/ and masks/ (or one folder a class), or a name for `datasets`
+    train: str = ""  # images/ and masks/ (or a folder a class), a published data set's folder, or a name for `datasets`
     val: str = ""  # the same, to evaluate on; without it there is no best/
     crop_size: str | None = None  # side of a sample, or HEIGHTxWIDTH (default: 512; classification: 224)
     min_scale: float = 0.5  # smallest factor of the random resizing before the crop

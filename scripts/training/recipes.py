@@ -22,6 +22,7 @@ from ...configuration.options import did_you_mean
 from .arguments import given_options
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+STARTING_POINTS = {"preset", "weights", "swin", "segformer", "backbone"}  # each settles the model's size
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,17 @@ class Recipe:
 
 
 def with_recipe(kind: type, given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
-    """`given` on top of the options of the recipe that it names; repeatable options add up, the given ones last."""
+    """`given` on top of the options of the recipe that it names; repeatable options add up, the given ones last.
+
+    A starting point that is given takes the place of the recipe's, so that a recipe can name a preset and still be run on
+    pretrained weights.
+    """
     if not given.get("recipe"):
         return given, None
     recipe = read_recipe(given["recipe"])
     options = given_options(kind, recipe.command_line(), f"recipe {recipe.path}", "")
+    if any(given.get(name) for name in STARTING_POINTS):
+        options = {name: value for name, value in options.items() if name not in STARTING_POINTS}
     joined = {
         name: options[name] + value
         for name, value in given.items()

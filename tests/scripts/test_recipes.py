@@ -1,17 +1,34 @@
 import re
 
 import pytest
+import torch
 import yaml
 
+from contextseg.configuration.configuration_maformer import MaformerConfig
+from contextseg.modeling.modeling_maformer import (
+    MaformerForImageClassification,
+    MaformerForSemanticSegmentation,
+)
 from contextseg.scripts.train import TrainArguments, main
 from contextseg.scripts.training.arguments import given_options
+from contextseg.scripts.training.models import SEGMENTER, STARTS, configuration, describe, parse_overrides
 from contextseg.scripts.training.optim import learning_rate_factor
-from contextseg.scripts.training.recipes import FOLDER, read_recipe, recipe_names, with_recipe
+from contextseg.scripts.training.recipes import (
+    FOLDER,
+    STARTING_POINTS,
+    read_recipe,
+    recipe_names,
+    with_recipe,
+)
 
 # The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
 SMALL = {
     "maformer": ["--set", "hidden_sizes=[8,16]", "--set", "depths=[1,1]", "--set", "num_heads=[2,4]"],
     "glam_swin": ["--set", "embed_dim=8", "--set", "depths=[1,1]", "--set", "num_heads=[1,2]"],
+    "segdeformer": [
+        *("--set", "decoder_hidden_size=8", "--set", "auxiliary_hidden_size=8", "--set"),
+        'backbone_config={"model_type": "glam_swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}',
+    ],
 }
 OVERRIDES = ["--dry-run", "--cpu", "--precision", "no", "--crop-size", "32"]
 
@@ -48,6 +65,96 @@ def test_the_recipes_of_maformer_are_those_of_the_paper():
         assert given["batch_size"] * given["accumulation"] == 1024
         assert f"drop_path_rate={drop_path}" in given["set"]
         assert (given["weight_decay"], given["label_smoothing"], recipe.paper["top-1"]) == (0.05, 0.1, score)
+
+
+# The mIoU that the papers print. One row is in two of them: Swin-UPerNet-S on ADE20K.
+PRINTED = {
+    "glam_swin_upernet_{}_ade20k": {"tiny": 44.16, "small": 47.75, "base": 48.44},
+    "swin_upernet_{}_ade20k": {"tiny": 43.69, "small": 47.72, "base": 47.99},
+    "glam_swin_unet_{}_ade20k": {"tiny": 44.19, "small": 47.90, "base": 49.10},
+    "swin_unet_{}_ade20k": {"tiny": 42.75, "small": 47.49, "base": 47.85},
+    "swin_unet_nlu_{}_ade20k": {"tiny": 43.20},
+    "glam_swin_upernet_{}_cityscapes": {"tiny": 78.64, "base": 81.47},
+    "swin_upernet_{}_cityscapes": {"tiny": 78.24, "base": 80.79},
+    "glam_swin_unet_{}_cityscapes": {"tiny": 78.29},
+    "swin_unet_{}_cityscapes": {"tiny": 77.43},
+    "segdeformer_{}_ade20k": {
+        **{"mit_b1": 44.05, "mit_b2": 47.49, "mit_b2_efficient": 47.09, "mit_b5": 50.32},
+        **{"deit_small": 43.93, "deit_small_upernet": 44.10, "deit_base_upernet": 46.07},
+        **{"swin_small": 48.16, "swin_small_upernet": 48.94, "swin_small_upernet_efficient": 48.42},
+        **{"swin_large_upernet": 52.77, "swin_large_upernet_640": 53.12},
+    },
+    "segdeformer_{}_coco_stuff": {"mit_b5": 47.51, "deit_base_upernet": 46.02, "swin_large_upernet": 49.51},
+    "segdeformer_{}_cityscapes": {
+        **{"mit_b5_efficient": 82.46, "deit_base_upernet": 80.10, "swin_large_upernet_efficient": 83.52},
+    },
+    "segformer_{}_ade20k": {"mit_b1": 40.97, "mit_b2": 45.58, "mit_b5": 49.13},
+    "segformer_{}_coco_stuff": {"mit_b5": 46.71},
+    "segformer_{}_cityscapes": {"mit_b5": 82.07},
+    "upernet_{}_ade20k": {
+        **{"deit_small": 42.87, "deit_base": 45.36},
+        **{"swin_large": 51.61, "swin_large_640": 52.09},
+    },
+    "upernet_{}_coco_stuff": {"deit_base": 45.68, "swin_large": 49.05},
+    "upernet_{}_cityscapes": {"deit_base": 79.09, "swin_large": 82.80},
+    "maformer_{}_semantic_fpn_ade20k": {"small": 47.9, "base": 49.8},
+    "maformer_{}_upernet_ade20k": {"small": 48.3, "base": 51.1},
+    "glam_swin_unet_{}_no_gmsa_ade20k": {"base": 47.90},
+    "glam_swin_upernet_{}_no_gmsa_ade20k": {"base": 47.95},
+}
+SEGMENTATION = sorted(name for name in recipe_names() if "imagenet1k" not in name)
+
+
+def test_every_printed_row_has_its_recipe_and_score():
+    printed = {rows.format(size): score for rows, sizes in PRINTED.items() for size, score in sizes.items()}
+    assert {name: read_recipe(name).paper["mIoU"] for name in SEGMENTATION} == printed
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
+    given, recipe = with_recipe(TrainArguments, {"recipe": name})
+    arguments = TrainArguments(**given)
+    images = 8 if name.startswith(("segdeformer", "segformer", "upernet")) and "cityscapes" in name else 16
+    assert arguments.batch_size * arguments.accumulation == images
+    fpn = "semantic_fpn" in name
+    assert (arguments.steps, arguments.learning_rate) == ((80000, 2e-4) if fpn else (160000, 6e-5))
+    assert (arguments.schedule, arguments.weight_decay) == (("cosine", 1e-4) if fpn else ("poly", 0.01))
+    assert arguments.head_lr_factor == (10 if name.startswith(("segdeformer", "segformer")) else 1)
+    assert (
+        recipe.paper["classes"] == {"ADE20K": 150, "Cityscapes": 19, "COCO-Stuff": 171}[recipe.paper["data"]]
+    )
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
+    given, _ = with_recipe(TrainArguments, {"recipe": name})
+    config = configuration(SEGMENTER, given["model"], given["preset"], parse_overrides(given["set"]))
+    assert config.decoder == ("unet" if "unet" in name else config.decoder)
+    width = {"semantic_fpn": 128, "upernet": 512, "unet": getattr(config, "embed_dim", None)}.get(
+        config.decoder, 256 if "mit" in name else 512
+    )
+    assert config.decoder_hidden_size == width
+    has_auxiliary_head = "upernet" in name or "deit" in name or "segdeformer_swin" in name
+    assert config.use_auxiliary_head == has_auxiliary_head
+
+
+def test_a_given_starting_point_takes_the_place_of_the_recipes():
+    assert {"preset", "weights", *STARTS} == STARTING_POINTS
+    for option in STARTING_POINTS:
+        given, _ = with_recipe(TrainArguments, {"recipe": "segdeformer_mit_b1_ade20k", option: "this"})
+        assert {name: given[name] for name in STARTING_POINTS & given.keys()} == {option: "this"}
+
+
+def test_a_segmentation_recipe_of_maformer_starts_from_its_classifier(tmp_path, capsys):
+    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_heads": [2, 4]}
+    classifier = MaformerForImageClassification(MaformerConfig(**sizes, use_token_labels=True, num_labels=5))
+    classifier.save_pretrained(tmp_path)
+    recipe = ["--recipe", "maformer_small_upernet_ade20k", "--weights", str(tmp_path)]
+    assert main([*recipe, *OVERRIDES, "--set", "auxiliary_hidden_size=8"]) == 0
+    fresh = MaformerConfig(**sizes, decoder="upernet", auxiliary_hidden_size=8, num_labels=150)
+    with torch.device("meta"):
+        described = describe(MaformerForSemanticSegmentation(fresh))
+    assert f"{described}, 150 classes" in capsys.readouterr().out
 
 
 def test_a_dry_run_tells_steps_rates_and_memory_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
