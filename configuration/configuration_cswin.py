@@ -10,6 +10,7 @@ from .staged import StagedConfig
 class CswinConfig(StagedConfig):
     """Backbone, classifier and segmenter of CSWin. The defaults are the authors' Tiny size with UPerNet.
 
+    hidden_sizes: channels of each stage.
     stripe_widths: width of the stripes of each stage; 0 is one window over the whole grid.
     stripe_padding: what happens at sides that are no multiple of the patch or of the stripe. "masked" appends zeros to
         the image, and to each stripe zeros that no place attends to. "official" does as the authors: pixels beyond the

@@ -1,28 +1,22 @@
 """GLAM-Swin: Swin windows with global tokens (Themyr et al., "Full Contextual Attention for Multi-resolution
 Transformers in Semantic Segmentation", WACV 2023)."""
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
-from transformers.backbone_utils import BackboneConfigMixin
 
+from .staged import StagedConfig
 from .unet_decoding import UnetDecodingConfig
 
 GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 
 
 @strict
-class GlamSwinConfig(BackboneConfigMixin, UnetDecodingConfig):
+class GlamSwinConfig(StagedConfig, UnetDecodingConfig):
     """Backbone and segmenter of GLAM-Swin. The defaults are the paper's Tiny size with UPerNet.
 
-    num_channels: bands of the image.
-    patch_size: side of a patch in pixels; logits come at this stride, and at that of single pixels with "unet".
+    Besides the fields of `StagedConfig` and `UnetDecodingConfig`:
+
     embed_dim: channels of the first stage; each further stage doubles them.
-    depths: blocks of each stage.
-    num_heads: attention heads of each stage.
     window_size: side of an attention window, in patches of the stage.
-    mlp_ratio: hidden width of the MLP over its input's.
-    drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
     num_global_tokens: global tokens in each window (the paper's N_g); 0 is plain Swin.
     use_global_attention: False leaves out G-MSA, the paper's ablation of Table 5: tokens stay inside their window.
     global_position_embedding: what tells G-MSA where a window is. "none" is the paper as printed, and did better than
@@ -31,14 +25,10 @@ class GlamSwinConfig(BackboneConfigMixin, UnetDecodingConfig):
     global_position_rows: rows of each stage's table, or None for the authors' sizes.
     pretrain_image_size: None shifts the windows of every stage. With a number, a stage whose grid for an image of that
         side is not larger than the window never shifts, and its window is that grid, as in the Unet authors' code.
-    initializer_range: standard deviation of freshly initialised linear weights.
-    layer_norm_eps: epsilon of every layer norm.
-    out_features, out_indices: stages whose feature maps the backbone returns, by name ("stem", "stage1", ...) or
-        number; all stages by default. Stages after the last of them are not built.
     """
 
     model_type = "glam_swin"
-    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+    width_field = "embed_dim"
     presets = {
         "nano": {
             "embed_dim": 32,
@@ -55,54 +45,20 @@ class GlamSwinConfig(BackboneConfigMixin, UnetDecodingConfig):
         "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     }
 
-    num_channels: int = 3
-    patch_size: int = 4
     embed_dim: int = 96
-    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
-    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7
-    mlp_ratio: float | int = 4.0
     drop_path_rate: float | int = 0.3
     num_global_tokens: int = 10
     use_global_attention: bool = True
     global_position_embedding: str = "none"
     global_position_rows: list[int] | tuple[int, ...] | None = None
     pretrain_image_size: int | None = None
-    initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-5
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_layers)]
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        if out_features is None and out_indices is None:
-            out_features = self.stage_names[1:]  # decoders take every stage
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
-        super().__post_init__(**kwargs)
 
     @property
-    def num_layers(self) -> int:
-        """Number of stages."""
-        return len(self.depths)
-
-    @property
-    def hidden_size(self) -> int:
-        """Channels of the last stage."""
-        return self.embed_dim * 2 ** (self.num_layers - 1)
-
-    def validate_stages(self) -> None:
-        if len(self.depths) != len(self.num_heads):
-            raise ValueError(
-                f"depths has {len(self.depths)} stages and num_heads {len(self.num_heads)}. Give one entry per stage."
-            )
-        for stage, heads in enumerate(self.num_heads):
-            dim = self.embed_dim * 2**stage
-            if dim % heads:
-                raise ValueError(
-                    f"stage {stage + 1} has {dim} channels, which {heads} heads do not divide. "
-                    "Change embed_dim or num_heads."
-                )
+    def hidden_sizes(self) -> list[int]:
+        """Channels of each stage."""
+        return [self.embed_dim * 2**stage for stage in range(self.num_layers)]
 
     def validate_global_tokens(self) -> None:
         if self.num_global_tokens < 0:

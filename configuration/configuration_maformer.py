@@ -22,6 +22,7 @@ class MaformerConfig(StagedConfig):
     and multiply-adds come out: B and L do. Its S row fits no design that B fits: with the printed depths (3, 5, 8, 3) S has
     23.0M parameters and 5.1G multiply-adds, where 23M and 4.5G are printed; depths (2, 4, 8, 3) give both numbers.
 
+    hidden_sizes: channels of each stage.
     stripe_widths: width of the stripes of each MAF stage; the stages after these are plain ViT stages.
     local_attention: "cross_shaped", or the ablation "shifted_window".
     window_size: side of shifted windows, in patches of the stage.
@@ -56,6 +57,9 @@ class MaformerConfig(StagedConfig):
         },
     }
 
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 320, 512)
+    depths: list[int] | tuple[int, ...] = (3, 5, 8, 3)
+    num_heads: list[int] | tuple[int, ...] = (2, 4, 10, 16)
     stripe_widths: list[int] | tuple[int, ...] = (1, 2)
     local_attention: str = "cross_shaped"
     window_size: int = 7

@@ -1,4 +1,4 @@
-"""The fields of backbones whose stages each have their own width."""
+"""The fields of backbones in stages, from fine to coarse."""
 
 from typing import Any
 
@@ -10,11 +10,10 @@ from .decoding import DecodingConfig
 
 @strict
 class StagedConfig(BackboneConfigMixin, DecodingConfig):
-    """Fields that `MaformerConfig` and `CswinConfig` share.
+    """Fields that the configurations of our backbones share; they have `hidden_sizes`, the channels of each stage, besides.
 
     num_channels: bands of the image.
     patch_size: side of a patch in pixels; logits come at this stride.
-    hidden_sizes: channels of each stage.
     depths: blocks of each stage.
     num_heads: attention heads of each stage.
     mlp_ratio: hidden width of an MLP over its input's.
@@ -25,13 +24,13 @@ class StagedConfig(BackboneConfigMixin, DecodingConfig):
         number; all stages by default. Stages after the last of them are not built.
     """
 
+    width_field = "hidden_sizes"  # that a person changes for other channels
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
     num_channels: int = 3
     patch_size: int = 4
-    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 320, 512)
-    depths: list[int] | tuple[int, ...] = (3, 5, 8, 3)
-    num_heads: list[int] | tuple[int, ...] = (2, 4, 10, 16)
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
     mlp_ratio: float | int = 4.0
     drop_path_rate: float | int = 0.1
     initializer_range: float | int = 0.02
@@ -60,7 +59,7 @@ class StagedConfig(BackboneConfigMixin, DecodingConfig):
     @property
     def logits_stride(self) -> int:
         """Pixels of the image, along each axis, for one pixel of the logits."""
-        return self.patch_size
+        return 1 if self.decoder == "unet" else self.patch_size
 
     def drop_path_rates(self, stage: int) -> list[float]:
         """The stochastic depth of each block of a stage."""
@@ -70,7 +69,8 @@ class StagedConfig(BackboneConfigMixin, DecodingConfig):
         ]
 
     def validate_stages(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in ("hidden_sizes", "depths", "num_heads")}
+        fields = self.__dataclass_fields__.keys() & {"hidden_sizes", "depths", "num_heads"}
+        lengths = {name: len(getattr(self, name)) for name in sorted(fields)}
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
             raise ValueError(f"{found} stages. Give one entry per stage.")
@@ -78,7 +78,7 @@ class StagedConfig(BackboneConfigMixin, DecodingConfig):
             if dim % heads:
                 raise ValueError(
                     f"stage {stage + 1} has {dim} channels, which {heads} heads do not divide. "
-                    "Change hidden_sizes or num_heads."
+                    f"Change {self.width_field} or num_heads."
                 )
 
     def check_stripes(self, widths: list[int] | tuple[int, ...]) -> None:

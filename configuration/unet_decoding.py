@@ -40,11 +40,6 @@ class UnetDecodingConfig(DecodingConfig):
             overrides = {"decoder_hidden_size": None, **overrides}
         return super().preset(name, **overrides)
 
-    @property
-    def logits_stride(self) -> int:
-        """Pixels of the image, along each axis, for one pixel of the logits."""
-        return 1 if self.decoder == "unet" else self.patch_size
-
     def validate_unet(self) -> None:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:

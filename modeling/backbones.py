@@ -58,6 +58,7 @@ class AnyBackbone(nn.Module):
         self.strides = tuple(facts.strides if pyramid is None else pyramid.strides)
         self.takes = accepted_options(encoder)
         parameters_to_buffers(encoder, facts.unused)
+        save_all_buffers(encoder)
 
     def forward(
         self,
@@ -167,6 +168,16 @@ def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
         value = getattr(owner, last).detach()
         delattr(owner, last)
         owner.register_buffer(last, value)
+
+
+def save_all_buffers(encoder: nn.Module) -> None:
+    """Lets buffers that timm or a user fills while building be saved: `from_pretrained` leaves others as random memory.
+
+    transformers fills its own again, which older timm and most users' code do not.
+    """
+    for module in encoder.modules():
+        if not type(module).__module__.startswith("transformers."):
+            module._non_persistent_buffers_set.clear()
 
 
 def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> AnyBackbone:

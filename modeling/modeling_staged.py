@@ -17,14 +17,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.staged import StagedConfig
 from .pretrained import ContextsegPreTrainedModel, check_images
-from .pyramid_encoder import PyramidEncoder
+from .swin_stages import Encoded
 
 
 class StagedPreTrainedModel(ContextsegPreTrainedModel):
     """Base of these families; a family names its own configuration class."""
 
-    def build_encoder(self, num_stages: int) -> PyramidEncoder:
-        """The first stages of the encoder that the configuration describes."""
+    def build_encoder(self, num_stages: int) -> nn.Module:
+        """The first stages of the encoder that the configuration describes, from images to `Encoded`."""
         raise NotImplementedError
 
 
@@ -53,12 +53,12 @@ class StagedModel(StagedPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """(B, C, H, W), optional (B, H, W) one where there is image -> features of the last stage."""
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
-        pyramid = self.encoder(pixel_values, pixel_mask)
-        features = self.norm(pyramid[-1]).flatten(1, 2)
+        encoded = self.encoder(pixel_values, pixel_mask)
+        features = self.norm(encoded.outputs[-1]).flatten(1, 2)
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
             pooler_output=features.mean(dim=1),
-            hidden_states=channels_first(pyramid) if output_hidden_states else None,
+            hidden_states=channels_first(pyramid(encoded)) if output_hidden_states else None,
         )
 
 
@@ -73,9 +73,19 @@ class StagedBackbone(BackboneMixin, StagedPreTrainedModel):
             {
                 name: nn.LayerNorm(channels, eps=config.layer_norm_eps)
                 for name, channels in zip(self.out_features, self.channels, strict=True)
+                if self.is_normed(name)
             }
         )
         self.post_init()
+
+    def is_normed(self, stage: str) -> bool:  # noqa: ARG002
+        """Whether a stage of `out_features` has a norm for its feature map."""
+        return True
+
+    def feature_maps(self, encoded: Encoded) -> list[Tensor]:
+        """What the encoder computed -> the maps (B, H, W, C) of `out_features`."""
+        named = dict(zip(self.stage_names, pyramid(encoded), strict=False))
+        return [norm(named[name]) for name, norm in self.norms.items()]
 
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
@@ -88,12 +98,10 @@ class StagedBackbone(BackboneMixin, StagedPreTrainedModel):
     ) -> BackboneOutput:
         """(B, C, H, W), optional (B, H, W) one where there is image -> feature maps, fine to coarse."""
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
-        pyramid = self.encoder(pixel_values, pixel_mask)
-        named = dict(zip(self.stage_names, pyramid, strict=False))
-        normed = [norm(named[name]) for name, norm in self.norms.items()]
+        encoded = self.encoder(pixel_values, pixel_mask)
         return BackboneOutput(
-            feature_maps=channels_first(normed),
-            hidden_states=channels_first(pyramid) if output_hidden_states else None,
+            feature_maps=channels_first(self.feature_maps(encoded)),
+            hidden_states=channels_first(pyramid(encoded)) if output_hidden_states else None,
         )
 
 
@@ -126,6 +134,11 @@ class StagedForImageClassification(StagedPreTrainedModel):
         )
 
 
-def channels_first(pyramid: list[Tensor]) -> tuple[Tensor, ...]:
+def pyramid(encoded: Encoded) -> list[Tensor]:
+    """Features (B, H, W, C) of the patch embedding and of each stage."""
+    return [encoded.inputs[0], *encoded.outputs]
+
+
+def channels_first(features: list[Tensor]) -> tuple[Tensor, ...]:
     """Features (B, H, W, C) -> feature maps (B, C, H, W), as views: the decoders' convolutions want this memory order."""
-    return tuple(features.movedim(-1, 1) for features in pyramid)
+    return tuple(level.movedim(-1, 1) for level in features)

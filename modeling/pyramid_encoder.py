@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import Attention, hiding_bias
 from .blocks import DropPath, Mlp
 from .patches import CONV
-from .swin_stages import patches_with_image
+from .swin_stages import Encoded, patches_with_image
 
 SLICE = 1024  # places
 
@@ -105,14 +105,16 @@ class PyramidEncoder(nn.Module):
         self.embeds = nn.ModuleList(embeds)
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
-        """(B, C, S...) -> features (B, G..., C) of the first embedding and of each stage."""
-        pyramid = []
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
+        """(B, C, S...), optional (B, S...) one where there is image -> features (B, G..., C) at each stage."""
+        feature_map = pixel_values
+        inputs, outputs = [], []
         for embed, blocks in zip(self.embeds, self.stages, strict=True):
-            features = embed(pyramid[-1].movedim(-1, 1) if pyramid else pixel_values)
-            pyramid = pyramid or [features]
+            features = embed(feature_map)
+            inputs.append(features)
             visible = patches_with_image(pixel_mask, features)
             for block in blocks:
                 features = block(features, visible)
-            pyramid.append(features)
-        return pyramid
+            outputs.append(features)
+            feature_map = features.movedim(-1, 1)
+        return Encoded(inputs, outputs)

@@ -37,7 +37,7 @@ def test_table_rows_are_the_authors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depths": (2, 2)}, "depths has 2 stages and num_heads 4"),
+        ({"depths": (2, 2)}, "depths has 2, num_heads has 4 stages"),
         ({"embed_dim": 100}, "100 channels, which 3 heads do not divide"),
         ({"num_global_tokens": -1}, "num_global_tokens is -1"),
         ({"global_position_embedding": "rotary"}, "Use one of sincos, table, none"),
