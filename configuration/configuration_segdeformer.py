@@ -115,7 +115,7 @@ class SegDeformerConfig(DecodingConfig):
         if self.backbone_config.model_type in OWN_BACKBONES:
             return self.backbone_config.patch_size * 2 ** max(self.backbone_config.out_indices[0] - 1, 0)
         facts = measure(self.backbone_config)
-        return 4 if facts.is_flat and self.flat_maps == "pyramid" else facts.strides[0]
+        return facts.pyramid_strides[0] if self.flat_maps == "pyramid" else facts.strides[0]
 
     def validate_mining(self) -> None:
         for name, known in (("neck", NECKS), ("external_tokens", EXTERNAL_TOKENS)):

@@ -229,6 +229,7 @@ def test_flat_maps_become_a_pyramid_on_request(name):
     assert len(set(flat.strides)) == 1
     assert pyramid.strides == ((7, 14, 28, 56) if name == "dinov2" else (4, 8, 16, 32))
     assert finest_stride(config, pyramid=True) == pyramid.strides[0]
+    assert SegDeformerConfig(backbone_config=config, decoder="upernet").logits_stride == pyramid.strides[0]
     maps = pyramid(torch.randn(1, 3, 33, 70)).feature_maps
     expected = [(ceil(33 / stride), ceil(70 / stride)) for stride in pyramid.strides]
     assert [tuple(feature_map.shape[2:]) for feature_map in maps] == expected
