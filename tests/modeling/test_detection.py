@@ -256,7 +256,8 @@ def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(build, sizes):
         }
         assert objects > 0
         assert (found["boxes"] >= 0).all()
-        assert (found["boxes"] <= torch.tensor([width, height, width, height])).all()
+        rounding = 1e-3  # torchvision clips boxes before it scales them back to the image
+        assert (found["boxes"] <= torch.tensor([width, height, width, height]) + rounding).all()
         assert set(found["labels"].tolist()) <= {SQUARE, DISK}
         assert ((found["masks"] >= 0) & (found["masks"] <= 1)).all()
 
