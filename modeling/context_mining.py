@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig
 
 from .attention import attend, hiding_bias
 from .blocks import Mlp
-from .external_tokens import EXTERNAL_TOKENS
 from .projections import Kernel, LinearProjection, NormedProjection, project_jointly
 
 MLP_RATIO = 4
@@ -245,4 +244,4 @@ def reduce(source: Tensor, weight: Tensor, tokens: Tensor | None = None) -> Tens
     return F.conv2d(padded.permute(0, 3, 1, 2), weight, stride=ratio).permute(0, 2, 3, 1)
 
 
-__all__ = ["EXTERNAL_TOKENS", "ExternalMining", "InternalAttention", "InternalMining", "external_attention"]
+__all__ = ["ExternalMining", "InternalAttention", "InternalMining", "external_attention"]
