@@ -36,6 +36,7 @@ PUBLIC = {
     "MaformerModel": "modeling.modeling_maformer",
     "SegDeformerConfig": "configuration.configuration_segdeformer",
     "SegDeformerForSemanticSegmentation": "modeling.modeling_segdeformer",
+    "SegmentationCollator": "processing.collation",
     "SegmentationImageProcessor": "processing.image_processing_segmentation",
     "SegmentationImageProcessorPil": "processing.image_processing_segmentation",
     "SegmentationMetric": "processing.segmentation_metric",

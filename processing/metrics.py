@@ -157,7 +157,7 @@ class TrainerScores:
 
 
 def reduce_logits(logits: Tensor | tuple | list, labels: Tensor) -> Tensor:
-    """(B, K, h, w) and labels (B, H, W) -> (B, H, W) int16 class ids, for `preprocess_logits_for_metrics`.
+    """(B, K, h, w) and labels (B, H, W) -> (B, H, W) int32 class ids, for `preprocess_logits_for_metrics`.
 
     Resizes a few classes at a time under a running maximum, so that no (B, K, H, W) tensor exists.
     """
@@ -168,7 +168,7 @@ def reduce_logits(logits: Tensor | tuple | list, labels: Tensor) -> Tensor:
     for start in range(0, logits.shape[1], step):
         resized = F.interpolate(logits[:, start : start + step].float(), size=size, mode="bilinear")
         value, index = resized.max(dim=1)
-        index = (index + start).to(torch.int16)
+        index = (index + start).to(torch.int32)  # NCCL gathers no int16
         if best is None:
             best, classes = value, index
             continue

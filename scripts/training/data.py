@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -24,7 +23,6 @@ from .pairing import Pair, Pairing, missing_table, pair_files
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import BaseImageProcessor
 
 IMAGE_COLUMNS = ("image", "images", "pixel_values", "img", "photo", "input")
 MASK_COLUMNS = (
@@ -171,27 +169,6 @@ class DatasetPairs(SegmentationData):
         file = io.BytesIO(cell["bytes"])
         file.name = f"{self.name}[{index}]['{column}'] {cell['path'] or ''}".strip()
         return file
-
-
-class SegmentationCollator:
-    """Samples -> inputs of a model for training, of any sizes: padded to the largest, with a `pixel_mask`.
-
-    Resizing is left to the augmentation. Padding is labelled as ignored.
-    """
-
-    def __init__(self, processor: "BaseImageProcessor", ignore_index: int = 255) -> None:
-        self.processor = processor
-        self.ignore_index = ignore_index
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """-> pixel_values (B, C, H, W), labels (B, H, W), and pixel_mask (B, H, W) where sizes differ."""
-        images = [sample["image"] for sample in samples]
-        inputs = dict(self.processor(images, do_resize=False, return_tensors="pt"))
-        labels = torch.full((len(samples), *inputs["pixel_values"].shape[-2:]), self.ignore_index)
-        for label, sample in zip(labels, samples, strict=True):
-            height, width = sample["mask"].shape
-            label[:height, :width] = torch.from_numpy(sample["mask"])
-        return inputs | {"labels": labels}
 
 
 def open_data(

@@ -8,14 +8,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from contextseg.processing.image_processing_segmentation import SegmentationImageProcessor
 from contextseg.processing.image_reading import ImageReadError
 from contextseg.scripts.training.data import (
     DatasetPairs,
-    SegmentationCollator,
     SegmentationFolder,
     open_data,
     split_source,
@@ -256,24 +253,6 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     with pytest.raises(ValueError, match="'train/imges' does not exist"):
         open_data("train/imges")
-
-
-def test_the_collator_pads_mixed_sizes_and_ignores_the_padding():
-    samples = [
-        {"image": Image.new("RGB", (width, height)), "mask": np.ones((height, width), np.int64)}
-        for height, width in ((6, 8), (9, 4))
-    ]
-    batch = SegmentationCollator(SegmentationImageProcessor())(samples)
-    assert batch["pixel_values"].shape == (2, 3, 9, 8)
-    torch.testing.assert_close(batch["pixel_mask"].long(), (batch["labels"] == 1).long())
-    assert (batch["labels"][batch["pixel_mask"] == 0] == 255).all()
-
-
-def test_the_collator_leaves_class_ids_as_the_data_set_gave_them():
-    """The processor's own label map is for mask files."""
-    sample = {"image": Image.new("RGB", (2, 1)), "mask": np.array([[0, 255]])}
-    processor = SegmentationImageProcessor(label_map={7: 0})
-    assert SegmentationCollator(processor)([sample])["labels"].tolist() == [[[0, 255]]]
 
 
 @pytest.mark.skipif(not (DATA / "camvid").is_dir(), reason=f"CamVid is not in {DATA}")
