@@ -6,17 +6,13 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
-from .configuration_cswin import CswinConfig
-from .configuration_glam_swin import GlamSwinConfig
-from .configuration_maformer import MaformerConfig
+from .backbone_configs import OWN_BACKBONES, backbone_from_dict
 from .decoding import DecodingConfig
 from .encoders import measure
 
 NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
 FLAT_NECKS = ("conv", "linear", "segformer")  # these fuse maps of one stride as they are
 EXTERNAL_TOKENS = ("learned", "momentum")
-# Found without transformers' registry, which knows other copies of these classes where code comes from the Hub.
-OWN_BACKBONES = {config.model_type: config for config in (CswinConfig, GlamSwinConfig, MaformerConfig)}
 
 MIT_WIDE = {"model_type": "segformer", "hidden_sizes": [64, 128, 320, 512]}
 DEIT = {"model_type": "timm_backbone", "out_indices": [2, 5, 8, 11]}
@@ -126,20 +122,6 @@ class SegDeformerConfig(DecodingConfig):
                 f"{self.internal_num_heads} heads do not divide decoder_hidden_size {self.decoder_hidden_size}. "
                 "Change internal_num_heads."
             )
-
-
-def backbone_from_dict(settings: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration that the dictionary describes, of our types or of those that transformers knows."""
-    settings = dict(settings)
-    model_type = settings.pop("model_type", None)
-    if model_type in OWN_BACKBONES:
-        return OWN_BACKBONES[model_type].from_dict(settings)
-    if model_type is None:
-        raise ValueError(
-            f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "
-            "or give a configuration object."
-        )
-    return AutoConfig.for_model(model_type, **settings)
 
 
 __all__ = ["SegDeformerConfig"]

@@ -1,36 +1,16 @@
-"""The decoder and loss fields that every segmenter's configuration shares, with presets and the check of unknown options."""
+"""The decoder and loss fields that every segmenter's configuration shares."""
 
-from typing import Any, Self
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .options import choose, reject_unknown_options
-
-# What transformers itself puts into a configuration's keywords or into config.json beside the fields.
-TRANSFORMERS_KEYWORDS = {
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "out_features",
-    "out_indices",
-    "output_attentions",
-    "per_layer_config",
-    "stage_names",
-    "task_specific_params",
-    "torch_dtype",
-    "use_cache",
-}
-
+from .checked_config import CheckedConfig
 
 DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256}
 
 
 @strict
-class DecodingConfig(PreTrainedConfig):
+class DecodingConfig(CheckedConfig):
     """Fields of every segmenter: decoder, heads and loss.
 
     decoder: name of the decoder, "upernet", "semantic_fpn" or "segdeformer".
@@ -48,8 +28,6 @@ class DecodingConfig(PreTrainedConfig):
     class_weights: one factor for each class in the cross-entropy, or None.
     """
 
-    presets = {}
-
     decoder: str = "upernet"
     decoder_hidden_size: int | None = None
     use_auxiliary_head: bool | None = None
@@ -63,27 +41,11 @@ class DecodingConfig(PreTrainedConfig):
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        found = kwargs.get("model_type", self.model_type)
-        if found != self.model_type:
-            raise ValueError(
-                f"this is the configuration of a '{found}' model, and {type(self).__name__} describes '{self.model_type}'. "
-                "Load it with its own class, or convert it (from_swin for Swin checkpoints, contextseg-convert)."
-            )
-        public = {name: value for name, value in kwargs.items() if not name.startswith("_")}
-        fields = {name for name in self.__dataclass_fields__ if not name.startswith("_")}
-        reject_unknown_options(type(self).__name__, public, fields | TRANSFORMERS_KEYWORDS)
         if self.decoder_hidden_size is None:
             self.decoder_hidden_size = DECODER_WIDTHS.get(self.decoder, 512)
         if self.use_auxiliary_head is None:
             self.use_auxiliary_head = self.decoder == "upernet"
         super().__post_init__(**kwargs)
-        if self.label2id is None:
-            self.label2id = {name: index for index, name in self.id2label.items()}
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Self:
-        """The configuration of a published size by name, with some fields changed."""
-        return cls(**{**choose("preset", name, cls.presets), **overrides})
 
     def validate_decoding(self) -> None:
         if self.loss_reduction not in ("valid", "all"):

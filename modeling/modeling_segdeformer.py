@@ -15,7 +15,7 @@ from .backbones import build_backbone
 from .blocks import Decoded
 from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .modeling_segmentation import SegmentationModel
-from .pretrained_backbones import encoder_config, load_pretrained_backbone
+from .pretrained_backbones import model_on_backbone
 from .segformer_checkpoints import model_from_segformer
 
 
@@ -74,11 +74,7 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
         revision: branch, tag or commit on the Hub.
         overrides: fields of the configuration, such as `id2label` or `neck`.
         """
-        backbone_config = encoder_config(checkpoint, out_indices, revision)
-        model = cls(cls.config_class(backbone_config=backbone_config, **overrides))
-        loaded = load_pretrained_backbone(checkpoint, out_indices, model.config.flat_maps, revision)
-        model.backbone.encoder.load_state_dict(loaded.encoder.state_dict())
-        return model.eval()
+        return model_on_backbone(cls, checkpoint, out_indices, revision, **overrides)
 
     @classmethod
     def from_segformer(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:

@@ -4,10 +4,11 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, SegformerConfig, TimmBackboneConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, SegformerConfig, TimmBackboneConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, is_timm_available
 
@@ -48,6 +49,24 @@ def load_pretrained_backbone(
         loaded = load_encoder(type(wrapped), name, wrapped.config, revision)
         wrapped.load_state_dict(loaded.state_dict())
     return adapted(encoder, flat, facts)
+
+
+def model_on_backbone(
+    model_class: type[PreTrainedModel],
+    checkpoint: str | os.PathLike,
+    out_indices: Sequence[int] | None,
+    revision: str,
+    **overrides: Any,
+) -> PreTrainedModel:
+    """A model whose configuration has a `backbone_config`, with this checkpoint's encoder in it; all else is new.
+
+    overrides: other fields of its configuration.
+    """
+    backbone_config = encoder_config(checkpoint, out_indices, revision)
+    model = model_class(model_class.config_class(backbone_config=backbone_config, **overrides))
+    loaded = load_pretrained_backbone(checkpoint, out_indices, model.config.flat_maps, revision)
+    model.backbone.encoder.load_state_dict(loaded.encoder.state_dict())
+    return model.eval()
 
 
 def encoder_config(
@@ -110,4 +129,4 @@ def encoder_normalisation(
     return tuple(mean), tuple(std)
 
 
-__all__ = ["encoder_config", "encoder_normalisation", "load_pretrained_backbone"]
+__all__ = ["encoder_config", "encoder_normalisation", "load_pretrained_backbone", "model_on_backbone"]

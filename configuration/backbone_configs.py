@@ -1,0 +1,26 @@
+"""The configuration of any backbone, from the dictionary that a configuration file holds."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .configuration_cswin import CswinConfig
+from .configuration_glam_swin import GlamSwinConfig
+from .configuration_maformer import MaformerConfig
+
+# Found without transformers' registry, which knows other copies of these classes where code comes from the Hub.
+OWN_BACKBONES = {config.model_type: config for config in (CswinConfig, GlamSwinConfig, MaformerConfig)}
+
+
+def backbone_from_dict(settings: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration that the dictionary describes, of our types or of those that transformers knows."""
+    settings = dict(settings)
+    model_type = settings.pop("model_type", None)
+    if model_type in OWN_BACKBONES:
+        return OWN_BACKBONES[model_type].from_dict(settings)
+    if model_type is None:
+        raise ValueError(
+            f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "
+            "or give a configuration object."
+        )
+    return AutoConfig.for_model(model_type, **settings)
