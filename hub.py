@@ -8,28 +8,27 @@ A save is completed in a hidden folder inside the target and moved into place fi
 last: whatever fails meanwhile, no file is half-written and no configuration points to code that is not there.
 """
 
-import ast
 import importlib
 import json
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from importlib.util import find_spec, resolve_name
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import AutoBackbone, AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from .backbone_export import custom_backbone_file
+from .flattening import flatten
+from .hub_errors import explained
 from .model_card import CARD_NAME, RECORDS, card_tags, read_settings, write_model_card, write_text
 from .modeling.auto_classes import MODELS
 from .modeling.pretrained import ContextsegPreTrainedModel
@@ -38,88 +37,8 @@ from .processing.saving import SavedWithCode
 logger = logging.getLogger(__name__)
 
 PACKAGE = __name__.rpartition(".")[0]
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 COMMIT_OPTIONS = ("commit_message", "commit_description", "create_pr", "private", "revision", "tags", "token")
-# How transformers finds the files that a module needs; it reads docstrings too.
-LOADER_IMPORT = re.compile(r"^\s*(?:from\s+\.(\S+)\s+import|import\s+\.(\S+)\s*$)", re.MULTILINE)
-
-
-# -- flattening ------------------------------------------------------------------------------------------------------
-
-
-def flatten(modules: Iterable[str]) -> dict[str, str]:
-    """File name -> source of these modules and of all that they import from their package, for one flat folder."""
-    waiting, origins, files = list(modules), {}, {}
-    while waiting:
-        module = waiting.pop()
-        file = f"{module.rpartition('.')[2]}.py"
-        if origins.setdefault(file, module) != module:
-            raise ValueError(
-                f"{origins[file]} and {module} would both become {file} in one flat folder. Rename one of them."
-            )
-        if file not in files:
-            files[file], imported = flatten_module(module)
-            waiting += imported
-    return dict(sorted(files.items()))
-
-
-def flatten_module(module: str) -> tuple[str, list[str]]:
-    """The module's source with `from ..folder.module import` as `from .module import`, and the modules it imports."""
-    source = module_source(module)
-    tree = ast.parse(source)
-    statements = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
-    imported = [imported_module(module, node) for node in statements]
-    lines = source.splitlines(keepends=True)
-    rewritten = []
-    for node, target in zip(reversed(statements), reversed(imported), strict=True):
-        text = "".join(lines[node.lineno - 1 : node.end_lineno])
-        rewritten.append(re.sub(r"^from\s+\S+\s+import", f"from .{target.rpartition('.')[2]} import", text))
-        del lines[node.lineno - 1 : node.end_lineno]
-    if statements:  # all in one place, in the order that import sorting asks for
-        lines[statements[0].lineno - 1 : statements[0].lineno - 1] = sorted(rewritten, key=str.lower)
-    flat = "".join(lines)
-    check_loader_finds(flat, module, {target.rpartition(".")[2] for target in imported})
-    return flat, imported
-
-
-@cache
-def module_source(module: str) -> str:
-    """Read once in a process, so that all saves of a run hold the same code, whatever happens to the files meanwhile."""
-    spec = find_spec(module)
-    if spec is None:
-        raise ValueError(f"there is no module {module} to export. Check the import that names it.")
-    if spec.submodule_search_locations is not None:
-        raise ValueError(
-            f"{module} is a folder, which a flat repository does not have. Import from the file that defines the name."
-        )
-    return Path(spec.origin).read_text(encoding="utf-8")
-
-
-def imported_module(module: str, node: ast.ImportFrom) -> str:
-    """The full name of the module that a relative import reads."""
-    if node.module is None:
-        raise ValueError(
-            f"{module}, line {node.lineno}: transformers does not find `from . import name`. "
-            "Write `from .name import ...`."
-        )
-    return resolve_name("." * node.level + node.module, module.rpartition(".")[0])
-
-
-def check_loader_finds(source: str, module: str, expected: set[str]) -> None:
-    """Raises unless transformers' reading of a flat file finds its relative imports, and nothing else."""
-    found = {name for match in LOADER_IMPORT.findall(source) for name in match if name}
-    if found != expected:
-        raise ValueError(
-            f"{module}: transformers would look for the files {sorted(found)}, the imports are {sorted(expected)}. "
-            "Keep relative imports at the top of the file, and begin no line of a docstring with `from .`."
-        )
-    package = module.partition(".")[0]
-    for node in ast.walk(ast.parse(source)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-        if any(name.partition(".")[0] == package for name in names):
-            raise ValueError(
-                f"{module}, line {node.lineno}: imports {package} by name. Write a relative import."
-            )
 
 
 # -- repositories ----------------------------------------------------------------------------------------------------
@@ -250,13 +169,19 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def remove_old_weights(folder: Path, written: set[str]) -> None:
-    """After new weights: drops those of an earlier save in more or fewer files, which would be read in their place."""
-    patterns = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-    weights = {path for pattern in patterns for path in folder.glob(pattern)}
-    if any(path.name in written for path in weights):
-        for path in weights:
-            if path.name not in written:
-                path.unlink()
+    for file in outdated_weights([path.name for path in folder.iterdir()], written):
+        (folder / file).unlink()
+
+
+def outdated_weights(present: Iterable[str], written: Collection[str]) -> list[str]:
+    """After new weights: those of an earlier save in more or fewer files, which would be read in their place."""
+    if not any(is_weights(file) for file in written):
+        return []
+    return [file for file in present if is_weights(file) and file not in written]
+
+
+def is_weights(file: str) -> bool:
+    return any(fnmatch(file, pattern) for pattern in WEIGHTS)
 
 
 def push(saved: PreTrainedModel | ImageProcessingMixin, repo_id: str, **options: Any) -> CommitInfo:
@@ -278,20 +203,33 @@ def upload(
     tags: str | Sequence[str] | None = None,
     **commit: Any,
 ) -> CommitInfo:
-    """The folder's files as one commit. On a model card that is there already, what people wrote is kept."""
+    """The folder's files as one commit on top of the one that was read. What people wrote on a model card there is kept.
+
+    Raises `HubError`, with nothing committed, where the Hub refuses, fails, or was pushed to by somebody else meanwhile.
+    """
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision and not commit.get("create_pr"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
     files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
-    with TemporaryDirectory() as name:
-        draft = Path(name)
-        collect_card_sources(api, repo_id, revision, files, draft)
+    with explained(repo_id, has_token=isinstance(token, str)), TemporaryDirectory() as name:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision and not commit.get("create_pr"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        head, draft = api.model_info(repo_id, revision=revision), Path(name)
+        present = [sibling.rfilename for sibling in head.siblings or []]
+        collect_card_sources(api, repo_id, head.sha, files, draft)
         complete_card(draft, repository=repo_id, tags=[tags] if isinstance(tags, str) else tags or [])
         if (draft / CARD_NAME).exists():
             files[CARD_NAME] = draft / CARD_NAME
         operations = [CommitOperationAdd(file, path) for file, path in sorted(files.items())]
-        return api.create_commit(repo_id, operations, revision=revision, **commit)
+        operations += [CommitOperationDelete(file) for file in outdated(present, files)]
+        return api.create_commit(repo_id, operations, revision=revision, parent_commit=head.sha, **commit)
+
+
+def outdated(present: Collection[str], files: Collection[str]) -> list[str]:
+    """Of the files on the Hub: weights, scores and recipe that do not belong to the new weights."""
+    if not any(is_weights(file) for file in files):
+        return []
+    records = [file for file in RECORDS if file in present and file not in files]
+    return outdated_weights(present, files) + records
 
 
 def collect_card_sources(
@@ -302,7 +240,7 @@ def collect_card_sources(
     The card itself comes from the Hub first; scores and recipe only without new weights, for which they would not hold.
     """
     local = {file: path for file, path in files.items() if file != CARD_NAME}
-    has_weights = any(file.endswith(".safetensors") for file in files)
+    has_weights = any(is_weights(file) for file in files)
     for file in (CARD_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, *RECORDS):
         source = local.get(file)
         if source is None and not (has_weights and file in RECORDS):
@@ -315,7 +253,7 @@ def collect_card_sources(
 def downloaded(api: HfApi, repo_id: str, revision: str | None, file: str) -> str | None:
     try:
         return api.hf_hub_download(repo_id, file, revision=revision)
-    except (EntryNotFoundError, RevisionNotFoundError):
+    except RemoteEntryNotFoundError:
         return None
 
 

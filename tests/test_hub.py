@@ -22,7 +22,7 @@ from contextseg import (
     GlamSwinModel,
     SegmentationImageProcessor,
 )
-from contextseg.hub import flatten
+from contextseg.flattening import flatten
 from contextseg.model_card import BEGIN, END, TRAINER_LOG, write_model_card
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,82 @@
+"""What went wrong while a repository was uploaded, in words: what failed, why, and what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import (
+    BadRequestError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+WRAPPERS = (RuntimeError, LocalEntryNotFoundError)  # around why a large file, or a download, failed
+CAUSES = (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, JSONDecodeError, *WRAPPERS)
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token with write access"
+
+
+class HubError(OSError):
+    """An upload that did not come to its end."""
+
+
+@contextmanager
+def explained(repo_id: str, has_token: bool = False) -> Iterator[None]:
+    """Inside the block, what huggingface_hub raises becomes a `HubError`.
+
+    An upload is one commit, and the commit is the last request: whatever fails before it, nobody sees a change.
+    """
+    try:
+        yield
+    except CAUSES as error:
+        cause = error.__cause__ if isinstance(error, WRAPPERS) and error.__cause__ else error
+        raise HubError(
+            f"{repo_id} was not pushed: {explanation(cause, has_token)}, and push again."
+        ) from error
+    except ValueError as error:
+        if not isinstance(error.__cause__, BadRequestError):
+            raise
+        raise HubError(
+            f"{repo_id} was not pushed: the Hub refuses the model card. {error} Correct its front matter, and push again."
+        ) from error
+
+
+def explanation(error: Exception, has_token: bool) -> str:
+    """Why, and what to do before the next attempt."""
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"no token was found. {LOG_IN}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "huggingface_hub is told to stay offline. Unset HF_HUB_OFFLINE"
+    if isinstance(error, HfHubHTTPError):
+        return explanation_of_status(error, has_token or get_token() is not None)
+    if isinstance(error, HTTPError):
+        return (
+            f"the connection broke ({type(error).__name__}: {error}). All that was saved here is intact; files that arrived "
+            "are not sent twice, nor is a commit made twice. Check the network"
+        )
+    return f"{type(error).__name__}: {error}. All that was saved here is intact. Check the network"
+
+
+def explanation_of_status(error: HfHubHTTPError, has_token: bool) -> str:
+    status = error.response.status_code
+    said = f"{status}: {error.server_message}" if error.server_message else str(status)
+    if status == 401:
+        state = (
+            "the Hub does not accept the token" if has_token else "no token was found, and the Hub wants one"
+        )
+        return f"{state} ({said}). {LOG_IN}"
+    if status == 403:
+        return f"the token may not write there ({said}). Choose a repository of your own, or a token with write access to it"
+    if status in (409, 412):
+        return f"it was changed meanwhile by another push ({said}), which was left as it is. Look at what came in"
+    if status == 429:
+        return f"the Hub asks for a pause ({said}). Wait some minutes"
+    if status >= 500:
+        return (
+            f"the Hub has a fault of its own ({said}). All that was saved here is intact. Wait until "
+            "https://status.huggingface.co shows none"
+        )
+    return f"the Hub refuses it ({said}). Correct what it names"
