@@ -4,19 +4,18 @@ Transformers in Semantic Segmentation", WACV 2023)."""
 from huggingface_hub.dataclasses import strict
 
 from .staged import StagedConfig
-from .unet_decoding import UnetDecodingConfig
 
 GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 
 
 @strict
-class GlamSwinConfig(StagedConfig, UnetDecodingConfig):
+class GlamSwinConfig(StagedConfig):
     """Backbone and segmenter of GLAM-Swin. The defaults are the paper's Tiny size with UPerNet.
 
-    Besides the fields of `StagedConfig` and `UnetDecodingConfig`:
+    Besides the fields of `StagedConfig`:
 
     embed_dim: channels of the first stage; each further stage doubles them.
-    window_size: side of an attention window, in patches of the stage.
+    window_size: side of an attention window, in patches of the stage, in the decoder "unet" as well.
     num_global_tokens: global tokens in each window (the paper's N_g); 0 is plain Swin.
     use_global_attention: False leaves out G-MSA, the paper's ablation of Table 5: tokens stay inside their window.
     global_position_embedding: what tells G-MSA where a window is. "none" is the paper as printed, and did better than
@@ -46,7 +45,6 @@ class GlamSwinConfig(StagedConfig, UnetDecodingConfig):
     }
 
     embed_dim: int = 96
-    window_size: int = 7
     drop_path_rate: float | int = 0.3
     num_global_tokens: int = 10
     use_global_attention: bool = True

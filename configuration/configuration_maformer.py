@@ -25,7 +25,7 @@ class MaformerConfig(StagedConfig):
     hidden_sizes: channels of each stage.
     stripe_widths: width of the stripes of each MAF stage; the stages after these are plain ViT stages.
     local_attention: "cross_shaped", or the ablation "shifted_window".
-    window_size: side of shifted windows, in patches of the stage.
+    window_size: side of shifted windows, in patches of the stage, and of those of upsampling "nonlocal".
     global_branch: "gld" is Global Learning with Down-sampling, read as a fully connected layer over the map averaged to a
         reference grid (on the full map, as printed, it would have many times the model's parameters); "conv" is the
         ablation with a convolution; "none" leaves out branch, fusion and the MLP after it.
@@ -62,7 +62,6 @@ class MaformerConfig(StagedConfig):
     num_heads: list[int] | tuple[int, ...] = (2, 4, 10, 16)
     stripe_widths: list[int] | tuple[int, ...] = (1, 2)
     local_attention: str = "cross_shaped"
-    window_size: int = 7
     global_branch: str = "gld"
     fusion: str = "maf"
     gld_grid_size: int = 14

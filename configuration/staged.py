@@ -5,12 +5,14 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .decoding import DecodingConfig
+from .unet_decoding import UnetDecodingConfig
 
 
 @strict
-class StagedConfig(BackboneConfigMixin, DecodingConfig):
+class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
     """Fields that the configurations of our backbones share; they have `hidden_sizes`, the channels of each stage, besides.
+
+    Besides the fields of `UnetDecodingConfig`, the decoder's and the heads':
 
     num_channels: bands of the image.
     patch_size: side of a patch in pixels; logits come at this stride.

@@ -1,8 +1,9 @@
-"""Swin-Unet's decoder with GLAM's global tokens and non-local upsampling (Themyr et al., WACV 2023, Fig. 2 and 4).
+"""Unet decoders that mirror their encoder: Swin-Unet (Cao et al., 2021), with GLAM's global tokens and non-local upsampling
+(Themyr et al., WACV 2023, Fig. 2 and 4), and the same for other families in stages.
 
 Each step upsamples, joins the skip connection, and runs a stage of the encoder's kind: the mirror image of the stage
-whose resolution it reaches, with global tokens of its own. Skips are the features that enter the encoder's stages, as
-in Cao et al., "Swin-Unet", 2021; the bottleneck stage is not repeated. A last expansion returns to single pixels.
+whose resolution it reaches, with weights of its own. Skips are the features that enter the encoder's stages, as in
+Swin-Unet; the bottleneck stage is not repeated. A last expansion returns to single pixels.
 
 Legend: B batch, C channels, G... grid axes, S... image axes.
 """
@@ -11,27 +12,27 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from .blocks import Decoded
-from .nonlocal_upsampling import UPSAMPLINGS, UpsamplingSizes
 from .patches import PatchExpand
-from .swin_stages import StageSizes, SwinStage, patches_with_image
+from .swin_stages import patches_with_image
 
 
 class UnetStep(nn.Module):
-    """From one resolution to the next finer one."""
+    """From one resolution to the next finer one.
 
-    def __init__(
-        self, config: PreTrainedConfig, upsampling: str, upsampling_sizes: UpsamplingSizes, sizes: StageSizes
-    ) -> None:
+    upsample: from features (B, g..., C'), the skip (B, G..., C) and a mask (B, g...) to features (B, G..., C).
+    stage: from features (B, G..., C) and a mask (B, G...) to features of the same shape.
+    """
+
+    def __init__(self, upsample: nn.Module, dim: int, stage: nn.Module) -> None:
         super().__init__()
-        self.upsample = UPSAMPLINGS[upsampling](config, upsampling_sizes)
-        self.fuse = nn.Linear(2 * sizes.dim, sizes.dim)
-        self.stage = SwinStage(config, sizes)
+        self.upsample = upsample
+        self.fuse = nn.Linear(2 * dim, dim)
+        self.stage = stage
 
     def forward(self, features: Tensor, skip: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """(B, g..., 2 C), (B, G..., C), optional (B, S...) one where there is image -> (B, G..., C)."""
+        """(B, g..., C'), (B, G..., C), optional (B, S...) one where there is image -> (B, G..., C)."""
         features = self.upsample(features, skip, patches_with_image(pixel_mask, features))
         features = self.fuse(torch.cat([features, skip], dim=-1))
         return self.stage(features, patches_with_image(pixel_mask, features))
@@ -40,25 +41,16 @@ class UnetStep(nn.Module):
 class UnetDecoder(nn.Module):
     """The inputs of all stages but the last one, and the output of that -> one map with a cell for each pixel.
 
-    stages: numbers of the decoder's stages, coarse to fine; upsampling_sizes: those of the step before each.
-    patch: size of the encoder's patches.
+    steps: coarse to fine. dim: width of the finest stage. patch: size of the encoder's patches.
     """
 
     def __init__(
-        self,
-        config: PreTrainedConfig,
-        upsampling: str,
-        upsampling_sizes: Sequence[UpsamplingSizes],
-        stages: Sequence[StageSizes],
-        patch: tuple[int, ...],
+        self, steps: Sequence[UnetStep], dim: int, patch: tuple[int, ...], layer_norm_eps: float
     ) -> None:
         super().__init__()
-        dim, eps = stages[-1].dim, stages[-1].layer_norm_eps
-        self.steps = nn.ModuleList(
-            UnetStep(config, upsampling, *sizes) for sizes in zip(upsampling_sizes, stages, strict=True)
-        )
-        self.norm = nn.LayerNorm(dim, eps=eps)
-        self.expand = PatchExpand(dim, dim, patch, eps)
+        self.steps = nn.ModuleList(steps)
+        self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.expand = PatchExpand(dim, dim, patch, layer_norm_eps)
 
     def forward(self, feature_maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> Decoded:
         """Maps (B, C_i, G_i...), fine to coarse, optional (B, S...) one where there is image -> (B, C_0, patch * G_0...)."""

@@ -4,34 +4,18 @@ whole grid at the last. The authors' weights are converted by `contextseg-conver
 Legend: B batch, H, W image height and width, C channels.
 """
 
-from torch import nn
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_cswin import CswinConfig
 from .cross_shaped import CrossShapedAttention, StripeAttention
-from .modeling_segmentation import SegmentationModel
 from .modeling_staged import (
     StagedBackbone,
     StagedForImageClassification,
+    StagedForSemanticSegmentation,
     StagedModel,
     StagedPreTrainedModel,
 )
-from .pyramid_encoder import OverlappingEmbed, PreNormBlock, PyramidEncoder
-
-
-def build_stage(config: CswinConfig, stage: int) -> list[nn.Module]:
-    """The blocks of one stage."""
-    dim, heads, width = config.hidden_sizes[stage], config.num_heads[stage], config.stripe_widths[stage]
-    return [
-        PreNormBlock(
-            CrossShapedAttention(config, dim, heads, width, config.stripe_padding == "masked"),
-            dim,
-            config.mlp_ratio,
-            rate,
-            config.layer_norm_eps,
-        )
-        for rate in config.drop_path_rates(stage)
-    ]
+from .pyramid_encoder import BlockStage, OverlappingEmbed, PreNormBlock, PyramidEncoder
 
 
 class CswinPreTrainedModel(StagedPreTrainedModel):
@@ -56,7 +40,22 @@ class CswinPreTrainedModel(StagedPreTrainedModel):
             )
             for stage, step in enumerate(steps)
         ]
-        return PyramidEncoder(embeds, [build_stage(config, stage) for stage in range(num_stages)])
+        return PyramidEncoder(embeds, [self.build_stage(stage) for stage in range(num_stages)])
+
+    def build_stage(self, stage: int) -> BlockStage:
+        """The blocks of one stage."""
+        config = self.config
+        dim, heads, width = config.hidden_sizes[stage], config.num_heads[stage], config.stripe_widths[stage]
+        return BlockStage(
+            PreNormBlock(
+                CrossShapedAttention(config, dim, heads, width, config.stripe_padding == "masked"),
+                dim,
+                config.mlp_ratio,
+                rate,
+                config.layer_norm_eps,
+            )
+            for rate in config.drop_path_rates(stage)
+        )
 
 
 class CswinModel(StagedModel, CswinPreTrainedModel):
@@ -76,13 +75,12 @@ class CswinForImageClassification(StagedForImageClassification, CswinPreTrainedM
         self.post_init()
 
 
-class CswinForSemanticSegmentation(SegmentationModel, CswinPreTrainedModel):
-    """CSWin with a decoder, by default UPerNet."""
+class CswinForSemanticSegmentation(StagedForSemanticSegmentation, CswinPreTrainedModel):
+    """CSWin with a decoder, by default UPerNet. `decoder="unet"` mirrors its stages as Swin-Unet does Swin's."""
 
     def __init__(self, config: CswinConfig) -> None:
         super().__init__(config)
-        self.backbone = CswinBackbone(config)
-        self.build_heads(self.backbone.channels)
+        self.build_segmenter(CswinBackbone(config))
         self.post_init()
 
 

@@ -10,24 +10,20 @@ Legend: B batch, H, W image height and width, C channels.
 import os
 from typing import Any, Self
 
-from torch import Tensor, nn
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_glam_swin import GlamSwinConfig
-from ..configuration.options import choose
 from .attention import Attention
-from .blocks import Decoded
-from .decoder_unet import UnetDecoder
-from .modeling_segmentation import DECODERS, SegmentationModel
 from .modeling_staged import (
     StagedBackbone,
     StagedForImageClassification,
+    StagedForSemanticSegmentation,
     StagedModel,
     StagedPreTrainedModel,
 )
 from .nonlocal_upsampling import UpsamplingSizes
 from .swin_checkpoints import model_from_swin
-from .swin_stages import Encoded, StageSizes, SwinEncoder
+from .swin_stages import StageSizes, SwinEncoder, SwinStage
 
 
 def stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
@@ -51,26 +47,6 @@ def stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
     ]
 
 
-def build_unet(config: GlamSwinConfig, channels: tuple[int, ...]) -> UnetDecoder:
-    """The encoder's mirror image, from feature maps of these widths; its bottleneck is not repeated."""
-    config.validate_unet()  # once more: `from_pretrained` changes fields of a configuration that was checked before
-    stages = stage_sizes(config)[-2::-1]
-    upsampling_sizes = [
-        UpsamplingSizes(
-            dim=dim,
-            num_heads=stage.num_heads,
-            window=stage.window,
-            mlp_ratio=stage.mlp_ratio,
-            drop_path_rate=stage.drop_path_rates[0],
-            layer_norm_eps=stage.layer_norm_eps,
-            bias=config.nonlocal_bias,
-            shortcut=config.nonlocal_shortcut,
-        )
-        for dim, stage in zip(channels[:0:-1], stages, strict=True)
-    ]
-    return UnetDecoder(config, config.upsampling, upsampling_sizes, stages, (config.patch_size,) * 2)
-
-
 class GlamSwinPreTrainedModel(StagedPreTrainedModel):
     """Base of the GLAM-Swin models."""
 
@@ -83,6 +59,10 @@ class GlamSwinPreTrainedModel(StagedPreTrainedModel):
         config = self.config
         patch = (config.patch_size,) * 2
         return SwinEncoder(config, config.num_channels, patch, stage_sizes(config)[:num_stages])
+
+    def build_stage(self, stage: int) -> SwinStage:
+        """The blocks of one stage, with global tokens of their own."""
+        return SwinStage(self.config, stage_sizes(self.config)[stage])
 
     @classmethod
     def from_swin(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:
@@ -104,20 +84,7 @@ class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):
 
 
 class GlamSwinBackbone(StagedBackbone, GlamSwinPreTrainedModel):
-    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`.
-
-    With `decoder="unet"` the maps are what that decoder joins, of the same sizes: what enters each stage but the last,
-    and the layer-normed output of the last.
-    """
-
-    def is_normed(self, stage: str) -> bool:
-        """Whether a stage of `out_features` has a norm for its feature map."""
-        return self.config.decoder != "unet" or stage == self.out_features[-1]
-
-    def feature_maps(self, encoded: Encoded) -> list[Tensor]:
-        """What the encoder computed -> the maps (B, H, W, C) of `out_features`."""
-        skips = encoded.inputs[:-1] if self.config.decoder == "unet" else []
-        return [*skips, *super().feature_maps(encoded)]
+    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
 
 
 class GlamSwinForImageClassification(StagedForImageClassification, GlamSwinPreTrainedModel):
@@ -129,30 +96,21 @@ class GlamSwinForImageClassification(StagedForImageClassification, GlamSwinPreTr
         self.post_init()
 
 
-class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel):
+class GlamSwinForSemanticSegmentation(StagedForSemanticSegmentation, GlamSwinPreTrainedModel):
     """GLAM-Swin with a decoder, by default UPerNet: GLAM-Swin-UPerNet of the paper's Table 1.
 
-    With `decoder="unet"` it is GLAM-Swin-Unet, and Swin-Unet without global tokens. Its logits have a cell for each
-    pixel of the image padded to whole patches, and `output_attentions` returns those of the encoder.
+    With `decoder="unet"` it is GLAM-Swin-Unet, and Swin-Unet without global tokens.
     """
 
     def __init__(self, config: GlamSwinConfig) -> None:
         super().__init__(config)
-        self.backbone = GlamSwinBackbone(config)
-        self.build_heads(self.backbone.channels)
-        if config.decoder == "unet":  # the authors' classifier
-            self.classifier = nn.Conv2d(config.embed_dim, config.num_labels, kernel_size=1, bias=False)
+        self.build_segmenter(GlamSwinBackbone(config))
         self.post_init()
 
-    def build_decoder(self, channels: tuple[int, ...]) -> nn.Module:
-        """The decoder that the configuration names, from feature maps (B, C_i, h_i, w_i) to `Decoded`."""
-        return choose("decoder", self.config.decoder, {**DECODERS, "unet": build_unet})(self.config, channels)
-
-    def decode(self, feature_maps: tuple[Tensor, ...], pixel_mask: Tensor | None) -> Decoded:
-        """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> `Decoded`."""
-        if self.config.decoder == "unet":  # whose global tokens have to know about padding
-            return self.decoder(feature_maps, pixel_mask)
-        return super().decode(feature_maps, pixel_mask)
+    def upsampling_sizes(self, stage: int) -> UpsamplingSizes:
+        """The numbers of the step up to a stage: heads are twice as wide as the encoder's, as the authors have them."""
+        window = (self.config.stage_window(stage),) * 2
+        return super().upsampling_sizes(stage)._replace(num_heads=self.config.num_heads[stage], window=window)
 
 
 __all__ = [

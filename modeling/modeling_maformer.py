@@ -19,15 +19,15 @@ from ..configuration.configuration_maformer import MaformerConfig
 from .attention import Attention
 from .cross_shaped import CrossShapedAttention, StripeAttention
 from .global_learning import GLOBAL_BRANCHES, GlobalFusion, MafBlock, ShiftedWindowBlock
-from .modeling_segmentation import SegmentationModel
 from .modeling_staged import (
     StagedBackbone,
     StagedForImageClassification,
+    StagedForSemanticSegmentation,
     StagedModel,
     StagedPreTrainedModel,
 )
 from .patches import PatchEmbed
-from .pyramid_encoder import GridAttention, PreNormBlock, PyramidEncoder
+from .pyramid_encoder import BlockStage, GridAttention, PreNormBlock, PyramidEncoder
 from .swin_stages import StageSizes
 
 TOKEN_VOTE = 0.5  # weight of the token head in the class logits, LV-ViT's
@@ -46,15 +46,12 @@ def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
     )
 
 
-def build_stage(config: MaformerConfig, stage: int) -> list[nn.Module]:
-    """The blocks of one stage: MAF blocks as long as there are stripe widths, then ViT blocks."""
+def build_block(config: MaformerConfig, stage: int, index: int) -> nn.Module:
+    """One block of a stage: a MAF block as long as there are stripe widths, then a ViT block."""
     sizes = stage_sizes(config, stage)
     if stage < len(config.stripe_widths):
-        return [maf_block(config, sizes, config.stripe_widths[stage], index) for index in range(sizes.depth)]
-    return [
-        pre_norm_block(GridAttention(config, sizes.dim, sizes.num_heads), sizes, index)
-        for index in range(sizes.depth)
-    ]
+        return maf_block(config, sizes, config.stripe_widths[stage], index)
+    return pre_norm_block(GridAttention(config, sizes.dim, sizes.num_heads), sizes, index)
 
 
 def maf_block(config: MaformerConfig, sizes: StageSizes, stripe_width: int, index: int) -> MafBlock:
@@ -95,7 +92,12 @@ class MaformerPreTrainedModel(StagedPreTrainedModel):
             PatchEmbed(widths[stage], widths[stage + 1], (step, step), eps)
             for stage, step in enumerate(steps)
         ]
-        return PyramidEncoder(embeds, [build_stage(config, stage) for stage in range(num_stages)])
+        return PyramidEncoder(embeds, [self.build_stage(stage) for stage in range(num_stages)])
+
+    def build_stage(self, stage: int) -> BlockStage:
+        """The blocks of one stage."""
+        blocks = range(self.config.depths[stage])
+        return BlockStage(build_block(self.config, stage, index) for index in blocks)
 
 
 class MaformerModel(StagedModel, MaformerPreTrainedModel):
@@ -157,13 +159,15 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
         )
 
 
-class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel):
-    """MAFormer with a decoder, by default Semantic FPN, one of the two of the paper's Table 7."""
+class MaformerForSemanticSegmentation(StagedForSemanticSegmentation, MaformerPreTrainedModel):
+    """MAFormer with a decoder, by default Semantic FPN, one of the two of the paper's Table 7.
+
+    `decoder="unet"` mirrors its stages as Swin-Unet does Swin's; the paper has no such row.
+    """
 
     def __init__(self, config: MaformerConfig) -> None:
         super().__init__(config)
-        self.backbone = MaformerBackbone(config)
-        self.build_heads(self.backbone.channels)
+        self.build_segmenter(MaformerBackbone(config))
         self.post_init()
 
 

@@ -21,6 +21,7 @@ from ..configuration.options import choose
 from .blocks import Decoded
 from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .decoder_semantic_fpn import SemanticFpnDecoder
+from .decoder_unet import UnetDecoder
 from .decoder_upernet import FcnHead, UperNetDecoder
 from .losses import parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
@@ -103,7 +104,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
 
     def decode(self, feature_maps: tuple[Tensor, ...], pixel_mask: Tensor | None) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> `Decoded`."""
-        if isinstance(self.decoder, SegDeformerDecoder):  # it attends over the whole image
+        if isinstance(self.decoder, SegDeformerDecoder | UnetDecoder):  # which attend over padding as well
             return self.decoder(feature_maps, pixel_mask)
         return self.decoder(feature_maps)
 

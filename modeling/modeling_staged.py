@@ -1,6 +1,6 @@
-"""Model, backbone and classifier of families whose configuration is a `StagedConfig`.
+"""Model, backbone, classifier and segmenter of families whose configuration is a `StagedConfig`.
 
-A family's base class says how its encoder is built (`build_encoder`); everything else is here.
+A family's base class says how its encoder and a stage of it are built; everything else is here.
 
 Legend: B batch, H, W image height and width, C channels, N tokens.
 """
@@ -15,7 +15,11 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from ..configuration.options import choose
 from ..configuration.staged import StagedConfig
+from .decoder_unet import UnetDecoder, UnetStep
+from .modeling_segmentation import DECODERS, SegmentationModel
+from .nonlocal_upsampling import UPSAMPLINGS, UpsamplingSizes
 from .pretrained import ContextsegPreTrainedModel, check_images
 from .swin_stages import Encoded
 
@@ -25,6 +29,10 @@ class StagedPreTrainedModel(ContextsegPreTrainedModel):
 
     def build_encoder(self, num_stages: int) -> nn.Module:
         """The first stages of the encoder that the configuration describes, from images to `Encoded`."""
+        raise NotImplementedError
+
+    def build_stage(self, stage: int) -> nn.Module:
+        """The blocks of one stage, from features (B, H, W, C) and an optional mask (B, H, W) to features (B, H, W, C)."""
         raise NotImplementedError
 
 
@@ -63,7 +71,11 @@ class StagedModel(StagedPreTrainedModel):
 
 
 class StagedBackbone(BackboneMixin, StagedPreTrainedModel):
-    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`.
+
+    With `decoder="unet"` the maps are what that decoder joins, of the same sizes: what enters each stage but the last,
+    and the layer-normed output of the last.
+    """
 
     def __init__(self, config: StagedConfig) -> None:
         super().__init__(config)
@@ -78,14 +90,15 @@ class StagedBackbone(BackboneMixin, StagedPreTrainedModel):
         )
         self.post_init()
 
-    def is_normed(self, stage: str) -> bool:  # noqa: ARG002
+    def is_normed(self, stage: str) -> bool:
         """Whether a stage of `out_features` has a norm for its feature map."""
-        return True
+        return self.config.decoder != "unet" or stage == self.out_features[-1]
 
     def feature_maps(self, encoded: Encoded) -> list[Tensor]:
         """What the encoder computed -> the maps (B, H, W, C) of `out_features`."""
         named = dict(zip(self.stage_names, pyramid(encoded), strict=False))
-        return [norm(named[name]) for name, norm in self.norms.items()]
+        skips = encoded.inputs[:-1] if self.config.decoder == "unet" else []
+        return [*skips, *(norm(named[name]) for name, norm in self.norms.items())]
 
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
@@ -131,6 +144,59 @@ class StagedForImageClassification(StagedPreTrainedModel):
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class StagedForSemanticSegmentation(SegmentationModel, StagedPreTrainedModel):
+    """A segmenter that besides all other decoders knows "unet", the encoder's mirror image.
+
+    The logits of "unet" have a cell for each pixel of the image padded to whole patches, and `output_attentions` returns
+    those of the encoder.
+    """
+
+    def build_segmenter(self, backbone: StagedBackbone) -> None:
+        """Takes the encoder, and adds decoder and heads."""
+        config = self.config
+        self.backbone = backbone
+        self.build_heads(backbone.channels)
+        if config.decoder == "unet":  # Swin-Unet's classifier has no bias
+            self.classifier = nn.Conv2d(
+                config.decoder_hidden_size, config.num_labels, kernel_size=1, bias=False
+            )
+
+    def build_decoder(self, channels: tuple[int, ...]) -> nn.Module:
+        """The decoder that the configuration names, from feature maps (B, C_i, h_i, w_i) to `Decoded`."""
+        decoders = {**DECODERS, "unet": lambda *_: self.build_unet()}
+        return choose("decoder", self.config.decoder, decoders)(self.config, channels)
+
+    def build_unet(self) -> UnetDecoder:
+        """The encoder's mirror image; its bottleneck is not repeated."""
+        config = self.config
+        config.validate_unet()  # once more: `from_pretrained` changes fields of a configuration that was checked before
+        upsample = UPSAMPLINGS[config.upsampling]
+        steps = [
+            UnetStep(
+                upsample(config, self.upsampling_sizes(stage)),
+                config.hidden_sizes[stage],
+                self.build_stage(stage),
+            )
+            for stage in reversed(range(config.num_layers - 1))
+        ]
+        return UnetDecoder(steps, config.hidden_sizes[0], (config.patch_size,) * 2, config.layer_norm_eps)
+
+    def upsampling_sizes(self, stage: int) -> UpsamplingSizes:
+        """The numbers of the step up to a stage; it has the heads of the coarser stage, and drops paths like the finer."""
+        config = self.config
+        return UpsamplingSizes(
+            dim=config.hidden_sizes[stage + 1],
+            out_dim=config.hidden_sizes[stage],
+            num_heads=config.num_heads[stage + 1],
+            window=(config.window_size,) * 2,
+            mlp_ratio=config.mlp_ratio,
+            drop_path_rate=config.drop_path_rates(stage)[0],
+            layer_norm_eps=config.layer_norm_eps,
+            bias=config.nonlocal_bias,
+            shortcut=config.nonlocal_shortcut,
         )
 
 

@@ -6,7 +6,8 @@ authors' code cuts both grids into as many windows and lets a fine window attend
 (`WindowCrossAttention`), with relative positions. In that code an indexing slip permutes the columns of keys, which
 weights trained with it need (`nonlocal_bias` "official").
 
-Legend: B batch, G... grid axes of the fine features, g... of the coarse ones, C channels of the coarse ones.
+Legend: B batch, G... grid axes of the fine features, g... of the coarse ones, C channels of the coarse ones,
+C' of the fine ones.
 """
 
 from collections.abc import Callable
@@ -27,15 +28,16 @@ from .windows import Windows, crop, cut, join, plan_windows
 
 
 class UpsamplingSizes(NamedTuple):
-    """The numbers that make one step of upsampling, from `dim` channels to half of them on twice the grid.
+    """The numbers that make one step of upsampling, from `dim` channels to `out_dim` on twice the grid.
 
     window: side of a coarse window; that of a fine one is twice as long.
-    num_heads: those of the finer stage, so that heads are twice as wide as there.
+    num_heads: of the attention, which is `dim` wide.
     bias: numbering of relative positions, "clean" or "official".
     shortcut: the residual, "expand" (patch expansion) or "bilinear".
     """
 
     dim: int
+    out_dim: int
     num_heads: int
     window: tuple[int, ...]
     mlp_ratio: float
@@ -87,11 +89,11 @@ class WindowCrossAttention(nn.Module):
     def __init__(self, config: PreTrainedConfig, sizes: UpsamplingSizes) -> None:
         super().__init__()
         self.window = sizes.window
-        self.attention = Attention(config, sizes.dim, sizes.num_heads, token_dim=sizes.dim // 2)
+        self.attention = Attention(config, sizes.dim, sizes.num_heads, token_dim=sizes.out_dim)
         self.position_bias = CrossPositionBias(sizes.window, sizes.num_heads, sizes.bias)
 
     def forward(self, skip: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """(B, G..., C/2), (B, g..., C) -> (B, G..., C/2); a mask of padding is not needed inside windows."""
+        """(B, G..., C'), (B, g..., C) -> (B, G..., C'); a mask of padding is not needed inside windows."""
         coarse = plan_windows(tuple(features.shape[1:-1]), self.window)
         fine = twice(coarse, tuple(skip.shape[1:-1]))
         asking, context = cut(skip, fine), cut(features, coarse)
@@ -111,10 +113,10 @@ class GlobalCrossAttention(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, sizes: UpsamplingSizes) -> None:
         super().__init__()
-        self.attention = Attention(config, sizes.dim, sizes.num_heads, token_dim=sizes.dim // 2)
+        self.attention = Attention(config, sizes.dim, sizes.num_heads, token_dim=sizes.out_dim)
 
     def forward(self, skip: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, G..., C/2), (B, g..., C), optional (B, g...) true where there is image -> (B, G..., C/2)."""
+        """(B, G..., C'), (B, g..., C), optional (B, g...) true where there is image -> (B, G..., C')."""
         bias = None if mask is None else ignore_padding(mask, features.dtype)
         mixed, _ = self.attention(skip.flatten(1, -2), features.flatten(1, -2), bias)
         return mixed.reshape(skip.shape)
@@ -129,14 +131,14 @@ def ignore_padding(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class BilinearExpand(nn.Module):
-    """The authors' other residual: half of the channels by a linear map, then bilinear upsampling, corners aligned."""
+    """The authors' other residual: the finer width by a linear map, then bilinear upsampling, corners aligned."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.projection = nn.Linear(dim, dim // 2)
+        self.projection = nn.Linear(dim, out_dim)
 
     def forward(self, features: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(B, h, w, C) -> (B, G..., C/2), cropped from twice the size."""
+        """(B, h, w, C) -> (B, G..., C'), cropped from twice the size."""
         feature_map = self.projection(features).movedim(-1, 1)
         size = tuple(2 * side for side in feature_map.shape[2:])
         finer = F.interpolate(feature_map, size=size, mode="bilinear", align_corners=True)
@@ -145,9 +147,9 @@ class BilinearExpand(nn.Module):
 
 SHORTCUTS: dict[str, Callable[[UpsamplingSizes], nn.Module]] = {
     "expand": lambda sizes: PatchExpand(
-        sizes.dim, sizes.dim // 2, (2,) * len(sizes.window), sizes.layer_norm_eps
+        sizes.dim, sizes.out_dim, (2,) * len(sizes.window), sizes.layer_norm_eps
     ),
-    "bilinear": lambda sizes: BilinearExpand(sizes.dim),
+    "bilinear": lambda sizes: BilinearExpand(sizes.dim, sizes.out_dim),
 }
 
 
@@ -156,16 +158,15 @@ class NonLocalUpsample(GradientCheckpointingLayer):
 
     def __init__(self, sizes: UpsamplingSizes, attend: nn.Module) -> None:
         super().__init__()
-        half = sizes.dim // 2
         self.shortcut = SHORTCUTS[sizes.shortcut](sizes)
         self.norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
         self.attend = attend
-        self.norm2 = nn.LayerNorm(half, eps=sizes.layer_norm_eps)
-        self.mlp = Mlp(half, int(half * sizes.mlp_ratio))
+        self.norm2 = nn.LayerNorm(sizes.out_dim, eps=sizes.layer_norm_eps)
+        self.mlp = Mlp(sizes.out_dim, int(sizes.out_dim * sizes.mlp_ratio))
         self.drop_path = DropPath(sizes.drop_path_rate)
 
     def forward(self, features: Tensor, skip: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, g..., C), (B, G..., C/2), optional (B, g...) true where there is image -> (B, G..., C/2)."""
+        """(B, g..., C), (B, G..., C'), optional (B, g...) true where there is image -> (B, G..., C')."""
         upsampled = self.shortcut(features, tuple(skip.shape[1:-1]))
         upsampled = upsampled + self.drop_path(self.attend(skip, self.norm1(features), mask))
         return upsampled + self.drop_path(self.mlp(self.norm2(upsampled)))
@@ -179,11 +180,11 @@ class ExpandUpsample(nn.Module):
         self.expand = SHORTCUTS["expand"](sizes)
 
     def forward(self, features: Tensor, skip: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """(B, g..., C), (B, G..., C/2) -> (B, G..., C/2)."""
+        """(B, g..., C), (B, G..., C') -> (B, G..., C')."""
         return self.expand(features, tuple(skip.shape[1:-1]))
 
 
-# By name: from features (B, g..., C) and the skip (B, G..., C/2) to features (B, G..., C/2).
+# By name: from features (B, g..., C) and the skip (B, G..., C') to features (B, G..., C').
 UPSAMPLINGS: dict[str, Callable[[PreTrainedConfig, UpsamplingSizes], nn.Module]] = {
     "expand": lambda _, sizes: ExpandUpsample(sizes),
     "nonlocal": lambda config, sizes: NonLocalUpsample(sizes, WindowCrossAttention(config, sizes)),

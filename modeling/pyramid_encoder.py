@@ -97,24 +97,32 @@ class OverlappingEmbed(nn.Module):
         return self.norm(self.projection(F.pad(pixel_values, widths)).movedim(1, -1))
 
 
-class PyramidEncoder(nn.Module):
-    """An embedding of patches before each stage; a stage is a list of blocks."""
+class BlockStage(nn.ModuleList):
+    """The blocks of one resolution, one after the other."""
 
-    def __init__(self, embeds: list[nn.Module], stages: list[list[nn.Module]]) -> None:
+    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
+        for block in self:
+            features = block(features, visible)
+        return features
+
+
+class PyramidEncoder(nn.Module):
+    """An embedding of patches before each stage."""
+
+    def __init__(self, embeds: list[nn.Module], stages: list[nn.Module]) -> None:
         super().__init__()
         self.embeds = nn.ModuleList(embeds)
-        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
+        self.stages = nn.ModuleList(stages)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
         """(B, C, S...), optional (B, S...) one where there is image -> features (B, G..., C) at each stage."""
         feature_map = pixel_values
         inputs, outputs = [], []
-        for embed, blocks in zip(self.embeds, self.stages, strict=True):
+        for embed, stage in zip(self.embeds, self.stages, strict=True):
             features = embed(feature_map)
             inputs.append(features)
-            visible = patches_with_image(pixel_mask, features)
-            for block in blocks:
-                features = block(features, visible)
+            features = stage(features, patches_with_image(pixel_mask, features))
             outputs.append(features)
             feature_map = features.movedim(-1, 1)
         return Encoded(inputs, outputs)

@@ -57,6 +57,10 @@ def tiny_maformer(**overrides) -> MaformerForSemanticSegmentation:
     return MaformerForSemanticSegmentation(MaformerConfig(**{**options, **overrides}))
 
 
+def tiny_maformer_unet(**overrides) -> MaformerForSemanticSegmentation:
+    return tiny_maformer(**{**UNET, "window_size": 2, "use_auxiliary_head": False, **overrides})
+
+
 def tiny_cswin(**overrides) -> CswinForSemanticSegmentation:
     options = {
         "hidden_sizes": (8, 16, 16),
@@ -69,6 +73,10 @@ def tiny_cswin(**overrides) -> CswinForSemanticSegmentation:
         "id2label": LABELS,
     }
     return CswinForSemanticSegmentation(CswinConfig(**{**options, **overrides}))
+
+
+def tiny_cswin_unet(**overrides) -> CswinForSemanticSegmentation:
+    return tiny_cswin(**{**UNET, "upsampling": "expand", **overrides})
 
 
 def tiny_segdeformer(**overrides) -> SegDeformerForSemanticSegmentation:
@@ -101,9 +109,25 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "glam_swin_fpn": tiny_glam_swin_fpn,
     "glam_swin_unet": tiny_glam_swin_unet,
     "maformer": tiny_maformer,
+    "maformer_unet": tiny_maformer_unet,
     "cswin": tiny_cswin,
+    "cswin_unet": tiny_cswin_unet,
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
+}
+
+OTHER_UPSAMPLING = {
+    "upsampling": UNET,
+    "nonlocal_bias": {**UNET, "nonlocal_bias": "official", "initializer_range": 0.2},
+    "nonlocal_shortcut": {**UNET, "nonlocal_shortcut": "bilinear"},
+}
+# What a Unet's own options and its heads' become: its width is the first stage's, an auxiliary head has to be asked for.
+OTHER_UNET = {
+    "decoder": "upernet",
+    "decoder_hidden_size": {"decoder": "semantic_fpn", "decoder_hidden_size": 16},
+    "use_auxiliary_head": True,
+    "auxiliary_hidden_size": {"use_auxiliary_head": True, "auxiliary_hidden_size": 16},
+    "auxiliary_loss_weight": {"use_auxiliary_head": True, "auxiliary_loss_weight": 1.0},
 }
 
 # For every option of a configuration another value than the tiny one; each must change what the model computes.
@@ -122,9 +146,7 @@ OTHER_VALUES = {
         "global_position_embedding": "sincos",
         "global_position_rows": {"global_position_rows": (99, 99), "global_position_embedding": "table"},
         "pretrain_image_size": 32,
-        "upsampling": UNET,
-        "nonlocal_bias": {**UNET, "nonlocal_bias": "official", "initializer_range": 0.2},
-        "nonlocal_shortcut": {**UNET, "nonlocal_shortcut": "bilinear"},
+        **OTHER_UPSAMPLING,
         "initializer_range": 0.1,
         "layer_norm_eps": 0.1,
         "decoder": "semantic_fpn",
@@ -139,17 +161,6 @@ OTHER_VALUES = {
     }
 }
 OTHER_VALUES["glam_swin_fpn"] = {**OTHER_VALUES["glam_swin"], "decoder": "upernet"}
-OTHER_VALUES["glam_swin_unet"] = {
-    **OTHER_VALUES["glam_swin"],
-    "decoder": "upernet",
-    "decoder_hidden_size": {"decoder": "semantic_fpn", "decoder_hidden_size": 16},
-    "use_auxiliary_head": True,
-    "auxiliary_hidden_size": {"use_auxiliary_head": True, "auxiliary_hidden_size": 16},
-    "auxiliary_loss_weight": {"use_auxiliary_head": True, "auxiliary_loss_weight": 1.0},
-    "upsampling": "expand",
-    "nonlocal_bias": {"nonlocal_bias": "official", "initializer_range": 0.2},
-    "nonlocal_shortcut": "bilinear",
-}
 # The options of a segmenter's heads and losses, of which every one changes what any segmenter computes.
 OTHER_DECODING = {
     "decoder_hidden_size": 16,
@@ -175,9 +186,10 @@ OTHER_STAGES = {
 OTHER_VALUES["maformer"] = {
     **OTHER_STAGES,
     **OTHER_DECODING,
+    **OTHER_UPSAMPLING,
     "stripe_widths": (2, 2),
     "local_attention": "shifted_window",
-    "window_size": {"local_attention": "shifted_window", "window_size": 2},
+    "window_size": {"local_attention": "shifted_window", "window_size": 3},
     "global_branch": "conv",
     "fusion": {"fusion": "local_enhanced", "initializer_range": 0.2},
     "gld_grid_size": 6,
@@ -187,6 +199,8 @@ OTHER_VALUES["maformer"] = {
 OTHER_VALUES["cswin"] = {
     **OTHER_STAGES,
     **OTHER_DECODING,
+    **OTHER_UPSAMPLING,
+    "window_size": {**UNET, "window_size": 2},
     "stripe_widths": (1, 2, 0),
     "stripe_padding": "official",
     "decoder": "semantic_fpn",
@@ -212,10 +226,14 @@ OTHER_VALUES["segdeformer"] = {
     "auxiliary_hidden_size": {"auxiliary_hidden_size": 16, "use_auxiliary_head": True},
     "auxiliary_loss_weight": {"auxiliary_loss_weight": 1.0, "use_auxiliary_head": True},
 }
+for family, upsampling in {"glam_swin": "expand", "maformer": "expand", "cswin": "nonlocal_global"}.items():
+    OTHER_VALUES[f"{family}_unet"] = {**OTHER_VALUES[family], **OTHER_UNET, "upsampling": upsampling}
 OTHER_VALUES["segdeformer_glam"] = {**OTHER_VALUES["segdeformer"], "neck": "conv"}
 for values in OTHER_VALUES.values():  # these two speak of one decoder, which every family has
     for option, other in (("attention_loss_weight", 1.0), ("reduction_ratio", 2)):
         values[option] = {option: other, "decoder": "segdeformer", "decoder_hidden_size": 8}
 
 # Options that only the family's classifier reads; its own test file shows what they change.
-CLASSIFIER_OPTIONS = {"maformer": {"use_token_labels", "token_label_loss_weight"}}
+CLASSIFIER_OPTIONS = dict.fromkeys(
+    ("maformer", "maformer_unet"), {"use_token_labels", "token_label_loss_weight"}
+)

@@ -46,7 +46,10 @@ def test_table_rows_are_the_authors():
         ({"nonlocal_bias": "none"}, "nonlocal_bias is 'none'. Use one of clean, official"),
         ({"nonlocal_shortcut": "conv"}, "nonlocal_shortcut is 'conv'. Use one of expand, bilinear"),
         ({"pretrain_image_size": 16}, "pretrain_image_size is 16.* Use 32 or more"),
-        ({"decoder": "unet", "decoder_hidden_size": 7}, "with decoder 'unet' it is embed_dim, 96"),
+        (
+            {"decoder": "unet", "decoder_hidden_size": 7},
+            "with decoder 'unet' it is the first stage's width, 96",
+        ),
         ({"decoder": "unet", "out_features": ["stage1", "stage2"]}, "leave out out_features"),
         ({"decoder": "unet", "depths": (2,), "num_heads": (2,)}, "It needs two stages or more"),
         ({"loss_reduction": "sum"}, "Use 'valid' or 'all'"),

@@ -148,6 +148,7 @@ def run_nonlocal(case: GoldenCase, inputs: dict[str, Tensor]) -> tuple[nn.Module
     shortcut = SHORTCUTS[arguments["residual_patch_expand"]]
     upsampling = UpsamplingSizes(
         dim=arguments["dim"],
+        out_dim=arguments["dim"] // 2,
         num_heads=arguments["num_heads"],
         window=(arguments["window_size"],) * 2,
         mlp_ratio=arguments["mlp_ratio"],
