@@ -29,6 +29,7 @@ PUBLIC = {
     "GlamSwinForImageClassification": "modeling.modeling_glam_swin",
     "GlamSwinForSemanticSegmentation": "modeling.modeling_glam_swin",
     "GlamSwinModel": "modeling.modeling_glam_swin",
+    "Inference": "processing.inference",
     "MaformerBackbone": "modeling.modeling_maformer",
     "MaformerConfig": "configuration.configuration_maformer",
     "MaformerForImageClassification": "modeling.modeling_maformer",

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from .image_reading import read_orientation
 from .orientation import UPRIGHT, swaps_sides, turn_back
 from .palettes import colorize
+from .tiling import RowReader
 
 CHUNK_VALUES = 1 << 24  # upsampled logits held at once: 64 MiB
 
@@ -33,6 +34,20 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
             better = values > best  # of equal classes the first stays
             best, winner = torch.where(better, values, best), torch.where(better, classes + first, winner)
     return winner
+
+
+def upsampled_rows(rows: RowReader, cells: int, size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Rows start..stop-1 of logits (K, cells, w) interpolated bilinearly to `size`: (K, stop - start, W)."""
+    height, width = size
+    at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * cells / height - 0.5).clamp(min=0)
+    above = at.long().clamp(max=cells - 1)
+    below = (above + 1).clamp(max=cells - 1)
+    first = int(above[0])
+    band = rows.read(first, int(below[-1]) + 1)
+    band = F.interpolate(band[None], size=(band.shape[1], width), mode="bilinear", align_corners=False)[0]
+    share = (at - above).to(band)[:, None]
+    above, below = ((index - first).to(band.device) for index in (above, below))
+    return torch.lerp(band.index_select(1, above), band.index_select(1, below), share)
 
 
 def covered_cells(pixels: int, padded: int, cells: int) -> int:
