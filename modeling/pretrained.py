@@ -39,6 +39,9 @@ class ContextsegPreTrainedModel(PreTrainedModel):
             return super().push_to_hub(repo_id, **options)
         return self.hub.push(self, repo_id, **options)
 
+    def get_input_embeddings(self) -> None:
+        """None: pixels come in through layers, not through a table. FSDP in accelerate asks."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -9,6 +9,7 @@ Heavy imports come after the command line is read, so that `--help` answers at o
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,7 @@ class TrainArguments:
     precision: Literal["no", "bf16", "fp16"] | None = None  # mixed; default: as accelerate is configured
     compile: bool = False  # torch.compile the model: slow to start, faster afterwards on a GPU
     cpu: bool = False  # leave GPUs alone
+    sync_batch_norm: bool = True  # several GPUs: batch norm sees each GPU's images alone
     # Run
     output: str = ""  # folder of this run
     resume: bool = False  # continue the run in --output; its options are known, give only those to change
@@ -111,20 +113,29 @@ def train(arguments: TrainArguments) -> int:
     from .training.loop import Meter, StopSignal, Training, train_loop
     from .training.models import describe
     from .training.optim import WeightAverage
+    from .training.processes import (
+        explained_loss_of_a_peer,
+        spread_random_numbers,
+        with_synchronised_batch_norm,
+    )
     from .training.run_folder import RunFolder
     from .training.tasks import task_of
 
     stop, task = StopSignal(), task_of(arguments.task)
-    with stop.listening():
-        accelerator = setup.new_accelerator(arguments)
+    accelerator = setup.new_accelerator(arguments)
+    with stop.listening(), explained_loss_of_a_peer(accelerator, arguments.output):
         train_data, val_data = setup.open_splits(arguments, task)
         schedule = setup.new_schedule(arguments, len(train_data), accelerator.num_processes)
         model = setup.new_model(arguments, task, train_data)
         processor = task.new_processor(arguments, train_data)
         samples = task.new_samples(arguments, train_data, processor, model)
         accelerator.print(f"{describe(model)}, {len(train_data.classes)} classes, {len(train_data)} images")
+        count = partial(task.count, model=model)
+        if arguments.sync_batch_norm:
+            model = with_synchronised_batch_norm(accelerator, model)
         model, optimizer = accelerator.prepare(model, setup.new_optimizer(arguments, model))
-        training = Training(accelerator, model, optimizer)
+        spread_random_numbers(accelerator, arguments.seed)
+        training = Training(accelerator, model, optimizer, Path(arguments.output), count)
         training.average = WeightAverage(training.plain_model, arguments.ema) if arguments.ema else None
         if arguments.resume:
             training.restore(load_state(Path(arguments.output) / "last"))

@@ -128,8 +128,9 @@ def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
 
 
 def default_workers() -> int:
-    """One process fewer than there are cores, at most eight."""
-    return min(8, max(1, (os.cpu_count() or 2) - 1))
+    """One process fewer than this process has cores, at most eight."""
+    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, cores - 1))
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:  # noqa: ARG001

@@ -24,6 +24,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .arguments import CommandError
 from .checkpoints import gathered_random_states, save_state, set_random_states, write_folder
+from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
+from .gathered_state import gathered_state, gathered_weights, restore_state, restore_weights
 from .optim import WeightAverage, learning_rate_factor, set_learning_rate
 from .records import Log
 
@@ -64,6 +66,8 @@ class Training:
     accelerator: Accelerator
     model: nn.Module  # as `accelerator.prepare` returned it
     optimizer: torch.optim.Optimizer
+    run: Path  # the folder of the run
+    count: Callable[[dict[str, Any]], float]  # what the loss of a batch is the mean over; see `Task.count`
     average: WeightAverage | None = None
     step: int = 0
     seconds: float = 0.0
@@ -79,42 +83,58 @@ class Training:
         return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """Call it on every process."""
+        """What resuming needs; on the first process alone it is complete. Call it on every process."""
         scaler = self.accelerator.scaler
         return {
-            "model": self.plain_model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.optimizer_state(),
             "scaler": scaler.state_dict() if scaler else None,
-            "average": self.average.state_dict() if self.average else None,
+            "average": self.average_state() if self.average else None,
             "random": gathered_random_states(self.accelerator),
             "progress": {name: getattr(self, name) for name in ("step", "seconds", "scores", "best")},
         }
 
+    def optimizer_state(self) -> dict[str, Any]:
+        if uses_deepspeed(self.accelerator):
+            return {"engine": save_engine(self.model, self.run, self.step)}
+        weights, optimizer = gathered_state(self.plain_model, self.optimizer)
+        return {"model": weights, "optimizer": optimizer}
+
+    def average_state(self) -> dict[str, Any]:
+        with self.published_weights():
+            return {"steps": self.average.steps, "weights": gathered_weights(self.plain_model)}
+
     def restore(self, state: dict[str, Any]) -> None:
-        self.plain_model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            restore_weights(self.plain_model, state["average"]["weights"])
+            self.average.begin(self.plain_model, steps=state["average"]["steps"])
+        if "engine" in state:
+            restore_engine(self.model, self.run, state["engine"])
+        else:
+            restore_state(self.plain_model, self.optimizer, state["model"], state["optimizer"])
         if state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
-        set_random_states(state["random"][self.accelerator.process_index])
+        if self.accelerator.process_index < len(state["random"]):
+            set_random_states(state["random"][self.accelerator.process_index])
 
     def save(self, folder: Path, processor: BaseImageProcessor, *, with_state: bool) -> None:
-        """Writes a `from_pretrained` folder; `with_state` adds what resuming needs."""
+        """Writes a `from_pretrained` folder; `with_state` adds what resuming needs. Call it on every process."""
         state = self.state() if with_state else None
+        with self.published_weights():
+            weights = gathered_weights(self.plain_model)
 
-        def write(temporary: Path) -> None:
-            if state is not None:
-                save_state(temporary, state)
-            with self.published_weights():
-                self.plain_model.save_pretrained(temporary)
-            processor.save_pretrained(temporary)
+            def write(temporary: Path) -> None:
+                if state is not None:
+                    save_state(temporary, state)
+                self.plain_model.save_pretrained(temporary, state_dict=weights)
+                processor.save_pretrained(temporary)
 
-        if self.accelerator.is_main_process:
-            weights = sum(tensor.nbytes for tensor in self.plain_model.state_dict().values())
-            write_folder(folder, write, expected_bytes=weights * (4 if with_state else 1))
+            if self.accelerator.is_main_process:
+                size = sum(tensor.nbytes for tensor in weights.values())
+                write_folder(folder, write, expected_bytes=size * (4 if with_state else 1))
+                if state is not None and "engine" in state:
+                    remove_other_engines(self.run, state["engine"])
         self.accelerator.wait_for_everyone()
 
 
@@ -249,14 +269,18 @@ def train_loop(
 def optimizer_step(
     training: Training, batches: list[dict[str, Any]], schedule: Schedule
 ) -> tuple[Tensor, list[str]]:
-    """One step of the optimizer over its micro-batches: their mean loss, on the device, and the samples' names."""
+    """One step of the optimizer over its micro-batches: their loss, on the device, and the samples' names.
+
+    The loss is the mean over the labels of the whole step, so that it does not matter how its images are distributed over
+    micro-batches and processes. (Normalisation and losses that are no means, such as Dice, see one micro-batch.)
+    """
     accelerator, names, losses = training.accelerator, [], []
     set_learning_rate(training.optimizer, schedule.learning_rate_factor(training.step))
-    for batch in batches:
+    for batch, share in zip(batches, shares(training, batches), strict=True):
         names += batch.pop("name")
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         with accelerator.accumulate(training.model):
-            loss = training.model(**batch).loss
+            loss = training.model(**batch).loss * share
             accelerator.backward(loss)
             if accelerator.sync_gradients and schedule.clip_norm:
                 accelerator.clip_grad_norm_(training.model.parameters(), schedule.clip_norm)
@@ -266,3 +290,11 @@ def optimizer_step(
     if training.average:
         training.average.update(training.plain_model)
     return torch.stack(losses).mean(), names
+
+
+def shares(training: Training, batches: list[dict[str, Any]]) -> Tensor:
+    """What each micro-batch counts in the mean of the step's losses; 1 where all have equally many labels."""
+    accelerator = training.accelerator
+    counts = torch.tensor([training.count(batch) for batch in batches], device=accelerator.device)
+    mean = accelerator.reduce(counts.mean(), reduction="mean")
+    return counts / mean.where(mean > 0, 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 DECAYED = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -96,7 +96,11 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.steps = 0
+        self.begin(model)
+
+    def begin(self, model: nn.Module, steps: int = 0) -> None:
+        """Takes the model's weights for the average of that many steps."""
+        self.steps = steps
         self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
@@ -120,11 +124,3 @@ class WeightAverage:
             yield
         finally:
             model.load_state_dict(own)
-
-    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        return {"steps": self.steps, "weights": self.weights}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.steps = state["steps"]
-        for name, tensor in state["weights"].items():
-            self.weights[name].copy_(tensor)

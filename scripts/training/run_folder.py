@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor
 
 from .loop import Meter, Training
+from .processes import whole_weights
 from .records import Log, environment, write_json
 from .tasks import Task
 
@@ -64,7 +65,11 @@ class RunFolder:
         training, started = self.training, time.perf_counter()
         images = tqdm(self.images, desc="evaluating", unit="image", leave=False, disable=meter.bar.disable)
         # A compiled model would be compiled again for every size of image.
-        with training.published_weights(), torch.compiler.set_stance("force_eager"):
+        with (
+            training.published_weights(),
+            whole_weights(self.accelerator, training.plain_model),
+            torch.compiler.set_stance("force_eager"),
+        ):
             scores = self.task.score(training.plain_model, self.processor, images, self.accelerator)
         seconds = time.perf_counter() - started
         training.scores = {"step": training.step, **scores}
@@ -88,6 +93,7 @@ class RunFolder:
                 "status": status,
                 "arguments": asdict(self.arguments) | {"resume": False},
                 "seed": self.arguments.seed,
+                "processes": self.accelerator.num_processes,
                 "steps_done": training.step,
                 "seconds": round(training.seconds, 1),
                 "scores": training.scores,

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ...modeling.pretrained_backbones import encoder_normalisation
 from ...processing.image_processing_segmentation import SegmentationImageProcessor
@@ -89,6 +91,10 @@ class SegmentationTask(Task):
     ) -> TrainingSamples:
         return TrainingSamples(data, new_augmentation(arguments, data, processor), processor)
 
+    def count(self, batch: dict[str, Any], model: PreTrainedModel) -> float:
+        """The pixels that the mean of the cross-entropy is over, each times the weight of its class."""
+        return counted_pixels(batch["labels"], model.config)
+
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
     ) -> DataLoader:
@@ -115,6 +121,18 @@ class SegmentationTask(Task):
 
     def headline(self, scores: dict[str, Any]) -> str:
         return f"mIoU {percent(scores['mean_iou'])} %"
+
+
+def counted_pixels(labels: Tensor, config: PreTrainedConfig) -> float:
+    """(B, H, W) -> what `segmentation_loss` divides by; a model of transformers counts labelled pixels."""
+    if getattr(config, "loss_reduction", "valid") == "all":
+        return float(labels.numel())
+    is_labelled = labels != config.semantic_loss_ignore_index
+    weights = getattr(config, "class_weights", None)
+    if weights is None:
+        return float(is_labelled.sum())
+    known = labels[is_labelled].clamp(0, len(weights) - 1)  # the model tells of labels out of range
+    return float(torch.tensor(weights)[known].sum())
 
 
 class GeneratedPairs(Dataset):

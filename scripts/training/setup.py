@@ -15,10 +15,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from .batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
+from .deepspeed_state import configure_deepspeed
 from .loop import Schedule, Training
 from .models import STARTS, build_model, parse_overrides
 from .official_layouts import with_split
 from .optim import parameter_groups
+from .processes import num_processes, quiet_unless_first
 from .records import read_json
 from .tasks import Task, task_of
 
@@ -56,14 +58,33 @@ def resumed(kind: type["TrainArguments"], given: dict[str, Any], record: Path) -
             f"there is no checkpoint in {record.parent} to resume from. Leave out --resume to start a new run."
         )
     known = {field.name for field in fields(kind)}
-    stored = {name: value for name, value in read_json(record)["arguments"].items() if name in known}
+    content = read_json(record)
+    stored = {name: value for name, value in content["arguments"].items() if name in known}
+    changeable = CHANGEABLE | changeable_batches({**stored, **given}, stored, content["processes"])
     for name, value in given.items():
-        if name not in CHANGEABLE and value != stored.get(name):
+        if name not in changeable and value != stored.get(name):
             raise ValueError(
                 f"this run began with {name}={stored.get(name)} and cannot go on with {value}: resuming is exact. "
                 f"Leave the option out, or start a new run with --weights {record.parent}."
             )
     return kind(**{**stored, **given})
+
+
+def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: int) -> set[str]:
+    """Another number of processes may share the images of a step otherwise, as long as they stay the same."""
+    if num_processes() == processes:
+        return set()
+    images = {
+        "was": before["batch_size"] * before["accumulation"] * processes,
+        "is": now["batch_size"] * now["accumulation"] * num_processes(),
+    }
+    if images["is"] != images["was"]:
+        raise ValueError(
+            f"a step of this run had {images['was']} images ({before['batch_size']} x accumulation {before['accumulation']} x "
+            f"{processes} processes) and would have {images['is']} with {num_processes()} processes. "
+            f"Choose --batch-size and --accumulation so that it stays {images['was']}."
+        )
+    return {"batch_size", "accumulation"}
 
 
 def new_accelerator(arguments: "TrainArguments") -> Accelerator:
@@ -74,7 +95,15 @@ def new_accelerator(arguments: "TrainArguments") -> Accelerator:
         log_with=None if arguments.tracker == "none" else arguments.tracker,
         project_dir=arguments.output,
     )
+    configure_deepspeed(
+        accelerator,
+        batch_size=arguments.batch_size,
+        accumulation=arguments.accumulation,
+        clip_norm=arguments.clip_norm,
+        averages=arguments.ema is not None,
+    )
     set_seed(arguments.seed)
+    quiet_unless_first(accelerator)
     disable_progress_bar()  # of transformers, which would draw one over ours at every checkpoint
     return accelerator
 

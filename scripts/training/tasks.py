@@ -62,6 +62,10 @@ class Task(ABC):
     ) -> Dataset:
         """Augmented samples by (epoch, index)."""
 
+    def count(self, batch: dict[str, Any], model: PreTrainedModel) -> float:  # noqa: ARG002
+        """What the model's loss of this batch is the mean over: its images."""
+        return float(len(batch["name"]))
+
     @abstractmethod
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
