@@ -42,6 +42,7 @@ PUBLIC = {
     "SegmentationImageProcessorPil": "processing.image_processing_segmentation",
     "SegmentationMetric": "processing.segmentation_metric",
     "TrainerScores": "processing.metrics",
+    "add_lora": "modeling.lora",
     "cascade_mask_rcnn": "modeling.detection_cascade",
     "global_attention_maps": "modeling.explanations",
     "mask_rcnn": "modeling.detection",

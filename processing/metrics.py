@@ -1,8 +1,8 @@
 """Scores of semantic segmentation, from one confusion matrix that stays on the device.
 
 Pixels labelled `ignore_index`, or -100 (what Trainer pads with), are left out altogether. A class is left out of a mean
-when its score is 0/0: IoU and Dice when neither labels nor prediction hold it, accuracy when the labels do not. A class
-that is predicted but never labelled has IoU 0 and counts. This is the practice of mmsegmentation and `evaluate`.
+when its score is 0/0: IoU and Dice (F1) when neither labels nor prediction hold it, accuracy (recall) when the labels do
+not, precision when the prediction does not. A class that is predicted but never labelled has IoU 0 and counts. This is the practice of mmsegmentation and `evaluate`.
 
 Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
-MEANS = {"mean_iou": "iou", "mean_accuracy": "accuracy", "mean_dice": "dice"}
+MEANS = {"mean_iou": "iou", "mean_accuracy": "accuracy", "mean_precision": "precision", "mean_dice": "dice"}
 
 
 class ConfusionMatrix:
@@ -59,13 +59,14 @@ class ConfusionMatrix:
         return self._with(reduce(self.matrix.clone()))
 
     def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Means as floats, and `per_class`: one row of name, iou, accuracy, dice and support for each class."""
+        """Means as floats, and `per_class`: one row of name, iou, accuracy, precision, dice and support for each class."""
         matrix = self.matrix.cpu().double()
         hits, labelled, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
         columns = {
             "iou": hits / (labelled + predicted - hits),  # 0/0 is NaN
-            "accuracy": hits / labelled,
-            "dice": 2 * hits / (labelled + predicted),
+            "accuracy": hits / labelled,  # which is the recall
+            "precision": hits / predicted,
+            "dice": 2 * hits / (labelled + predicted),  # which is F1
             "support": self.matrix.cpu().sum(1),
         }
         scores = {mean: columns[column].nanmean().item() for mean, column in MEANS.items()}
@@ -137,23 +138,25 @@ class TrainerScores:
     """`compute_metrics` for transformers' Trainer; with `batch_eval_metrics=True` its memory does not grow.
 
     Pass `preprocess_logits_for_metrics=reduce_logits` as well. Scores are flat: the means, and `iou_<name>` when names
-    are given. Classes that never occur are left out.
+    are given. Classes that never occur are left out. `last` has all that `ConfusionMatrix.compute` gave at the end of the
+    last evaluation.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, names: Sequence[str] | None = None) -> None:
         self.names = names
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
+        self.last: dict[str, Any] = {}
 
     def __call__(self, evaluation: Any, compute_result: bool = True) -> dict[str, float]:
         """Adds a batch (or the whole set); the scores, and a fresh start, when `compute_result`."""
         self.confusion.update(evaluation.predictions, evaluation.label_ids)
         if not compute_result:
             return {}
-        scores = self.confusion.compute(self.names)
+        self.last = self.confusion.compute(self.names)
         self.confusion = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
-        rows = scores.pop("per_class")
-        named = {f"iou_{row['name']}": row["iou"] for row in rows if not math.isnan(row["iou"])}
-        return scores | named if self.names else scores
+        means = {name: value for name, value in self.last.items() if name != "per_class"}
+        rows = self.last["per_class"] if self.names else []
+        return means | {f"iou_{row['name']}": row["iou"] for row in rows if not math.isnan(row["iou"])}
 
 
 def reduce_logits(logits: Tensor | tuple | list, labels: Tensor) -> Tensor:
@@ -258,7 +261,7 @@ def scores_table(scores: dict[str, Any]) -> str:
     ]
     total = f"{sum(row['support'] for row in scores['per_class']):,}"
     rows.append(["**mean**", *(percent(scores[mean]) for mean in MEANS), total])
-    header = ["class", "IoU %", "accuracy %", "Dice %", "pixels"]
+    header = ["class", "IoU %", "accuracy %", "precision %", "Dice %", "pixels"]
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     aligned = [

@@ -68,16 +68,7 @@ class SegmentationTask(Task):
         arguments: "TrainArguments",
         data: SegmentationData,
     ) -> SegmentationImageProcessor:
-        """Images as they are, normalised as the pretrained encoder had them; it remembers how the masks were coded."""
-        normalisation = {}
-        if source := next(filter(None, (getattr(arguments, option) for option in STARTS)), None):
-            normalisation = dict(zip(("image_mean", "image_std"), encoder_normalisation(source), strict=True))
-        return SegmentationImageProcessor(
-            palette=data.palette,
-            label_map=data.label_map,
-            ignore_index=data.ignore_index,
-            **normalisation,
-        )
+        return processor_of(data, next(filter(None, (getattr(arguments, option) for option in STARTS)), None))
 
     def model_options(self, data: SegmentationData) -> dict[str, Any]:
         return {"semantic_loss_ignore_index": data.ignore_index}
@@ -133,6 +124,16 @@ def counted_pixels(labels: Tensor, config: PreTrainedConfig) -> float:
         return float(is_labelled.sum())
     known = labels[is_labelled].clamp(0, len(weights) - 1)  # the model tells of labels out of range
     return float(torch.tensor(weights)[known].sum())
+
+
+def processor_of(data: SegmentationData, source: str | None = None) -> SegmentationImageProcessor:
+    """Images as they are, normalised as the checkpoint `source` had them; it remembers how the masks were coded."""
+    normalisation = {}
+    if source:
+        normalisation = dict(zip(("image_mean", "image_std"), encoder_normalisation(source), strict=True))
+    return SegmentationImageProcessor(
+        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index, **normalisation
+    )
 
 
 class GeneratedPairs(Dataset):

@@ -1,0 +1,113 @@
+"""What `contextseg-finetune` does: parts for Trainer, then training, scores and a repository."""
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+
+from ...modeling.lora import add_lora
+from ...processing.collation import SegmentationCollator
+from ...processing.metrics import TrainerScores, percent, scores_table
+from .augmentation import AugmentedDataset
+from .checkpoints import model_folder
+from .data import SegmentationData
+from .models import SEGMENTER, build_model, describe
+from .records import environment, write_json
+from .segmentation import SegmentationTask, new_augmentation, processor_of
+from .setup import open_splits
+from .trainer import SegmentationTrainer, SetEpoch
+
+if TYPE_CHECKING:
+    from ..finetune import FinetuneArguments
+
+IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
+
+
+def finetune(arguments: "FinetuneArguments") -> SegmentationTrainer:
+    """A whole run; the trainer as it is at the end."""
+    check_output(arguments)
+    set_seed(arguments.seed)
+    train, val = open_splits(arguments, SegmentationTask())
+    trainer = new_trainer(arguments, train, val)
+    checkpoint = arguments.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if checkpoint == "last" else checkpoint)
+    if arguments.lora:
+        trainer.model = trainer.model.merge_and_unload()
+    if val is not None:
+        evaluate(trainer, arguments)
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.save_model()
+    return trainer
+
+
+def check_output(arguments: "FinetuneArguments") -> None:
+    folder = Path(arguments.output_dir)
+    if not arguments.resume_from_checkpoint and folder.is_dir() and get_last_checkpoint(folder):
+        raise ValueError(
+            f"{folder} holds checkpoints already. Continue with --resume_from_checkpoint last, or choose another --output_dir."
+        )
+
+
+def new_trainer(
+    arguments: "FinetuneArguments", train: SegmentationData, val: SegmentationData | None
+) -> SegmentationTrainer:
+    if arguments.train_batch_size > len(train):
+        raise ValueError(
+            f"a batch of {arguments.train_batch_size} is larger than the data set of {len(train)} images. "
+            f"Pass --per_device_train_batch_size {len(train)} or less."
+        )
+    model = new_model(arguments, train)
+    processor = processor_of(train, model_folder(arguments.model))
+    can_pad = "pixel_mask" in inspect.signature(model.forward).parameters
+    if arguments.lora:
+        model = add_lora(model, arguments.lora)
+        arguments.hub_strategy = HubStrategy.END  # checkpoints are adapters; what is published is merged
+    if arguments.process_index == 0:
+        print(f"{describe(model)}, {len(train.classes)} classes, {len(train)} images")
+    return SegmentationTrainer(
+        model,
+        arguments,
+        data_collator=SegmentationCollator(processor, train.ignore_index, can_pad=can_pad),
+        train_dataset=AugmentedDataset(train, new_augmentation(arguments, train, processor)),
+        eval_dataset=val,
+        processing_class=processor,
+        compute_metrics=TrainerScores(len(train.classes), train.ignore_index, train.classes),
+        callbacks=[SetEpoch()],
+    )
+
+
+def new_model(arguments: "FinetuneArguments", data: SegmentationData) -> PreTrainedModel:
+    """The checkpoint with a classifier for the classes of `data`, and a loss that ignores what they ignore."""
+    config = AutoConfig.from_pretrained(model_folder(arguments.model))
+    field = next((name for name in IGNORE_INDEX_FIELDS if hasattr(config, name)), None)
+    if field is None:
+        raise ValueError(
+            f"{arguments.model} is a '{config.model_type}' model, whose loss cannot ignore pixels. "
+            "Give a checkpoint of a semantic segmenter."
+        )
+    model = build_model(
+        SEGMENTER,
+        config.model_type,
+        None,
+        class_names=list(data.classes),
+        options={field: data.ignore_index},
+        weights=arguments.model,
+    )
+    # The losses are means over pixels. Trainer would sum them over accumulated batches for models that do not say so.
+    model.accepts_loss_kwargs = False
+    return model
+
+
+def evaluate(trainer: SegmentationTrainer, arguments: "FinetuneArguments") -> None:
+    """Scores of the model as it will be saved, printed and written for its card."""
+    trainer.evaluate()
+    scores = trainer.compute_metrics.last
+    if trainer.is_world_process_zero():
+        print(f"{scores_table(scores)}\n\nmIoU {percent(scores['mean_iou'])} %")
+        facts = {"model": arguments.output_dir, "data": arguments.val, "images": len(trainer.eval_dataset)}
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(arguments.output_dir) / "evaluation.json", {**facts, **scores, **environment()})

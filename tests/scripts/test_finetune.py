@@ -1,0 +1,293 @@
+"""contextseg-finetune: Trainer on our models and on transformers' own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loopback_hub import loopback_hub
+from safetensors.torch import load_file
+from tiny import LABELS, SEGMENTERS, tiny_glam_swin, tiny_mit
+from tiny_runs import CLASSES, write_data, write_pairs
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    SwinConfig,
+    Trainer,
+    TrainingArguments,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from contextseg import ConfusionMatrix, TrainerScores, reduce_logits
+from contextseg.scripts.finetune import FinetuneArguments, main
+from contextseg.scripts.training.augmentation import AugmentedDataset, JointAugmentation
+from contextseg.scripts.training.data import open_data
+from contextseg.scripts.training.trainer import SetEpoch
+
+IMAGES, CLASS_COUNT = 2000, 150
+
+
+def segformer():
+    return SegformerForSemanticSegmentation(tiny_mit(decoder_hidden_size=8, id2label=LABELS))
+
+
+def upernet():
+    backbone = SwinConfig(
+        embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, out_features=["stage1", "stage2"]
+    )
+    head = {"hidden_size": 8, "pool_scales": [1, 2], "use_auxiliary_head": False}
+    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, id2label=LABELS, **head))
+
+
+MODELS = {name: SEGMENTERS[name] for name in ("glam_swin", "maformer", "cswin", "segdeformer")}
+FOREIGN = {"segformer": segformer, "upernet": upernet}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder with one checkpoint of every kind; SegFormer's normalises images in its own way."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, build in (MODELS | FOREIGN).items():
+        torch.manual_seed(0)
+        build().save_pretrained(folder / name)
+    SegformerImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder / "segformer")
+    return folder
+
+
+def options(model, data, output, **changes):
+    chosen = {
+        **{"model": model, "train": f"{data}/train", "val": f"{data}/val", "output_dir": output},
+        **{"crop_size": "16x24", "per_device_train_batch_size": 2, "max_steps": 2, "learning_rate": 1e-3},
+        **{"use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no", **changes},
+    }
+    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def scores_of(folder, data):
+    """Mean IoU of a saved model over whole images, each mask at its own size, by the processor and our confusion matrix."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    confusion = ConfusionMatrix(len(CLASSES))
+    for sample in open_data(data):
+        mask = torch.from_numpy(sample["mask"])
+        with torch.no_grad():
+            outputs = model(processor(sample["image"], return_tensors="pt")["pixel_values"])
+        confusion.update(
+            processor.post_process_semantic_segmentation(outputs, target_sizes=[mask.shape])[0], mask
+        )
+    return confusion.compute()
+
+
+@pytest.mark.parametrize("name", MODELS | FOREIGN)
+def test_any_segmenter_is_tuned_and_its_scores_are_those_of_the_saved_model(
+    name, checkpoints, data, tmp_path
+):
+    assert main(options(checkpoints / name, data, tmp_path)) == 0
+    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path).config.id2label[2] == CLASSES[2]
+    told = json.loads((tmp_path / "evaluation.json").read_text())
+    assert told["mean_iou"] == scores_of(tmp_path, data / "val")["mean_iou"]
+    assert [row["name"] for row in told["per_class"]] == CLASSES
+
+
+def test_a_checkpoint_keeps_its_own_mean_and_ignores_what_the_data_ignore(checkpoints, tmp_path):
+    table = json.loads((write_data(tmp_path / "data") / "classes.json").read_text())
+    (tmp_path / "data" / "classes.json").write_text(
+        json.dumps(table | {"ignore_index": 99, "label_map": {"0": 0, "1": 1, "2": 2, "255": "ignore"}})
+    )
+    main(options(checkpoints / "segformer", tmp_path / "data", tmp_path / "run"))
+    assert AutoImageProcessor.from_pretrained(tmp_path / "run").image_mean == (0.1, 0.2, 0.3)
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert model.config.semantic_loss_ignore_index == 99
+
+
+@pytest.mark.parametrize("name", ["glam_swin", "segformer"])
+def test_the_loss_falls_on_an_easy_set(name, checkpoints, data, tmp_path):
+    main(
+        options(
+            *(checkpoints / name, data, tmp_path), max_steps=60, learning_rate=1e-2,
+            save_strategy="steps", save_steps=60, logging_steps=10, augmentation=False,
+        )
+    )  # fmt: skip
+    state = json.loads((tmp_path / "checkpoint-60" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_resume_in_mid_epoch_equals_the_uninterrupted_run_bit_for_bit(lora, data, tmp_path):
+    tiny_glam_swin(drop_path_rate=0.5).save_pretrained(tmp_path / "start")
+    run = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lora": lora}
+    main(options(tmp_path / "start", data, tmp_path / "whole", **run))
+    torch.manual_seed(1)  # a new process would not be where the old one was
+    part = tmp_path / "whole" / "checkpoint-3"
+    main(options(tmp_path / "start", data, tmp_path / "resumed", resume_from_checkpoint=part, **run))
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+def test_every_epoch_augments_anew_and_workers_that_persist_know_it(data, tmp_path):
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, pixel_values, labels=None):  # noqa: ARG002
+            seen.append(pixel_values.sum().item())
+            return {"loss": self.weight**2}
+
+    def collate(samples):
+        return {"pixel_values": torch.stack([torch.from_numpy(sample["mask"]) for sample in samples])}
+
+    samples = AugmentedDataset(open_data(data / "train"), JointAugmentation((16, 16)))
+    arguments = TrainingArguments(
+        *(str(tmp_path),), num_train_epochs=3, per_device_train_batch_size=5, use_cpu=True, report_to="none",
+        remove_unused_columns=False, dataloader_num_workers=1, dataloader_persistent_workers=True,
+        disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    Trainer(Spy(), arguments, collate, samples, callbacks=[SetEpoch()]).train()
+    expected = []
+    for epoch in range(3):
+        samples.set_epoch(epoch)
+        expected.append(sum(int(samples[index]["mask"].sum()) for index in range(5)))
+    assert seen == expected
+    assert len(set(seen)) == 3
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Generated(torch.nn.Module):
+    """Logits of 150 classes that follow from the image alone; notes the memory in use at some of its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(CLASS_COUNT, 3, 1, 1))
+        self.resident = []
+
+    def forward(self, pixel_values, labels=None):  # noqa: ARG002
+        self.resident.append(resident_bytes())
+        logits = torch.nn.functional.conv2d(pixel_values, self.weight.cumsum(0))
+        return SemanticSegmenterOutput(loss=logits.mean(), logits=logits)
+
+
+def memory_of_evaluation(tmp_path, images, **changes):
+    """Growth of the memory in use from image 200 to the last one."""
+    picture = {"pixel_values": torch.rand(3, 16, 16), "labels": torch.randint(CLASS_COUNT, (64, 64))}
+    model = Generated()
+    arguments = TrainingArguments(
+        *(str(tmp_path),), per_device_eval_batch_size=1, use_cpu=True, report_to="none", disable_tqdm=True,
+        **changes,
+    )  # fmt: skip
+    hooks = {"compute_metrics": TrainerScores(CLASS_COUNT), "preprocess_logits_for_metrics": reduce_logits}
+    Trainer(model, arguments, eval_dataset=[picture] * images, **hooks).evaluate()
+    return model.resident[-1] - model.resident[200]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of memory")
+def test_memory_of_evaluation_does_not_grow_with_the_images(tmp_path):
+    """2000 images x 150 classes. What Trainer keeps without `batch_eval_metrics` is the control."""
+    kept = 400 * 64 * 64 * (8 + 4)  # bytes of 400 label maps and predictions
+    assert memory_of_evaluation(tmp_path, 600) > kept / 2
+    assert memory_of_evaluation(tmp_path, IMAGES, batch_eval_metrics=True) < kept / 4
+
+
+def run_module(arguments, folder, environment=None, launcher=()):
+    finished = subprocess.run(
+        [sys.executable, *launcher, "-m", "contextseg.scripts.finetune", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_two_processes_count_images_of_any_size_once(checkpoints, tmp_path):
+    """Three images of three sizes: the second process sees one of them again, only to keep in step."""
+    data = tmp_path / "data"
+    for seed, (name, size) in enumerate({"first": (21, 35), "second": (41, 30), "third": (20, 33)}.items()):
+        write_pairs(tmp_path / name, 1, size=size, seed=seed)
+        for kind in ("images", "masks"):
+            (data / "val" / kind).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / kind / "scene0.png").rename(data / "val" / kind / f"{name}.png")
+    write_pairs(data / "train", 5)
+    (data / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    arguments = options(checkpoints / "glam_swin", data, tmp_path / "run", per_device_train_batch_size=1)
+    run_module(arguments, tmp_path, launcher=launcher)
+    told = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    alone = scores_of(tmp_path / "run", data / "val")
+    assert told["mean_iou"] == alone["mean_iou"]
+    assert [row["support"] for row in told["per_class"]] == [row["support"] for row in alone["per_class"]]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": 2, "save_strategy": "steps", "save_steps": 1}])
+def test_two_processes_what_is_pushed_opens_and_tells_its_scores(changes, checkpoints, data, tmp_path):
+    with loopback_hub() as hub:
+        environment = hub.environment(tmp_path / "cache")
+        pushing = {"push_to_hub": True, "hub_model_id": "me/tuned", **changes}
+        run_module(
+            options(checkpoints / "glam_swin", data, tmp_path / "run", **pushing), tmp_path, environment
+        )
+        files = hub.files("me/tuned")
+    assert {"modeling_glam_swin.py", "evaluation.json", "preprocessor_config.json"} <= files.keys()
+    assert "adapter_config.json" not in files
+    (tmp_path / "pulled").mkdir()
+    for name, content in files.items():
+        (tmp_path / "pulled" / name).write_bytes(content)
+    told = json.loads(files["evaluation.json"])
+    assert told["mean_iou"] == scores_of(tmp_path / "pulled", data / "val")["mean_iou"]
+    card = files["README.md"].decode()
+    assert "pipeline_tag: image-segmentation" in card
+    assert "## Training procedure" in card  # Trainer's part
+    assert "## Labels" in card  # ours
+
+
+ERRORS = {
+    "no model": ({"model": ""}, "--model is missing"),
+    "no data": ({"train": ""}, "--train is missing"),
+    "missing folder": ({"train": "./nowhere/train"}, "nowhere/train"),
+    "columns": ({"remove_unused_columns": True}, "Leave both options out"),
+    "large batch": ({"per_device_train_batch_size": 6}, "a batch of 6 is larger than the data set of 5"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), ERRORS.values(), ids=ERRORS)
+def test_an_error_says_what_to_do(changes, message, checkpoints, data, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(options(**{"model": checkpoints / "glam_swin", "data": data, "output": tmp_path} | changes))
+    assert message in str(caught.value)
+
+
+def test_a_run_is_never_overwritten(checkpoints, data, tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(SystemExit, match="holds checkpoints already. Continue with --resume_from_checkpoint"):
+        main(options(checkpoints / "glam_swin", data, tmp_path))
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["--output_dri", "runs"])
+    assert "no option --output_dri, did you mean --output_dir?" in capsys.readouterr().err
+
+
+def test_our_options_are_trainers_and_a_few_more():
+    own = set(FinetuneArguments.__dataclass_fields__) - set(TrainingArguments.__dataclass_fields__)
+    assert own == {
+        *("model", "train", "val", "crop_size", "min_scale", "max_scale", "flip", "augmentation", "lora"),
+        "traceback",
+    }
