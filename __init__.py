@@ -35,6 +35,8 @@ PUBLIC = {
     "MaformerForImageClassification": "modeling.modeling_maformer",
     "MaformerForSemanticSegmentation": "modeling.modeling_maformer",
     "MaformerModel": "modeling.modeling_maformer",
+    "MaskRcnnConfig": "configuration.configuration_mask_rcnn",
+    "MaskRcnnForObjectDetection": "modeling.modeling_mask_rcnn",
     "SegDeformerConfig": "configuration.configuration_segdeformer",
     "SegDeformerForSemanticSegmentation": "modeling.modeling_segdeformer",
     "SegmentationCollator": "processing.collation",

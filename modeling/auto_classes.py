@@ -6,7 +6,10 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
+    DetrImageProcessor,
+    DetrImageProcessorPil,
     PreTrainedConfig,
 )
 from transformers.models.auto import modeling_auto
@@ -14,6 +17,7 @@ from transformers.models.auto import modeling_auto
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
+from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration.configuration_segdeformer import SegDeformerConfig
 from .modeling_cswin import (
     CswinBackbone,
@@ -33,6 +37,7 @@ from .modeling_maformer import (
     MaformerForSemanticSegmentation,
     MaformerModel,
 )
+from .modeling_mask_rcnn import MaskRcnnForObjectDetection
 from .modeling_segdeformer import SegDeformerForSemanticSegmentation
 
 MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
@@ -55,16 +60,23 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoModelForImageClassification: CswinForImageClassification,
         AutoModelForSemanticSegmentation: CswinForSemanticSegmentation,
     },
+    MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
+}
+DETECTION_PROCESSORS = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}
+# Pipelines check these lists of names, and without an entry log an error before they work all the same.
+NAMES_FOR_PIPELINES = {
+    AutoModelForObjectDetection: modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    AutoModelForSemanticSegmentation: modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 }
 
 
 def register_auto_classes(image_processors: dict[str, type]) -> None:
     """Makes `Auto*.from_pretrained` and `pipeline` find our models and their image processors (by backend)."""
     for config, models in MODELS.items():
+        processors = DETECTION_PROCESSORS if AutoModelForObjectDetection in models else image_processors
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
+        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         for auto_class, model in models.items():
             auto_class.register(config, model, exist_ok=True)
-        # The pipeline checks this list of names, and without an entry logs an error before it works all the same.
-        segmenter = models[AutoModelForSemanticSegmentation]
-        modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config.model_type] = segmenter.__name__
+            if auto_class in NAMES_FOR_PIPELINES:
+                NAMES_FOR_PIPELINES[auto_class][config.model_type] = model.__name__

@@ -8,9 +8,11 @@ mask; in torchvision it has all three, unused: 4 * 1025 weights more in the box 
 Legend: B batch, C channels, H, W image height and width, h, w the sides of a map, N objects of one image.
 """
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -29,6 +31,17 @@ TORCHVISION = {*signature(MaskRCNN).parameters, *signature(GeneralizedRCNNTransf
 OPTIONS = TORCHVISION - {"backbone", "num_classes", "kwargs"}
 
 
+class Anchors(AnchorGenerator):
+    """torchvision's, made in float32 where they are used: as plain tensors they would stay on the meta device, on which
+    `from_pretrained` builds models, and in half precision they would miss their cells."""
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:  # noqa: ARG002
+        self.cell_anchors = [
+            self.generate_anchors(sizes, ratios, torch.float32, device)
+            for sizes, ratios in zip(self.sizes, self.aspect_ratios, strict=True)
+        ]
+
+
 class PyramidBackbone(nn.Module):
     """A backbone under a feature pyramid. Its parts have the names of torchvision's `BackboneWithFPN`."""
 
@@ -42,8 +55,12 @@ class PyramidBackbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> maps (B, 256, h, w), fine to coarse, by name: "0", "1", ... and the extra level "pool"."""
-        feature_maps = self.body(pixel_values).feature_maps
-        return self.fpn({str(level): feature_map for level, feature_map in enumerate(feature_maps)})
+        return fused_maps(self.fpn, self.body(pixel_values).feature_maps)
+
+
+def fused_maps(fpn: FeaturePyramidNetwork, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Maps (B, C_i, h_i, w_i), fine to coarse -> maps (B, 256, h, w) by name: "0", "1", ... and the extra level "pool"."""
+    return fpn({str(level): feature_map for level, feature_map in enumerate(feature_maps)})
 
 
 def mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
@@ -57,27 +74,8 @@ def mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
     The model resizes each image (short side 800, long side at most 1333), normalises it by ImageNet's mean and deviation, and
     pads the batch to multiples of 32. The backbone is not told where the padding is, as in the paper's detector.
 
-    The paper's "1x" schedule, with batches of 16, random horizontal flips, and `drop_path_rate` 0.2, 0.3 and 0.3 for
-    MAFormer-S, -B and -L:
-
-        model.train()
-        layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-        decayed = {id(layer.weight) for layer in model.modules() if isinstance(layer, layers)}
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": 0.05},
-                {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
-            ],
-            lr=1e-4,
-        )
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[8, 11], gamma=0.1)
-        for epoch in range(12):
-            for images, targets in loader:
-                loss = sum(model(images, targets).values())
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            schedule.step()
+    `MaskRcnnForObjectDetection` is the same detector as a model of transformers, and `contextseg-train --task detection` trains
+    it: `--recipe maformer_small_mask_rcnn_1x_coco` has the paper's "1x" schedule.
 
     backbone: any of ours, or another with `channels` and `.feature_maps`, fine to coarse, each half as large as the one before.
     num_labels: kinds of objects, 80 for COCO. Background is not counted here; torchvision gives it label 0.
@@ -92,11 +90,11 @@ def mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
     levels = [str(level) for level in range(len(backbone.channels))]
     anchors = [(FINEST_ANCHOR * 2**level,) for level in range(len(levels) + 1)]
     parts = {
-        "rpn_anchor_generator": AnchorGenerator(tuple(anchors), (ASPECT_RATIOS,) * len(anchors)),
+        "rpn_anchor_generator": Anchors(tuple(anchors), (ASPECT_RATIOS,) * len(anchors)),
         "box_roi_pool": MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
         "mask_roi_pool": MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
     }
     return MaskRCNN(PyramidBackbone(backbone), num_classes=num_labels + 1, **{**parts, **options})
 
 
-__all__ = ["PyramidBackbone", "mask_rcnn"]
+__all__ = ["Anchors", "PyramidBackbone", "fused_maps", "mask_rcnn"]

@@ -143,9 +143,7 @@ class CascadeHeads(nn.Module):
 def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
     """Cascade Mask R-CNN on a backbone: used, and its options given, as `mask_rcnn`.
 
-    The paper's "3x" schedule is that of `mask_rcnn` with 36 epochs, the learning rate divided at 27 and 33,
-    `min_size=tuple(range(480, 801, 32))` (training draws from these, evaluation takes the last) and `drop_path_rate`
-    0.2, 0.3 and 0.4 for MAFormer-S, -B and -L.
+    The recipes `maformer_small_cascade_mask_rcnn_3x_coco` and so on of `contextseg-train` have the paper's "3x" schedule.
     """
     reject_unknown_options("cascade_mask_rcnn", options, OPTIONS - SET_BY_STAGE)
     side = options["box_roi_pool"].output_size[0] if "box_roi_pool" in options else 7

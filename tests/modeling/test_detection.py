@@ -1,11 +1,9 @@
-import inspect
 import math
-import re
-import textwrap
 from types import SimpleNamespace
 
 import pytest
 import torch
+from coco_shapes import DISK, SQUARE, shapes
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -21,7 +19,6 @@ from contextseg import (
     mask_rcnn,
 )
 
-SQUARE, DISK = 1, 2
 UNUSED_BACKGROUND = (
     4 * 1025 + 257
 )  # a box and a mask for background, which torchvision has and the paper's detector lacks
@@ -46,37 +43,9 @@ def tiny_detector(build=mask_rcnn, **options):
     return build(tiny_backbone(), num_labels=2, **{**small, **options})
 
 
-def shapes(height=64, width=64, seed=0):
-    """An image of dark noise with a square in its left half and a disk in its right half, and what to find in it."""
-    draw = torch.Generator().manual_seed(seed)
-    image = torch.rand(3, height, width, generator=draw) * 0.2
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-    masks = []
-    for label in (SQUARE, DISK):
-        radius = int(torch.randint(9, 13, (), generator=draw))
-        top = int(torch.randint(radius, height - radius, (), generator=draw))
-        left = int(torch.randint(radius, width // 2 - radius + 1, (), generator=draw)) + width // 2 * (
-            label - 1
-        )
-        down, across = (rows - top).abs(), (columns - left).abs()
-        square = (down < radius) & (across < radius)
-        masks.append(square if label == SQUARE else down**2 + across**2 < radius**2)
-        image[label - 1, masks[-1]] = 0.9
-    corners = [mask.nonzero() for mask in masks]
-    boxes = [[*where.amin(0).flip(0), *(where.amax(0).flip(0) + 1)] for where in corners]
-    target = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor([SQUARE, DISK])}
-    return image, {**target, "masks": torch.stack(masks).to(torch.uint8)}
-
-
 def batch(count):
     images, targets = zip(*(shapes(seed=seed) for seed in range(count)), strict=True)
     return list(images), list(targets)
-
-
-def documented_loop():
-    """The training loop in the docstring, as code."""
-    paragraphs = inspect.getdoc(mask_rcnn).split("\n\n")
-    return textwrap.dedent(next(text for text in paragraphs if text.startswith("    model.train()")))
 
 
 each_detector = pytest.mark.parametrize("build", [mask_rcnn, cascade_mask_rcnn])
@@ -273,33 +242,6 @@ def test_saved_weights_give_the_same_detections(build, tmp_path):
     images, _ = batch(1)
     with torch.no_grad():
         torch.testing.assert_close(other(images), model(images), rtol=0, atol=0)
-
-
-@pytest.fixture(scope="module")
-def documented_run():
-    """The names after the documented loop has run on one image, and the loss before."""
-    names = {"torch": torch, "nn": nn, "model": tiny_detector(), "loader": [batch(1)]}
-    names["loss_before"] = sum(names["model"](*batch(1)).values()).item()
-    exec(documented_loop(), names)
-    return names
-
-
-def test_the_documented_loop_lowers_the_loss(documented_run):
-    assert documented_run["loss"].item() < 0.7 * documented_run["loss_before"]
-
-
-def test_the_documented_loop_ends_at_a_hundredth_of_the_learning_rate(documented_run):
-    rates = [group["lr"] for group in documented_run["optimizer"].param_groups]
-    assert rates == pytest.approx([1e-6, 1e-6])
-
-
-def test_the_documented_loop_decays_the_weights_of_layers_only(documented_run):
-    decayed, free = documented_run["optimizer"].param_groups
-    named = dict(documented_run["model"].named_parameters())
-    without_decay = {id(parameter) for parameter in free["params"]}
-    names = [name for name, parameter in named.items() if id(parameter) in without_decay]
-    assert len(names) + len(decayed["params"]) == len(named)
-    assert [name for name in names if not re.search(r"bias$|norm|token|position", name)] == []
 
 
 @pytest.mark.slow

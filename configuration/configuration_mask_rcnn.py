@@ -1,0 +1,95 @@
+"""Mask R-CNN (He et al., ICCV 2017) and Cascade Mask R-CNN (Cai and Vasconcelos, TPAMI 2019) over any backbone."""
+
+from copy import deepcopy
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .backbone_configs import backbone_from_dict
+from .checked_config import CheckedConfig
+from .configuration_maformer import MaformerConfig
+from .options import reject_unknown_options
+
+# Those of torchvision's `MaskRCNN` that are numbers and not set otherwise: images are resized by the image processor, and a
+# cascade has its own overlaps.
+DETECTOR_OPTIONS = (
+    *(f"rpn_{stage}_nms_top_n_{mode}" for stage in ("pre", "post") for mode in ("train", "test")),
+    *("rpn_nms_thresh", "rpn_fg_iou_thresh", "rpn_bg_iou_thresh", "rpn_score_thresh"),
+    *("rpn_batch_size_per_image", "rpn_positive_fraction"),
+    *("box_score_thresh", "box_nms_thresh", "box_detections_per_img"),
+    *("box_batch_size_per_image", "box_positive_fraction"),
+)
+
+
+def maformer(size: str, drop_path_rate: float, use_cascade: bool = False) -> dict[str, Any]:
+    """A detector of the MAFormer paper: its stochastic depth is another than in classification."""
+    backbone = {"model_type": "maformer", **MaformerConfig.presets[size], "drop_path_rate": drop_path_rate}
+    return {"backbone_config": backbone, "use_cascade": use_cascade}
+
+
+@strict
+class MaskRcnnConfig(CheckedConfig):
+    """torchvision's Mask R-CNN, as `mask_rcnn` builds it, on a backbone of any type.
+
+    The presets are the MAFormer paper's: "maformer_small", "_base" and "_large" of its Table 5, and those with "_cascade" of
+    its Table 6; "nano" is for trying things.
+
+    backbone_config: configuration, or its dictionary with a `model_type`, of any backbone in transformers, of
+        `TimmBackboneConfig(backbone=NAME)` for those of timm, or of ours. Anchors suit a finest map of stride 4.
+    use_cascade: three stages of heads, as `cascade_mask_rcnn` builds them, in place of one.
+    drop_path_rate: takes the place of the backbone's own, so that it can be set whatever the backbone comes from.
+    detector_options: numbers for torchvision's `MaskRCNN` by name, such as {"box_detections_per_img": 300}.
+    """
+
+    model_type = "mask_rcnn"
+    sub_configs = {"backbone_config": AutoConfig}
+    presets = {
+        "nano": maformer("nano", 0.0),
+        "maformer_small": maformer("small", 0.2),
+        "maformer_base": maformer("base", 0.3),
+        "maformer_large": maformer("large", 0.3),
+        "maformer_small_cascade": maformer("small", 0.2, use_cascade=True),
+        "maformer_base_cascade": maformer("base", 0.3, use_cascade=True),
+        "maformer_large_cascade": maformer("large", 0.4, use_cascade=True),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    use_cascade: bool = False
+    drop_path_rate: float | int | None = None
+    detector_options: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone_config is None:
+            self.backbone_config = MaformerConfig()
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = backbone_from_dict(self.backbone_config)
+        if self.drop_path_rate is not None:
+            self.backbone_config = with_drop_path(self.backbone_config, self.drop_path_rate)
+        self.detector_options = dict(self.detector_options or {})
+        reject_unknown_options("detector_options", self.detector_options, DETECTOR_OPTIONS)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_channels(self) -> int:
+        """Bands of the image."""
+        return getattr(self.backbone_config, "num_channels", 3)
+
+    @property
+    def flat_maps(self) -> str:
+        """A plain vision transformer's maps become a pyramid."""
+        return "pyramid"
+
+
+def with_drop_path(config: PreTrainedConfig, rate: float) -> PreTrainedConfig:
+    """A copy with another stochastic depth."""
+    if not hasattr(config, "drop_path_rate"):
+        raise ValueError(
+            f"drop_path_rate is {rate}, and the backbone '{config.model_type}' has no stochastic depth. Leave it out."
+        )
+    config = deepcopy(config)
+    config.drop_path_rate = rate
+    return config
+
+
+__all__ = ["MaskRcnnConfig"]
