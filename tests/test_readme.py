@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_runs import write_data
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 
@@ -16,6 +17,7 @@ SCRIPTS = {
     "contextseg-convert": "convert_weights",
     "contextseg-evaluate": "evaluate",
     "contextseg-export": "export_hub",
+    "contextseg-finetune": "finetune",
     "contextseg-predict": "predict",
     "contextseg-train": "train",
 }
@@ -27,6 +29,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     GlamSwinForSemanticSegmentation(config).save_pretrained("runs/streets/best")
     SegmentationImageProcessor().save_pretrained("runs/streets/best")
     Image.new("RGB", (64, 48), "grey").save("photo.jpg")
+    write_data(tmp_path / "data")
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         exec(block, names)
