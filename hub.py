@@ -27,9 +27,10 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from .backbone_export import custom_backbone_file
+from .card_data import EXAMPLE_NAME, card_tags
 from .flattening import flatten
 from .hub_errors import explained
-from .model_card import CARD_NAME, RECORDS, card_tags, read_settings, write_model_card, write_text
+from .model_card import CARD_NAME, RECORDS, read_settings, write_model_card, write_text
 from .modeling.auto_classes import MODELS
 from .modeling.pretrained import ContextsegPreTrainedModel
 from .processing.saving import SavedWithCode
@@ -241,7 +242,7 @@ def collect_card_sources(
     """
     local = {file: path for file, path in files.items() if file != CARD_NAME}
     has_weights = any(is_weights(file) for file in files)
-    for file in (CARD_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, *RECORDS):
+    for file in (CARD_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXAMPLE_NAME, *RECORDS):
         source = local.get(file)
         if source is None and not (has_weights and file in RECORDS):
             source = downloaded(api, repo_id, revision, file)

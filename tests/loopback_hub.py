@@ -127,9 +127,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if fault and fault.happens != LOSE_REPLY:
                 raise RefusalError(fault.happens, fault.message)
-            found = next(
-                (match, route) for pattern, route in routes if (match := re.fullmatch(pattern, path))
-            )
+            matches = ((re.fullmatch(pattern, path), route) for pattern, route in routes)
+            found = next((pair for pair in matches if pair[0]), None)
+            if not found:
+                raise RefusalError(404, f"there is no {request}", code="EntryNotFound")
             groups = {name: value for name, value in found[0].groupdict().items() if value is not None}
             reply = found[1](body, **groups)
         except RefusalError as refused:

@@ -21,6 +21,7 @@ class Layout:
     """Where a data set keeps the images and masks of its splits."""
 
     title: str
+    hub_name: str  # in the `datasets` of model cards
     splits: dict[str, str]  # "train" and "val" -> the names of their folders
     image_folder: str
     image_suffix: str
@@ -83,6 +84,7 @@ class Layout:
 
 ADE20K = Layout(
     title="ADE20K",
+    hub_name="scene_parse_150",
     splits={"train": "training", "val": "validation"},
     image_folder="images",
     image_suffix=".jpg",
@@ -92,6 +94,7 @@ ADE20K = Layout(
 )
 CITYSCAPES = Layout(
     title="Cityscapes",
+    hub_name="cityscapes",
     splits={"train": "train", "val": "val"},
     image_folder="leftImg8bit",
     image_suffix="_leftImg8bit.png",
@@ -105,6 +108,7 @@ CITYSCAPES = Layout(
 )
 COCO_STUFF = Layout(
     title="COCO-Stuff",
+    hub_name="coco_stuff",
     splits={"train": "train2017", "val": "val2017"},
     image_folder="images",
     image_suffix=".jpg",

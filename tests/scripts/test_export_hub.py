@@ -5,8 +5,15 @@ import json
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import ExifTags, Image
+from safetensors.torch import load_file
 
-from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
+from contextseg import (
+    GlamSwinConfig,
+    GlamSwinForImageClassification,
+    GlamSwinForSemanticSegmentation,
+    SegmentationImageProcessor,
+)
 from contextseg.scripts.export_hub import main, prove
 from contextseg.scripts.training.arguments import CommandError
 
@@ -55,6 +62,27 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         main([str(tmp_path), "--output", str(tmp_path / "out"), "--no-proof"])
 
 
-def test_a_missing_output_is_asked_for(run_folder):
-    with pytest.raises(SystemExit, match="--output is missing"):
+def test_a_classifier_is_exported_as_one(tmp_path):
+    config = GlamSwinConfig.preset("nano", id2label={0: "cat", 1: "dog"})
+    GlamSwinForImageClassification(config).save_pretrained(tmp_path / "model")
+    SegmentationImageProcessor().save_pretrained(tmp_path / "model")
+    main([str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--no-proof"])
+    saved, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out"))
+    assert saved.keys() == exported.keys()
+    assert "AutoModelForImageClassification" in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_a_picture_for_the_page_is_made_small_and_loses_what_its_file_tells(run_folder, tmp_path):
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6  # a quarter turn
+    tags[ExifTags.Base.ImageDescription] = "in front of my house"
+    Image.new("RGB", (2000, 1000), "red").save(tmp_path / "photo.jpg", exif=tags)
+    main([str(run_folder), "--output", str(tmp_path), "--no-proof", "--example", str(tmp_path / "photo.jpg")])
+    with Image.open(tmp_path / "example.png") as picture:
+        assert (picture.size, picture.info) == ((256, 512), {})
+    assert b"my house" not in (tmp_path / "example.png").read_bytes()
+
+
+def test_neither_output_nor_push_is_asked_for(run_folder):
+    with pytest.raises(SystemExit, match="--push and --output are missing"):
         main([str(run_folder)])

@@ -1,0 +1,91 @@
+"""Front matter of a model card: what the Hub reads to find, filter and try a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+EXAMPLE_NAME = "example.png"
+SEGMENTATION, CLASSIFICATION, FEATURES = (
+    "image-segmentation",
+    "image-classification",
+    "image-feature-extraction",
+)
+# Score in evaluation.json -> the metric's identifier on the Hub, and its name.
+METRICS = {
+    "mean_iou": ("mean_iou", "Mean IoU"),
+    "mean_accuracy": ("mean_accuracy", "Mean accuracy"),
+    "pixel_accuracy": ("accuracy", "Pixel accuracy"),
+    "boundary_iou": ("boundary_iou", "Boundary IoU"),
+    "top_1": ("accuracy", "Top-1 accuracy"),
+    "top_5": ("top_5_accuracy", "Top-5 accuracy"),
+}
+SPLITS = ("train", "training", "val", "validation", "test")
+OWN_DATA = "imagefolder"  # of the Hub's identifiers, the one for somebody's own pictures
+
+
+def front_matter(
+    config: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    run: Mapping[str, Any],
+    tags: Sequence[str],
+    example: str | None,
+) -> dict[str, Any]:
+    """Task, licence, tags, data, encoder and scores; only what has a name on the Hub is linked to."""
+    names = run.get("hub_names") or {}
+    fields = {"library_name": "transformers", "pipeline_tag": task_of(config), "license": "apache-2.0"}
+    fields |= {"datasets": names.get("datasets") or None, "base_model": names.get("base_model")}
+    if example:
+        fields["widget"] = [{"src": EXAMPLE_NAME, "example_title": example}]
+    if results := eval_results(task_of(config), scores, run):
+        metrics = dict.fromkeys(result.metric_type for result in results)
+        fields |= {
+            "metrics": list(metrics),
+            "eval_results": results,
+            "model_name": config["architectures"][0],
+        }
+    return ModelCardData(**fields, tags=[*card_tags(config), *tags]).to_dict()
+
+
+def eval_results(task: str, scores: Mapping[str, Any], run: Mapping[str, Any]) -> list[EvalResult]:
+    """One for each score that the Hub has a metric for."""
+    data = str(scores.get("data", "unnamed data"))
+    published = published_name(data, run)
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=published or OWN_DATA,
+            dataset_name=data.partition(":")[0],
+            dataset_split=split_of(data),
+            metric_type=identifier,
+            metric_name=name,
+            metric_value=round(scores[score], 6),
+        )
+        for score, (identifier, name) in METRICS.items()
+        if isinstance(scores.get(score), float | int)
+    ]
+
+
+def published_name(data: str, run: Mapping[str, Any]) -> str | None:
+    """The Hub's name of the data that was scored, where it is that of the run."""
+    arguments, names = run.get("arguments") or {}, run.get("hub_names") or {}
+    sources = {str(arguments.get(split)).partition(":")[0] for split in ("train", "val")}
+    datasets = names.get("datasets") or []
+    return datasets[0] if len(datasets) == 1 and data.partition(":")[0] in sources else None
+
+
+def split_of(data: str) -> str | None:
+    """ "cityscapes:val" -> "val", "streets/test" -> "test"."""
+    last = data.replace(":", "/").rstrip("/").rpartition("/")[2]
+    return last if last in SPLITS else None
+
+
+def card_tags(config: Mapping[str, Any]) -> list[str]:
+    task = task_of(config)
+    return ["contextseg", config["model_type"], task] + ["semantic-segmentation"] * (task == SEGMENTATION)
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    architecture = config["architectures"][0]
+    named = {"ForSemanticSegmentation": SEGMENTATION, "ForImageClassification": CLASSIFICATION}
+    return next((task for ending, task in named.items() if architecture.endswith(ending)), FEATURES)

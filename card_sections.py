@@ -1,0 +1,188 @@
+"""The paragraphs of a model card in Markdown."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .card_data import CLASSIFICATION, EXAMPLE_NAME, FEATURES, METRICS, SEGMENTATION, task_of
+from .papers import PAPERS, READINGS, TITLES
+
+USE = {
+    SEGMENTATION: """\
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="{repository}", trust_remote_code=True)
+for region in segment("photo.jpg"):
+    print(region["label"], region["mask"].getbbox())""",
+    CLASSIFICATION: """\
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="{repository}", trust_remote_code=True)
+print(classify("photo.jpg"))""",
+    FEATURES: """\
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{repository}", trust_remote_code=True)
+print(model)""",
+}
+PURPOSES = {
+    SEGMENTATION: "semantic segmentation",
+    CLASSIFICATION: "image classification",
+    FEATURES: "image features",
+}
+DECODERS = {
+    "upernet": "UPerNet",
+    "unet": "Unet",
+    "semantic_fpn": "Semantic FPN",
+    "segdeformer": "SegDeformer",
+}
+# What `per_class` of evaluation.json may tell about a class.
+COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU", "top_1": "top-1"}
+
+
+def sections(
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    run: Mapping[str, Any],
+    repository: str,
+    example: str | None,
+) -> list[str]:
+    """The whole card, paragraph by paragraph."""
+    task = task_of(config)
+    paragraphs = [f"# {heading(config, repository)}", introduction(config, task)]
+    if example:
+        paragraphs.append(f"![{example}]({EXAMPLE_NAME})")
+    paragraphs += [
+        "## Use",
+        f"```python\n{USE[task].format(repository=repository)}\n```",
+        about_code(repository),
+    ]
+    paragraphs += ["## Scores", *score_paragraphs(scores)]
+    if task != FEATURES:
+        paragraphs += ["## Labels", label_table(config, processor, scores)]
+    paragraphs += ["## Training", *training(run)]
+    paragraphs += ["## Limits", limits(config, task)]
+    if config["model_type"] in PAPERS:
+        paragraphs += ["## Citation", f"```bibtex\n{PAPERS[config['model_type']]}\n```"]
+    return paragraphs
+
+
+def heading(config: Mapping[str, Any], repository: str) -> str:
+    return config["architectures"][0] if repository == "." else repository.rpartition("/")[2]
+
+
+def introduction(config: Mapping[str, Any], task: str) -> str:
+    model_type = config["model_type"]
+    title, decoder = TITLES.get(model_type, f"`{model_type}`"), DECODERS.get(config.get("decoder"))
+    if task == SEGMENTATION and decoder and decoder != title:
+        title = f"{title} with the {decoder} decoder"
+    count = f", {len(labels_of(config))} labels" if task != FEATURES else ""
+    return f"{title} for {PURPOSES[task]}{count}: a `{config['architectures'][0]}` of the contextseg library."
+
+
+def about_code(repository: str) -> str:
+    name = ' The model name `"."` is the folder of this card.' if repository == "." else ""
+    return (
+        "The code that this runs lies beside this card and needs torch, torchvision and transformers; where contextseg "
+        f"is installed, `import contextseg` takes the place of `trust_remote_code=True`.{name}"
+    )
+
+
+def labels_of(config: Mapping[str, Any]) -> dict[int, str]:
+    named = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+    return {int(index): name for index, name in sorted(named.items(), key=lambda item: int(item[0]))}
+
+
+def label_table(config: Mapping[str, Any], processor: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """One row for each class: id, name, colour where there is a palette, and what was measured."""
+    palette = processor.get("palette") or []
+    measured = {row["name"]: row for row in scores.get("per_class") or []}
+    columns = [name for name in COLUMNS if any(name in row for row in measured.values())]
+    rows = []
+    for index, name in labels_of(config).items():
+        colour = "#{:02x}{:02x}{:02x}".format(*palette[index]) if index < len(palette) else ""
+        row = measured.get(name, {})
+        rows.append(
+            [index, name, *[colour] * bool(palette), *(number(row.get(column)) for column in columns)]
+        )
+    return table(["id", "label", *["colour"] * bool(palette), *(COLUMNS[name] for name in columns)], rows)
+
+
+def score_paragraphs(scores: Mapping[str, Any]) -> list[str]:
+    rows = [[name, number(scores[key])] for key, (_, name) in METRICS.items() if scores.get(key) is not None]
+    if not rows:
+        return ["Not measured."]
+    images = f", {scores['images']} images" if "images" in scores else ""
+    protocol = f": {scores['protocol']}" if "protocol" in scores else ""
+    return [f"On `{scores.get('data', 'unnamed data')}`{images}{protocol}.", table(["score", "value"], rows)]
+
+
+def training(run: Mapping[str, Any]) -> list[str]:
+    """Command, cost and settings of the run, as `run.json` has them."""
+    if not run:
+        return ["No training run was recorded beside these weights."]
+    paragraphs = [f"```\n{shlex.join(run['command'])}\n```"] if run.get("command") else []
+    if "seconds" in run:
+        paragraphs.append(cost(run))
+    settings = {name: value for name, value in run.items() if name not in ("best", "command", "scores")}
+    block = json.dumps(without_empty(settings), indent=1, sort_keys=True)
+    return [*paragraphs, f"<details><summary>All settings</summary>\n\n```json\n{block}\n```\n\n</details>"]
+
+
+def without_empty(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was not set."""
+    inner = {
+        name: without_empty(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
+    return {name: value for name, value in inner.items() if value not in (None, [], {})}
+
+
+def cost(run: Mapping[str, Any]) -> str:
+    """Steps, seconds, hardware and versions in one sentence."""
+    hardware, versions = run.get("hardware") or {}, run.get("versions") or {}
+    gpus = hardware.get("gpus") or []
+    machine = ", ".join(
+        f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)
+    ) or "{}, threads: {}".format(
+        hardware.get("processor") or "an unnamed processor", hardware.get("threads", "?")
+    )
+    packages = [
+        f"{name} {versions[name]}" for name in ("torch", "transformers", "contextseg") if name in versions
+    ]
+    return (
+        f"{run.get('steps_done', '?')} steps in {run['seconds']:.0f} seconds on {machine}, seed {run.get('seed', '?')}"
+        + (f"; {', '.join(packages)}." if packages else ".")
+    )
+
+
+def limits(config: Mapping[str, Any], task: str) -> str:
+    lines = [
+        "- A score holds for the data and protocol named beside it; other cameras and places need a test of their own."
+    ]
+    if task == SEGMENTATION:
+        lines += [
+            "- Every pixel gets one of the labels above, also where none of them fits.",
+            f"- Logits come {logits_size(config)}: objects of few pixels are easily lost.",
+        ]
+    lines += READINGS.get(config["model_type"], [])
+    return "\n".join(lines)
+
+
+def logits_size(config: Mapping[str, Any]) -> str:
+    if config.get("decoder") == "unet":
+        return f"at the image's size, from patches of {config['patch_size']} pixels"
+    if "backbone_config" in config:
+        return "at the size of the encoder's finest feature map"
+    return f"at 1/{config.get('patch_size', 4)} of the image's side"
+
+
+def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,0 +1,52 @@
+"""What the papers are, for model cards: titles, citations, and where ours reads them in its own way."""
+
+TITLES = {
+    "glam_swin": "GLAM-Swin",
+    "segdeformer": "SegDeformer",
+    "maformer": "MAFormer",
+    "cswin": "CSWin",
+}
+PAPERS = {
+    "segdeformer": """\
+@inproceedings{shi2022transformer,
+  title = {A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context Mining},
+  author = {Shi, Bowen and Jiang, Dongsheng and Zhang, Xiaopeng and Li, Han and Dai, Wenrui and Zou, Junni and Xiong, Hongkai and Tian, Qi},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  pages = {624--639},
+  year = {2022}
+}""",
+    "glam_swin": """\
+@inproceedings{themyr2023full,
+  title = {Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation},
+  author = {Themyr, Loic and Rambour, Cl{\\'e}ment and Thome, Nicolas and Collins, Toby and Hostettler, Alexandre},
+  booktitle = {Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
+  pages = {3224--3233},
+  year = {2023}
+}""",
+    "maformer": """\
+@article{wang2022maformer,
+  title = {MAFormer: A Transformer Network with Multi-scale Attention Fusion for Visual Recognition},
+  author = {Wang, Yunhao and Sun, Huixin and Wang, Xiaodi and Zhang, Bin and Li, Chao and Xin, Ying and
+    Zhang, Baochang and Ding, Errui and Han, Shumin},
+  journal = {arXiv preprint arXiv:2209.01620},
+  year = {2022}
+}""",
+    "cswin": """\
+@inproceedings{dong2022cswin,
+  title = {CSWin Transformer: A General Vision Transformer Backbone with Cross-Shaped Windows},
+  author = {Dong, Xiaoyi and Bao, Jianmin and Chen, Dongdong and Zhang, Weiming and Yu, Nenghai and Yuan, Lu and
+    Chen, Dong and Guo, Baining},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages = {12124--12134},
+  year = {2022}
+}""",
+}
+# Where a paper leaves open what its model is: what ours does.
+READINGS = {
+    "maformer": [
+        "- The MAFormer authors published neither code nor weights. This model follows the paper and the numbers in its "
+        "tables: global learning pools the map to a fixed grid before its fully connected layer, because one over all tokens "
+        "would have more weights than the whole model is printed with; and MAFormer-S has 5.1 G multiply-adds where 4.5 G are "
+        "printed (`depths=(2, 4, 8, 3)` gives both printed numbers).",
+    ],
+}
