@@ -20,7 +20,13 @@ from ...processing.metrics import percent
 from .batches import collate, loader_options
 from .class_scores import score_classes
 from .image_augmentation import NO_RAND_AUGMENT, ImageAugmentation, View
-from .labelled_images import ClassFolders, GeneratedImages, LabelledImages, open_labelled_images
+from .labelled_images import (
+    ClassFolders,
+    GeneratedImages,
+    LabelledImages,
+    open_labelled_images,
+    unreadable,
+)
 from .models import CLASSIFIER
 from .pairing import listed
 from .setup import CHECKED_SAMPLES, crop_size
@@ -45,7 +51,7 @@ class ClassificationTask(Task):
 
     def open(self, name: str) -> LabelledImages:
         data = open_labelled_images(name)
-        if problems := data.unreadable(CHECKED_SAMPLES):
+        if problems := unreadable(data, CHECKED_SAMPLES):
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair or remove these files.")
         return data
 

@@ -44,19 +44,6 @@ class LabelledImages(Dataset, ABC):
         source, label, name = self.source(index)
         return {"image": read_image(source), "label": label, "name": name}
 
-    def unreadable(self, sample: int) -> list[str]:
-        """What is wrong with images, `sample` of them spread evenly."""
-        indices = np.linspace(0, len(self) - 1, min(sample, len(self))).round().astype(int).tolist()
-        with ThreadPoolExecutor(THREADS) as threads:
-            return list(filter(None, threads.map(self._complaint, indices)))
-
-    def _complaint(self, index: int) -> str | None:
-        try:
-            self[index]
-        except (ImageReadError, OSError, ValueError) as error:
-            return str(error)
-        return None
-
 
 class ClassFolders(LabelledImages):
     """ImageNet's layout: CLASS/IMAGE for every class, whose index is its place among the sorted folder names."""
@@ -134,6 +121,21 @@ class GeneratedImages(LabelledImages):
         random = np.random.default_rng(index)
         label = int(random.integers(len(self.classes)))
         return random.integers(0, 256, (*self.size, 3), dtype=np.uint8), label, f"noise {index}"
+
+
+def unreadable(data: Dataset, sample: int) -> list[str]:
+    """What is wrong with images, `sample` of them spread evenly."""
+
+    def complaint(index: int) -> str | None:
+        try:
+            data[index]
+        except (ImageReadError, OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    indices = np.linspace(0, len(data) - 1, min(sample, len(data))).round().astype(int).tolist()
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(filter(None, threads.map(complaint, indices)))
 
 
 def open_labelled_images(source: str, split: str | None = None) -> LabelledImages:

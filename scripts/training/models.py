@@ -88,7 +88,7 @@ def started(kind: ModelKind, name: str, option: str, source: str, options: dict[
     model_class = kind.classes[config_class_of(kind, name)]
     if not hasattr(model_class, method):
         raise ValueError(f"--{option} does not fit '{name}'. Use --model {fitting}.")
-    return getattr(model_class, method)(source, **options)
+    return getattr(model_class, method)(model_folder(source), **options)
 
 
 def configuration(

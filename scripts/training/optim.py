@@ -1,7 +1,7 @@
 """AdamW's parameter groups as the papers have them, learning-rate schedules, and an average of the weights."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,11 +20,18 @@ def cosine(progress: float) -> float:
     return (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
+def constant(progress: float) -> float:  # noqa: ARG001
+    return 1.0
+
+
+# "step" is constant between its milestones.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "poly": poly,
     "cosine": cosine,
-    "constant": lambda progress: 1.0,  # noqa: ARG005
+    "constant": constant,
+    "step": constant,
 }
+STEP_FACTOR = 0.1
 
 
 def learning_rate_factor(
@@ -35,14 +42,17 @@ def learning_rate_factor(
     schedule: str,
     cooldown_steps: int = 0,
     floor: float = 0.0,
+    milestones: Sequence[int] = (),
 ) -> float:
     """What the learning rate of optimizer step `step` (0 is the first) is multiplied with.
 
     The warm-up multiplies the schedule, as mmsegmentation's does: it starts at 1 / (warmup_steps + 1) of it.
-    The schedule falls to `floor`, and stays there for the last `cooldown_steps` of the steps.
+    The schedule falls to `floor`, and stays there for the last `cooldown_steps` of the steps. From each of the `milestones`
+    on, which are numbers of steps, the factor is a tenth of what it was.
     """
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
     course = SCHEDULES[schedule](min(1.0, step / max(1, steps - cooldown_steps)))
+    course *= STEP_FACTOR ** sum(step >= milestone for milestone in milestones)
     return warmup * (floor + (1.0 - floor) * course)
 
 

@@ -118,3 +118,12 @@ def test_the_average_takes_the_weights_place_inside_its_block_only():
     with average.in_place_of(layer):
         assert torch.equal(layer.weight, own + 1)
     assert torch.equal(layer.weight, own)
+
+
+def test_a_step_schedule_falls_to_a_tenth_at_each_milestone():
+    factors = [
+        learning_rate_factor(step, steps=12, warmup_steps=2, schedule="step", milestones=(8, 11))
+        for step in range(12)
+    ]
+    expected = [1 / 3, 2 / 3, *[1.0] * 6, *[0.1] * 3, 0.01]
+    assert factors == pytest.approx(expected)
