@@ -2,7 +2,8 @@
 
 Pixels labelled `ignore_index`, or -100 (what Trainer pads with), are left out altogether. A class is left out of a mean
 when its score is 0/0: IoU and Dice (F1) when neither labels nor prediction hold it, accuracy (recall) when the labels do
-not, precision when the prediction does not. A class that is predicted but never labelled has IoU 0 and counts. This is the practice of mmsegmentation and `evaluate`.
+not, precision when the prediction does not. A class that is predicted but never labelled has IoU 0 and counts. This is the
+practice of mmsegmentation and `evaluate`.
 
 Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021.
 

@@ -22,10 +22,15 @@ def swaps_sides(orientation: int) -> bool:
     return TURNS[orientation][0]
 
 
+def upright_view(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, ...) as stored -> (H', W', ...) as meant to be seen: the same memory, so that it can also be written to."""
+    swapped, flipped = TURNS[orientation]
+    return np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flipped)
+
+
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W, ...) as stored -> (H', W', ...) as meant to be seen."""
-    swapped, flipped = TURNS[orientation]
-    return np.ascontiguousarray(np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flipped))
+    return np.ascontiguousarray(upright_view(pixels, orientation))
 
 
 def turn_back(mask: Tensor, orientation: int) -> Tensor:

@@ -12,15 +12,14 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..modeling.explanations import global_attention_maps
+from ..processing.inference import Inference
 from .pictures import grid_of_pictures, mask_picture, overlay, with_cross
 from .training.arguments import CommandError
 from .training.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
-from .training.scoring import segment
 
 PALETTE = list(CLASSES.values())
 
@@ -57,10 +56,8 @@ class Asked:
         """(H, W) class ids of the scene and of its twin."""
         return self.segment(self.scene), self.segment(self.twin)
 
-    @torch.inference_mode()
     def segment(self, scene: Scene) -> np.ndarray:
-        inputs = self.processor(scene.image, return_tensors="pt")
-        return segment(self.model, self.processor, inputs, scene.mask.shape, flip=False).numpy()
+        return Inference()(self.model, self.processor, scene.image).numpy()
 
     @cached_property
     def white(self) -> np.ndarray:

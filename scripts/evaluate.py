@@ -1,20 +1,28 @@
 """contextseg-evaluate: scores a trained segmenter on images with masks.
 
 contextseg-evaluate runs/streets --data data/val
+contextseg-evaluate runs/streets --data data/val --window 1024 --overlap 0.25
+contextseg-evaluate runs/streets --data data/val --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
 """
 
 import csv
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .training.arguments import parse, short_errors
 
+if TYPE_CHECKING:
+    from ..processing.metrics import ConfusionMatrix
+
 PROGRAM = "contextseg-evaluate"
-DESCRIPTION = """Score a segmenter on images with masks: whole images of any size, one at a time, each compared with its mask
-at the size of the file. Prints a table and writes evaluation.json, .md and .csv."""
+DESCRIPTION = """Score a segmenter on images with masks: images of any size, one at a time, each compared with its mask at the
+size of the file. Prints a table and writes it as evaluation.json, .md and .csv, and the confusion matrix as confusion.csv (pixels)
+and confusion.png (shares of each class's pixels). A score that is 0/0, of a class that never occurs, is "-" (null in JSON) and
+left out of the means."""
 
 
 @dataclass
@@ -24,6 +32,11 @@ class EvaluateArguments:
     data: str = ""  # folder with images/ and masks/ or of a published data set, or a name for `datasets`
     workers: int | None = None  # processes that load data (default: one fewer than cores, at most 8)
     # Protocol
+    window: str | None = None  # predict in windows of so many pixels, or HEIGHTxWIDTH (default: whole images)
+    overlap: float = 0.5  # share of a window that its neighbour covers as well
+    blend: Literal["gaussian", "constant"] = "gaussian"  # weights of the pixels of overlapping windows
+    batch_size: int = 4  # windows of one forward pass
+    scales: str = "1"  # F,F: average the probabilities of the image at these scales, such as 0.75,1,1.25
     flip: bool = False  # average with the prediction for the mirrored image
     # Output
     output: str | None = None  # folder for the results (default: the model's folder)
@@ -44,37 +57,38 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ..processing.metrics import BoundaryIoU, ConfusionMatrix
     from .training.data import open_data
+    from .training.inference_options import inference_of
     from .training.models import check_classes, open_model
     from .training.official_layouts import with_split
-    from .training.scoring import score, whole_images
+    from .training.scoring import add_boundaries, count, whole_images
 
     if not arguments.data:
         raise ValueError("--data is missing. Give a folder with images/ and masks/, such as data/val.")
+    inference = inference_of(arguments)
     model, processor, source = open_model(arguments.model)
     data = open_data(with_split(arguments.data, "val"))
+    names = check_classes(model, data)
     accelerator = Accelerator(cpu=arguments.cpu)
     started = time.perf_counter()
-    scores = score(
-        model.to(accelerator.device),
-        processor,
-        tqdm(whole_images(data, processor, accelerator, arguments.workers), unit="image"),
-        accelerator,
-        class_names=check_classes(model, data),
-        ignore_index=data.ignore_index,
-        flip=arguments.flip,
-        with_boundaries=True,
+    images = whole_images(data, processor, inference, accelerator, arguments.workers)
+    metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU)]
+    count(model.to(accelerator.device), tqdm(images, unit="image"), metrics, inference)
+    confusion, boundaries = (
+        metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
+    scores = confusion.compute(names)
+    add_boundaries(scores, boundaries.compute())
     facts = {
         "model": source,
         "data": arguments.data,
         "images": len(data),
-        "protocol": "whole images, batch of one"
-        + (", averaged with the mirrored image" if arguments.flip else ""),
+        "protocol": f"{inference}, one image at a time",
         "seconds": round(time.perf_counter() - started, 1),
     }
     if accelerator.is_main_process:
-        report(scores, facts, output_folder(arguments))
+        report(scores, facts, confusion, output_folder(arguments))
     return scores
 
 
@@ -85,9 +99,10 @@ def output_folder(arguments: EvaluateArguments) -> Path:
     return Path(arguments.model) if Path(arguments.model).is_dir() else Path()
 
 
-def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> None:
-    """Prints the table, and writes it as JSON, Markdown and CSV."""
+def report(scores: dict[str, Any], facts: dict[str, Any], confusion: "ConfusionMatrix", folder: Path) -> None:
+    """Prints the table, and writes it as JSON, Markdown and CSV; the confusion matrix as CSV and as a picture."""
     from ..processing.metrics import percent, scores_table
+    from .pictures import plot_confusion
     from .training.records import environment, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,11 +114,22 @@ def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> None:
     text = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     table = scores_table(scores)
     (folder / "evaluation.md").write_text(f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n", encoding="utf-8")
-    with (folder / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(scores["per_class"][0]))
-        writer.writeheader()
-        writer.writerows(scores["per_class"])
-    print(f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv")
+    columns, names = list(scores["per_class"][0]), [row["name"] for row in scores["per_class"]]
+    write_csv(folder / "evaluation.csv", [columns, *(row.values() for row in scores["per_class"])])
+    counts = confusion.matrix.tolist()
+    write_csv(
+        folder / "confusion.csv",
+        [["labelled as", *names], *([name, *row] for name, row in zip(names, counts, strict=True))],
+    )
+    plot_confusion(confusion.matrix.cpu().numpy(), names, folder / "confusion.png")
+    print(
+        f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv, and confusion.csv and .png"
+    )
+
+
+def write_csv(path: Path, rows: list[Iterable[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 if __name__ == "__main__":

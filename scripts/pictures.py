@@ -1,4 +1,4 @@
-"""Pictures for people: masks and heat over photographs, marks, grids with titles, curves.
+"""Pictures for people: masks and heat over photographs, marks, grids with titles, curves, confusion matrices.
 
 Legend: H, W image axes, K classes. Every function returns a new RGB picture; masks and heat are arrays (H, W).
 """
@@ -15,6 +15,8 @@ from ..processing.palettes import colorize
 
 Palette = Sequence[Sequence[int]]
 BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
+SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # marked on the scale of a confusion matrix
+FEW_CLASSES = 25  # up to which a confusion matrix has its numbers in it
 
 
 def mask_picture(mask: np.ndarray, palette: Palette, ignore_index: int | None = None) -> Image.Image:
@@ -172,6 +174,37 @@ def plot_curves(entries: Sequence[Mapping[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """(K, K) pixels by label (rows) and prediction: shares of each row. A class without labelled pixels has a grey row.
+
+    Classes keep a tenth of an inch or more, so that their names can be read, however many there are.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    pixels = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, pixels, out=np.full(counts.shape, np.nan), where=pixels > 0)
+    cell, font = (0.5, 8) if len(names) <= FEW_CLASSES else (0.11, 6)  # inches, points
+    side = max(4.0, cell * len(names) + 2.5)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_facecolor("0.85")
+    image = axes.imshow(
+        shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1)
+    )  # the root, so that small shares show
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90, fontsize=font)
+    axes.set_yticks(ticks, names, fontsize=font)
+    axes.set(xlabel="predicted", ylabel="labelled")
+    if len(names) <= FEW_CLASSES:
+        for row, column in np.argwhere(shares > 0):
+            share = shares[row, column]
+            ink = "black" if share > 0.5 else "white"
+            axes.text(column, row, f"{100 * share:.0f}", color=ink, fontsize=font, ha="center", va="center")
+    figure.colorbar(image, label="share of the labelled pixels", shrink=min(1.0, 5 / side), ticks=SHARES)
+    figure.savefig(path, dpi=150)
+
+
 def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
     """Each value replaced by the mean of its neighbours, `share` of the curve to each side at most."""
     steps, values = zip(*points, strict=True)
@@ -180,3 +213,11 @@ def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list
     at = np.arange(len(points))
     near = np.minimum.reduce([at, at[::-1], np.full_like(at, reach)])
     return list(zip(steps, (sums[at + near + 1] - sums[at - near]) / (2 * near + 1), strict=True))
+
+
+def save_png(picture: Image.Image, target: Path) -> None:
+    """Under a temporary name first, so that a full disk never leaves half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".writing")
+    picture.save(temporary, format="PNG")
+    temporary.replace(target)

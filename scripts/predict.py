@@ -1,11 +1,12 @@
 """contextseg-predict: segments image files.
 
 contextseg-predict runs/streets photo.jpg big.tif folder/ --output masks/
+contextseg-predict runs/streets big.tif --window 1024 --confidence --entropy
 """
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .training.arguments import parse, short_errors
 
@@ -24,8 +25,16 @@ class PredictArguments:
     # Output
     output: str = "masks"  # folder for the masks, which keep the images' names and paths below a folder
     overlay: bool = False  # also write pictures tinted with the classes, to overlays/ in there
+    confidence: bool = False  # also the probability of the class, to confidence/: 16-bit PNG, 65535 is 1
+    entropy: bool = False  # also the entropy over log K, to entropy/: 16-bit PNG, 65535 is 1, all alike
+    probabilities: bool = False  # also those of all classes, to probabilities/: .npy of float16 (K, H, W)
     explain: str | None = None  # X,Y: also show where this pixel looks (GLAM's eq. 7), to attention/
     # Protocol
+    window: str | None = None  # predict in windows of so many pixels, or HEIGHTxWIDTH (default: whole images)
+    overlap: float = 0.5  # share of a window that its neighbour covers as well
+    blend: Literal["gaussian", "constant"] = "gaussian"  # weights of the pixels of overlapping windows
+    batch_size: int = 4  # windows of one forward pass
+    scales: str = "1"  # F,F: average the probabilities of the image at these scales, such as 0.75,1,1.25
     flip: bool = False  # average with the prediction for the mirrored image
     # Machine
     cpu: bool = False  # leave GPUs alone
@@ -47,13 +56,17 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     from tqdm import tqdm
 
     from .prediction import Predictor, find_jobs, parse_position
+    from .prediction_maps import MAPS
+    from .training.inference_options import inference_of
     from .training.models import open_model
 
     position = parse_position(arguments.explain) if arguments.explain else None
+    inference = inference_of(arguments)
     jobs = find_jobs(arguments.images, arguments.output)
     model, processor, _ = open_model(arguments.model)
     model.to(Accelerator(cpu=arguments.cpu).device)
-    predictor = Predictor(model, processor, flip=arguments.flip, overlay=arguments.overlay, explain=position)
+    maps = [name for name in MAPS if getattr(arguments, name)]
+    predictor = Predictor(model, processor, inference, maps=maps, overlay=arguments.overlay, explain=position)
     failures = []
     for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
         try:

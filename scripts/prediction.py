@@ -1,21 +1,22 @@
 """Masks for image files: which file becomes which mask, and how one is made."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..modeling.explanations import global_attention_maps
 from ..processing.image_reading import read_image, read_orientation
+from ..processing.inference import Inference
 from ..processing.orientation import swaps_sides, turn_back
 from ..processing.palettes import colorize, default_palette
-from .pictures import mask_overlay, overlay, with_cross
-from .training.scoring import segment
+from .pictures import mask_overlay, overlay, save_png, with_cross
+from .prediction_maps import PICTURES, PictureMap, ProbabilityFile, mask_beside_maps
 
 SUFFIXES = {
     ".jpg",
@@ -110,39 +111,61 @@ def parse_position(text: str) -> tuple[int, int]:
 
 
 class Predictor:
-    """A model with its processor, and what to write for each image."""
+    """A model with its processor, how it is applied, and what to write for each image."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         processor: BaseImageProcessor,
+        inference: Inference,
         *,
-        flip: bool = False,
+        maps: Sequence[str] = (),
         overlay: bool = False,
         explain: tuple[int, int] | None = None,
     ) -> None:
-        self.model, self.processor = model, processor
-        self.flip, self.overlay, self.explain = flip, overlay, explain
+        self.model, self.processor, self.inference = model, processor, inference
+        self.maps, self.overlay, self.explain = maps, overlay, explain
         self.palette = processor.palette or default_palette(model.config.num_labels)
 
     def run(self, job: Job) -> None:
-        inputs = self.processor(job.source, return_tensors="pt").to(self.model.device)
-        orientation, size = read_orientation(job.source), upright_size(job.source)
-        with torch.inference_mode():
-            mask = segment(self.model, self.processor, inputs, size, flip=self.flip).cpu()
-        save(mask_image(turn_back(mask, orientation), self.palette), job.target())
+        orientation = read_orientation(job.source)
+        mask = self.predict(job, orientation).cpu()
+        save_png(mask_image(turn_back(mask, orientation), self.palette), job.target())
         if self.overlay:
-            save(mask_overlay(self.read(job), mask.numpy(), self.palette), job.target("overlays"))
+            save_png(mask_overlay(self.read(job), mask.numpy(), self.palette), job.target("overlays"))
         if self.explain:
-            save(self.attention_picture(self.read(job), inputs["pixel_values"]), job.target("attention"))
+            save_png(self.attention_picture(job), job.target("attention"))
+
+    def predict(self, job: Job, orientation: int) -> Tensor:
+        """The upright mask (H, W); what else the probabilities tell is written on the way."""
+        with Image.open(job.source) as image:
+            width, height = image.size
+        size = (width, height) if swaps_sides(orientation) else (height, width)
+        what = self.model, self.inference.inputs(self.processor, job.source), size
+        if not self.maps:
+            return self.inference.mask(*what)
+        maps = [self.new_map(name, job, (height, width), orientation) for name in self.maps]
+        return mask_beside_maps(self.inference.probabilities(*what), maps)
+
+    def new_map(
+        self, name: str, job: Job, stored_size: tuple[int, int], orientation: int
+    ) -> PictureMap | ProbabilityFile:
+        target = job.target(name)
+        if name in PICTURES:
+            return PictureMap(target, PICTURES[name], stored_size, orientation)
+        return ProbabilityFile(
+            target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
+        )
 
     def read(self, job: Job) -> Image.Image:
         return read_image(
             job.source, value_range=self.processor.value_range, pixel_limit=self.processor.pixel_limit
         )
 
-    def attention_picture(self, image: Image.Image, pixel_values: Tensor) -> Image.Image:
-        """Where the marked pixel of the upright image looks: the paper's Fig. 1."""
+    def attention_picture(self, job: Job) -> Image.Image:
+        """Where the marked pixel of the upright image looks, when the model sees all of it: the paper's Fig. 1."""
+        image = self.read(job)
+        pixel_values = self.processor(job.source, return_tensors="pt")["pixel_values"].to(self.model.device)
         size = pixel_values.shape[:1:-1]  # width and height, as the processor resized the image
         position = tuple(at * new // old for at, new, old in zip(self.explain, size, image.size, strict=True))
         heat = global_attention_maps(self.model, pixel_values, position)[0].cpu().numpy()
@@ -150,23 +173,8 @@ class Predictor:
         return with_cross(overlay(image, heat), self.explain)
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as it is seen, from the file's header."""
-    with Image.open(path) as image:
-        width, height = image.size
-    return (width, height) if swaps_sides(read_orientation(path)) else (height, width)
-
-
 def mask_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:
     """(H, W) class ids -> a palette picture; a 16-bit one without colours when there are more than 256 classes."""
     if len(palette) > 256:
         return Image.fromarray(mask.numpy().astype(np.uint16))
     return colorize(mask, palette)
-
-
-def save(picture: Image.Image, target: Path) -> None:
-    """As PNG, under a temporary name first, so that a full disk never leaves half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".writing")
-    picture.save(temporary, format="PNG")
-    temporary.replace(target)

@@ -33,12 +33,17 @@ class TrainArguments:
     # Data
     train: str = ""  # images/ and masks/ (or a folder a class), a published data set's folder, or a name for `datasets`
     val: str = ""  # the same, to evaluate on; without it there is no best/
+    base_size: str | None = None  # LONGxSHORT edges that images are resized to fit, also to evaluate
     crop_size: str | None = None  # side of a sample, or HEIGHTxWIDTH (default: 512; classification: 224)
     min_scale: float = 0.5  # smallest factor of the random resizing before the crop
     max_scale: float = 2.0  # largest factor
     flip: bool = True  # never mirror an image
     augmentation: bool = True  # random crops alone (classification: the central square), nothing else
     workers: int | None = None  # processes that load data (default: one fewer than cores, at most 8)
+    # Evaluation
+    eval_window: str | None = None  # predict in windows of this side, or HEIGHTxWIDTH (default: whole images)
+    eval_overlap: float = 0.5  # share of a window that its neighbour covers as well
+    eval_blend: Literal["gaussian", "constant"] = "gaussian"  # weights of the pixels of overlapping windows
     # Classification
     min_area: float = 0.08  # smallest share of the image that a random crop takes
     rand_augment: str = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's words, or "none"
@@ -121,7 +126,7 @@ def train(arguments: TrainArguments) -> int:
     from .training.run_folder import RunFolder
     from .training.tasks import task_of
 
-    stop, task = StopSignal(), task_of(arguments.task)
+    stop, task = StopSignal(), task_of(arguments.task, arguments)
     accelerator = setup.new_accelerator(arguments)
     with stop.listening(), explained_loss_of_a_peer(accelerator, arguments.output):
         train_data, val_data = setup.open_splits(arguments, task)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import BaseImageProcessor
 
+from ...processing.inference import Inference
 from .augmentation import JointAugmentation
 
 
@@ -75,19 +76,18 @@ class TrainingSamples(Dataset):
 
 
 class WholeImages(Dataset):
-    """Unchanged images for evaluation: pixels as the processor makes them, labels as they are on the disk."""
+    """Unchanged images for evaluation: pixels as `inference` takes them, labels as they are on the disk."""
 
-    def __init__(self, data: Dataset, processor: BaseImageProcessor) -> None:
-        self.data, self.processor = data, processor
+    def __init__(self, data: Dataset, processor: BaseImageProcessor, inference: Inference) -> None:
+        self.data, self.processor, self.inference = data, processor, inference
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.data[index]
-        pixels = self.processor(sample["image"], return_tensors="pt")
         return {
-            **pixels,
+            "inputs": self.inference.inputs(self.processor, sample["image"]),
             "labels": torch.as_tensor(sample["mask"], dtype=torch.int64),
             "name": sample["name"],
         }

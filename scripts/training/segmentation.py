@@ -19,9 +19,11 @@ from .batches import TrainingSamples
 from .checking import check_dataset
 from .class_table import ClassTable
 from .data import SegmentationData, open_data
+from .inference_options import validation_inference, window_options
 from .models import SEGMENTER, STARTS, class_names
+from .official_layouts import with_split
 from .scoring import score, whole_images
-from .setup import CHECKED_SAMPLES, crop_size
+from .setup import CHECKED_SAMPLES, crop_size, height_and_width
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -37,13 +39,17 @@ class SegmentationTask(Task):
     data_example = "a folder with images/ and masks/, such as data/train"
     best_by = "mean_iou"
     logged = ("mean_iou", "mean_accuracy", "pixel_accuracy")
-    next_commands = (
-        "contextseg-evaluate {run} --data {val}",
-        "contextseg-predict {run} photo.jpg --output masks/",
-    )
 
-    def open(self, name: str) -> SegmentationData:
-        data = open_data(name)
+    @property
+    def next_commands(self) -> tuple[str, ...]:
+        windows = window_options(self.arguments)
+        return (
+            f"contextseg-evaluate {{run}} --data {{val}}{windows}",
+            f"contextseg-predict {{run}} photo.jpg --output masks/{windows}",
+        )
+
+    def open(self, name: str, split: str) -> SegmentationData:
+        data = open_data(with_split(name, split))
         report = check_dataset(data, CHECKED_SAMPLES, name=name)
         for warning in report.warnings:
             logger.warning("%s: %s", name, warning)
@@ -68,7 +74,10 @@ class SegmentationTask(Task):
         arguments: "TrainArguments",
         data: SegmentationData,
     ) -> SegmentationImageProcessor:
-        return processor_of(data, next(filter(None, (getattr(arguments, option) for option in STARTS)), None))
+        source = next(filter(None, (getattr(arguments, option) for option in STARTS)), None)
+        processor = processor_of(data, source)
+        processor.size = resize_rule(arguments)
+        return processor
 
     def model_options(self, data: SegmentationData) -> dict[str, Any]:
         return {"semantic_loss_ignore_index": data.ignore_index}
@@ -89,22 +98,22 @@ class SegmentationTask(Task):
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
     ) -> DataLoader:
-        return whole_images(data, processor, accelerator, workers)
+        return whole_images(data, processor, validation_inference(self.arguments), accelerator, workers)
 
     def score(
         self,
         model: PreTrainedModel,
-        processor: BaseImageProcessor,
+        processor: BaseImageProcessor,  # noqa: ARG002
         images: Iterable[dict[str, Any]],
         accelerator: Accelerator,
     ) -> dict[str, Any]:
         return score(
             model,
-            processor,
             images,
             accelerator,
             class_names=class_names(model),
             ignore_index=model.config.semantic_loss_ignore_index,
+            inference=validation_inference(self.arguments),
         )
 
     def summary(self, scores: dict[str, Any]) -> str:
@@ -136,6 +145,16 @@ def processor_of(data: SegmentationData, source: str | None = None) -> Segmentat
     )
 
 
+def base_size(arguments: "TrainArguments") -> tuple[int, int] | None:
+    return arguments.base_size and height_and_width(arguments.base_size, "--base-size")
+
+
+def resize_rule(arguments: "TrainArguments") -> dict[str, int] | None:
+    """What makes the processor fit images into the base size, in evaluation as in training."""
+    sides = base_size(arguments)
+    return sides and {"shortest_edge": min(sides), "longest_edge": max(sides)}
+
+
 class GeneratedPairs(Dataset):
     """Two pictures of noise with masks of random rectangles."""
 
@@ -164,6 +183,7 @@ def new_augmentation(
     fill = tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean)
     shared = {
         "crop_size": crop_size(arguments.crop_size),
+        "base_size": base_size(arguments),
         "fill": fill,
         "ignore_index": data.ignore_index,
         "seed": arguments.seed,

@@ -18,7 +18,6 @@ from .checkpoints import has_checkpoint
 from .deepspeed_state import configure_deepspeed
 from .loop import Schedule, Training
 from .models import STARTS, build_model, parse_overrides
-from .official_layouts import with_split
 from .optim import parameter_groups
 from .processes import num_processes, quiet_unless_first
 from .records import read_json
@@ -110,8 +109,8 @@ def new_accelerator(arguments: "TrainArguments") -> Accelerator:
 
 def open_splits(arguments: "TrainArguments", task: Task) -> tuple[Dataset, Dataset | None]:
     """Training and validation data, after a look at a sample of each."""
-    train = task.open(with_split(arguments.train, "train"))
-    val = task.open(with_split(arguments.val, "val")) if arguments.val else None
+    train = task.open(arguments.train, "train")
+    val = task.open(arguments.val, "val") if arguments.val else None
     if val is not None:
         task.check_same_classes(train, val, arguments)
     return train, val
@@ -144,6 +143,7 @@ def new_schedule(arguments: "TrainArguments", num_images: int, num_processes: in
     if arguments.steps and arguments.epochs:
         raise ValueError("--steps and --epochs both say how long to train. Give one of them.")
     epochs = arguments.epochs or DEFAULT_EPOCHS
+    length = arguments.steps or epochs
     steps = arguments.steps or math.ceil(epochs * num_images / (batch * arguments.accumulation))
     warmup = min(1500, steps // 10) if arguments.warmup_steps is None else arguments.warmup_steps
     return Schedule(
@@ -156,7 +156,26 @@ def new_schedule(arguments: "TrainArguments", num_images: int, num_processes: in
         log_interval=arguments.log_interval,
         cooldown_steps=arguments.cooldown_steps,
         floor=learning_rate_floor(arguments),
+        milestones=tuple(round(steps * place / length) for place in milestones(arguments, length)),
     )
+
+
+def milestones(arguments: "TrainArguments", length: float) -> list[float]:
+    """Where the learning rate falls, in what the run's length is given in: epochs or steps."""
+    if (arguments.schedule == "step") != bool(arguments.milestones):
+        raise ValueError(
+            "--schedule step and --milestones belong together. Write for example "
+            "--schedule step --milestones 8 --milestones 11, or leave both out."
+        )
+    try:
+        places = [float(place) for place in arguments.milestones]
+    except ValueError:
+        raise ValueError(
+            f"--milestones {' '.join(map(str, arguments.milestones))} are no numbers. Give epochs or steps."
+        ) from None
+    if not all(0 < place < length for place in places):
+        raise ValueError(f"--milestones {places} are not all within the run of {length:g}. Give earlier ones.")
+    return places
 
 
 def learning_rate_floor(arguments: "TrainArguments") -> float:
@@ -204,8 +223,12 @@ def new_batches(
 
 
 def crop_size(text: str) -> tuple[int, int]:
+    return height_and_width(text, "--crop-size")
+
+
+def height_and_width(text: str, option: str) -> tuple[int, int]:
     """`"512"` -> (512, 512); `"360x480"` -> (360, 480)."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--crop-size {text} is not a size. Write a number of pixels, or HEIGHTxWIDTH.")
+        raise ValueError(f"{option} {text} is not a size. Write a number of pixels, or HEIGHTxWIDTH.")
     return int(parts[0]), int(parts[-1])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TASKS = {
     "segmentation": ("segmentation", "SegmentationTask"),
     "classification": ("classification", "ClassificationTask"),
+    "detection": ("detection", "DetectionTask"),
 }
 
 
@@ -30,9 +31,15 @@ class Task(ABC):
     logged: ClassVar[tuple[str, ...]]  # the scores that make curves
     next_commands: ClassVar[tuple[str, ...]]  # what to do with {run} and {val} after training
 
+    def __init__(self, arguments: "TrainArguments | None" = None) -> None:
+        self.arguments = arguments  # of the run, where there is one
+
     @abstractmethod
-    def open(self, name: str) -> Dataset:
-        """The data of this name, after a look at a sample of it."""
+    def open(self, name: str, split: str) -> Dataset:
+        """The data of this name, after a look at a sample of it.
+
+        split: "train" or "val", what it is for, and which part of a data set that is published in parts.
+        """
 
     @abstractmethod
     def check_same_classes(self, train: Dataset, val: Dataset, arguments: "TrainArguments") -> None:
@@ -91,6 +98,6 @@ class Task(ABC):
         """The score that `best_by` names, in words."""
 
 
-def task_of(name: str) -> Task:
+def task_of(name: str, arguments: "TrainArguments | None" = None) -> Task:
     module, kind = TASKS[name]
-    return getattr(import_module(f".{module}", __package__), kind)()
+    return getattr(import_module(f".{module}", __package__), kind)(arguments)

@@ -51,6 +51,7 @@ def test_scores_equal_the_definition_on_sets_of_pixels(pair):
         assert row["iou"] == pytest.approx(shared / (truth | found).sum().item())
         assert row["dice"] == pytest.approx(2 * shared / (truth.sum() + found.sum()).item())
         assert row["accuracy"] == pytest.approx(shared / truth.sum().item())
+        assert row["precision"] == pytest.approx(shared / found.sum().item())
         assert row["support"] == truth.sum().item()
 
 

@@ -1,10 +1,12 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from tiny_runs import CLASSES, run_options, write_data, write_pairs
 
 from contextseg.scripts.evaluate import main
@@ -16,7 +18,7 @@ from contextseg.scripts.training.models import open_model
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "streets"
-    train(run_options(data, output))
+    train([*run_options(data, output), "--steps", "20", "--eval-interval", "20", "--learning-rate", "1e-2"])
     return output
 
 
@@ -51,6 +53,58 @@ def test_training_reports_the_same_score_as_evaluating_its_best(run, data, tmp_p
     assert evaluated(run, data / "val", tmp_path)["mean_iou"] == pytest.approx(record["best"]["mean_iou"])
 
 
+def test_a_training_that_resizes_and_slides_windows_scores_as_the_command_that_it_proposes(
+    data, tmp_path, capsys
+):
+    options = [
+        "--base-size",
+        "40x16",
+        "--eval-window",
+        "8x12",
+        "--eval-overlap",
+        "0.25",
+        "--eval-blend",
+        "constant",
+    ]
+    assert train([*run_options(data, tmp_path / "run"), *options]) == 0
+    command = re.search(r"contextseg-evaluate (\S+) --data (\S+) (.+)", capsys.readouterr().out)
+    assert open_model(command[1])[1].size == {"shortest_edge": 16, "longest_edge": 40}
+    scores = evaluated(command[1], command[2], tmp_path, *command[3].split())
+    best = json.loads((tmp_path / "run/run.json").read_text())["best"]
+    assert scores["mean_iou"] == best["mean_iou"]
+    assert scores["protocol"].startswith("windows of 8x12 pixels, 0.25 of them shared, constant weights")
+    assert sum(row["support"] for row in scores["per_class"]) == 2 * 20 * 35  # at the masks' own size
+
+
+def test_scales_windows_and_mirrors_change_the_prediction_and_are_told(run, data, tmp_path):
+    options = ["--scales", "0.5,1,1.5", "--window", "16", "--flip"]
+    plain, augmented = (evaluated(run, data / "val", tmp_path, *given) for given in ([], options))
+    assert plain["protocol"] == "whole images, one image at a time"
+    assert "scales 0.5, 1, 1.5, averaged with the mirrored image" in augmented["protocol"]
+    assert plain["boundary_iou"] != augmented["boundary_iou"]
+
+
+def test_the_confusion_matrix_has_the_supports_and_hits_of_the_table(run, data, tmp_path):
+    scores = evaluated(run, data / "val", tmp_path)
+    header, *rows = csv.reader((tmp_path / "confusion.csv").open())
+    assert header[1:] == [row[0] for row in rows] == CLASSES
+    counts = np.array([row[1:] for row in rows], dtype=int)
+    assert list(counts.sum(1)) == [row["support"] for row in scores["per_class"]]
+    dice = 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
+    assert [row["dice"] for row in scores["per_class"]] == pytest.approx(list(dice))
+    assert Image.open(tmp_path / "confusion.png").mode in ("RGB", "RGBA")
+
+
+def test_options_without_a_meaning_are_explained(run, data):
+    for option, message in {
+        "--scales=1,big": "Write them as 0.75,1,1.25",
+        "--window=8x8x8": "or HEIGHTxWIDTH",
+        "--overlap=2": "not between 0 and 1",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            main([str(run), "--data", f"{data}/val", *option.split("=")])
+
+
 def test_markdown_and_csv_hold_a_line_for_each_class(run, data, tmp_path):
     scores = evaluated(run, data / "val", tmp_path)
     text = (tmp_path / "evaluation.md").read_text()
@@ -67,8 +121,6 @@ def test_the_results_go_to_the_run_by_default(run, data):
 
 
 def test_a_mirrored_data_set_scores_the_same_with_flip(run, data, tmp_path):
-    from PIL import Image, ImageOps
-
     for kind in ("images", "masks"):
         (tmp_path / "mirrored" / kind).mkdir(parents=True)
         for path in (data / "val" / kind).iterdir():
@@ -85,8 +137,6 @@ def test_a_mirrored_data_set_scores_the_same_with_flip(run, data, tmp_path):
 def test_a_class_that_never_occurs_is_null_and_not_in_the_mean(run, data, tmp_path):
     write_pairs(tmp_path / "val", 1)
     (tmp_path / "classes.json").write_text((data / "classes.json").read_text())
-    from PIL import Image
-
     path = tmp_path / "val" / "masks" / "scene0.png"
     Image.fromarray(np.full((24, 30), 1, dtype=np.uint8)).save(path)
     rows = evaluated(run, tmp_path / "val", tmp_path)["per_class"]

@@ -1,18 +1,22 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import run_options
 
+from contextseg.processing.orientation import TURNS, turn_upright
 from contextseg.scripts.pictures import (
     grid_of_pictures,
     mask_overlay,
     mask_picture,
     overlay,
+    plot_confusion,
     plot_curves,
     with_cross,
 )
 from contextseg.scripts.predict import main
 from contextseg.scripts.prediction import find_jobs, parse_position
+from contextseg.scripts.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
 from contextseg.scripts.train import main as train
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
@@ -107,6 +111,93 @@ def test_overlay_and_explanation_are_pictures_of_the_images_size(run, photo, tmp
     assert Image.open(tmp_path / "masks/attention/photo.png").getpixel((40, 10)) == (0, 255, 255)
 
 
+MAPS = ["--confidence", "--entropy", "--probabilities"]
+
+
+def maps_of(folder, name="photo"):
+    """Mask, confidence and entropy in 0..1, and probabilities, all as stored."""
+    pictures = [
+        np.asarray(Image.open(folder / kind / f"{name}.png")) for kind in (".", "confidence", "entropy")
+    ]
+    return (
+        pictures[0],
+        pictures[1] / 65535,
+        pictures[2] / 65535,
+        np.load(folder / f"probabilities/{name}.npy"),
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--window", "16", "--flip", "--scales", "0.5,1"]], ids=["whole", "windows"]
+)
+def test_mask_confidence_and_entropy_are_those_of_the_probabilities(run, photo, tmp_path, options):
+    assert main([str(run), str(photo), "--output", str(tmp_path / "masks"), *MAPS, *options]) == 0
+    mask, confidence, entropy, probabilities = maps_of(tmp_path / "masks")
+    assert (probabilities.shape, probabilities.dtype) == ((3, 30, 50), np.float16)
+    exact = probabilities.astype(np.float64)
+    np.testing.assert_allclose(exact.sum(0), 1, atol=2e-3)
+    np.testing.assert_allclose(confidence, exact.max(0), atol=1e-3)
+    np.testing.assert_allclose(entropy, -(exact * np.log(exact)).sum(0) / np.log(3), atol=3e-3)
+    is_clear = np.sort(exact, 0)[-1] - np.sort(exact, 0)[-2] > 2e-3
+    assert np.array_equal(mask[is_clear], exact.argmax(0)[is_clear])
+    assert is_clear.mean() > 0.9
+    main([str(run), str(photo), "--output", str(tmp_path / "alone"), *options])
+    assert np.array_equal(mask, np.asarray(Image.open(tmp_path / "alone/photo.png")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_maps_of_a_photograph_lie_as_its_stored_pixels(run, tmp_path, orientation):
+    """However it is stored, what is seen is the same photograph."""
+    seen = np.random.default_rng(0).integers(0, 256, (20, 33, 3), dtype=np.uint8)
+    swapped, flipped = TURNS[orientation]
+    stored = np.flip(seen, flipped)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(seen).save(tmp_path / "upright.png")
+    Image.fromarray(np.ascontiguousarray(stored.swapaxes(0, 1) if swapped else stored)).save(
+        tmp_path / "turned.png", exif=exif
+    )
+    files = [str(tmp_path / name) for name in ("upright.png", "turned.png")]
+    assert main([str(run), *files, "--output", str(tmp_path / "masks"), *MAPS]) == 0
+    for upright, turned in zip(
+        *(maps_of(tmp_path / "masks", name) for name in ("upright", "turned")), strict=True
+    ):
+        rows_first = np.moveaxis(turned, 0, -1) if turned.ndim == 3 else turned
+        assert np.array_equal(
+            turn_upright(rows_first, orientation),
+            np.moveaxis(upright, 0, -1) if upright.ndim == 3 else upright,
+        )
+
+
+def test_entropy_is_one_when_all_classes_are_alike_and_zero_when_one_is_certain():
+    even, certain, only = torch.full((7, 1, 1), 1 / 7), torch.eye(7)[:, :1, None], torch.ones(1, 1, 1)
+    assert [entropy(p).item() for p in (even, certain, only)] == pytest.approx([1, 0, 0])
+
+
+def test_probabilities_that_do_not_fit_on_the_disk_are_refused_before_a_file_is_made(tmp_path):
+    with pytest.raises(ValueError, match="leave out --probabilities"):
+        ProbabilityFile(tmp_path / "maps" / "p.npy", 10**6, (10**6, 10**6), orientation=1)
+    assert list((tmp_path / "maps").iterdir()) == []
+
+
+def test_a_prediction_that_fails_leaves_no_half_file(tmp_path):
+    def bands():
+        yield torch.full((3, 2, 5), 1 / 3)
+        raise RuntimeError("out of memory")
+
+    maps = [ProbabilityFile(tmp_path / "p.npy", 3, (4, 5), orientation=1)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        mask_beside_maps(bands(), maps)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_of_one_by_one_and_windows_larger_than_the_image_are_fine(run, tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    options = ["--window", "64", "--scales", "0.5,1,2", "--flip", *MAPS]
+    assert main([str(run), str(tmp_path / "dot.png"), "--output", str(tmp_path / "masks"), *options]) == 0
+    assert [part.shape for part in maps_of(tmp_path / "masks", "dot")] == [(1, 1), (1, 1), (1, 1), (3, 1, 1)]
+
+
 def test_a_position_is_two_numbers():
     assert parse_position("120,45") == (120, 45)
     with pytest.raises(ValueError, match="Write X,Y"):
@@ -155,3 +246,10 @@ def test_curves_are_drawn_from_a_log(tmp_path):
     log = [{"step": step, "loss": 1 / step} for step in range(1, 30)] + [{"step": 29, "mean_iou": 0.5}]
     plot_curves(log, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size == (1050, 600)
+
+
+@pytest.mark.parametrize("count", [1, 3, 150])
+def test_a_confusion_matrix_keeps_room_for_every_name(count, tmp_path):
+    counts = np.diag(np.arange(count))  # nothing is labelled as the first class
+    plot_confusion(counts, [f"class {index}" for index in range(count)], tmp_path / "confusion.png")
+    assert min(Image.open(tmp_path / "confusion.png").size) >= max(600, 15 * count)

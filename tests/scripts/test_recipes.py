@@ -138,6 +138,18 @@ def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
     assert config.use_auxiliary_head == has_auxiliary_head
 
 
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name):
+    given, recipe = with_recipe(TrainArguments, {"recipe": name})
+    arguments, data = TrainArguments(**given), recipe.paper["data"]
+    of_context_mining = name.startswith(("segdeformer", "segformer", "upernet"))
+    base = {"ADE20K": f"2048x{640 if '640' in name else 512}", "COCO-Stuff": "2048x512"}
+    assert arguments.base_size == base.get(data, None if of_context_mining else "2049x1025")
+    windows = {"Cityscapes": ("1024", 0.25), "COCO-Stuff": ("512", 0.334)}
+    asked = (arguments.eval_window, arguments.eval_overlap)
+    assert asked == (windows.get(data, (None, 0.5)) if of_context_mining else (None, 0.5))
+
+
 def test_a_given_starting_point_takes_the_place_of_the_recipes():
     assert {"preset", "weights", *STARTS} == STARTING_POINTS
     for option in STARTING_POINTS:

@@ -1,0 +1,111 @@
+"""What a prediction can leave beside its mask, written band by band as the class probabilities come.
+
+- confidence: 16-bit PNG, the probability of the chosen class; 65535 is 1.
+- entropy: 16-bit PNG, the entropy of the class probabilities over log K; 65535 is 1, when all classes are as likely, and 0 is certainty.
+- probabilities: .npy, float16 (K, H, W), one map for each class id; `np.load(file, mmap_mode="r")` reads parts of it.
+
+All are as large as the image file, pixel for pixel, like the mask.
+
+Legend: K classes, H, W pixels as stored in the file, R rows of the upright image.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..processing.orientation import upright_view
+from .pictures import save_png
+
+ONE = 65535  # of a 16-bit map
+MEGABYTE = 1 << 20
+Size = tuple[int, int]
+
+
+def confidence(probabilities: Tensor) -> Tensor:
+    """(K, R, W) -> (R, W), from 1 / K to 1."""
+    return probabilities.amax(0)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """(K, R, W) -> (R, W), from 0 to 1; 0 where there is but one class."""
+    return torch.special.entr(probabilities).sum(0) / math.log(max(2, len(probabilities)))
+
+
+PICTURES: dict[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
+MAPS = (*PICTURES, "probabilities")
+
+
+class PictureMap:
+    """A map of 0..1 as a 16-bit PNG."""
+
+    def __init__(
+        self, target: Path, function: Callable[[Tensor], Tensor], size: Size, orientation: int
+    ) -> None:
+        self.target, self.function, self.row = target, function, 0
+        self.stored = np.empty(size, dtype=np.uint16)
+        self.upright = upright_view(self.stored, orientation)
+
+    def add(self, probabilities: Tensor) -> None:
+        """The next rows, (K, R, W)."""
+        values = (self.function(probabilities).clamp(0, 1) * ONE).round().to(torch.int32)
+        self.upright[self.row : self.row + len(values)] = values.cpu().numpy()
+        self.row += len(values)
+
+    def close(self) -> None:
+        save_png(Image.fromarray(self.stored), self.target)
+
+    def discard(self) -> None:
+        """Nothing is on the disk yet."""
+
+
+class ProbabilityFile:
+    """All probabilities, in a file that is mapped into memory and filled as they come."""
+
+    def __init__(self, target: Path, num_labels: int, size: Size, orientation: int) -> None:
+        self.target, self.temporary = target, target.with_name(target.name + ".writing")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        needed, free = 2 * num_labels * math.prod(size), shutil.disk_usage(target.parent).free
+        if needed > free:  # a mapped file that the disk cannot hold would kill the program
+            raise ValueError(
+                f"{target} needs {needed // MEGABYTE} MB and {free // MEGABYTE} MB are free. "
+                "Choose another --output, or leave out --probabilities."
+            )
+        shape = (num_labels, *size)
+        self.stored = np.lib.format.open_memmap(self.temporary, mode="w+", dtype=np.float16, shape=shape)
+        self.upright, self.row = upright_view(self.stored.transpose(1, 2, 0), orientation), 0
+
+    def add(self, probabilities: Tensor) -> None:
+        """The next rows, (K, R, W)."""
+        rows = probabilities.half().cpu().numpy().transpose(1, 2, 0)
+        self.upright[self.row : self.row + len(rows)] = rows
+        self.row += len(rows)
+
+    def close(self) -> None:
+        self.stored.flush()
+        self.temporary.replace(self.target)
+
+    def discard(self) -> None:
+        self.temporary.unlink(missing_ok=True)
+
+
+def mask_beside_maps(bands: Iterable[Tensor], maps: Sequence[PictureMap | ProbabilityFile]) -> Tensor:
+    """Class probabilities as bands (K, R, W) of the upright image -> its mask (H, W); each map gets every band."""
+    rows = []
+    try:
+        for probabilities in bands:
+            rows.append(probabilities.max(0).indices.to("cpu", torch.int32))
+            for one in maps:
+                one.add(probabilities)
+    except BaseException:
+        for one in maps:
+            one.discard()
+        raise
+    for one in maps:
+        one.close()
+    return torch.cat(rows)

@@ -1,0 +1,48 @@
+"""How images are predicted, from the words of the command line."""
+
+from typing import TYPE_CHECKING, Union
+
+from ...processing.inference import Inference
+from .setup import height_and_width
+
+if TYPE_CHECKING:
+    from ..evaluate import EvaluateArguments
+    from ..predict import PredictArguments
+    from ..train import TrainArguments
+
+
+def inference_of(arguments: Union["EvaluateArguments", "PredictArguments"]) -> Inference:
+    return Inference(
+        window=arguments.window and height_and_width(arguments.window, "--window"),
+        overlap=arguments.overlap,
+        blend=arguments.blend,
+        scales=factors(arguments.scales),
+        flip=arguments.flip,
+        batch_size=arguments.batch_size,
+    )
+
+
+def validation_inference(arguments: "TrainArguments") -> Inference:
+    """How a training evaluates: windows as asked for, at the images' own scale."""
+    return Inference(
+        window=arguments.eval_window and height_and_width(arguments.eval_window, "--eval-window"),
+        overlap=arguments.eval_overlap,
+        blend=arguments.eval_blend,
+    )
+
+
+def window_options(arguments: "TrainArguments") -> str:
+    """What makes contextseg-evaluate and -predict do as the evaluations of this training."""
+    if arguments.eval_window is None:
+        return ""
+    return (
+        f" --window {arguments.eval_window} --overlap {arguments.eval_overlap} --blend {arguments.eval_blend}"
+    )
+
+
+def factors(text: str) -> tuple[float, ...]:
+    """`"0.75,1,1.25"` -> (0.75, 1.0, 1.25)."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--scales {text} is not a list of factors. Write them as 0.75,1,1.25.") from None
