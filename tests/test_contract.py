@@ -325,12 +325,28 @@ def fingerprint(model):
     return {key: value.shape for key, value in model.state_dict().items()}, loss.item()
 
 
-@pytest.mark.parametrize(
+each_option = pytest.mark.parametrize(
     ("name", "option"), [(name, option) for name in SEGMENTERS for option in own_options(name)]
 )
-def test_every_option_changes_the_model(name, option):
+
+
+def changed(name, option):
     value = OTHER_VALUES[name][option]
-    change = value if isinstance(value, dict) else {option: value}
+    return value if isinstance(value, dict) else {option: value}
+
+
+@each_option
+def test_no_option_leaves_a_parameter_unused(name, option):
+    """DistributedDataParallel would wait for its gradient."""
+    model = SEGMENTERS[name](**changed(name, option)).train()
+    pixels, labels = batch(channels=model.config.num_channels)
+    model(pixels, labels=labels).loss.backward()
+    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+
+
+@each_option
+def test_every_option_changes_the_model(name, option):
+    change = changed(name, option)
     base = {key: setting for key, setting in change.items() if key != option}
     prints = []
     for overrides in (base, change):

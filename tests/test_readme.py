@@ -1,17 +1,24 @@
 """The README's Python runs as it stands, and its command lines name options that exist."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from tiny_runs import write_data
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
+from contextseg.scripts.evaluate import EvaluateArguments
+from contextseg.scripts.train import TrainArguments
+from contextseg.scripts.training.arguments import given_options
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 SCRIPTS = {
     "contextseg-check": "check",
     "contextseg-convert": "convert_weights",
@@ -55,7 +62,20 @@ def test_the_options_in_the_readme_exist(command):
     assert options <= set(re.findall(r"--[a-z-]+", help_text))
 
 
+def test_the_launch_commands_name_configurations_and_options_that_exist():
+    commands = re.findall(r"^accelerate launch (.*)$", README, flags=re.MULTILINE)
+    assert commands
+    for command in commands:
+        launch = launch_command_parser().parse_args(shlex.split(command))
+        assert ClusterConfig.from_yaml_file(ROOT / launch.config_file).num_machines == 1
+        assert launch.module
+        kind = {"train": TrainArguments, "evaluate": EvaluateArguments}[launch.training_script.split(".")[-1]]
+        given_options(kind, launch.training_script_args, "contextseg", "")
+
+
 def test_links_of_the_readme_lead_somewhere():
-    root = Path(__file__).resolve().parents[1]
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
-    assert [target for target in targets if not (root / target).exists()] == []
+    headings = {
+        "#" + title.lower().replace(" ", "-") for title in re.findall(r"^## (.*)$", README, re.MULTILINE)
+    }
+    assert [target for target in targets if target not in headings and not (ROOT / target).exists()] == []
