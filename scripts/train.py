@@ -154,3 +154,4 @@ def train(arguments: TrainArguments) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+        run.catch_up(meter, schedule)

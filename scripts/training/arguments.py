@@ -12,9 +12,11 @@ Only the standard library is imported here, so that `--help` and a misspelt opti
 import argparse
 import dataclasses
 import difflib
+import errno
 import inspect
 import re
 import shutil
+import traceback
 import types
 import typing
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from typing import Any, NoReturn
 FIELD = re.compile(r"^    (\w+):.*?  # (.+)$")
 METAVAR = re.compile(r"^([A-Z][A-Z,=]*): (.+)$")
 GROUP = re.compile(r"^    # (.+)$")
+WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
 
 
 class CommandError(RuntimeError):
@@ -121,7 +124,30 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
     """Inside the block, an error that a user can cause ends the program with its message alone."""
     try:
         yield
-    except (ValueError, OSError, CommandError) as error:
-        if with_traceback:
+    except BaseException as error:
+        # Their variables keep the processes that load data alive, and at its end Python waits for those.
+        traceback.clear_frames(error.__traceback__)
+        if with_traceback or not is_expected(error):
             raise
-        raise SystemExit(f"{program}: {error}") from error
+        raise SystemExit(f"{program}: {plain_message(error)}") from error
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether a user can cause it."""
+    is_death = isinstance(error, RuntimeError) and WORKER_DIED.search(str(error))
+    return bool(is_death) or isinstance(error, ValueError | OSError | CommandError)
+
+
+def plain_message(error: Exception) -> str:
+    """What happened and what to do; without the traceback that a process that loads data puts in front of its errors."""
+    text = str(error)
+    if "Original Traceback (most recent call last)" in text:
+        text = re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
+    if WORKER_DIED.search(text):
+        return (
+            f"a process that loads data died ({text}): most often memory or /dev/shm is full. Take fewer --workers (0 needs "
+            "neither), or give a container more shared memory (docker run --shm-size). A training continues with --resume."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text += ". Free some space, then run the command again; a training continues with --resume."
+    return text

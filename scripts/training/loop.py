@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .arguments import CommandError
-from .checkpoints import gathered_random_states, save_state, set_random_states, write_folder
+from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, write_folder
 from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
 from .gathered_state import gathered_state, gathered_weights, restore_state, restore_weights
 from .optim import WeightAverage, learning_rate_factor, set_learning_rate
@@ -47,6 +47,11 @@ class Schedule:
     log_interval: int = 10
     cooldown_steps: int = 0
     floor: float = 0.0  # lowest factor of the learning rate
+    milestones: tuple[int, ...] = ()  # where the learning rate falls to a tenth
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the run is evaluated and saved after this many steps."""
+        return step > 0 and (step % self.eval_interval == 0 or step == self.steps)
 
     def learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(
@@ -56,6 +61,7 @@ class Schedule:
             schedule=self.shape,
             cooldown_steps=self.cooldown_steps,
             floor=self.floor,
+            milestones=self.milestones,
         )
 
 
@@ -126,7 +132,7 @@ class Training:
 
             def write(temporary: Path) -> None:
                 if state is not None:
-                    save_state(temporary, state)
+                    torch.save(state, temporary / STATE_FILE)
                 self.plain_model.save_pretrained(temporary, state_dict=weights)
                 processor.save_pretrained(temporary)
 
@@ -251,7 +257,7 @@ def train_loop(
         loss, names = optimizer_step(training, list(islice(batches, schedule.accumulation)), schedule)
         training.step += 1
         meter.add(loss, names)
-        at_checkpoint = training.step % schedule.eval_interval == 0 or training.step == schedule.steps
+        at_checkpoint = schedule.has_checkpoint(training.step)
         if not at_checkpoint and training.step % log_interval:
             continue
         meter.flush()
@@ -287,7 +293,8 @@ def optimizer_step(
             training.optimizer.step()
             training.optimizer.zero_grad()
         losses.append(loss.detach())
-    if training.average:
+    # fp16 skips a step whose gradient overflows.
+    if training.average and not accelerator.optimizer_step_was_skipped:
         training.average.update(training.plain_model)
     return torch.stack(losses).mean(), names
 

@@ -17,11 +17,16 @@ PACKAGES = ("contextseg", "torch", "torchvision", "transformers", "accelerate", 
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Under a temporary name first, so that a full disk never leaves half a file."""
+    write_whole(path, json.dumps(without_nan(dict(content)), indent=1, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Under a temporary name first, so that neither a full disk nor a power cut leaves half a file."""
     temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(
-        json.dumps(without_nan(dict(content)), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -43,7 +48,7 @@ class Log:
         """Drops the lines of steps that a resumed run does again, and a line that a crash cut short."""
         if self.path.exists():
             lines = [json.dumps(entry) for entry in read_log(self.path) if entry["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            write_whole(self.path, "".join(line + "\n" for line in lines))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

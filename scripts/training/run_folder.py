@@ -1,6 +1,10 @@
 """The folder of a run: checkpoints, `run.json`, `log.jsonl` and the trackers' files."""
 
+import fcntl
+import logging
 import math
+import os
+import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +15,19 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor
 
-from .loop import Meter, Training
+from .checkpoints import clear_leftovers
+from .loop import Meter, Schedule, Training
 from .processes import whole_weights
 from .records import Log, environment, write_json
 from .tasks import Task
 
 if TYPE_CHECKING:
     from ..train import TrainArguments
+
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
 
 
 class RunFolder:
@@ -42,21 +52,33 @@ class RunFolder:
         self.begin()
 
     def begin(self) -> None:
+        self.accelerator.wait_for_everyone()  # all have read what the main process clears up
         if self.accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = lock(self.path)
+            clear_leftovers(self.path)
             self.log.cut_after(self.training.step)
             self.write_record("running")
         options = {"tensorboard": {"purge_step": self.training.step + 1}} if self.arguments.resume else {}
         self.accelerator.init_trackers("tensorboard", init_kwargs=options)
 
+    def catch_up(self, meter: Meter, schedule: Schedule) -> None:
+        """Makes up for the evaluation that was due when the run was stopped."""
+        step, evaluated = self.training.step, self.training.scores.get("step", 0)
+        if self.images is not None and schedule.has_checkpoint(step) and evaluated != step:
+            self.checkpoint(meter, stopping=False)
+
     def checkpoint(self, meter: Meter, *, stopping: bool) -> None:
-        """Evaluates, unless the run is being stopped, and saves `last/` and, when it is the best so far, `best/`."""
+        """Evaluates, unless the run is being stopped, and saves `last/` and, when it is the best so far, `best/`.
+
+        `best/` comes first: killed between the two, a run resumes before this evaluation and comes to it again.
+        """
         training, is_best = self.training, False
         if self.images is not None and not stopping:
             is_best = self.evaluate(meter)
-        training.save(self.path / "last", self.processor, with_state=True)
         if is_best:
             training.save(self.path / "best", self.processor, with_state=False)
+        training.save(self.path / "last", self.processor, with_state=True)
         if self.accelerator.is_main_process:
             self.write_record("stopped" if stopping else "running")
 
@@ -73,8 +95,7 @@ class RunFolder:
             scores = self.task.score(training.plain_model, self.processor, images, self.accelerator)
         seconds = time.perf_counter() - started
         training.scores = {"step": training.step, **scores}
-        best = training.best.get(self.task.best_by, -math.inf)
-        is_best = scores[self.task.best_by] > best or not training.best
+        is_best = scores[self.task.best_by] > training.best.get(self.task.best_by, -math.inf)  # NaN never is
         if is_best:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
@@ -108,14 +129,14 @@ class RunFolder:
         meter.bar.close()
         if not self.accelerator.is_main_process:
             return 0 if stopped_by is None else 128 + stopped_by
-        if stopped_by is not None:
-            print(
-                f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume"
-            )
-            return 128 + stopped_by
-        self.write_record("finished")
-        print(self.summary())
-        return 0
+        if stopped_by is None:
+            self.write_record("finished")
+        os.close(self.lock)
+        if stopped_by is None:
+            print(self.summary())
+            return 0
+        print(f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume")
+        return 128 + stopped_by
 
     def summary(self) -> str:
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
@@ -125,3 +146,24 @@ class RunFolder:
         commands = [command for command in self.task.next_commands if best or "{val}" not in command]
         lines += [f"next: {command.format(run=self.path, val=self.arguments.val)}" for command in commands]
         return "\n".join(lines)
+
+
+def lock(run: Path) -> int:
+    """Makes this process the only one that trains into `run`, until it ends, however it does, or closes the descriptor.
+
+    Record locks are not inherited by processes that load data, which may outlive a killed training by seconds.
+    """
+    descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(descriptor, 1000).decode() or "another process"
+        os.close(descriptor)
+        raise ValueError(
+            f"{holder} is training into {run}. Wait for it, stop it, or choose another --output."
+        ) from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see that nothing else trains into it", run, error)
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+    return descriptor

@@ -12,7 +12,7 @@ import contextseg
 from contextseg.scripts.train import TrainArguments, main
 from contextseg.scripts.training import loop
 from contextseg.scripts.training.batches import SampleStream, TrainingSamples, training_loader
-from contextseg.scripts.training.checkpoints import CheckpointError, recovered, write_folder
+from contextseg.scripts.training.checkpoints import CheckpointError, newest, write_folder
 from contextseg.scripts.training.models import parse_overrides
 from contextseg.scripts.training.records import Log, read_json, read_log
 from contextseg.scripts.training.setup import crop_size
@@ -334,9 +334,11 @@ def test_too_little_space_is_noticed_before_anything_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path):
+def test_between_the_renames_of_a_replacement_the_old_checkpoint_counts(tmp_path):
     (tmp_path / "last.previous").mkdir()
-    assert recovered(tmp_path / "last").is_dir()
+    assert newest(tmp_path / "last") == tmp_path / "last.previous"
+    (tmp_path / "last").mkdir()
+    assert newest(tmp_path / "last") == tmp_path / "last"
 
 
 def test_the_log_forgets_steps_that_are_done_again(tmp_path):
