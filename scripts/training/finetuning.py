@@ -9,14 +9,15 @@ from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 
 from ...modeling.lora import add_lora
 from ...processing.collation import SegmentationCollator
+from ...processing.image_processing_segmentation import SegmentationImageProcessor
 from ...processing.metrics import TrainerScores, percent, scores_table
-from .augmentation import AugmentedDataset
+from .augmentation import AugmentedDataset, JointAugmentation
 from .checkpoints import model_folder
 from .data import SegmentationData
 from .models import SEGMENTER, build_model, describe
 from .records import environment, write_json
-from .segmentation import SegmentationTask, new_augmentation, processor_of
-from .setup import open_splits
+from .segmentation import SegmentationTask, processor_of
+from .setup import crop_size, open_splits
 from .trainer import SegmentationTrainer, SetEpoch
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ def new_trainer(
     processor = processor_of(train, model_folder(arguments.model))
     can_pad = "pixel_mask" in inspect.signature(model.forward).parameters
     if arguments.lora:
+        if arguments.fsdp or arguments.deepspeed:
+            raise ValueError(
+                "--lora is merged into the model at the end, which FSDP and DeepSpeed spread over processes. Leave out --fsdp "
+                "and --deepspeed: LoRA trains few weights."
+            )
         model = add_lora(model, arguments.lora)
         arguments.hub_strategy = HubStrategy.END  # checkpoints are adapters; what is published is merged
     if arguments.process_index == 0:
@@ -72,11 +78,26 @@ def new_trainer(
         model,
         arguments,
         data_collator=SegmentationCollator(processor, train.ignore_index, can_pad=can_pad),
-        train_dataset=AugmentedDataset(train, new_augmentation(arguments, train, processor)),
+        train_dataset=AugmentedDataset(train, new_augmentation(arguments, processor)),
         eval_dataset=val,
         processing_class=processor,
         compute_metrics=TrainerScores(len(train.classes), train.ignore_index, train.classes),
         callbacks=[SetEpoch()],
+    )
+
+
+def new_augmentation(
+    arguments: "FinetuneArguments", processor: SegmentationImageProcessor
+) -> JointAugmentation:
+    is_full = arguments.augmentation
+    return JointAugmentation(
+        crop_size(arguments.crop_size),
+        scale_range=(arguments.min_scale, arguments.max_scale) if is_full else (1.0, 1.0),
+        flip_probability=0.5 if is_full and arguments.flip else 0.0,
+        use_colour_distortion=is_full,
+        fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
+        ignore_index=processor.ignore_index,
+        seed=arguments.seed,
     )
 
 
