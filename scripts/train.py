@@ -1,4 +1,5 @@
-"""contextseg-train: trains a segmenter on pairs of images and masks, or a classifier on images with labels.
+"""contextseg-train: trains a segmenter on pairs of images and masks, a classifier on images with labels, or a detector on
+images with boxes and masks.
 
     contextseg-train --model glam_swin --preset tiny --train data/train --val data/val --output runs/streets
     contextseg-train --recipe maformer_small_imagenet1k --train imagenet/train --val imagenet/val --output runs/small
@@ -16,19 +17,20 @@ from typing import Literal
 from .training.arguments import given_options, short_errors
 
 PROGRAM = "contextseg-train"
-DESCRIPTION = """Train a semantic segmenter on pairs of images and masks, or with --task classification an image classifier
-on images with labels. The output folder receives best/ and last/
+DESCRIPTION = """Train a semantic segmenter on pairs of images and masks, with --task classification an image classifier on
+images with labels, or with --task detection a detector on images in COCO's format. The output folder receives best/ and last/
 (both load with from_pretrained), run.json, log.jsonl and TensorBoard curves. Stop it with Ctrl-C or SIGTERM: it saves, and
 --resume continues exactly there."""
 
-CROP_SIZES = {"segmentation": "512", "classification": "224"}
+CROP_SIZES = {"segmentation": "512", "classification": "224", "detection": None}  # None is whole images
+MODELS = {"segmentation": "glam_swin", "classification": "glam_swin", "detection": "mask_rcnn"}
 
 
 @dataclass
 class TrainArguments:
     """What a run is made of; the comments are the help of the command line."""
 
-    task: Literal["segmentation", "classification"] = "segmentation"  # what is learned
+    task: Literal["segmentation", "classification", "detection"] = "segmentation"  # what is learned
     recipe: str | None = None  # options from a YAML file, or from one of ours by name; those given here win
     # Data
     train: str = ""  # images/ and masks/ (or a folder a class), a published data set's folder, or a name for `datasets`
@@ -52,14 +54,17 @@ class TrainArguments:
     label_smoothing: float = 0.1  # share of a label that is spread over all classes
     mix_token: bool = True  # never exchange rectangles of patches between images of a batch
     token_labels: str | None = None  # folder of LV-ViT's label maps (default: a token's label is its image's)
+    # Detection
+    shorter_side: str = "800"  # images are resized to it; or a range, such as 480-800, from which it is drawn
+    longer_side: int = 1333  # at most; the shorter side gives way
     # Model
-    model: str = "glam_swin"  # glam_swin, segdeformer, maformer, cswin, or a model type of transformers
+    model: str | None = None  # glam_swin (the default), segdeformer, maformer, cswin, mask_rcnn, or one of transformers
     preset: str | None = None  # size by name: nano, tiny, small, base (default: the model's own, tiny)
     set: list[str] = field(default_factory=list)  # NAME=VALUE: an option of its configuration; repeatable
     weights: str | None = None  # fine-tune this: a run, a folder of save_pretrained, or a Hub name
     swin: str | None = None  # start from this Swin checkpoint of transformers: folder or Hub name
     segformer: str | None = None  # start segdeformer from this SegFormer checkpoint
-    backbone: str | None = None  # start segdeformer from this encoder: a checkpoint, or a name of timm
+    backbone: str | None = None  # start segdeformer or mask_rcnn from this encoder: a checkpoint, or a name of timm
     # Optimisation
     steps: int | None = None  # steps of the optimizer; or give --epochs
     epochs: float | None = None  # passes over the training images (default: 100)
@@ -69,7 +74,8 @@ class TrainArguments:
     head_lr_factor: float = 1.0  # factor of the learning rate outside the backbone
     lr_factor: list[str] = field(default_factory=list)  # PART=FACTOR: where names have PART; repeatable
     weight_decay: float = 0.01  # of the weights of linear layers and convolutions; nothing else decays
-    schedule: Literal["poly", "cosine", "constant"] = "poly"  # course of the learning rate after warm-up
+    schedule: Literal["poly", "cosine", "constant", "step"] = "poly"  # course of the learning rate after warm-up
+    milestones: list[str] = field(default_factory=list)  # N: epoch (or step) of a "step"; repeatable
     min_learning_rate: float = 0.0  # where the schedule ends
     cooldown_steps: int = 0  # last steps of the run, at that learning rate
     warmup_steps: int | None = None  # linear warm-up (default: a tenth of the steps, at most 1500)
@@ -92,6 +98,7 @@ class TrainArguments:
 
     def __post_init__(self) -> None:
         self.crop_size = self.crop_size or CROP_SIZES[self.task]
+        self.model = self.model or MODELS[self.task]
 
 
 def main(argv: list[str] | None = None) -> int:

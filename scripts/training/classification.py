@@ -49,7 +49,7 @@ class ClassificationTask(Task):
     logged = ("top_1", "top_5", "val_loss")
     next_commands = ()
 
-    def open(self, name: str) -> LabelledImages:
+    def open(self, name: str, split: str) -> LabelledImages:  # noqa: ARG002
         data = open_labelled_images(name)
         if problems := unreadable(data, CHECKED_SAMPLES):
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair or remove these files.")

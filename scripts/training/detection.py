@@ -86,6 +86,11 @@ class DetectionTask(Task):
         processor: BaseImageProcessor,
         model: PreTrainedModel,  # noqa: ARG002
     ) -> "DetectionSamples":
+        if arguments.crop_size:
+            raise ValueError(
+                f"--crop-size is {arguments.crop_size}, and detectors see whole images. Leave it out, or set --shorter-side and "
+                "--longer-side."
+            )
         sides = shorter_sides(arguments.shorter_side)
         augmentation = DetectionAugmentation(
             shorter_sides=sides if arguments.augmentation else sides[-1:],

@@ -47,7 +47,7 @@ CLASSIFIER = ModelKind(
 STARTS = {
     "swin": ("from_swin", "glam_swin"),
     "segformer": ("from_segformer", "segdeformer"),
-    "backbone": ("from_backbone", "segdeformer"),
+    "backbone": ("from_backbone", "segdeformer or mask_rcnn"),
 }
 
 
