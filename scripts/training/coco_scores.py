@@ -90,7 +90,7 @@ def average_precision(
         for index, row in enumerate(rows):
             row[f"{kind}_ap"] = mean_of_known(precision[:, :, index, 0])
     for index, row in enumerate(rows):
-        row["objects"] = sum(known["class"] == index for image in truth for known in image["objects"])
+        row["support"] = sum(known["class"] == index for image in truth for known in image["objects"])
     return {**scores, "images": len(truth), "per_class": rows}
 
 

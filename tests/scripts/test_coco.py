@@ -300,7 +300,7 @@ def test_perfect_predictions_score_one(truth):
     assert [scores[name] for name in ("box_ap", "box_ap_50", "box_ap_75", "mask_ap", "mask_ap_75")] == [
         pytest.approx(1.0)
     ] * 5
-    assert [row["objects"] for row in scores["per_class"]] == [3, 3]
+    assert [row["support"] for row in scores["per_class"]] == [3, 3]
     assert scores["per_class"][1]["mask_ap"] == pytest.approx(1.0)
     assert math.isnan(scores["box_ap_large"])  # there are none
 

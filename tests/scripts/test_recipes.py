@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 import yaml
+from coco_shapes import FEW
 
 from contextseg.configuration.configuration_maformer import MaformerConfig
 from contextseg.modeling.modeling_maformer import (
@@ -29,8 +30,14 @@ SMALL = {
         *("--set", "decoder_hidden_size=8", "--set", "auxiliary_hidden_size=8", "--set"),
         'backbone_config={"model_type": "glam_swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}',
     ],
+    "mask_rcnn": [
+        *("--set", f"detector_options={FEW}", "--set"),
+        'backbone_config={"model_type": "maformer", "hidden_sizes": [8,16], "depths": [1,1], "num_heads": [2,4]}',
+    ],
 }
-OVERRIDES = ["--dry-run", "--cpu", "--precision", "no", "--crop-size", "32"]
+DRY_RUN = ["--dry-run", "--cpu", "--precision", "no"]
+OVERRIDES = [*DRY_RUN, "--crop-size", "32"]
+DETECTION_OVERRIDES = [*DRY_RUN, "--shorter-side", "32", "--longer-side", "64"]
 
 
 def write(folder, text):
@@ -50,8 +57,9 @@ def test_every_recipe_sets_options_of_the_command_line_and_names_its_source(name
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_tried_without_data(name, capsys):
-    model = read_recipe(name).options.get("model", "glam_swin")
-    assert main(["--recipe", name, *OVERRIDES, *SMALL.get(model, [])]) == 0
+    options = read_recipe(name).options
+    overrides = DETECTION_OVERRIDES if options.get("task") == "detection" else OVERRIDES
+    assert main(["--recipe", name, *overrides, *SMALL[options.get("model", "glam_swin")]]) == 0
     printed = capsys.readouterr().out
     assert f"recipe {name}: " in printed
     assert "memory of a process: " in printed
@@ -102,7 +110,7 @@ PRINTED = {
     "glam_swin_unet_{}_no_gmsa_ade20k": {"base": 47.90},
     "glam_swin_upernet_{}_no_gmsa_ade20k": {"base": 47.95},
 }
-SEGMENTATION = sorted(name for name in recipe_names() if "imagenet1k" not in name)
+SEGMENTATION = sorted(name for name in recipe_names() if "task" not in read_recipe(name).options)
 
 
 def test_every_printed_row_has_its_recipe_and_score():

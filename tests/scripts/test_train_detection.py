@@ -61,7 +61,7 @@ def test_the_record_tells_box_and_mask_precision(run):
     assert record["status"] == "finished"
     assert record["scores"]["images"] == 2
     assert [row["name"] for row in record["scores"]["per_class"]] == list(CATEGORIES.values())
-    assert [row["objects"] for row in record["scores"]["per_class"]] == [2, 2]
+    assert [row["support"] for row in record["scores"]["per_class"]] == [2, 2]
     entries = [entry for entry in read_log(run / "log.jsonl") if "box_ap" in entry]
     assert [entry["step"] for entry in entries] == [1, 2]
     assert all(0 <= entry["mask_ap"] <= 1 for entry in entries)
