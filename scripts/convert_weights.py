@@ -13,11 +13,12 @@ from ..processing.image_processing_segmentation import SegmentationImageProcesso
 from .conversion.cswin_official import cswin_from_official
 from .conversion.engine import read_weights
 from .conversion.glam_official import glam_swin_from_official
+from .conversion.segdeformer_official import segdeformer_from_official
 from .conversion.swin import glam_swin_from_transformers
 
 # Of ImageNet, in the range 0 to 1: what the GLAM authors and Swin's normalise with.
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SOURCES = ("cswin-official", "glam-official", "swin")
+SOURCES = ("cswin-official", "glam-official", "segdeformer-official", "swin")
 
 
 def build_model(
@@ -30,6 +31,8 @@ def build_model(
         )
     if source == "swin":
         return glam_swin_from_transformers(weights, arguments or {})
+    if source == "segdeformer-official":
+        return segdeformer_from_official(read_weights(weights), arguments or {})
     if arguments is None:
         raise ValueError(
             f"--source {source} needs --arguments: a JSON file with the authors' constructor arguments."
@@ -60,15 +63,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--source",
         choices=SOURCES,
         required=True,
-        help="glam-official, cswin-official: a file of the GLAM or CSWin authors' repository; swin: a folder or Hub name of transformers' Swin "
-        "or UPerNet with Swin",
+        help="glam-official, cswin-official, segdeformer-official: a file of those authors' repository; swin: a folder or Hub name of "
+        "transformers' Swin or UPerNet with Swin",
     )
     parser.add_argument("--weights", required=True, help="the file (.safetensors, .pth), folder or Hub name")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
         "--arguments",
-        help="JSON file; for glam-official and cswin-official the authors' constructor arguments, for swin fields of our configuration "
-        "(by default no global tokens, which computes the same as the source)",
+        help="JSON file; for glam-official and cswin-official the authors' constructor arguments, for the others fields of our "
+        "configuration, such as id2label (swin: by default no global tokens, which computes the same as the source)",
     )
     parser.add_argument(
         "--max-image-size",

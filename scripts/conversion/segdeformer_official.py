@@ -5,10 +5,14 @@ The tensors' meaning is the same as ours, except that the tokens have a leading 
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from .engine import RenamingTable, StateDict
+from ...configuration.configuration_segdeformer import SegDeformerConfig
+from ...modeling.modeling_segdeformer import SegDeformerForSemanticSegmentation
+from .engine import RenamingTable, StateDict, fill
+from .mit_mmseg import mit_from_mmseg
 
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
 
@@ -57,4 +61,33 @@ def head_from_official(weights: Mapping[str, Tensor], table: RenamingTable = HEA
     }
 
 
-__all__ = ["ATTENTION", "EXTERNAL", "HEAD", "head_from_official"]
+def segdeformer_from_official(
+    weights: Mapping[str, Tensor], overrides: Mapping[str, Any]
+) -> SegDeformerForSemanticSegmentation:
+    """A whole checkpoint with a Mix Transformer, the kind that the authors released; sizes are read from the tensors.
+
+    overrides: fields of our configuration, such as the names of the classes.
+    """
+    backbone, head = (
+        {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        for prefix in ("backbone.", "decode_head.")
+    )
+    if "layers.0.0.projection.weight" not in backbone or "conv_seg.weight" not in head:
+        raise ValueError(
+            "the checkpoint holds no Mix Transformer (backbone.layers...) with a SegDeformer head (decode_head...). "
+            "Give a checkpoint of the SegDeformer authors' mmsegmentation, MiT-B0 to B5."
+        )
+    encoder = mit_from_mmseg(backbone)
+    classifier = head["conv_seg.weight"]
+    sizes = {"decoder_hidden_size": classifier.shape[1], "num_labels": len(classifier)}
+    if "id2label" in overrides:
+        sizes.pop("num_labels")
+    model = SegDeformerForSemanticSegmentation(
+        SegDeformerConfig(backbone_config=encoder.config, **{**sizes, **overrides})
+    )
+    ours = {f"backbone.encoder.model.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    fill(model, ours | head_from_official(head))
+    return model.eval()
+
+
+__all__ = ["ATTENTION", "EXTERNAL", "HEAD", "head_from_official", "segdeformer_from_official"]

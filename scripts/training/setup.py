@@ -174,7 +174,9 @@ def milestones(arguments: "TrainArguments", length: float) -> list[float]:
             f"--milestones {' '.join(map(str, arguments.milestones))} are no numbers. Give epochs or steps."
         ) from None
     if not all(0 < place < length for place in places):
-        raise ValueError(f"--milestones {places} are not all within the run of {length:g}. Give earlier ones.")
+        raise ValueError(
+            f"--milestones {places} are not all within the run of {length:g}. Give earlier ones."
+        )
     return places
 
 

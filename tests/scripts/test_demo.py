@@ -26,7 +26,8 @@ SCORES = {
     "mean_dice": 0.5,
     "pixel_accuracy": 0.5,
     "per_class": [
-        {"name": name, "iou": 0.25, "accuracy": 0.5, "precision": 0.5, "dice": 0.4, "support": 9} for name in CLASSES
+        {"name": name, "iou": 0.25, "accuracy": 0.5, "precision": 0.5, "dice": 0.4, "support": 9}
+        for name in CLASSES
     ],
 }
 
