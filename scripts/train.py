@@ -155,10 +155,10 @@ def train(arguments: TrainArguments) -> int:
         run = RunFolder(arguments, task, training, processor, val_data)
 
         meter = Meter(training, schedule, run.log)
+        run.catch_up(meter, schedule)
         finished = train_loop(training, batches, schedule, meter, stop, checkpoint=run.checkpoint)
         return run.close(meter, None if finished else stop.number)
 
 
 if __name__ == "__main__":
     sys.exit(main())
-        run.catch_up(meter, schedule)
