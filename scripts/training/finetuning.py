@@ -39,9 +39,10 @@ def finetune(arguments: "FinetuneArguments") -> SegmentationTrainer:
     if val is not None:
         evaluate(trainer, arguments)
     if arguments.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(tags=["image-segmentation"])
     else:
         trainer.save_model()
+        trainer.create_model_card(tags=["image-segmentation"])
     return trainer
 
 

@@ -116,6 +116,16 @@ def test_a_checkpoint_keeps_its_own_mean_and_ignores_what_the_data_ignore(checkp
     assert model.config.semantic_loss_ignore_index == 99
 
 
+@pytest.mark.parametrize(("name", "has_labels"), [("glam_swin", True), ("segformer", False)])
+def test_the_card_is_trainers_with_our_part_for_our_models(name, has_labels, checkpoints, data, tmp_path):
+    main(options(checkpoints / name, data, tmp_path))
+    card = (tmp_path / "README.md").read_text()
+    assert "### Training hyperparameters" in card
+    assert "- image-segmentation" in card
+    assert ("## Labels" in card) == has_labels
+    assert str(checkpoints) not in card
+
+
 @pytest.mark.parametrize("name", ["glam_swin", "segformer"])
 def test_the_loss_falls_on_an_easy_set(name, checkpoints, data, tmp_path):
     main(
