@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +30,7 @@ from contextseg.scripts.training.coco_scores import average_precision, detected,
 from contextseg.scripts.training.detection import (
     DetectionAugmentation,
     DetectionSamples,
-    WholeImagesWithObjects,
+    DetectionTask,
     shorter_sides,
 )
 
@@ -277,14 +283,17 @@ def test_samples_of_several_sizes_become_one_padded_batch(tmp_path):
 # -- scores
 
 
-@pytest.fixture(scope="module")
-def truth(tmp_path_factory):
-    """Three pictures, each with a square and a disk."""
-    data = open_coco(str(write_shapes(tmp_path_factory.mktemp("truth"), 3)), "val")
+def truth_of(data):
     return [
         {"id": index, "height": 64, "width": 64, "objects": [with_rle(known, (64, 64)) for known in sample["objects"]]}
         for index, sample in enumerate(data)
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """Three pictures, each with a square and a disk."""
+    return truth_of(open_coco(str(write_shapes(tmp_path_factory.mktemp("truth"), 3)), "val"))
 
 
 def perfect(truth):
@@ -340,29 +349,74 @@ def test_a_crowd_is_neither_missed_nor_does_it_count_against(truth):
 
 
 class Oracle(torch.nn.Module):
-    """Finds exactly what `truth` holds, in the order in which it is asked."""
+    """Finds exactly what it is told, image after image."""
 
-    def __init__(self, truth):
+    def __init__(self, found):
         super().__init__()
-        self.truth, self.config = iter(truth), type("Config", (), {"id2label": {0: "square", 1: "disk"}})
+        self.found, self.config = iter(found), SimpleNamespace(id2label={0: "square", 1: "disk"})
 
     def forward(self, pixel_values, pixel_mask):
         assert pixel_values.shape[1:] == (3, *pixel_mask.shape[1:])
 
     def instances(self, outputs, target_sizes, threshold):  # noqa: ARG002
-        objects = next(self.truth)["objects"]
+        objects = next(self.found)["objects"]
         boxes = torch.from_numpy(corners(objects, target_sizes[0]))
         masks = torch.stack([torch.from_numpy(coco_masks.decode(one["segmentation"])) for one in objects])
         labels = torch.tensor([one["class"] for one in objects])
-        return [{"scores": torch.ones(2), "labels": labels, "boxes": boxes, "masks": masks.bool()}]
+        return [{"scores": torch.ones(len(labels)), "labels": labels, "boxes": boxes, "masks": masks.bool()}]
 
 
-def test_images_go_through_a_model_to_their_scores(truth, tmp_path):
-    data = open_coco(str(write_shapes(tmp_path, 3)), "val")
-    images = WholeImagesWithObjects(data, DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 99}))
-    scores = score_objects(Oracle(truth), images, Accelerator(cpu=True))
-    assert (scores["box_ap"], scores["mask_ap"]) == (pytest.approx(1.0), pytest.approx(1.0))
+def scores_without_one_square(folder, accelerator):
+    """Of a model that misses the first square of three; the processes share the pictures."""
+    data = open_coco(folder, "val")
+    found = truth_of(data)
+    found[0]["objects"] = found[0]["objects"][1:]
+    processor = DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 99})
+    images = DetectionTask().evaluation_images(data, processor, accelerator, workers=0)
+    own = found[accelerator.process_index :: accelerator.num_processes]
+    return score_objects(Oracle(own), images, accelerator)
+
+
+def test_pictures_go_through_a_model_to_their_scores(tmp_path):
+    scores = scores_without_one_square(str(write_shapes(tmp_path, 3)), Accelerator(cpu=True))
     assert scores["images"] == 3
+    assert scores["mask_ap"] == pytest.approx((1 + 67 / 101) / 2)
+
+
+HALF = """
+import json, sys
+sys.path[:0] = sys.argv[2:]
+from accelerate import Accelerator
+from test_coco import scores_without_one_square
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+scores = scores_without_one_square(sys.argv[1], accelerator)
+with open(f"{sys.argv[1]}/scores{accelerator.process_index}.json", "w") as file:
+    json.dump(scores, file)
+accelerator.end_training()
+"""
+
+
+def test_two_processes_score_every_picture_once(tmp_path):
+    folder = str(write_shapes(tmp_path, 3))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    here = Path(__file__).parent
+    processes = []
+    for rank in range(2):
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        environment = os.environ | {name: str(value) for name, value in place.items()}
+        command = [sys.executable, "-c", HALF, folder, str(here), str(here.parent)]
+        processes.append(subprocess.Popen(command, env=environment))
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    alone = json.dumps(scores_without_one_square(folder, Accelerator(cpu=True)))
+    assert [(tmp_path / f"scores{rank}.json").read_text() for rank in range(2)] == [alone] * 2
 
 
 def test_detections_become_coco_rows():
