@@ -6,9 +6,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 EXAMPLE_NAME = "example.png"
-SEGMENTATION, CLASSIFICATION, FEATURES = (
+SEGMENTATION, CLASSIFICATION, DETECTION, FEATURES = (
     "image-segmentation",
     "image-classification",
+    "object-detection",
     "image-feature-extraction",
 )
 # Score in evaluation.json -> the metric's identifier on the Hub, and its name.
@@ -19,6 +20,8 @@ METRICS = {
     "boundary_iou": ("boundary_iou", "Boundary IoU"),
     "top_1": ("accuracy", "Top-1 accuracy"),
     "top_5": ("top_5_accuracy", "Top-5 accuracy"),
+    "box_ap": ("box_ap", "Box AP"),
+    "mask_ap": ("mask_ap", "Mask AP"),
 }
 SPLITS = ("train", "training", "val", "validation", "test")
 OWN_DATA = "imagefolder"  # of the Hub's identifiers, the one for somebody's own pictures
@@ -87,5 +90,9 @@ def card_tags(config: Mapping[str, Any]) -> list[str]:
 
 def task_of(config: Mapping[str, Any]) -> str:
     architecture = config["architectures"][0]
-    named = {"ForSemanticSegmentation": SEGMENTATION, "ForImageClassification": CLASSIFICATION}
+    named = {
+        "ForSemanticSegmentation": SEGMENTATION,
+        "ForImageClassification": CLASSIFICATION,
+        "ForObjectDetection": DETECTION,
+    }
     return next((task for ending, task in named.items() if architecture.endswith(ending)), FEATURES)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .card_data import CLASSIFICATION, EXAMPLE_NAME, FEATURES, METRICS, SEGMENTATION, task_of
+from .card_data import CLASSIFICATION, DETECTION, EXAMPLE_NAME, FEATURES, METRICS, SEGMENTATION, task_of
 from .papers import PAPERS, READINGS, TITLES
 
 USE = {
@@ -20,6 +20,12 @@ from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repository}", trust_remote_code=True)
 print(classify("photo.jpg"))""",
+    DETECTION: """\
+from transformers import pipeline
+
+detect = pipeline("object-detection", model="{repository}", trust_remote_code=True)
+for found in detect("photo.jpg"):
+    print(found["label"], found["score"], found["box"])""",
     FEATURES: """\
 from transformers import AutoModel
 
@@ -29,6 +35,7 @@ print(model)""",
 PURPOSES = {
     SEGMENTATION: "semantic segmentation",
     CLASSIFICATION: "image classification",
+    DETECTION: "object detection",
     FEATURES: "image features",
 }
 DECODERS = {

@@ -89,6 +89,7 @@ class TrainArguments:
     sync_batch_norm: bool = True  # several GPUs: batch norm sees each GPU's images alone
     # Run
     output: str = ""  # folder of this run
+    push_to_hub: str | None = None  # name on the Hub: at the end, upload the best weights there
     resume: bool = False  # continue the run in --output; its options are known, give only those to change
     eval_interval: int | None = None  # steps between evaluations and checkpoints (default: a tenth of all)
     log_interval: int = 10  # steps between reports on a GPU; a CPU reports every step

@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor
 
 from .checkpoints import clear_leftovers
 from .loop import Meter, Schedule, Training
+from .origin import origin
 from .processes import whole_weights
 from .records import Log, environment, write_json
 from .tasks import Task
@@ -46,6 +47,7 @@ class RunFolder:
         self.path = Path(arguments.output)
         self.log = Log(self.path / "log.jsonl")
         self.environment = environment()
+        self.origin = origin(arguments, self.accelerator.num_processes)
         self.images = None
         if val_data is not None:
             self.images = task.evaluation_images(val_data, processor, self.accelerator, arguments.workers)
@@ -112,6 +114,7 @@ class RunFolder:
             self.path / "run.json",
             {
                 "status": status,
+                **self.origin,
                 "arguments": asdict(self.arguments) | {"resume": False},
                 "seed": self.arguments.seed,
                 "processes": self.accelerator.num_processes,
@@ -134,9 +137,17 @@ class RunFolder:
         os.close(self.lock)
         if stopped_by is None:
             print(self.summary())
+            self.push()
             return 0
         print(f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume")
         return 128 + stopped_by
+
+    def push(self) -> None:
+        """Uploads the weights, if asked. What fails is said last, with the command that repeats it: the run is complete."""
+        from ..export_hub import ExportArguments, export
+
+        if self.arguments.push_to_hub:
+            export(ExportArguments(str(self.path), push=self.arguments.push_to_hub))
 
     def summary(self) -> str:
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]

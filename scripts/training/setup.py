@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from ..train import TrainArguments
 
 # What a resumed run may change: nothing that a number of the training depends on.
-CHANGEABLE = {"val", "workers", "output", "resume", "eval_interval", "log_interval", "tracker", "traceback"}
+CHANGEABLE = {
+    *("val", "workers", "output", "resume", "eval_interval", "log_interval", "tracker"),
+    *("push_to_hub", "traceback"),
+}
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
 
@@ -48,6 +52,8 @@ def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArgume
         )
     if not arguments.train:
         raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
+    if arguments.push_to_hub:
+        validate_repo_id(arguments.push_to_hub)  # now rather than after days
     return arguments
 
 
