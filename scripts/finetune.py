@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser.arguments(argv)
         from .training.finetuning import finetune
 
-        finetune(arguments)
+        finetune(arguments, argv)
     return 0
 
 

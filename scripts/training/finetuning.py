@@ -1,11 +1,13 @@
 """What `contextseg-finetune` does: parts for Trainer, then training, scores and a repository."""
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedModel, set_seed
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
+from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from ...modeling.lora import add_lora
 from ...processing.collation import SegmentationCollator
@@ -15,6 +17,7 @@ from .augmentation import AugmentedDataset, JointAugmentation
 from .checkpoints import model_folder
 from .data import SegmentationData
 from .models import SEGMENTER, build_model, describe
+from .origin import public_data, public_model
 from .records import environment, write_json
 from .segmentation import SegmentationTask, processor_of
 from .setup import crop_size, open_splits
@@ -26,16 +29,19 @@ if TYPE_CHECKING:
 IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
 
-def finetune(arguments: "FinetuneArguments") -> SegmentationTrainer:
-    """A whole run; the trainer as it is at the end."""
+def finetune(arguments: "FinetuneArguments", argv: Sequence[str]) -> SegmentationTrainer:
+    """A whole run, which was started by the words `argv`; the trainer as it is at the end."""
     check_output(arguments)
     set_seed(arguments.seed)
     train, val = open_splits(arguments, SegmentationTask())
     trainer = new_trainer(arguments, train, val)
     checkpoint = arguments.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if checkpoint == "last" else checkpoint)
+    result = trainer.train(resume_from_checkpoint=True if checkpoint == "last" else checkpoint)
     if arguments.lora:
         trainer.model = trainer.model.merge_and_unload()
+    if trainer.is_world_process_zero():
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(arguments.output_dir) / "run.json", record(arguments, argv, result))
     if val is not None:
         evaluate(trainer, arguments)
     if arguments.push_to_hub:
@@ -124,6 +130,39 @@ def new_model(arguments: "FinetuneArguments", data: SegmentationData) -> PreTrai
     return model
 
 
+def record(arguments: "FinetuneArguments", argv: Sequence[str], result: TrainOutput) -> dict[str, Any]:
+    """What the model's card tells of the run; Trainer's part of the card lists its own settings."""
+    own = {field.name for field in fields(arguments)} - {field.name for field in fields(TrainingArguments)}
+    data = [public_data(source) for source in (arguments.train, arguments.val) if source]
+    program = ["contextseg-finetune"]
+    if arguments.world_size > 1:
+        program = f"torchrun --nproc-per-node {arguments.world_size} -m contextseg.scripts.finetune".split()
+    return {
+        "command": [*program, *without_token(argv)],
+        "arguments": {name: getattr(arguments, name) for name in sorted(own)},
+        "hub_names": {
+            "datasets": list(dict.fromkeys(filter(None, data))),
+            "base_model": public_model(arguments.model),
+        },
+        "seed": arguments.seed,
+        "steps_done": result.global_step,
+        "seconds": round(result.metrics["train_runtime"], 1),
+        **environment(),
+    }
+
+
+def without_token(argv: Sequence[str]) -> list[str]:
+    """The words of a command line but --hub_token and its value: a card is public."""
+    words, given = [], iter(argv)
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name.replace("-", "_") != "__hub_token":
+            words.append(word)
+        elif not equals:
+            next(given, None)
+    return words
+
+
 def evaluate(trainer: SegmentationTrainer, arguments: "FinetuneArguments") -> None:
     """Scores of the model as it will be saved, printed and written for its card."""
     trainer.evaluate()
@@ -131,5 +170,4 @@ def evaluate(trainer: SegmentationTrainer, arguments: "FinetuneArguments") -> No
     if trainer.is_world_process_zero():
         print(f"{scores_table(scores)}\n\nmIoU {percent(scores['mean_iou'])} %")
         facts = {"model": arguments.output_dir, "data": arguments.val, "images": len(trainer.eval_dataset)}
-        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
         write_json(Path(arguments.output_dir) / "evaluation.json", {**facts, **scores, **environment()})

@@ -29,6 +29,7 @@ from contextseg import ConfusionMatrix, TrainerScores, reduce_logits
 from contextseg.scripts.finetune import FinetuneArguments, main
 from contextseg.scripts.training.augmentation import AugmentedDataset, JointAugmentation
 from contextseg.scripts.training.data import open_data
+from contextseg.scripts.training.finetuning import without_token
 from contextseg.scripts.training.trainer import SetEpoch
 
 IMAGES, CLASS_COUNT = 2000, 150
@@ -118,8 +119,10 @@ def test_a_checkpoint_keeps_its_own_mean_and_ignores_what_the_data_ignore(checkp
 
 @pytest.mark.parametrize(("name", "has_labels"), [("glam_swin", True), ("segformer", False)])
 def test_the_card_is_trainers_with_our_part_for_our_models(name, has_labels, checkpoints, data, tmp_path):
-    main(options(checkpoints / name, data, tmp_path))
+    main(options(checkpoints / name, data, tmp_path, hub_token="hf_secret"))
     card = (tmp_path / "README.md").read_text()
+    assert ("contextseg-finetune --model" in card) == has_labels
+    assert "hf_secret" not in card + (tmp_path / "run.json").read_text()
     assert "### Training hyperparameters" in card
     assert "- image-segmentation" in card
     assert ("## Labels" in card) == has_labels
@@ -294,6 +297,11 @@ def test_two_processes_what_is_pushed_opens_and_tells_its_scores(checkpoints, da
     assert "pipeline_tag: image-segmentation" in card
     assert "## Training procedure" in card  # Trainer's part
     assert "## Labels" in card  # ours
+
+
+def test_a_token_never_gets_into_the_record():
+    argv = ["--lora", "8", "--hub-token", "secret", "--hub_token=secret", "--push_to_hub"]
+    assert without_token(argv) == ["--lora", "8", "--push_to_hub"]
 
 
 ERRORS = {
