@@ -3,7 +3,8 @@
 The protocol is mmsegmentation's: logits of overlapping windows are averaged; of each scaled image, and of its mirrored
 windows, the logits are resized to the size that is wanted, and their class probabilities averaged there. Windows lie on
 the cells of the logits, so that blending happens at the decoder's stride, and a model that looks at single pixels gives
-what it gives for the whole image. Results come in bands of rows: with windows, no map of all classes is ever held.
+what it gives for the whole image. Results come in bands of rows: with windows, no map of all classes is ever held; of whole
+images, the logits are, those of all scales and mirrors at once.
 
 Legend: C bands, H, W pixels of the result, K classes, h, w cells of the logits.
 """
@@ -50,7 +51,7 @@ class Inference:
             )
         if not 0 <= self.overlap < 1:
             raise ValueError(
-                f"overlap={self.overlap} is not between 0 and 1. Neighbours share 0.5 of a window."
+                f"overlap={self.overlap} is not between 0 and 1. Give the share of a window that neighbours have in common, such as 0.5."
             )
         if self.blend not in WEIGHTS:
             raise ValueError(f"there is no blend '{self.blend}'. Known: {', '.join(WEIGHTS)}.")
@@ -85,9 +86,9 @@ class Inference:
 
     def inputs(self, processor: Any, image: Source) -> list[Tensor]:
         """An image -> `pixel_values` (1, C, ., .) at each of the scales of what the processor makes of it."""
-        custom = processor(image, return_tensors="pt")["pixel_values"]
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
         return [
-            custom if scale == 1 else scaled(processor, image, custom.shape[-2:], scale)
+            pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
             for scale in self.scales
         ]
 
