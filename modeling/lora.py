@@ -3,7 +3,7 @@ linear layers of a segmenter's backbone, by the optional package peft.
 
 What has few weights or starts fresh trains in full: decoder and heads, norms, and bare parameters such as tokens and position
 tables. peft saves LoRA's weights only and knows whole modules besides, which bare parameters and running statistics are not;
-so `LoraModel` saves these itself.
+so `LoraSegmenter` saves these itself.
 """
 
 import os
@@ -23,7 +23,7 @@ except ImportError:  # `add_lora` says what to do
 FROZEN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 
 
-class LoraModel(PeftModel):
+class LoraSegmenter(PeftModel):
     """A model with LoRA, trained and saved as every one of peft: Trainer knows it, and its folder is an adapter.
 
     The adapter holds all that training changes, so that peft's own `PeftModel.from_pretrained(model, folder)` restores it.
@@ -57,7 +57,7 @@ def add_lora(
     lora_alpha: int | None = None,
     lora_dropout: float = 0.0,
     **options: Any,
-) -> LoraModel:
+) -> LoraSegmenter:
     """Freezes the backbone's linear layers and convolutions, and gives each linear layer a trainable update of rank `r`.
 
     It changes `model` itself, whose outputs stay as they are until the first training step.
@@ -87,7 +87,7 @@ def add_lora(
         **options,
     )
     config.base_model_name_or_path = model.config._name_or_path or None
-    adapted = LoraModel(model, config)
+    adapted = LoraSegmenter(model, config)
     for parameter in trained:
         parameter.requires_grad_(True)
     return adapted

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.training_args import trainer_log_levels
 
 from .training.arguments import CommandLine, short_errors
 
@@ -19,8 +20,8 @@ or not. Ours are the options at the end; all others are those of TrainingArgumen
 its image processor, evaluation.json, and checkpoint-N/ to resume from."""
 
 
-def option(default: object, text: str) -> object:
-    return field(default=default, metadata={"help": text})
+def option(default: object, text: str, **more: object) -> object:
+    return field(default=default, metadata={"help": text, **more})
 
 
 @dataclass
@@ -31,7 +32,7 @@ class FinetuneArguments(TrainingArguments):
     batch_eval_metrics: bool = option(True, "Must stay: score batch by batch, in memory that does not grow.")
     per_device_eval_batch_size: int = option(1, "Images of one size only, for models without a pixel_mask.")
     dataloader_drop_last: bool = option(True, "Train on full batches only; evaluation takes every image.")
-    log_level: str = option("warning", "Of messages beside the progress bar.")
+    log_level: str = option("warning", "Of messages beside the bar.", choices=trainer_log_levels)
     resume_from_checkpoint: str | None = option(None, "A checkpoint's folder, or 'last' for the newest one.")
 
     model: str = option("", "The checkpoint to fine-tune: a run of ours, a folder, or a name on the Hub.")

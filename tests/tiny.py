@@ -2,7 +2,14 @@
 
 from collections.abc import Callable
 
-from transformers import PreTrainedModel, SegformerConfig
+from transformers import (
+    PreTrainedModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SwinConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from contextseg import (
     CswinConfig,
@@ -103,6 +110,20 @@ def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
     backbone = tiny_glam_swin().config
     return tiny_segdeformer(**{"backbone_config": backbone, "neck": "linear", **overrides})
 
+
+def tiny_segformer() -> SegformerForSemanticSegmentation:
+    return SegformerForSemanticSegmentation(tiny_mit(decoder_hidden_size=8, id2label=LABELS))
+
+
+def tiny_upernet() -> UperNetForSemanticSegmentation:
+    backbone = SwinConfig(
+        embed_dim=8, depths=[2, 1], num_heads=[1, 2], window_size=4, out_features=["stage1", "stage2"]
+    )
+    heads = {"hidden_size": 8, "pool_scales": [1, 2], "use_auxiliary_head": False}
+    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, id2label=LABELS, **heads))
+
+
+FOREIGN_SEGMENTERS = {"segformer": tiny_segformer, "upernet": tiny_upernet}  # transformers' own
 
 SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "glam_swin": tiny_glam_swin,

@@ -5,17 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 from peft import PeftModel
-from tiny import LABELS, SEGMENTERS, tiny_glam_swin, tiny_mit, tiny_segdeformer
-from transformers import (
-    ConvNextConfig,
-    Dinov2Config,
-    ResNetConfig,
-    SegformerForSemanticSegmentation,
-    SwinConfig,
-    SwinModel,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-)
+from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
+from transformers import ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, SwinModel
 
 from contextseg import add_lora
 from contextseg.modeling import lora
@@ -25,19 +16,12 @@ SWIN = SwinConfig(
 )
 CONVNEXT = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
 DINO = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28)
-
-
-def upernet():
-    heads = {"hidden_size": 8, "pool_scales": [1, 2], "use_auxiliary_head": False}
-    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=SWIN, id2label=LABELS, **heads))
-
-
-MODELS = SEGMENTERS | {
+MODELS = {
+    **SEGMENTERS,
+    **FOREIGN_SEGMENTERS,
     "segdeformer_swin": lambda: tiny_segdeformer(backbone_config=SWIN),
     "segdeformer_convnext": lambda: tiny_segdeformer(backbone_config=CONVNEXT),
     "segdeformer_dinov2": lambda: tiny_segdeformer(backbone_config=DINO),
-    "segformer": lambda: SegformerForSemanticSegmentation(tiny_mit(decoder_hidden_size=8, id2label=LABELS)),
-    "upernet": upernet,
 }
 
 

@@ -10,18 +10,14 @@ import pytest
 import torch
 from loopback_hub import loopback_hub
 from safetensors.torch import load_file
-from tiny import LABELS, SEGMENTERS, tiny_glam_swin, tiny_mit
+from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin
 from tiny_runs import CLASSES, write_data, write_pairs
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
-    SegformerForSemanticSegmentation,
     SegformerImageProcessor,
-    SwinConfig,
     Trainer,
     TrainingArguments,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
@@ -35,27 +31,14 @@ from contextseg.scripts.training.trainer import SetEpoch
 IMAGES, CLASS_COUNT = 2000, 150
 
 
-def segformer():
-    return SegformerForSemanticSegmentation(tiny_mit(decoder_hidden_size=8, id2label=LABELS))
-
-
-def upernet():
-    backbone = SwinConfig(
-        embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, out_features=["stage1", "stage2"]
-    )
-    head = {"hidden_size": 8, "pool_scales": [1, 2], "use_auxiliary_head": False}
-    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, id2label=LABELS, **head))
-
-
 MODELS = {name: SEGMENTERS[name] for name in ("glam_swin", "maformer", "cswin", "segdeformer")}
-FOREIGN = {"segformer": segformer, "upernet": upernet}
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """A folder with one checkpoint of every kind; SegFormer's normalises images in its own way."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name, build in (MODELS | FOREIGN).items():
+    for name, build in (MODELS | FOREIGN_SEGMENTERS).items():
         torch.manual_seed(0)
         build().save_pretrained(folder / name)
     SegformerImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder / "segformer")
@@ -95,7 +78,7 @@ def scores_of(folder, data):
     return confusion.compute()
 
 
-@pytest.mark.parametrize("name", MODELS | FOREIGN)
+@pytest.mark.parametrize("name", MODELS | FOREIGN_SEGMENTERS)
 def test_any_segmenter_is_tuned_and_its_scores_are_those_of_the_saved_model(
     name, checkpoints, data, tmp_path
 ):
@@ -141,7 +124,7 @@ def test_the_loss_falls_on_an_easy_set(name, checkpoints, data, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize("name", MODELS | FOREIGN)
+@pytest.mark.parametrize("name", MODELS | FOREIGN_SEGMENTERS)
 def test_accumulated_batches_are_averaged(name, checkpoints, data, tmp_path):
     """Of a loss that is a mean, transformers would take the sum for models that do not say so."""
     run = {"learning_rate": 0, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1, "max_steps": 1}
