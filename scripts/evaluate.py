@@ -63,6 +63,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from .training.models import check_classes, open_model
     from .training.official_layouts import with_split
     from .training.scoring import add_boundaries, count, whole_images
+    from .training.unreadable import UnreadableImages
 
     if not arguments.data:
         raise ValueError("--data is missing. Give a folder with images/ and masks/, such as data/val.")
@@ -74,7 +75,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     started = time.perf_counter()
     images = whole_images(data, processor, inference, accelerator, arguments.workers)
     metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU)]
-    count(model.to(accelerator.device), tqdm(images, unit="image"), metrics, inference)
+    readable = UnreadableImages().left_out_of(tqdm(images, unit="image"))
+    count(model.to(accelerator.device), readable, metrics, inference)
     confusion, boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )

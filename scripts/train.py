@@ -42,6 +42,7 @@ class TrainArguments:
     flip: bool = True  # never mirror an image
     augmentation: bool = True  # random crops alone (classification: the central square), nothing else
     workers: int | None = None  # processes that load data (default: one fewer than cores, at most 8)
+    unreadable: Literal["raise", "skip"] = "raise"  # what to do at an image that cannot be read
     # Evaluation
     eval_window: str | None = None  # predict in windows of this side, or HEIGHTxWIDTH (default: whole images)
     eval_overlap: float = 0.5  # share of a window that its neighbour covers as well
@@ -58,13 +59,13 @@ class TrainArguments:
     shorter_side: str = "800"  # images are resized to it; or a range, such as 480-800, from which it is drawn
     longer_side: int = 1333  # at most; the shorter side gives way
     # Model
-    model: str | None = None  # glam_swin (the default), segdeformer, maformer, cswin, mask_rcnn, or one of transformers
+    model: str | None = None  # glam_swin (default), segdeformer, maformer, cswin, mask_rcnn, or transformers'
     preset: str | None = None  # size by name: nano, tiny, small, base (default: the model's own, tiny)
     set: list[str] = field(default_factory=list)  # NAME=VALUE: an option of its configuration; repeatable
     weights: str | None = None  # fine-tune this: a run, a folder of save_pretrained, or a Hub name
     swin: str | None = None  # start from this Swin checkpoint of transformers: folder or Hub name
     segformer: str | None = None  # start segdeformer from this SegFormer checkpoint
-    backbone: str | None = None  # start segdeformer or mask_rcnn from this encoder: a checkpoint, or a name of timm
+    backbone: str | None = None  # start segdeformer or mask_rcnn from this encoder: checkpoint, timm's name
     # Optimisation
     steps: int | None = None  # steps of the optimizer; or give --epochs
     epochs: float | None = None  # passes over the training images (default: 100)
@@ -74,7 +75,7 @@ class TrainArguments:
     head_lr_factor: float = 1.0  # factor of the learning rate outside the backbone
     lr_factor: list[str] = field(default_factory=list)  # PART=FACTOR: where names have PART; repeatable
     weight_decay: float = 0.01  # of the weights of linear layers and convolutions; nothing else decays
-    schedule: Literal["poly", "cosine", "constant", "step"] = "poly"  # course of the learning rate after warm-up
+    schedule: Literal["poly", "cosine", "constant", "step"] = "poly"  # course of the rate after warm-up
     milestones: list[str] = field(default_factory=list)  # N: epoch (or step) of a "step"; repeatable
     min_learning_rate: float = 0.0  # where the schedule ends
     cooldown_steps: int = 0  # last steps of the run, at that learning rate
@@ -85,6 +86,7 @@ class TrainArguments:
     # Machine
     precision: Literal["no", "bf16", "fp16"] | None = None  # mixed; default: as accelerate is configured
     compile: bool = False  # torch.compile the model: slow to start, faster afterwards on a GPU
+    gradient_checkpointing: bool = False  # less memory, and about a third more time
     cpu: bool = False  # leave GPUs alone
     sync_batch_norm: bool = True  # several GPUs: batch norm sees each GPU's images alone
     # Run
@@ -153,6 +155,7 @@ def train(arguments: TrainArguments) -> int:
         if arguments.resume:
             training.restore(load_state(Path(arguments.output) / "last"))
         batches = setup.new_batches(arguments, schedule, samples, training)
+        training.unreadable.skip = arguments.unreadable == "skip"
         run = RunFolder(arguments, task, training, processor, val_data)
 
         meter = Meter(training, schedule, run.log)

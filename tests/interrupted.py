@@ -13,6 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from contextseg.scripts.train import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -57,6 +60,20 @@ def fill_the_disk_to_the_last_byte() -> None:
 
 def kill_a_worker() -> None:
     multiprocessing.active_children()[0].kill()
+
+
+@dataclass
+class Spoil:
+    """Gives a file other content."""
+
+    file: Path
+    content: bytes | np.ndarray
+
+    def __call__(self) -> None:
+        if isinstance(self.content, bytes):
+            self.file.write_bytes(self.content)
+        else:
+            Image.fromarray(self.content).save(self.file)
 
 
 def train_in_a_process(

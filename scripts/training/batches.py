@@ -16,6 +16,7 @@ from transformers import BaseImageProcessor
 
 from ...processing.inference import Inference
 from .augmentation import JointAugmentation
+from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
 
 
 class SampleStream(Sampler[list[tuple[int, int]]]):
@@ -59,13 +60,14 @@ class TrainingSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        sample = self.data[index]
+        sample = readable_sample(self.data, index)
         image, mask = self.augmentation(sample["image"], sample["mask"], epoch=epoch, index=index)
         pixels = self.processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
         return {
             "pixel_values": pixels,
             "labels": torch.as_tensor(mask, dtype=torch.int64),
             "name": sample["name"],
+            UNREADABLE: sample[UNREADABLE],
         }
 
     def __len__(self) -> int:
@@ -94,9 +96,12 @@ class WholeImages(Dataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensors of one size become a batch; names a list."""
-    batch = {name: [sample[name] for sample in samples] for name in samples[0]}
-    return {name: torch.stack(v) if torch.is_tensor(v[0]) else v for name, v in batch.items()}
+    """Tensors of one size become a batch; names a list, and complaints, where there are any, another one."""
+    complaints = complaints_of(samples)
+    samples = [sample for sample in samples if sample]
+    batch = {name: [sample[name] for sample in samples] for name in (samples[0] if samples else ())}
+    batch = {name: torch.stack(v) if torch.is_tensor(v[0]) else v for name, v in batch.items()}
+    return batch | complaints
 
 
 def training_loader(
@@ -109,11 +114,12 @@ def training_loader(
 
 
 def evaluation_loader(
-    images: WholeImages, *, workers: int | None, pin_memory: bool = False, rank: int = 0, world: int = 1
+    images: Dataset, *, workers: int | None, pin_memory: bool = False, rank: int = 0, world: int = 1
 ) -> DataLoader:
     """One image at a time, so that they may differ in size; `rank` of `world` processes gets its share."""
     indices = range(rank, len(images), world)
-    return DataLoader(images, sampler=indices, batch_size=None, **loader_options(workers, pin_memory))
+    options = loader_options(workers, pin_memory)
+    return DataLoader(ReadableImages(images), sampler=indices, batch_size=None, **options)
 
 
 def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:

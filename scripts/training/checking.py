@@ -37,6 +37,7 @@ class CheckReport:
     name: str
     classes: list[str]
     num_samples: int
+    skip_unreadable: bool = False
     num_checked: int = 0
     sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
     pixels: Counter = field(default_factory=Counter)  # class -> pixels
@@ -112,10 +113,18 @@ class CheckReport:
 
 
 def check_dataset(
-    dataset: SegmentationData, sample: int | None = None, *, name: str = "data", progress: bool = False
+    dataset: SegmentationData,
+    sample: int | None = None,
+    *,
+    name: str = "data",
+    progress: bool = False,
+    skip_unreadable: bool = False,
 ) -> CheckReport:
-    """Reads all pairs, or `sample` of them spread evenly, and reports what they hold and what is wrong with them."""
-    report = CheckReport(name, dataset.classes, len(dataset))
+    """Reads all pairs, or `sample` of them spread evenly, and reports what they hold and what is wrong with them.
+
+    With `skip_unreadable`, pairs that cannot be read are no problem, but worth a warning.
+    """
+    report = CheckReport(name, dataset.classes, len(dataset), skip_unreadable)
     report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])
     count = len(dataset) if sample is None else min(sample, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
@@ -195,7 +204,8 @@ def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> Non
 def conclude(report: CheckReport, dataset: SegmentationData) -> None:
     """Turns counts into problems and warnings."""
     if report.unreadable:
-        report.problems.append(f"{len(report.unreadable)} unreadable: " + " ".join(report.unreadable[:3]))
+        place = report.warnings if report.skip_unreadable else report.problems
+        place.append(f"{len(report.unreadable)} unreadable: " + " ".join(report.unreadable[:3]))
     if report.mismatches:
         report.problems.append(
             f"{len(report.mismatches)} masks of another size: " + " ".join(report.mismatches[:3])

@@ -32,6 +32,7 @@ from .pairing import listed
 from .setup import CHECKED_SAMPLES, crop_size
 from .tasks import Task
 from .token_labels import LabelMaps, MixToken, smoothed
+from .unreadable import UNREADABLE, ReadableImages, readable_sample
 
 if TYPE_CHECKING:
     from ..train import TrainArguments
@@ -51,7 +52,8 @@ class ClassificationTask(Task):
 
     def open(self, name: str, split: str) -> LabelledImages:  # noqa: ARG002
         data = open_labelled_images(name)
-        if problems := unreadable(data, CHECKED_SAMPLES):
+        problems = unreadable(data, CHECKED_SAMPLES)
+        if problems and not self.skips_unreadable:
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair or remove these files.")
         return data
 
@@ -124,7 +126,8 @@ class ClassificationTask(Task):
     ) -> DataLoader:
         indices = range(accelerator.process_index, len(data), accelerator.num_processes)
         options = loader_options(workers, accelerator.device.type == "cuda")
-        return DataLoader(CentralCrops(data, processor), 32, sampler=indices, collate_fn=collate, **options)
+        crops = ReadableImages(CentralCrops(data, processor))
+        return DataLoader(crops, 32, sampler=indices, collate_fn=collate, **options)
 
     def score(
         self,
@@ -181,7 +184,7 @@ class LabelledSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        sample = self.data[index]
+        sample = readable_sample(self.data, index)
         picture, view = self.augmentation(sample["image"], epoch=epoch, index=index)
         prepared = self.processor(picture, do_resize=False, do_center_crop=False, return_tensors="pt")
         return {
@@ -189,6 +192,7 @@ class LabelledSamples(Dataset):
             **self.targets(sample["label"], sample["name"], view),
             "name": sample["name"],
             "key": key,
+            UNREADABLE: sample[UNREADABLE],
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

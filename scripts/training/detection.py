@@ -32,6 +32,7 @@ from .labelled_images import unreadable
 from .models import ModelKind
 from .setup import CHECKED_SAMPLES
 from .tasks import Task
+from .unreadable import UNREADABLE, complaints_of, readable_sample
 
 if TYPE_CHECKING:
     from ..train import TrainArguments
@@ -53,9 +54,10 @@ class DetectionTask(Task):
 
     def open(self, name: str, split: str) -> CocoData:
         data = open_coco(name, split)
-        if problems := unreadable(data, CHECKED_SAMPLES):
+        problems = unreadable(data, CHECKED_SAMPLES)
+        if problems and not self.skips_unreadable:
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair these files, or take them out.")
-        return data.with_objects() if split == "train" else data
+        return data
 
     def check_same_classes(self, train: CocoData, val: CocoData, arguments: "TrainArguments") -> None:
         if train.classes != val.classes:
@@ -176,7 +178,7 @@ class DetectionSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        sample = self.data[index]
+        sample = readable_sample(self.data, index)
         size = sample["image"].size[::-1]
         objects = learnable(sample["objects"], size)
         boxes, masks = corners(objects, size), np.ascontiguousarray(object_masks(objects, size))
@@ -190,6 +192,7 @@ class DetectionSamples(Dataset):
             "boxes": boxes,
             "masks": masks,
             "name": sample["name"],
+            UNREADABLE: sample[UNREADABLE],
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -209,6 +212,7 @@ class DetectionSamples(Dataset):
                 for sample in samples
             ],
             "name": [sample["name"] for sample in samples],
+            **complaints_of(samples),
         }
 
 

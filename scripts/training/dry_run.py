@@ -12,6 +12,7 @@ from .loop import Schedule
 from .models import describe
 from .recipes import Recipe
 from .tasks import task_of
+from .unreadable import UnreadableImages
 
 if TYPE_CHECKING:
     from ..train import TrainArguments
@@ -23,7 +24,7 @@ GIGABYTE = 1e9
 
 def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     """Without --train, the samples are noise and the size of the data is what the recipe's `paper` says."""
-    paper, task = recipe.paper if recipe else {}, task_of(arguments.task)
+    paper, task = recipe.paper if recipe else {}, task_of(arguments.task, arguments)
     accelerator = setup.new_accelerator(arguments)
     if arguments.train:
         data, _ = setup.open_splits(arguments, task)
@@ -37,6 +38,7 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     samples = task.new_samples(arguments, data, task.new_processor(arguments, data), model)
     optimizer = setup.new_optimizer(arguments, model)
     batch_of_two = samples.collate([samples[0, index] for index in range(SAMPLES)])
+    UnreadableImages(skip=task.skips_unreadable).check(batch_of_two)
     trial = try_batch(model, batch_of_two)
     print(f"{describe(model)}, {len(data.classes)} classes")
     print(data_line(batch_of_two, num_images))

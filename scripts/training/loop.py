@@ -28,6 +28,7 @@ from .deepspeed_state import remove_other_engines, restore_engine, save_engine, 
 from .gathered_state import gathered_state, gathered_weights, restore_state, restore_weights
 from .optim import WeightAverage, learning_rate_factor, set_learning_rate
 from .records import Log
+from .unreadable import UnreadableImages
 
 
 class NonFiniteLossError(CommandError):
@@ -75,6 +76,7 @@ class Training:
     run: Path  # the folder of the run
     count: Callable[[dict[str, Any]], float]  # what the loss of a batch is the mean over; see `Task.count`
     average: WeightAverage | None = None
+    unreadable: UnreadableImages = field(default_factory=UnreadableImages)
     step: int = 0
     seconds: float = 0.0
     scores: dict[str, Any] = field(default_factory=dict)  # of the newest evaluation
@@ -96,6 +98,7 @@ class Training:
             "scaler": scaler.state_dict() if scaler else None,
             "average": self.average_state() if self.average else None,
             "random": gathered_random_states(self.accelerator),
+            "unreadable": dict(self.unreadable.times),
             "progress": {name: getattr(self, name) for name in ("step", "seconds", "scores", "best")},
         }
 
@@ -119,6 +122,8 @@ class Training:
             restore_state(self.plain_model, self.optimizer, state["model"], state["optimizer"])
         if state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            self.unreadable.times.update(state.get("unreadable", {}))
         for name, value in state["progress"].items():
             setattr(self, name, value)
         if self.accelerator.process_index < len(state["random"]):
@@ -283,6 +288,7 @@ def optimizer_step(
     accelerator, names, losses = training.accelerator, [], []
     set_learning_rate(training.optimizer, schedule.learning_rate_factor(training.step))
     for batch, share in zip(batches, shares(training, batches), strict=True):
+        training.unreadable.check(batch)
         names += batch.pop("name")
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         with accelerator.accumulate(training.model):

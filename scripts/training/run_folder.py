@@ -8,7 +8,7 @@ import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor
 from .checkpoints import clear_leftovers
 from .loop import Meter, Schedule, Training
 from .origin import origin
+from .pairing import listed
 from .processes import whole_weights
 from .records import Log, environment, write_json
 from .tasks import Task
@@ -78,6 +79,9 @@ class RunFolder:
         training, is_best = self.training, False
         if self.images is not None and not stopping:
             is_best = self.evaluate(meter)
+        training.unreadable.collect(self.accelerator)
+        if training.unreadable.times and not stopping:
+            meter.report({"unreadable": training.unreadable.times.total()})
         if is_best:
             training.save(self.path / "best", self.processor, with_state=False)
         training.save(self.path / "last", self.processor, with_state=True)
@@ -94,8 +98,11 @@ class RunFolder:
             whole_weights(self.accelerator, training.plain_model),
             torch.compiler.set_stance("force_eager"),
         ):
-            scores = self.task.score(training.plain_model, self.processor, images, self.accelerator)
+            readable = training.unreadable.left_out_of(images)
+            scores = self.task.score(training.plain_model, self.processor, readable, self.accelerator)
         seconds = time.perf_counter() - started
+        if not training.scores:
+            self.warn_of_absent_classes(scores)
         training.scores = {"step": training.step, **scores}
         is_best = scores[self.task.best_by] > training.best.get(self.task.best_by, -math.inf)  # NaN never is
         if is_best:
@@ -107,6 +114,13 @@ class RunFolder:
                 + (", the best so far" if is_best else "")
             )
         return is_best
+
+    def warn_of_absent_classes(self, scores: dict[str, Any]) -> None:
+        """Their scores are no numbers, and no part of the means."""
+        rows = scores["per_class"]
+        absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
+        if absent:
+            logger.warning("%s shows none of %d classes: %s", self.arguments.val, len(absent), listed(absent))
 
     def write_record(self, status: str) -> None:
         training = self.training
@@ -122,6 +136,7 @@ class RunFolder:
                 "seconds": round(training.seconds, 1),
                 "scores": training.scores,
                 "best": training.best,
+                "unreadable": dict(training.unreadable.times),
                 **self.environment,
             },
         )
@@ -151,6 +166,8 @@ class RunFolder:
 
     def summary(self) -> str:
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
+        if self.training.unreadable.times:
+            lines.append(self.training.unreadable.summary())
         best = self.training.best
         if best:
             lines.append(f"best {self.task.headline(best)} at step {best['step']}: {self.path / 'best'}")

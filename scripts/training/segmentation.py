@@ -50,7 +50,7 @@ class SegmentationTask(Task):
 
     def open(self, name: str, split: str) -> SegmentationData:
         data = open_data(with_split(name, split))
-        report = check_dataset(data, CHECKED_SAMPLES, name=name)
+        report = check_dataset(data, CHECKED_SAMPLES, name=name, skip_unreadable=self.skips_unreadable)
         for warning in report.warnings:
             logger.warning("%s: %s", name, warning)
         if report.problems:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What a resumed run may change: nothing that a number of the training depends on.
 CHANGEABLE = {
-    *("val", "workers", "output", "resume", "eval_interval", "log_interval", "tracker"),
+    *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
     *("push_to_hub", "traceback"),
 }
 DEFAULT_EPOCHS = 100
@@ -118,6 +118,8 @@ def open_splits(arguments: "TrainArguments", task: Task) -> tuple[Dataset, Datas
     train = task.open(arguments.train, "train")
     val = task.open(arguments.val, "val") if arguments.val else None
     if val is not None:
+        if not len(val):
+            raise ValueError(f"{arguments.val} holds no images to validate on. Add some, or leave out --val.")
         task.check_same_classes(train, val, arguments)
     return train, val
 
@@ -133,6 +135,8 @@ def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrai
         starts={option: getattr(arguments, option) for option in STARTS},
     )
     task.prepare(model)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if arguments.compile:
         model.compile()
     return model

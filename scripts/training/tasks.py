@@ -33,6 +33,7 @@ class Task(ABC):
 
     def __init__(self, arguments: "TrainArguments | None" = None) -> None:
         self.arguments = arguments  # of the run, where there is one
+        self.skips_unreadable = arguments is not None and arguments.unreadable == "skip"
 
     @abstractmethod
     def open(self, name: str, split: str) -> Dataset:

@@ -1,12 +1,19 @@
 """Interrupted trainings: whatever stopped them, they continue to the bits of the uninterrupted one. The processes are real."""
 
+import os
+import platform
 import random
 import re
+import shutil
 import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from interrupted import (
+    Spoil,
     Trouble,
     fill_the_disk,
     fill_the_disk_to_the_last_byte,
@@ -21,6 +28,7 @@ from tiny_runs import run_options
 
 from contextseg.scripts.training.checkpoints import has_checkpoint
 from contextseg.scripts.training.records import read_json, read_log
+from contextseg.scripts.training.run_folder import lock
 
 OPTIONS = ["--steps", "8", "--eval-interval", "3", "--ema", "0.9", "--accumulation", "2"]
 OPTIONS += ["--set", "drop_path_rate=0.5", "--cpu"]
@@ -125,3 +133,70 @@ def test_a_run_killed_twice_between_changes_of_its_files_resumes_to_the_same_bit
         assert ended == -signal.SIGKILL, printed
     finish(data, output)
     assert_same_run(whole[0], output)
+
+
+SPOILT = {
+    "unreadable image": ("images", b"<html>not found</html>", r"images/scene2\.png' is empty, damaged"),
+    "mask of another size": (
+        "masks",
+        np.zeros((5, 6), np.uint8),
+        "the mask of 'scene2' is 6x5, but its image",
+    ),
+    "unknown class": ("masks", np.full((24, 30), 9, np.uint8), r"the mask of 'scene2' .* 9 \(720 pixels\)"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_run_that_a_file_stopped_resumes_to_the_same_bits_once_it_is_mended(name, whole, data, tmp_path):
+    part, content, message = SPOILT[name]
+    data = shutil.copytree(data, tmp_path / "data")
+    file, output = data / "train" / part / "scene2.png", tmp_path / "run"
+    sound = file.read_bytes()
+    arguments = options(data, output, "--workers", "2")
+    ended, printed, _ = train_in_a_process(arguments, output, Trouble(Spoil(file, content), at_entry=3))
+    assert ended == 1
+    assert re.search(f"contextseg-train: .*{message}", printed), printed
+    assert "Traceback" not in printed
+    file.write_bytes(sound)
+    finish(data, output)
+    assert_same_run(whole[0], output)
+
+
+def test_a_run_that_skips_unreadable_images_resumes_to_the_same_bits_and_counts(data, tmp_path):
+    data = shutil.copytree(data, tmp_path / "data")
+    for file in ("train/images/scene2.png", "val/images/scene1.png"):
+        (data / file).write_bytes(b"")
+    runs = [tmp_path / "whole", tmp_path / "parts"]
+    arguments = [options(data, output, "--unreadable", "skip") for output in runs]
+    assert train_in_a_process(arguments[0], runs[0])[0] == 0
+    trouble = Trouble(kill, at_entry=6)
+    assert train_in_a_process([*arguments[1], "--workers", "2"], runs[1], trouble)[0] == -signal.SIGKILL
+    finish(data, runs[1])
+    assert_same_run(*runs)
+    counts = [read_json(output / "run.json")["unreadable"] for output in runs]
+    assert counts[0] == counts[1]
+    assert sorted(counts[0].values()) == [3, 7]  # evaluations, and epochs of 5 images in 8 steps of 4
+
+
+def test_a_second_process_does_not_train_into_the_same_folder(data, tmp_path):
+    """The real command, while this process is the first."""
+    tmp_path.joinpath("run").mkdir()
+    descriptor = lock(tmp_path / "run")
+    command = [sys.executable, "-m", "contextseg.scripts.train", *options(data, tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    os.close(descriptor)
+    assert done.returncode == 1
+    assert f"process {os.getpid()} on {platform.node()} is training into {tmp_path / 'run'}" in done.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", range(20))
+def test_killed_before_any_change_of_its_files_a_run_resumes_to_the_same_bits(share, whole, data, tmp_path):
+    """Every 20th change of each share would be 64 runs; three of them are drawn."""
+    for moment in random.Random(share).sample(range(1 + share, whole[1] * 9 // 10, 20), 3):
+        output = tmp_path / f"run{moment}"
+        ended, printed, _ = train_in_a_process(options(data, output), output, Trouble(kill, at_change=moment))
+        assert ended == -signal.SIGKILL, printed
+        finish(data, output)
+        assert_same_run(whole[0], output)
