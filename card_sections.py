@@ -52,11 +52,11 @@ def sections(
     config: Mapping[str, Any],
     processor: Mapping[str, Any],
     scores: Mapping[str, Any],
-    run: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
     repository: str,
     example: str | None,
 ) -> list[str]:
-    """The whole card, paragraph by paragraph."""
+    """The whole card, paragraph by paragraph; with `run` None, others tell of the training."""
     task = task_of(config)
     paragraphs = [f"# {heading(config, repository)}", introduction(config, task)]
     if example:
@@ -69,7 +69,8 @@ def sections(
     paragraphs += ["## Scores", *score_paragraphs(scores)]
     if task != FEATURES:
         paragraphs += ["## Labels", label_table(config, processor, scores)]
-    paragraphs += ["## Training", *training(run)]
+    if run is not None:
+        paragraphs += ["## Training", *training(run)]
     paragraphs += ["## Limits", limits(config, task)]
     if config["model_type"] in PAPERS:
         paragraphs += ["## Citation", f"```bibtex\n{PAPERS[config['model_type']]}\n```"]

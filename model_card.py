@@ -52,14 +52,15 @@ def write_model_card(
     folder = Path(folder)
     config = read_settings(folder / CONFIG_NAME)
     processor = read_settings(folder / IMAGE_PROCESSOR_NAME)
+    path = folder / CARD_NAME
+    existing = path.read_text(encoding="utf-8") if path.is_file() else ""
     run = without_own_folders(run or read_settings(folder / RUN_NAME))
     scores = without_own_folders(scores or read_settings(folder / SCORES_NAME)) or scores_of_training(run)
     example = title_of(folder / EXAMPLE_NAME)
     given = metadata | ({"license": license} if license else {})
     data = front_matter(config, scores, run, tags, example)
-    body = sections(config, processor, scores, run, repository, example)
-    path = folder / CARD_NAME
-    existing = path.read_text(encoding="utf-8") if path.is_file() else ""
+    record = None if not run and TRAINER_LOG in existing else run  # which tells of the training itself
+    body = sections(config, processor, scores, record, repository, example)
     try:
         card = merged(existing, data, given, "\n\n".join([BEGIN, *body, END]))
     except (ValueError, YAMLError) as error:  # a save must not fail because a person's front matter does

@@ -329,6 +329,7 @@ def test_trainers_card_keeps_its_words_and_gains_ours(tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert "Loss: 1" in card.text
     assert "## Labels" in card.text
+    assert "## Training" not in card.text  # which Trainer's part tells
     assert card.data.pipeline_tag == "image-segmentation"
     assert card.data.tags[0] == "generated_from_trainer"
 

@@ -1,12 +1,17 @@
 """Pushes that fail: nothing half done is left on the Hub or here, the message says what to do, and the next push succeeds."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from loopback_hub import HANG_UP, LOSE_REPLY, Fault, loopback_hub
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 from contextseg.hub import upload
 from contextseg.hub_errors import HubError
+from contextseg.scripts.training.arguments import CommandError
+from contextseg.scripts.training.finetuning import push
 
 NAME = "me/streets"
 LARGE_FILE, COMMIT, CREATE = r"PUT /_lfs/", r"POST /api/models/.*/commit/", r"POST /api/repos/create"
@@ -135,6 +140,19 @@ def test_offline_it_says_which_variable_to_unset(pushing, folder, monkeypatch): 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="Unset HF_HUB_OFFLINE"):
         upload(folder, NAME, commit_message="first")
+
+
+def test_a_push_of_trainer_that_fails_names_the_command_that_needs_no_training():
+    def push_to_hub(**_):
+        raise OfflineModeIsEnabled
+
+    trainer = SimpleNamespace(
+        hub_model_id="me/tuned", args=SimpleNamespace(output_dir="runs/tuned"), push_to_hub=push_to_hub
+    )
+    with pytest.raises(
+        CommandError, match="Unset HF_HUB_OFFLINE.*contextseg-export runs/tuned --push me/tuned"
+    ):
+        push(trainer)
 
 
 def test_front_matter_that_the_hub_refuses_is_quoted(pushing, folder, tmp_path):

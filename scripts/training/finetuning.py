@@ -1,6 +1,7 @@
 """What `contextseg-finetune` does: parts for Trainer, then training, scores and a repository."""
 
 import inspect
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
+from ...hub_errors import HubError, explained
 from ...modeling.lora import add_lora
 from ...processing.collation import SegmentationCollator
 from ...processing.image_processing_segmentation import SegmentationImageProcessor
 from ...processing.metrics import TrainerScores, percent, scores_table
+from .arguments import CommandError
 from .augmentation import AugmentedDataset, JointAugmentation
 from .checkpoints import model_folder
 from .data import SegmentationData
@@ -45,11 +48,21 @@ def finetune(arguments: "FinetuneArguments", argv: Sequence[str]) -> Segmentatio
     if val is not None:
         evaluate(trainer, arguments)
     if arguments.push_to_hub:
-        trainer.push_to_hub(tags=["image-segmentation"])
+        push(trainer)
     else:
         trainer.save_model()
         trainer.create_model_card(tags=["image-segmentation"])
     return trainer
+
+
+def push(trainer: SegmentationTrainer) -> None:
+    """Trainer saves before it uploads: what fails then is said with the command that uploads without a training."""
+    try:
+        with explained(trainer.hub_model_id):
+            trainer.push_to_hub(tags=["image-segmentation"])
+    except HubError as error:
+        again = shlex.join(["contextseg-export", trainer.args.output_dir, "--push", trainer.hub_model_id])
+        raise CommandError(f"{error} The command: {again}") from error
 
 
 def check_output(arguments: "FinetuneArguments") -> None:
