@@ -64,11 +64,23 @@ class MaskRcnnConfig(CheckedConfig):
             self.backbone_config = MaformerConfig()
         if isinstance(self.backbone_config, dict):
             self.backbone_config = backbone_from_dict(self.backbone_config)
-        if self.drop_path_rate is not None:
-            self.backbone_config = with_drop_path(self.backbone_config, self.drop_path_rate)
+        if self.drop_path_rate is not None and not hasattr(self.backbone_config, "drop_path_rate"):
+            raise ValueError(
+                f"drop_path_rate is {self.drop_path_rate}, and the backbone '{self.backbone_config.model_type}' has no stochastic "
+                "depth. Leave it out."
+            )
         self.detector_options = dict(self.detector_options or {})
         reject_unknown_options("detector_options", self.detector_options, DETECTOR_OPTIONS)
         super().__post_init__(**kwargs)
+
+    @property
+    def trained_backbone_config(self) -> PreTrainedConfig:
+        """`backbone_config` with this configuration's stochastic depth, where it has one."""
+        if self.drop_path_rate is None:
+            return self.backbone_config
+        config = deepcopy(self.backbone_config)
+        config.drop_path_rate = self.drop_path_rate
+        return config
 
     @property
     def num_channels(self) -> int:
@@ -79,17 +91,6 @@ class MaskRcnnConfig(CheckedConfig):
     def flat_maps(self) -> str:
         """A plain vision transformer's maps become a pyramid."""
         return "pyramid"
-
-
-def with_drop_path(config: PreTrainedConfig, rate: float) -> PreTrainedConfig:
-    """A copy with another stochastic depth."""
-    if not hasattr(config, "drop_path_rate"):
-        raise ValueError(
-            f"drop_path_rate is {rate}, and the backbone '{config.model_type}' has no stochastic depth. Leave it out."
-        )
-    config = deepcopy(config)
-    config.drop_path_rate = rate
-    return config
 
 
 __all__ = ["MaskRcnnConfig"]

@@ -23,6 +23,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
+from transformers import initialization as init
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -37,10 +38,10 @@ from .pretrained_backbones import model_on_backbone
 SIDE_MULTIPLE = 32  # of padded images, as torchvision has it: the anchors' strides come out whole
 # How torchvision's constructors fill the convolutions of its parts; biases start at zero.
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-KAIMING_NORMAL = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+KAIMING_NORMAL = partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
 CONVOLUTION_WEIGHTS = {
-    FeaturePyramidNetwork: partial(nn.init.kaiming_uniform_, a=1),
-    RPNHead: partial(nn.init.normal_, std=0.01),
+    FeaturePyramidNetwork: partial(init.kaiming_uniform_, a=1),
+    RPNHead: partial(init.normal_, std=0.01),
     FastRCNNConvFCHead: KAIMING_NORMAL,
     MaskRCNNHeads: KAIMING_NORMAL,
     MaskRCNNPredictor: KAIMING_NORMAL,
@@ -73,7 +74,7 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
     def __init__(self, config: MaskRcnnConfig) -> None:
         super().__init__(config)
         build = cascade_mask_rcnn if config.use_cascade else mask_rcnn
-        backbone = build_backbone(config.backbone_config, config.flat_maps)
+        backbone = build_backbone(config.trained_backbone_config, config.flat_maps)
         detector = build(backbone, config.num_labels, **config.detector_options)
         self.backbone = backbone
         self.fpn, self.rpn, self.roi_heads = detector.backbone.fpn, detector.rpn, detector.roi_heads
@@ -81,7 +82,7 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As torchvision's constructors. transformers keeps weights that were loaded out of reach of `nn.init`."""
+        """As torchvision's constructors; weights that were loaded are out of reach of transformers' `init`."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             module.reset_parameters()

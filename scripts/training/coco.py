@@ -8,6 +8,7 @@ categories by growing id, whatever gaps the ids have. Sizes are (height, width);
 """
 
 import json
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,18 @@ FEWEST_COORDINATES = 6  # of a polygon; pycocotools would take four numbers for 
 
 
 class Packed(Sequence):
-    """JSON values in one array of bytes. Python objects would be copied by every process that loads data."""
+    """Plain values in one array of bytes. Python objects would be copied by every process that loads data."""
 
     def __init__(self, values: Iterable[Any]) -> None:
-        texts = [json.dumps(value).encode() for value in values]
-        self.ends = np.cumsum([0, *map(len, texts)])
-        self.text = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        packed = [pickle.dumps(value) for value in values]
+        self.ends = np.cumsum([0, *map(len, packed)])
+        self.bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> Any:
-        return json.loads(self.text[self.ends[index] : self.ends[index + 1]].tobytes())
+        return pickle.loads(self.bytes[self.ends[index] : self.ends[index + 1]])
 
 
 class CocoData(Dataset):
@@ -64,19 +65,19 @@ class CocoData(Dataset):
         picture = read_as_annotated(self.folder / row["file"], (row["height"], row["width"]))
         return {"image": picture, "objects": row["objects"], "name": row["file"]}
 
-    def with_objects(self) -> "CocoData":
-        """The images that training can learn objects from: the others are left out, as the common toolboxes do."""
-        kept = [row for row in self.rows if learnable(row["objects"], (row["height"], row["width"]))]
-        if not kept:
-            raise ValueError(f"no image of '{self.folder}' has an object with a mask. Annotate some.")
-        return CocoData(kept, self.classes, self.folder)
-
 
 def open_coco(source: str, split: str) -> CocoData:
-    """The images of a folder; of the published data set those of a split, which can be a part of the source ("coco:val")."""
+    """The images of a folder; of the published data set those of a split, which can be a part of the source ("coco:val").
+
+    split: "train" leaves out images without an object to learn, as the common toolboxes do; "val" keeps all.
+    """
     source, named = split_source(source, None)
     file, folder = find_files(Path(source).expanduser(), named or split)
     classes, images = read_annotations(file)
+    if split == "train":
+        images = [row for row in images if learnable(row["objects"], (row["height"], row["width"]))]
+    if not images:
+        raise ValueError(f"no image of '{file}' has an object with a mask. Annotate some.")
     return CocoData(images, classes, folder)
 
 
@@ -190,14 +191,14 @@ def is_polygons(segmentation: Any) -> bool:
 # -- objects ---------------------------------------------------------------------------------------------------------
 
 
-def learnable(objects: Iterable[Object], size: tuple[int, int]) -> list[Object]:
+def learnable(objects: Sequence[Object], size: tuple[int, int]) -> list[Object]:
     """The objects to learn from: single ones, with a mask, and a box of a pixel at least inside the image."""
+    boxes = corners(objects, size)
+    is_large = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX).all(axis=1)
     return [
         found
-        for found in objects
-        if not found["iscrowd"]
-        and found["segmentation"]
-        and np.subtract(*np.split(corners([found], size)[0], 2)).max() <= -SMALLEST_BOX
+        for found, has_area in zip(objects, is_large, strict=True)
+        if has_area and found["segmentation"] and not found["iscrowd"]
     ]
 
 

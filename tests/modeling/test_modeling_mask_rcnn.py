@@ -116,15 +116,19 @@ def test_the_loss_gives_every_parameter_a_gradient():
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_an_image_without_objects_trains():
+@each_head
+def test_an_image_without_objects_trains_and_leaves_no_parameter_out(use_cascade):
+    """Else other processes would wait for its gradient."""
     nothing = {
         "class_labels": torch.zeros(0).long(),
         "boxes": torch.zeros(0, 4),
         "masks": torch.zeros(0, 64, 64),
     }
-    outputs = detector().train()(torch.rand(1, 3, 64, 64), labels=[nothing])
+    model = detector(use_cascade=use_cascade).train()
+    outputs = model(torch.rand(1, 3, 64, 64), labels=[nothing])
     outputs.loss.backward()
     assert outputs.loss.isfinite()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,9 @@ def test_a_saved_detector_opens_without_the_package(model, tmp_path, monkeypatch
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     subprocess.run([sys.executable, "-I", "-c", STRANGER, str(tmp_path)], check=True, cwd=tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "outputs.pt"), dict(model(pixels)), rtol=0, atol=1e-6)
+    card = (tmp_path / "README.md").read_text()
+    assert 'pipeline("object-detection"' in card
+    assert "pipeline_tag: object-detection" in card
 
 
 @torch.no_grad()
@@ -273,7 +280,15 @@ def test_it_starts_from_a_classifier_of_ours(tmp_path):
     model = MaskRcnnForObjectDetection.from_backbone(tmp_path, id2label=NAMES, drop_path_rate=0.3)
     own, loaded = classifier.backbone.encoder.state_dict(), model.backbone.encoder.encoder.state_dict()
     torch.testing.assert_close(loaded, own, rtol=0, atol=0)
-    assert model.config.backbone_config.drop_path_rate == 0.3
+    assert model.backbone.config.drop_path_rate == 0.3
+
+
+def test_stochastic_depth_can_be_changed_on_a_checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    deeper = MaskRcnnForObjectDetection.from_pretrained(tmp_path, drop_path_rate=0.4)
+    assert deeper.backbone.config.drop_path_rate == 0.4
+    deeper.save_pretrained(tmp_path)
+    assert MaskRcnnForObjectDetection.from_pretrained(tmp_path).backbone.config.drop_path_rate == 0.4
 
 
 @pytest.mark.parametrize(
