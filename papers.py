@@ -5,6 +5,7 @@ TITLES = {
     "segdeformer": "SegDeformer",
     "maformer": "MAFormer",
     "cswin": "CSWin",
+    "mask_rcnn": "Mask R-CNN",
 }
 PAPERS = {
     "segdeformer": """\
@@ -39,6 +40,14 @@ PAPERS = {
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
   pages = {12124--12134},
   year = {2022}
+}""",
+    "mask_rcnn": """\
+@inproceedings{he2017mask,
+  title = {Mask {R-CNN}},
+  author = {He, Kaiming and Gkioxari, Georgia and Doll{\\'a}r, Piotr and Girshick, Ross},
+  booktitle = {Proceedings of the IEEE International Conference on Computer Vision (ICCV)},
+  pages = {2961--2969},
+  year = {2017}
 }""",
 }
 # Where a paper leaves open what its model is: what ours does.
