@@ -70,6 +70,7 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
     """Boxes, classes and masks of objects, from a backbone of any type."""
 
     config: MaskRcnnConfig
+    _keep_in_fp32_modules_strict = {"rpn", "roi_heads"}  # coordinates have more digits than half precision
 
     def __init__(self, config: MaskRcnnConfig) -> None:
         super().__init__(config)
@@ -107,7 +108,6 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
         targets = detection_targets(labels, pixel_values, self.config.num_labels) if self.training else None
         images = ImageList(padded(pixel_values), image_sizes(pixel_values, pixel_mask))
         feature_maps = fused_maps(self.fpn, self.backbone(images.tensors).feature_maps)
-        # Coordinates of boxes have more digits than half precision.
         with torch.autocast(pixel_values.device.type, enabled=False):
             feature_maps = {level: feature_map.float() for level, feature_map in feature_maps.items()}
             proposals, losses = self.rpn(images, feature_maps, targets)
@@ -128,13 +128,13 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
         Returns `scores` (N,), `labels` (N,), `boxes` (N, 4) as left, top, right, bottom, and `masks` (N, height, width).
         """
         found = []
-        for size, *parts in zip(
+        for size, logits, shares, roi_masks in zip(
             target_sizes, outputs.logits, outputs.pred_boxes, outputs.roi_masks, strict=True
         ):
-            scores, labels = parts[0].softmax(-1)[:, :-1].max(-1)
+            scores, labels = logits.softmax(-1)[:, :-1].max(-1)
             kept = scores > threshold
-            boxes = center_to_corners_format(parts[1][kept]) * box_scale(size, parts[1])
-            masks = pasted(parts[2][kept], boxes, size)
+            boxes = center_to_corners_format(shares[kept]) * box_scale(size, shares)
+            masks = pasted(roi_masks[kept], boxes, size)
             found.append({"scores": scores[kept], "labels": labels[kept], "boxes": boxes, "masks": masks})
         return found
 
@@ -235,7 +235,7 @@ def detection_outputs(
         logits = scores.new_full((most, num_labels + 1), -torch.inf)
         logits[count:, -1] = 0.0
         logits[:count, -1] = torch.log1p(-scores)
-        logits[torch.arange(count), image["labels"] - 1] = scores.log()
+        logits[torch.arange(count, device=scores.device), image["labels"] - 1] = scores.log()
         boxes = corners_to_center_format(image["boxes"]) / box_scale(size, scores)
         rows.append([logits, *(filled_up(part, most) for part in (boxes, image["masks"][:, 0]))])
     logits, boxes, masks = (torch.stack(part) for part in zip(*rows, strict=True))

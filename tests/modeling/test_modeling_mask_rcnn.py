@@ -264,13 +264,19 @@ def test_the_processors_labels_of_coco_annotations_are_the_labels():
     torch.testing.assert_close(theirs, ours)
 
 
-def test_under_bfloat16_boxes_keep_their_digits(model):
-    inputs, _ = batch((64, 96))
-    inputs.pop("labels")
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model(**inputs)
-    assert outputs.pred_boxes.dtype == outputs.logits.dtype == torch.float32
-    assert not torch.equal(outputs.pred_boxes, outputs.pred_boxes.bfloat16().float())
+def is_exact(boxes):
+    return boxes.dtype == torch.float32 and not torch.equal(boxes, boxes.bfloat16().float())
+
+
+@torch.no_grad()
+def test_in_half_precision_boxes_keep_their_digits(model, tmp_path):
+    pixels = torch.rand(1, 3, 64, 96)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert is_exact(model(pixels).pred_boxes)
+    model.save_pretrained(tmp_path)
+    rough = MaskRcnnForObjectDetection.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert rough.dtype == torch.bfloat16
+    assert is_exact(rough(pixels.bfloat16()).pred_boxes)
 
 
 def test_it_starts_from_a_classifier_of_ours(tmp_path):

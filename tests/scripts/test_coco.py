@@ -1,5 +1,6 @@
 """Data sets in COCO's format, their augmentation, and COCO's scores."""
 
+import importlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from transformers import DetrImageProcessor
 
+from contextseg.scripts.training.arguments import CommandError
 from contextseg.scripts.training.coco import (
     Packed,
     corners,
@@ -207,6 +209,13 @@ def test_a_folder_that_is_no_data_set_is_explained(tmp_path):
 def test_data_without_a_single_object_cannot_train(tmp_path):
     with pytest.raises(ValueError, match="no image of .* has an object with a mask"):
         open_coco(write_coco(tmp_path, [annotation(iscrowd=1)]), "train")
+
+
+def test_without_pycocotools_one_is_told_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.delitem(sys.modules, open_coco.__module__)
+    with pytest.raises(CommandError, match="Run: pip install pycocotools"):
+        importlib.import_module(open_coco.__module__)
 
 
 # -- augmentation
