@@ -23,6 +23,16 @@ METRICS = {
     "box_ap": ("box_ap", "Box AP"),
     "mask_ap": ("mask_ap", "Mask AP"),
 }
+# Licences of checkpoints that the recipes start from, by how their names begin: those of weights made from them.
+LICENSES = {
+    "microsoft/swin": {"license": "apache-2.0"},
+    "timm/deit": {"license": "apache-2.0"},
+    "nvidia/": {
+        "license": "other",
+        "license_name": "nvidia-segformer",
+        "license_link": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+    },
+}
 SPLITS = ("train", "training", "val", "validation", "test")
 OWN_DATA = "imagefolder"  # of the Hub's identifiers, the one for somebody's own pictures
 
@@ -36,8 +46,9 @@ def front_matter(
 ) -> dict[str, Any]:
     """Task, licence, tags, data, encoder and scores; only what has a name on the Hub is linked to."""
     names = run.get("hub_names") or {}
-    fields = {"library_name": "transformers", "pipeline_tag": task_of(config), "license": "apache-2.0"}
-    fields |= {"datasets": names.get("datasets") or None, "base_model": names.get("base_model")}
+    base_model = names.get("base_model")
+    fields = {"library_name": "transformers", "pipeline_tag": task_of(config), **license_of(base_model)}
+    fields |= {"datasets": names.get("datasets") or None, "base_model": base_model}
     if example:
         fields["widget"] = [{"src": EXAMPLE_NAME, "example_title": example}]
     if results := eval_results(task_of(config), scores, run):
@@ -48,6 +59,13 @@ def front_matter(
             "model_name": config["architectures"][0],
         }
     return ModelCardData(**fields, tags=[*card_tags(config), *tags]).to_dict()
+
+
+def license_of(base_model: str | None) -> dict[str, str]:
+    """Apache-2.0 for weights of one's own; else what holds for the checkpoint, and nothing where that is not known."""
+    if base_model is None:
+        return {"license": "apache-2.0"}
+    return next((terms for start, terms in LICENSES.items() if base_model.startswith(start)), {})
 
 
 def eval_results(task: str, scores: Mapping[str, Any], run: Mapping[str, Any]) -> list[EvalResult]:

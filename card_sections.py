@@ -71,7 +71,7 @@ def sections(
         paragraphs += ["## Labels", label_table(config, processor, scores)]
     if run is not None:
         paragraphs += ["## Training", *training(run)]
-    paragraphs += ["## Limits", limits(config, task)]
+    paragraphs += ["## Limits", limits(config, task, ((run or {}).get("hub_names") or {}).get("base_model"))]
     if config["model_type"] in PAPERS:
         paragraphs += ["## Citation", f"```bibtex\n{PAPERS[config['model_type']]}\n```"]
     return paragraphs
@@ -166,7 +166,7 @@ def cost(run: Mapping[str, Any]) -> str:
     )
 
 
-def limits(config: Mapping[str, Any], task: str) -> str:
+def limits(config: Mapping[str, Any], task: str, base_model: str | None) -> str:
     lines = [
         "- A score holds for the data and protocol named beside it; other cameras and places need a test of their own."
     ]
@@ -175,8 +175,13 @@ def limits(config: Mapping[str, Any], task: str) -> str:
             "- Every pixel gets one of the labels above, also where none of them fits.",
             f"- Logits come {logits_size(config)}: objects of few pixels are easily lost.",
         ]
+    lines += [about_start(base_model)] * (base_model is not None)
     lines += READINGS.get(config["model_type"], [])
     return "\n".join(lines)
+
+
+def about_start(base_model: str) -> str:
+    return f"- The weights start from [{base_model}](https://huggingface.co/{base_model}), whose licence holds for them as well."
 
 
 def logits_size(config: Mapping[str, Any]) -> str:

@@ -46,8 +46,8 @@ def write_model_card(
 
     repository: the name that the lines of use give to `from_pretrained`; "." is the folder itself.
     scores, run: contents of `evaluation.json` and `run.json`, by default those in the folder.
-    license, tags, metadata: further front matter, such as `datasets`, `base_model` or `widget`. A new card's licence is
-        Apache-2.0 unless told; what a card has and is not named here, it keeps.
+    license, tags, metadata: further front matter, such as `widget`. A new card's licence is Apache-2.0, or that of the checkpoint
+        the weights start from where it is known, unless told; what a card has and is not named here, it keeps.
     """
     folder = Path(folder)
     config = read_settings(folder / CONFIG_NAME)

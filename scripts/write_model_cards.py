@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
-from ..card_data import CLASSIFICATION, DETECTION, SEGMENTATION
-from ..card_sections import table
+from ..card_data import CLASSIFICATION, DETECTION, SEGMENTATION, license_of
+from ..card_sections import about_start, table
 from ..model_card import BEGIN, write_text
 from ..papers import PAPERS, READINGS
 from .train import TrainArguments
@@ -110,6 +110,7 @@ def card(row: Row) -> str:
     sources = [f"- {title}: {paper[key]}." for key, title in SOURCES.items() if key in paper]
     limits = [
         "- No weights of this row are published here, and no score was measured.",
+        *map(about_start, filter(None, [base_model(row)])),
         *READINGS.get(family, []),
     ]
     paragraphs = [
@@ -142,15 +143,10 @@ def commands(row: Row, arguments: TrainArguments) -> list[str]:
 
 def front_matter(row: Row, arguments: TrainArguments) -> str:
     """Without a model index: it is for scores of weights that are there."""
-    pipeline, data = PIPELINES[arguments.task], row.recipe.paper["data"]
-    start = next(
-        (word for option, word in zip(row.command, row.command[1:], strict=False) if option[2:] in STARTS),
-        None,
-    )
+    pipeline, data, start = PIPELINES[arguments.task], row.recipe.paper["data"], base_model(row)
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline,
-        license="apache-2.0",
         tags=[
             "contextseg",
             arguments.model,
@@ -158,8 +154,16 @@ def front_matter(row: Row, arguments: TrainArguments) -> str:
             *["semantic-segmentation"] * (pipeline == SEGMENTATION),
         ],
         datasets=[DATASETS[data]] if data in DATASETS else None,
-        base_model=None if start == "RUN" else public_model(start),
+        base_model=start,
+        **license_of(start),
     ).to_yaml()
+
+
+def base_model(row: Row) -> str | None:
+    """The Hub's name of the checkpoint that the command starts from; RUN is one that has to be trained first."""
+    pairs = zip(row.command, row.command[1:], strict=False)
+    start = next((word for option, word in pairs if option.removeprefix("--") in STARTS), None)
+    return None if start == "RUN" else public_model(start)
 
 
 def score_table(paper: Mapping[str, Any], parameters: int) -> str:

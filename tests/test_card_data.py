@@ -77,6 +77,22 @@ def test_folders_of_ones_own_are_named_but_not_linked(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("base_model", "license"),
+    [
+        (None, "apache-2.0"),
+        ("microsoft/swin-tiny-patch4-window7-224", "apache-2.0"),
+        ("nvidia/mit-b1", "other"),
+        ("me/x", None),
+    ],
+)
+def test_the_licence_is_that_of_the_checkpoint_that_the_weights_start_from(folder, base_model, license):
+    (folder / "README.md").unlink()
+    card = card_of(folder, run={"hub_names": {"base_model": base_model}})
+    assert card.data.license == license
+    assert ("whose licence holds for them as well" in card.text) == (base_model is not None)
+
+
 def test_other_data_than_the_runs_gets_no_link(folder):
     data = card_of(folder, run=RUN, scores=SCORES | {"data": "other/test"}).data
     assert (data.eval_results[0].dataset_type, data.eval_results[0].dataset_split) == ("imagefolder", "test")
