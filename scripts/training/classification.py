@@ -87,10 +87,7 @@ class ClassificationTask(Task):
             image_std=IMAGENET_DEFAULT_STD,
         )
 
-    def model_options(self, data: Dataset) -> dict[str, Any]:  # noqa: ARG002
-        return {}
-
-    def prepare(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:  # noqa: ARG002
         """Labels are soft, and transformers' own loss would take such for labels of several classes at once."""
         model.loss_function = soft_cross_entropy
 

@@ -78,9 +78,6 @@ class DetectionTask(Task):
         size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
         return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
 
-    def model_options(self, data: Dataset) -> dict[str, Any]:  # noqa: ARG002
-        return {}
-
     def new_samples(
         self,
         arguments: "TrainArguments",

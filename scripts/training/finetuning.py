@@ -19,7 +19,7 @@ from .arguments import CommandError
 from .augmentation import AugmentedDataset, JointAugmentation
 from .checkpoints import model_folder
 from .data import SegmentationData
-from .models import SEGMENTER, build_model, describe
+from .models import SEGMENTER, build_model, describe, ignore_index_field
 from .origin import public_data, public_model
 from .records import environment, write_json
 from .segmentation import SegmentationTask, processor_of
@@ -28,8 +28,6 @@ from .trainer import SegmentationTrainer, SetEpoch
 
 if TYPE_CHECKING:
     from ..finetune import FinetuneArguments
-
-IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
 
 def finetune(arguments: "FinetuneArguments", argv: Sequence[str]) -> SegmentationTrainer:
@@ -124,18 +122,12 @@ def new_augmentation(
 def new_model(arguments: "FinetuneArguments", data: SegmentationData) -> PreTrainedModel:
     """The checkpoint with a classifier for the classes of `data`, and a loss that ignores what they ignore."""
     config = AutoConfig.from_pretrained(model_folder(arguments.model))
-    field = next((name for name in IGNORE_INDEX_FIELDS if hasattr(config, name)), None)
-    if field is None:
-        raise ValueError(
-            f"{arguments.model} is a '{config.model_type}' model, whose loss cannot ignore pixels. "
-            "Give a checkpoint of a semantic segmenter."
-        )
     model = build_model(
         SEGMENTER,
         config.model_type,
         None,
         class_names=list(data.classes),
-        options={field: data.ignore_index},
+        options={ignore_index_field(config): data.ignore_index},
         weights=arguments.model,
     )
     # The losses are means over pixels. Trainer would sum them over accumulated batches for models that do not say so.

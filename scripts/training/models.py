@@ -50,6 +50,8 @@ STARTS = {
     "backbone": ("from_backbone", "segdeformer or mask_rcnn"),
 }
 
+IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
+
 
 def build_model(
     kind: ModelKind,
@@ -115,6 +117,17 @@ def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
 def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:
     """A checkpoint with its classifier fitted to the new classes; the model says in one line what was kept."""
     return kind.auto_class.from_pretrained(model_folder(weights), ignore_mismatched_sizes=True, **options)
+
+
+def ignore_index_field(config: PreTrainedConfig) -> str:
+    """The field that names the label which the loss leaves out; transformers has two names for it."""
+    field = next((name for name in IGNORE_INDEX_FIELDS if hasattr(config, name)), None)
+    if field is None:
+        raise ValueError(
+            f"'{config.model_type}' is a model whose loss cannot ignore pixels. Give a semantic segmenter, such as "
+            "glam_swin or segformer."
+        )
+    return field
 
 
 def class_names(model: PreTrainedModel) -> list[str]:

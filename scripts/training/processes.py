@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -47,6 +47,13 @@ def with_synchronised_batch_norm(accelerator: Accelerator, model: nn.Module) -> 
     """Batch statistics over all GPUs, as the papers' configurations have them; torch has that on GPUs only."""
     on_several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_several_gpus else model
+
+
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """All processes take the first one's: running statistics are each process's own, and the first one's are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from .checkpoints import clear_leftovers
 from .loop import Meter, Schedule, Training
 from .origin import origin
 from .pairing import listed
-from .processes import whole_weights
+from .processes import share_buffers, whole_weights
 from .records import Log, environment, write_json
 from .tasks import Task
 
@@ -99,6 +99,7 @@ class RunFolder:
             torch.compiler.set_stance("force_eager"),
         ):
             readable = training.unreadable.left_out_of(images)
+            share_buffers(self.accelerator, training.plain_model)
             scores = self.task.score(training.plain_model, self.processor, readable, self.accelerator)
         seconds = time.perf_counter() - started
         if not training.scores:

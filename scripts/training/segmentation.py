@@ -17,10 +17,11 @@ from ...processing.metrics import percent
 from .augmentation import JointAugmentation
 from .batches import TrainingSamples
 from .checking import check_dataset
+from .checkpoints import model_folder
 from .class_table import ClassTable
 from .data import SegmentationData, open_data
 from .inference_options import validation_inference, window_options
-from .models import SEGMENTER, STARTS, class_names
+from .models import SEGMENTER, STARTS, class_names, ignore_index_field
 from .official_layouts import with_split
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES, crop_size, height_and_width
@@ -74,13 +75,13 @@ class SegmentationTask(Task):
         arguments: "TrainArguments",
         data: SegmentationData,
     ) -> SegmentationImageProcessor:
-        source = next(filter(None, (getattr(arguments, option) for option in STARTS)), None)
-        processor = processor_of(data, source)
+        source = next(filter(None, (getattr(arguments, option) for option in (*STARTS, "weights"))), None)
+        processor = processor_of(data, source and model_folder(source))
         processor.size = resize_rule(arguments)
         return processor
 
-    def model_options(self, data: SegmentationData) -> dict[str, Any]:
-        return {"semantic_loss_ignore_index": data.ignore_index}
+    def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
+        setattr(model.config, ignore_index_field(model.config), data.ignore_index)
 
     def new_samples(
         self,
@@ -112,7 +113,7 @@ class SegmentationTask(Task):
             images,
             accelerator,
             class_names=class_names(model),
-            ignore_index=model.config.semantic_loss_ignore_index,
+            ignore_index=getattr(model.config, ignore_index_field(model.config)),
             inference=validation_inference(self.arguments),
         )
 
@@ -127,7 +128,7 @@ def counted_pixels(labels: Tensor, config: PreTrainedConfig) -> float:
     """(B, H, W) -> what `segmentation_loss` divides by; a model of transformers counts labelled pixels."""
     if getattr(config, "loss_reduction", "valid") == "all":
         return float(labels.numel())
-    is_labelled = labels != config.semantic_loss_ignore_index
+    is_labelled = labels != getattr(config, ignore_index_field(config))
     weights = getattr(config, "class_weights", None)
     if weights is None:
         return float(is_labelled.sum())

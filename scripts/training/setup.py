@@ -130,11 +130,11 @@ def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrai
         arguments.model,
         arguments.preset,
         class_names=list(data.classes),
-        options=task.model_options(data) | parse_overrides(arguments.set),
+        options=parse_overrides(arguments.set),
         weights=arguments.weights,
         starts={option: getattr(arguments, option) for option in STARTS},
     )
-    task.prepare(model)
+    task.prepare(model, data)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if arguments.compile:

@@ -53,12 +53,8 @@ class Task(ABC):
     @abstractmethod
     def new_processor(self, arguments: "TrainArguments", data: Dataset) -> BaseImageProcessor: ...
 
-    @abstractmethod
-    def model_options(self, data: Dataset) -> dict[str, Any]:
-        """Fields of the model's configuration that the data settles, beside the class names."""
-
-    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027
-        """Changes what training needs otherwise than the model was built."""
+    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:  # noqa: B027
+        """Changes what training on this data needs otherwise than the model was built."""
 
     @abstractmethod
     def new_samples(

@@ -1,10 +1,11 @@
 """Training that starts from another model's weights: encoders of transformers, SegFormer."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_mit
+from tiny import tiny_mit, tiny_segdeformer, tiny_segformer, tiny_upernet
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -14,6 +15,8 @@ from transformers import (
 )
 
 from contextseg.scripts import train
+from contextseg.scripts.training.models import ignore_index_field
+from contextseg.scripts.training.segmentation import SegmentationTask, counted_pixels
 
 
 def run(data, output, *options):
@@ -52,6 +55,9 @@ def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalisation(data, t
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "last")
     assert list(processor.image_mean) == settings["image_mean"]
     assert list(processor.image_std) == settings["image_std"]
+    run(data, tmp_path / "tuned", "--weights", str(tmp_path / "run"))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "tuned" / "last")
+    assert list(processor.image_mean) == settings["image_mean"]
 
 
 def test_a_segformer_checkpoint_starts_a_run(data, tmp_path):
@@ -62,6 +68,22 @@ def test_a_segformer_checkpoint_starts_a_run(data, tmp_path):
         model.backbone.encoder.model.state_dict(), segformer.segformer.state_dict(), rtol=0, atol=0
     )
     assert model.config.neck == "segformer"
+
+
+@pytest.mark.parametrize("build", [tiny_segformer, tiny_upernet, tiny_segdeformer])
+def test_any_segmenter_ignores_the_label_that_the_data_ignores(build):
+    """transformers has two names for it, and a label that is neither ignored nor a class is an error."""
+    model = build().eval()
+    SegmentationTask().prepare(model, SimpleNamespace(ignore_index=77))
+    labels = torch.zeros(1, 32, 32, dtype=torch.long)
+    labels[:, :9] = 77
+    assert model(torch.zeros(1, 3, 32, 32), labels=labels).loss.isfinite()
+    assert counted_pixels(labels, model.config) == 23 * 32
+
+
+def test_a_model_whose_loss_ignores_nothing_is_refused():
+    with pytest.raises(ValueError, match="'resnet' is a model whose loss cannot ignore pixels"):
+        ignore_index_field(ResNetConfig())
 
 
 def test_a_start_that_a_model_does_not_have_is_refused(data, tmp_path):
