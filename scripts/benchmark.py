@@ -163,7 +163,8 @@ def measure(
 ) -> Iterator[Row]:
     from .measuring import peak_memory, time_in_turn
 
-    for mode, is_training in (("inference", False), ("training step", True)):
+    for mode in work.modes:
+        is_training = mode == "training step"
         models = [model.to(device).train(is_training) for model in (pair.ours, pair.theirs)]
         sizes, batches = integers(arguments.size, "--size"), integers(arguments.batches, "--batches")
         for side, batch in product(sizes, batches):

@@ -6,6 +6,7 @@ Legend: B batch, C channels, K classes, h, w the sides of a feature map, H, W th
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from contextseg import (
     GlamSwinForSemanticSegmentation,
     MaformerBackbone,
     MaformerConfig,
+    MaformerForSemanticSegmentation,
 )
 from contextseg.modeling.blocks import BatchNorm2d
 from contextseg.modeling.decoder_segdeformer import ContextMining, SegDeformerDecoder
@@ -66,6 +68,7 @@ class Work:
     build: Callable[[bool], Pair]
     job: Callable[[nn.Module, int, tuple[int, int]], Callable[[], Tensor | object]]
     is_about_glam: bool = False
+    modes: tuple[str, ...] = ("inference", "training step")
 
 
 class SegmentationHead(nn.Module):
@@ -229,6 +232,17 @@ def backbone_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callabl
     return lambda: model(pixels)
 
 
+def checkpointed(ours: PreTrainedModel) -> Pair:
+    """A segmenter trained with gradient checkpointing, beside itself trained without."""
+    theirs = deepcopy(ours)
+    ours.gradient_checkpointing_enable({"use_reentrant": False})
+    notes = [
+        "Ours is with `--gradient-checkpointing`, theirs without: the same model, weights and gradients. The blocks of the "
+        "encoder are computed again in the backward pass; the decoder is not."
+    ]
+    return Pair(ours, theirs, notes)
+
+
 def swin_tiny(is_small: bool) -> GlamSwinBackbone:
     preset = "nano" if is_small else "tiny"
     return GlamSwinBackbone(GlamSwinConfig.preset(preset, num_global_tokens=0, drop_path_rate=0.1))
@@ -273,5 +287,25 @@ WORKS = {
         "MAFormer-S, beside CSWin-T (ours)",
         lambda is_small: maformer(is_small, cswin_tiny(is_small)),
         backbone_job,
+    ),
+    "glam_checkpointing": Work(
+        "GLAM-Swin-T + UPerNet with gradient checkpointing, beside without",
+        lambda is_small: checkpointed(
+            GlamSwinForSemanticSegmentation(
+                GlamSwinConfig.preset("nano" if is_small else "tiny", num_labels=NUM_LABELS)
+            )
+        ),
+        image_job,
+        modes=("training step",),
+    ),
+    "maformer_checkpointing": Work(
+        "MAFormer-S + Semantic FPN with gradient checkpointing, beside without",
+        lambda is_small: checkpointed(
+            MaformerForSemanticSegmentation(
+                MaformerConfig.preset("nano" if is_small else "small", num_labels=NUM_LABELS)
+            )
+        ),
+        image_job,
+        modes=("training step",),
     ),
 }

@@ -77,14 +77,14 @@ class Spoil:
 
 
 def train_in_a_process(
-    arguments: list[str], run: Path, trouble: Trouble | None = None
+    arguments: list[str], run: Path, trouble: Trouble | None = None, seconds: int = 90
 ) -> tuple[int, str, int]:
     """The exit code (negative: a signal's number), what was printed, and how many changes of the run folder there were."""
     printed, to_print = CONTEXT.Pipe(duplex=False)  # not a file, which a full disk would not take either
     changes = CONTEXT.Value("i", 0)
     process = CONTEXT.Process(target=train, args=(arguments, run, to_print, changes, trouble))
     process.start()
-    process.join(90)
+    process.join(seconds)
     os.set_blocking(printed.fileno(), False)
     text = os.read(printed.fileno(), 1 << 20).decode()
     if process.exitcode is None:

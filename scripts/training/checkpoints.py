@@ -60,7 +60,7 @@ def check_space(target: Path, expected_bytes: int) -> None:
 
 
 def kept(target: Path) -> str:
-    if target.exists():
+    if newest(target.with_name("last")).exists():
         return "The checkpoint before it is intact. Free some space, then continue with --resume."
     return "No checkpoint was written before it. Free some space, then start again."
 

@@ -182,7 +182,7 @@ def lock(run: Path) -> int:
 
     Record locks are not inherited by processes that load data, which may outlive a killed training by seconds.
     """
-    descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -15,9 +15,8 @@ def test_quick_benchmark_writes_one_table_per_work_and_that_of_global_attention(
     page = (tmp_path / "new" / "speed.md").read_text()
     for work in WORKS.values():
         assert f"## {work.title}" in page
-    assert (
-        page.count("| inference | 64x64 | 1 |") == page.count("| training step | 64x64 | 1 |") == len(WORKS)
-    )
+    for mode in ("inference", "training step"):
+        assert page.count(f"| {mode} | 64x64 | 1 |") == sum(mode in work.modes for work in WORKS.values())
     assert "| 128x128 | 250 |" in page
     assert "--quick" in page
     assert "1024x2048" not in page

@@ -53,8 +53,8 @@ def resumption(data, output):
     return ["--output", str(output), "--resume"] if has_checkpoint(output) else options(data, output)
 
 
-def finish(data, output):
-    code, printed, _ = train_in_a_process(resumption(data, output), output)
+def finish(data, output, seconds=90):
+    code, printed, _ = train_in_a_process(resumption(data, output), output, seconds=seconds)
     assert code == 0, printed
 
 
@@ -176,6 +176,42 @@ def test_a_run_that_skips_unreadable_images_resumes_to_the_same_bits_and_counts(
     counts = [read_json(output / "run.json")["unreadable"] for output in runs]
     assert counts[0] == counts[1]
     assert sorted(counts[0].values()) == [3, 7]  # evaluations, and epochs of 5 images in 8 steps of 4
+
+
+@pytest.mark.parametrize("changes", [("--precision", "bf16"), ("--gradient-checkpointing",)], ids=" ".join)
+def test_other_ways_to_compute_resume_to_the_same_bits(changes, data, tmp_path):
+    runs = [tmp_path / "whole", tmp_path / "parts"]
+    arguments = [options(data, output, *changes) for output in runs]
+    assert train_in_a_process(arguments[0], runs[0])[0] == 0
+    assert train_in_a_process(arguments[1], runs[1], Trouble(kill, at_entry=6))[0] == -signal.SIGKILL
+    finish(data, runs[1])
+    assert_same_run(*runs)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_to_the_same_bits(data, tmp_path):
+    runs = [tmp_path / "whole", tmp_path / "parts"]
+    arguments = [options(data, output, "--compile", "--accumulation", "1") for output in runs]
+    code, printed, _ = train_in_a_process(arguments[0], runs[0], seconds=900)
+    assert code == 0, printed
+    ended, printed, _ = train_in_a_process(arguments[1], runs[1], Trouble(kill, at_entry=6), seconds=900)
+    assert ended == -signal.SIGKILL, printed
+    finish(data, runs[1], seconds=900)
+    assert_same_run(*runs)
+
+
+def test_gradient_checkpointing_trains_the_same_weights(whole, data, tmp_path):
+    """Dropped paths included, which the second pass has to drop again."""
+    output = tmp_path / "run"
+    assert train_in_a_process(options(data, output, "--gradient-checkpointing"), output)[0] == 0
+    assert_same_run(whole[0], output)
+
+
+def test_bf16_trains_other_weights(whole, data, tmp_path):
+    output = tmp_path / "run"
+    assert train_in_a_process(options(data, output, "--precision", "bf16"), output)[0] == 0
+    losses = [[entry.get("loss") for entry in read_log(run / "log.jsonl")] for run in (whole[0], output)]
+    assert losses[0] != losses[1]
 
 
 def test_a_second_process_does_not_train_into_the_same_folder(data, tmp_path):
