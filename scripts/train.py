@@ -3,6 +3,7 @@ images with boxes and masks.
 
     contextseg-train --model glam_swin --preset tiny --train data/train --val data/val --output runs/streets
     contextseg-train --recipe maformer_small_imagenet1k --train imagenet/train --val imagenet/val --output runs/small
+    contextseg-train --task detection --preset nano --train data/train --val data/val --output runs/things
     contextseg-train --recipe maformer_small_imagenet1k --dry-run
 
 Heavy imports come after the command line is read, so that `--help` answers at once.
@@ -33,7 +34,7 @@ class TrainArguments:
     task: Literal["segmentation", "classification", "detection"] = "segmentation"  # what is learned
     recipe: str | None = None  # options from a YAML file, or from one of ours by name; those given here win
     # Data
-    train: str = ""  # images/ and masks/ (or a folder a class), a published data set's folder, or a name for `datasets`
+    train: str = ""  # images/ and masks/ (or a folder a class, or images/ and annotations.json), a published data set's folder, or a name for `datasets`
     val: str = ""  # the same, to evaluate on; without it there is no best/
     base_size: str | None = None  # LONGxSHORT edges that images are resized to fit, also to evaluate
     crop_size: str | None = None  # side of a sample, or HEIGHTxWIDTH (default: 512; classification: 224)
