@@ -24,6 +24,7 @@ DESCRIPTION = """Make a repository of a trained model, on the Hub or in a folder
 trust_remote_code=True where contextseg is not installed: weights, settings, image processor, code, scores, model card and an
 example picture. A second Python that cannot import contextseg proves it."""
 EXAMPLE_SIDE = 512
+TASKS = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
 
 # What the second Python runs: arguments are the Auto class, the folder, and a file of an image and the logits that it must give.
 PROOF = """
@@ -116,10 +117,12 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
 
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":
-    from .training.models import CLASSIFIER, SEGMENTER
+    from .training.tasks import task_of
 
-    is_classifier = (config.architectures or [""])[0].endswith("ForImageClassification")
-    return CLASSIFIER if is_classifier else SEGMENTER
+    architecture = (config.architectures or [""])[0]
+    return task_of(
+        next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "segmentation")
+    ).models
 
 
 def export_repository(

@@ -7,14 +7,16 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
+from transformers import AutoModelForObjectDetection
 
 from contextseg import (
     GlamSwinConfig,
     GlamSwinForImageClassification,
     GlamSwinForSemanticSegmentation,
+    MaskRcnnConfig,
     SegmentationImageProcessor,
 )
-from contextseg.scripts.export_hub import main, prove
+from contextseg.scripts.export_hub import kind_of, main, prove
 from contextseg.scripts.training.arguments import CommandError
 
 
@@ -70,6 +72,11 @@ def test_a_classifier_is_exported_as_one(tmp_path):
     saved, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out"))
     assert saved.keys() == exported.keys()
     assert "AutoModelForImageClassification" in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_a_detector_is_opened_as_one():
+    config = MaskRcnnConfig(architectures=["MaskRcnnForObjectDetection"])
+    assert kind_of(config).auto_class is AutoModelForObjectDetection
 
 
 def test_a_picture_for_the_page_is_made_small_and_loses_what_its_file_tells(run_folder, tmp_path):
