@@ -75,7 +75,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     started = time.perf_counter()
     images = whole_images(data, processor, inference, accelerator, arguments.workers)
     metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU)]
-    readable = UnreadableImages().left_out_of(tqdm(images, unit="image"))
+    readable = UnreadableImages().filter(tqdm(images, unit="image"))
     count(model.to(accelerator.device), readable, metrics, inference)
     confusion, boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics

@@ -98,7 +98,7 @@ class RunFolder:
             whole_weights(self.accelerator, training.plain_model),
             torch.compiler.set_stance("force_eager"),
         ):
-            readable = training.unreadable.left_out_of(images)
+            readable = training.unreadable.filter(images)
             share_buffers(self.accelerator, training.plain_model)
             scores = self.task.score(training.plain_model, self.processor, readable, self.accelerator)
         seconds = time.perf_counter() - started

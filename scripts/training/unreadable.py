@@ -72,7 +72,7 @@ class UnreadableImages:
                 logger.warning("left out: %s", complaint)
             self.times[complaint] += 1
 
-    def left_out_of(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def filter(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The batches without complaints, and without those that are nothing else."""
         for batch in batches:
             self.check(batch)

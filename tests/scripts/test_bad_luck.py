@@ -71,10 +71,10 @@ def test_unreadable_images_are_counted_by_what_is_wrong_with_them():
     assert counted.times == {"1 is damaged": 2, "2 is damaged": 2}
 
 
-def test_an_unreadable_image_is_left_out_of_an_evaluation():
+def test_an_unreadable_image_is_filter_an_evaluation():
     images = ReadableImages(Images(0, 3))
     batches = [collate([images[index] for index in some]) for some in ([0], [1, 2, 3], [4])]
-    readable = list(UnreadableImages(skip=True).left_out_of(batches))
+    readable = list(UnreadableImages(skip=True).filter(batches))
     assert readable == [{"name": ["1", "2"]}, {"name": ["4"]}]
 
 
@@ -155,7 +155,7 @@ def test_an_older_checkpoint_beside_a_damaged_one_is_pointed_to(stored, tmp_path
         load_state(run / "last")
 
 
-def test_a_class_that_never_occurs_is_named_and_left_out_of_the_means(tmp_path, caplog):
+def test_a_class_that_never_occurs_is_named_and_filter_the_means(tmp_path, caplog):
     data = write_data(tmp_path / "data", classes=[*CLASSES, "river", "snow"])
     main([*run_options(data, tmp_path / "run"), "--steps", "4", "--eval-interval", "2"])
     scores = read_json(tmp_path / "run" / "run.json")["scores"]

@@ -1,9 +1,12 @@
 import os
 import signal
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
@@ -15,7 +18,7 @@ from contextseg.scripts.training.batches import SampleStream, TrainingSamples, t
 from contextseg.scripts.training.checkpoints import CheckpointError, newest, write_folder
 from contextseg.scripts.training.models import parse_overrides
 from contextseg.scripts.training.records import Log, read_json, read_log
-from contextseg.scripts.training.setup import crop_size
+from contextseg.scripts.training.setup import crop_size, new_schedule
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +352,50 @@ def test_the_log_forgets_steps_that_are_done_again(tmp_path):
         file.write('{"step": 4, "lo')
     log.cut_after(2)
     assert [entry["step"] for entry in read_log(log.path)] == [1, 2]
+
+
+class PixelClassifier(torch.nn.Module):
+    """Each pixel for itself, so that nothing but the loss knows of batches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.classifier = torch.nn.Conv2d(3, 4, kernel_size=1)
+
+    def forward(self, pixel_values, labels):
+        return SimpleNamespace(loss=F.cross_entropy(self.classifier(pixel_values), labels, ignore_index=255))
+
+
+def step_in_parts(parts, folder):
+    """The weights, the loss and the names after one step over four images, given in equal parts."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(4, 3, 5, 5, generator=generator)
+    labels = torch.randint(4, (4, 5, 5), generator=generator)
+    labels[0, 1:] = labels[1] = 255  # 5 and no labelled pixels beside twice 25
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+    model = PixelClassifier()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    optimizer.param_groups[0]["initial_lr"] = 1.0
+    training = loop.Training(
+        accelerator, model, optimizer, folder, count=lambda batch: float((batch["labels"] != 255).sum())
+    )
+    batches = [
+        {"pixel_values": some, "labels": some_labels, "name": ["a"] * len(some)}
+        for some, some_labels in zip(pixels.chunk(parts), labels.chunk(parts), strict=True)
+    ]
+    schedule = loop.Schedule(steps=1, warmup_steps=0, shape="constant", accumulation=parts)
+    loss, names = loop.optimizer_step(training, batches, schedule)
+    return model.classifier.weight.detach(), loss, names
+
+
+def test_accumulated_parts_take_the_step_of_the_whole_batch_however_many_pixels_they_ignore(tmp_path):
+    weights, loss, names = step_in_parts(1, tmp_path)
+    accumulated_weights, accumulated_loss, accumulated_names = step_in_parts(2, tmp_path)
+    torch.testing.assert_close(accumulated_weights, weights)
+    torch.testing.assert_close(accumulated_loss, loss)
+    assert len(accumulated_names) == len(names) == 4
+
+
+def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
+    arguments = TrainArguments(epochs=3, batch_size=2, accumulation=2)
+    assert new_schedule(arguments, num_images=10, num_processes=1).steps == 8  # 30 images by 4, rounded up
