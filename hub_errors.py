@@ -1,9 +1,12 @@
 """What went wrong while a repository was uploaded, in words: what failed, why, and what to do."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
+from pathlib import Path
 
+import huggingface_hub
 from huggingface_hub import get_token
 from huggingface_hub.errors import (
     BadRequestError,
@@ -14,8 +17,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-WRAPPERS = (RuntimeError, LocalEntryNotFoundError)  # around why a large file, or a download, failed
-CAUSES = (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, JSONDecodeError, *WRAPPERS)
+CAUSES = (HTTPError, LocalTokenNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, JSONDecodeError)
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
@@ -31,17 +33,24 @@ def explained(repo_id: str, has_token: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except CAUSES as error:
-        cause = error.__cause__ if isinstance(error, WRAPPERS) and error.__cause__ else error
-        raise HubError(
-            f"{repo_id} was not pushed: {explanation(cause, has_token)}, and push again."
-        ) from error
+    except (*CAUSES, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_of_the_hub(error):
+            raise
+        is_wrapper = isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__
+        reason = explanation(error.__cause__ if is_wrapper else error, has_token)
+        raise HubError(f"{repo_id} was not pushed: {reason}, and push again.") from error
     except ValueError as error:
         if not isinstance(error.__cause__, BadRequestError):
             raise
         raise HubError(
             f"{repo_id} was not pushed: the Hub refuses the model card. {error} Correct its front matter, and push again."
         ) from error
+
+
+def is_of_the_hub(error: RuntimeError) -> bool:
+    """Whether huggingface_hub raised it, or hf_xet, which it calls: that is how they say that a large file failed."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(last).is_relative_to(Path(huggingface_hub.__file__).parent)
 
 
 def explanation(error: Exception, has_token: bool) -> str:

@@ -155,6 +155,15 @@ def test_a_push_of_trainer_that_fails_names_the_command_that_needs_no_training()
         push(trainer)
 
 
+def test_an_error_that_is_not_of_the_hub_stays_what_it_is(pushing, folder, monkeypatch):  # noqa: ARG001
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("contextseg.hub.complete_card", fail)
+    with pytest.raises(RuntimeError, match="^out of memory$"):
+        upload(folder, NAME, commit_message="first")
+
+
 def test_front_matter_that_the_hub_refuses_is_quoted(pushing, folder, tmp_path):
     for name, content in contents(folder).items():
         (tmp_path / name).write_bytes(content)

@@ -33,19 +33,11 @@ def run_command(arguments: "TrainArguments", num_processes: int = 1) -> list[str
     """The words that start this run anew; a recipe of ours stands for the options that it sets."""
     kind, program = type(arguments), ["contextseg-train"]
     if num_processes > 1:
-        program = [
-            "accelerate",
-            "launch",
-            "--num_processes",
-            str(num_processes),
-            "-m",
-            "contextseg.scripts.train",
-        ]
+        program = f"accelerate launch --num_processes {num_processes} -m contextseg.scripts.train".split()
     has_recipe = arguments.recipe in recipe_names()
     options = with_recipe(kind, {"recipe": arguments.recipe})[0] if has_recipe else {}
-    defaults = kind(
-        **{"task": arguments.task, **options, "recipe": None}
-    )  # the size of a crop depends on the task
+    # Some defaults depend on the task, which is an option itself.
+    defaults = kind(**{"task": arguments.task, **options, "recipe": None})
     if "task" not in options:
         defaults.task = kind.task
     run = dataclasses.replace(arguments, resume=False, recipe=arguments.recipe if has_recipe else None)
