@@ -87,7 +87,7 @@ class TrainArguments:
     # Machine
     precision: Literal["no", "bf16", "fp16"] | None = None  # mixed; default: as accelerate is configured
     compile: bool = False  # torch.compile the model: slow to start, faster afterwards on a GPU
-    gradient_checkpointing: bool = False  # less memory, and about a third more time
+    gradient_checkpointing: bool = False  # compute blocks again backwards: less memory, more time
     cpu: bool = False  # leave GPUs alone
     sync_batch_norm: bool = True  # several GPUs: batch norm sees each GPU's images alone
     # Run
