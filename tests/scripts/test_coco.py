@@ -425,7 +425,7 @@ def test_two_processes_score_every_picture_once(tmp_path):
         environment = os.environ | {name: str(value) for name, value in place.items()}
         command = [sys.executable, "-c", HALF, folder, str(here), str(here.parent)]
         processes.append(subprocess.Popen(command, env=environment))
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     alone = json.dumps(scores_without_one_square(folder, Accelerator(cpu=True)))
     assert [(tmp_path / f"scores{rank}.json").read_text() for rank in range(2)] == [alone] * 2
 
