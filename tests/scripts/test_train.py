@@ -399,3 +399,12 @@ def test_accumulated_parts_take_the_step_of_the_whole_batch_however_many_pixels_
 def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
     arguments = TrainArguments(epochs=3, batch_size=2, accumulation=2)
     assert new_schedule(arguments, num_images=10, num_processes=1).steps == 8  # 30 images by 4, rounded up
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [("reduction_ratio=0", "reduction_ratio is 0. Use 1"), ("window_size=abc", "'window_size' expected int")],
+)
+def test_a_wrong_value_of_the_configuration_is_told_in_one_line(data, tmp_path, setting, complaint):
+    with pytest.raises(SystemExit, match=rf"^contextseg-train: .*{complaint}.*$"):
+        main([*run_options(data, tmp_path / "run"), "--set", setting])
