@@ -134,13 +134,17 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
 
 def is_expected(error: BaseException) -> bool:
     """Whether a user can cause it."""
+    from huggingface_hub.errors import StrictDataclassError  # a wrong value of a configuration
+
     is_death = isinstance(error, RuntimeError) and WORKER_DIED.search(str(error))
-    return bool(is_death) or isinstance(error, ValueError | OSError | CommandError)
+    return bool(is_death) or isinstance(error, ValueError | OSError | CommandError | StrictDataclassError)
 
 
 def plain_message(error: Exception) -> str:
     """What happened and what to do; without the traceback that a process that loads data puts in front of its errors."""
     text = str(error)
+    if text.startswith(("Class validation error", "Validation error for field")):
+        text = str(error.__cause__)
     if "Original Traceback (most recent call last)" in text:
         text = re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
     if WORKER_DIED.search(text):
