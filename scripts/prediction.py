@@ -145,7 +145,7 @@ class Predictor:
         if not self.maps:
             return self.inference.mask(*what)
         maps = [self.new_map(name, job, (height, width), orientation) for name in self.maps]
-        return mask_beside_maps(self.inference.probabilities(*what), maps)
+        return mask_beside_maps(self.inference.probabilities(*what), size, maps)
 
     def new_map(
         self, name: str, job: Job, stored_size: tuple[int, int], orientation: int

@@ -76,30 +76,37 @@ class ProbabilityFile:
                 f"{target} needs {needed // MEGABYTE} MB and {free // MEGABYTE} MB are free. "
                 "Choose another --output, or leave out --probabilities."
             )
+        self.orientation, self.row = orientation, 0
         shape = (num_labels, *size)
-        self.stored = np.lib.format.open_memmap(self.temporary, mode="w+", dtype=np.float16, shape=shape)
-        self.upright, self.row = upright_view(self.stored.transpose(1, 2, 0), orientation), 0
+        np.lib.format.open_memmap(self.temporary, mode="w+", dtype=np.float16, shape=shape)
 
     def add(self, probabilities: Tensor) -> None:
         """The next rows, (K, R, W)."""
         rows = probabilities.half().cpu().numpy().transpose(1, 2, 0)
-        self.upright[self.row : self.row + len(rows)] = rows
+        stored = np.lib.format.open_memmap(
+            self.temporary, mode="r+"
+        )  # anew, so that memory keeps no earlier rows
+        upright = upright_view(stored.transpose(1, 2, 0), self.orientation)
+        upright[self.row : self.row + len(rows)] = rows
         self.row += len(rows)
 
     def close(self) -> None:
-        self.stored.flush()
         self.temporary.replace(self.target)
 
     def discard(self) -> None:
         self.temporary.unlink(missing_ok=True)
 
 
-def mask_beside_maps(bands: Iterable[Tensor], maps: Sequence[PictureMap | ProbabilityFile]) -> Tensor:
+def mask_beside_maps(
+    bands: Iterable[Tensor], size: Size, maps: Sequence[PictureMap | ProbabilityFile]
+) -> Tensor:
     """Class probabilities as bands (K, R, W) of the upright image -> its mask (H, W); each map gets every band."""
-    rows = []
+    mask, row = torch.empty(size, dtype=torch.int32), 0
     try:
         for probabilities in bands:
-            rows.append(probabilities.max(0).indices.to("cpu", torch.int32))
+            classes = probabilities.max(0).indices
+            mask[row : row + len(classes)] = classes
+            row += len(classes)
             for one in maps:
                 one.add(probabilities)
     except BaseException:
@@ -108,4 +115,4 @@ def mask_beside_maps(bands: Iterable[Tensor], maps: Sequence[PictureMap | Probab
         raise
     for one in maps:
         one.close()
-    return torch.cat(rows)
+    return mask

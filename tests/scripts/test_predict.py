@@ -187,7 +187,7 @@ def test_a_prediction_that_fails_leaves_no_half_file(tmp_path):
 
     maps = [ProbabilityFile(tmp_path / "p.npy", 3, (4, 5), orientation=1)]
     with pytest.raises(RuntimeError, match="out of memory"):
-        mask_beside_maps(bands(), maps)
+        mask_beside_maps(bands(), (4, 5), maps)
     assert list(tmp_path.iterdir()) == []
 
 
