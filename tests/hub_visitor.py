@@ -3,7 +3,7 @@
     python -I hub_visitor.py HUB_NAME OUTPUT
 
 Works in the folder OUTPUT: runs the lines of use on the repository's card and those of README.md (in use.py), on photo.jpg.
-printed.txt is what the card's lines print, LABEL.png a mask of README's `regions`.
+printed.txt is what the card's lines print, LABEL.png a mask of README's `regions`, logits.npy what its model says.
 """
 
 import contextlib
@@ -15,7 +15,16 @@ from pathlib import Path
 
 sys.modules["contextseg"] = None  # `-I` alone does not hide an editable install
 
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 from huggingface_hub import ModelCard  # noqa: E402
+from PIL import Image  # noqa: E402
+
+
+def logits(segment, photo):
+    inputs = segment.image_processor(Image.open(photo), return_tensors="pt")
+    with torch.no_grad():
+        return segment.model(**inputs).logits.numpy()
 
 
 def main(name, output):
@@ -28,6 +37,7 @@ def main(name, output):
     exec(Path("use.py").read_text(), names)
     for region in names["regions"]:
         region["mask"].save(f"{region['label']}.png")
+    np.save("logits.npy", logits(names["segment"], "photo.jpg"))
     assert type(names["segment"].model).__module__.startswith("transformers_modules.")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from loopback_hub import HANG_UP, Fault, loopback_hub
 from PIL import Image
@@ -80,7 +81,11 @@ def test_two_processes_the_readme_runs_as_written_from_training_to_a_strangers_p
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
-    ours = pipeline("image-segmentation", model="runs/streets/best")("photo.jpg")
+    segment = pipeline("image-segmentation", model="runs/streets/best")
+    ours = segment("photo.jpg")
+    with torch.no_grad():
+        logits = segment.model(**segment.image_processor(Image.open("photo.jpg"), return_tensors="pt")).logits
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), logits.numpy())
     printed = "".join(f"{region['label']} {region['mask'].getbbox()}\n" for region in ours)
     assert (tmp_path / "printed.txt").read_text() == printed
     theirs = {path.stem: np.asarray(Image.open(path)) for path in tmp_path.glob("*.png")}
