@@ -59,7 +59,8 @@ def fill_the_disk_to_the_last_byte() -> None:
 
 
 def kill_a_worker() -> None:
-    multiprocessing.active_children()[0].kill()
+    """The first one: those of an evaluation, which are younger, may be about to end."""
+    min(multiprocessing.active_children(), key=lambda worker: worker.pid).kill()
 
 
 @dataclass
@@ -94,9 +95,8 @@ def train_in_a_process(
 
 
 def train(arguments, run, to_print, changes, trouble):  # runs in the new process
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # of workers, as in a process that was not forked itself
+    # Of workers, as in a process that was not forked itself.
+    multiprocessing.set_start_method("fork", force=True)
     os.setsid()  # a process group of its own, for Ctrl-C
     for stream in (1, 2):
         os.dup2(to_print.fileno(), stream)

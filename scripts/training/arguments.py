@@ -134,23 +134,27 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
 
 def is_expected(error: BaseException) -> bool:
     """Whether a user can cause it."""
-    from huggingface_hub.errors import StrictDataclassError  # a wrong value of a configuration
-
-    is_death = isinstance(error, RuntimeError) and WORKER_DIED.search(str(error))
-    return bool(is_death) or isinstance(error, ValueError | OSError | CommandError | StrictDataclassError)
+    return isinstance(error, ValueError | OSError | CommandError) or is_death_of_a_worker(error)
 
 
-def plain_message(error: Exception) -> str:
+def is_death_of_a_worker(error: BaseException) -> bool:
+    """In torch's words; or a connection broke while something was fetched from the process that loaded it."""
+    if isinstance(error, OSError | EOFError):
+        places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        return any(place.endswith("resource_sharer.py") for place in places)
+    return isinstance(error, RuntimeError) and WORKER_DIED.search(str(error)) is not None
+
+
+def plain_message(error: BaseException) -> str:
     """What happened and what to do; without the traceback that a process that loads data puts in front of its errors."""
     text = str(error)
-    if text.startswith(("Class validation error", "Validation error for field")):
-        text = str(error.__cause__)
     if "Original Traceback (most recent call last)" in text:
         text = re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
-    if WORKER_DIED.search(text):
+    if is_death_of_a_worker(error):
         return (
-            f"a process that loads data died ({text}): most often memory or /dev/shm is full. Take fewer --workers (0 needs "
-            "neither), or give a container more shared memory (docker run --shm-size). A training continues with --resume."
+            f"a process that loads data died ({text or 'its connection ended'}): most often memory or /dev/shm is full. Take "
+            "fewer --workers (0 needs neither), or give a container more shared memory (docker run --shm-size). "
+            "A training continues with --resume."
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         text += ". Free some space, then run the command again; a training continues with --resume."
