@@ -104,7 +104,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
 
     def decode(self, feature_maps: tuple[Tensor, ...], pixel_mask: Tensor | None) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> `Decoded`."""
-        if isinstance(self.decoder, SegDeformerDecoder | UnetDecoder):  # which attend over padding as well
+        if isinstance(self.decoder, (SegDeformerDecoder, UnetDecoder)):  # which attend over padding as well
             return self.decoder(feature_maps, pixel_mask)
         return self.decoder(feature_maps)
 
