@@ -7,7 +7,7 @@ happens on import. The names below are loaded when they are first used.
 from importlib import import_module
 from typing import Any
 
-from .hub import install as install_hub_writer
+from .hub.repositories import install as install_hub_writer
 from .modeling.auto_classes import register_auto_classes
 from .processing.image_processing_segmentation import (
     SegmentationImageProcessor,

@@ -19,7 +19,7 @@ class ContextsegPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # our losses are means: Trainer must keep averaging over accumulated batches
     _supports_sdpa = True
     _supports_attention_backend = True
-    # `contextseg.hub` where the package is installed: saves then hold the code as well. Loaded from a repository with
+    # `contextseg.hub.repositories` where the package is installed: saves then hold the code as well. Loaded from a repository with
     # `trust_remote_code`, the code has none, and transformers itself copies its files along.
     hub: ModuleType | None = None
 

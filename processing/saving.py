@@ -8,7 +8,7 @@ from typing import Any
 class SavedWithCode:
     """Mixin in front of one of transformers' image processors. The models' base class does the same for models."""
 
-    # `contextseg.hub` where the package is installed: saves then hold the code as well. Loaded from a repository with
+    # `contextseg.hub.repositories` where the package is installed: saves then hold the code as well. Loaded from a repository with
     # `trust_remote_code`, the code has none, and transformers itself copies its files along.
     hub: ModuleType | None = None
 

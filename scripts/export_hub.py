@@ -91,8 +91,8 @@ def export_to(folder: Path, arguments: ExportArguments) -> None:
 
 
 def push(folder: Path, arguments: ExportArguments) -> None:
-    from ..hub import upload
-    from ..hub_errors import HubError
+    from ..hub.errors import HubError
+    from ..hub.repositories import upload
     from .training.origin import words
 
     try:
@@ -134,8 +134,8 @@ def export_repository(
     example: str | None = None,
 ) -> None:
     """Saves both with their code, the scores and record of the run that they come from, and a picture to try."""
-    from ..hub import complete_card
-    from ..model_card import RECORDS, read_settings, without_own_folders
+    from ..hub.model_card import RECORDS, read_settings, without_own_folders
+    from ..hub.repositories import complete_card
     from .training.records import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def write_example(folder: Path, picture: str | None, num_channels: int) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from ..model_card import EXAMPLE_NAME
+    from ..hub.model_card import EXAMPLE_NAME
     from ..processing.image_reading import read_image
     from .training.scenes import draw_scene
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
-from ..card_data import CLASSIFICATION, DETECTION, SEGMENTATION, license_of
-from ..card_sections import about_start, table
-from ..model_card import BEGIN, write_text
-from ..papers import PAPERS, READINGS
+from ..hub.card_data import CLASSIFICATION, DETECTION, SEGMENTATION, license_of
+from ..hub.card_sections import about_start, table
+from ..hub.model_card import BEGIN, write_text
+from ..hub.papers import PAPERS, READINGS
 from .train import TrainArguments
 from .training import setup
 from .training.models import STARTS
@@ -230,7 +230,7 @@ def index() -> str:
 One card for each recipe in [scripts/recipes](../scripts/recipes), written by `python -m contextseg.scripts.write_model_cards`.
 The papers' sizes take GPUs for days; a card shows no score that was not measured here, unless as the paper's.
 
-A model that you train carries a card of its own, made of its `run.json` and `evaluation.json` (`model_card.py`): scores with data
+A model that you train carries a card of its own, made of its `run.json` and `evaluation.json` (`hub/model_card.py`): scores with data
 and protocol, labels with colour and IoU, lines of use that run as they stand, the training command, seconds and hardware, licence
 and citation.
 

@@ -9,7 +9,7 @@ from loopback_hub import faults_of_card
 from PIL import Image
 
 from contextseg import GlamSwinConfig, GlamSwinForImageClassification, GlamSwinForSemanticSegmentation
-from contextseg.model_card import write_model_card
+from contextseg.hub.model_card import write_model_card
 
 RUN = {
     "command": [

@@ -22,8 +22,8 @@ from contextseg import (
     GlamSwinModel,
     SegmentationImageProcessor,
 )
-from contextseg.flattening import flatten
-from contextseg.model_card import BEGIN, END, TRAINER_LOG, write_model_card
+from contextseg.hub.flattening import flatten
+from contextseg.hub.model_card import BEGIN, END, TRAINER_LOG, write_model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "tests"

@@ -8,8 +8,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from loopback_hub import HANG_UP, LOSE_REPLY, Fault, loopback_hub
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
-from contextseg.hub import upload
-from contextseg.hub_errors import HubError
+from contextseg.hub.errors import HubError
+from contextseg.hub.repositories import upload
 from contextseg.scripts.training.arguments import CommandError
 from contextseg.scripts.training.finetuning import push
 
@@ -117,7 +117,7 @@ def test_what_somebody_else_pushed_meanwhile_is_not_overwritten(pushing, folder,
     def interfere(*_, **__):
         pushing.repositories[NAME].append(theirs)
 
-    monkeypatch.setattr("contextseg.hub.complete_card", interfere)
+    monkeypatch.setattr("contextseg.hub.repositories.complete_card", interfere)
     with pytest.raises(HubError, match="changed meanwhile by another push .412: A commit has happened since"):
         upload(folder, NAME, commit_message="second")
     assert pushing.files(NAME) == theirs
@@ -159,7 +159,7 @@ def test_an_error_that_is_not_of_the_hub_stays_what_it_is(pushing, folder, monke
     def fail(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("contextseg.hub.complete_card", fail)
+    monkeypatch.setattr("contextseg.hub.repositories.complete_card", fail)
     with pytest.raises(RuntimeError, match="^out of memory$"):
         upload(folder, NAME, commit_message="first")
 

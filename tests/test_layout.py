@@ -41,7 +41,7 @@ def named(paths):
 each_exported_file = named(
     [path for path in python_files(*EXPORTED) if path.stem not in {"__init__", *NEVER_EXPORTED}]
 )
-each_package_file = named([*sorted(ROOT.glob("*.py")), *python_files(*EXPORTED, "scripts")])
+each_package_file = named([*sorted(ROOT.glob("*.py")), *python_files(*EXPORTED, "hub", "scripts")])
 
 
 def imported_modules(source, module):
@@ -151,7 +151,7 @@ def test_only_public_models_know_configurations(path):
     assert [name for name in names if ".configuration" in name and name != checks] == []
 
 
-@named([*ROOT.glob("*.py"), *python_files(*EXPORTED)])
+@named([*ROOT.glob("*.py"), *python_files(*EXPORTED, "hub")])
 def test_nothing_imports_scripts_or_tests(path):
     for name in imported_modules(path.read_text(), module_name(path)):
         assert not name.startswith(("contextseg.scripts", "contextseg.tests", "tests"))
@@ -210,7 +210,7 @@ def test_pyproject_lists_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = [
         ROOT,
-        *(path.parent for path in python_files(*EXPORTED, "scripts") if path.name == "__init__.py"),
+        *(path.parent for path in python_files(*EXPORTED, "hub", "scripts") if path.name == "__init__.py"),
     ]
     assert sorted(listed) == sorted(
         ".".join(["contextseg", *folder.relative_to(ROOT).parts]) for folder in folders

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
-from ...hub_errors import HubError, explained
+from ...hub.errors import HubError, explained
 from ...modeling.lora import add_lora
 from ...processing.collation import SegmentationCollator
 from ...processing.image_processing_segmentation import SegmentationImageProcessor

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...hub import complete_card
+from ...hub.repositories import complete_card
 from ...processing.metrics import PADDING, reduce_logits
 
 

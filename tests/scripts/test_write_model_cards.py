@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 from loopback_hub import faults_of_card
 
-from contextseg.model_card import BEGIN
+from contextseg.hub.model_card import BEGIN
 from contextseg.scripts import write_model_cards
 from contextseg.scripts.training.recipes import recipe_names
 from contextseg.scripts.write_model_cards import FOLDER, card, index, is_trained, read_row

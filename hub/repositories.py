@@ -26,18 +26,18 @@ from transformers import AutoBackbone, AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from ..modeling.auto_classes import MODELS
+from ..modeling.pretrained import ContextsegPreTrainedModel
+from ..processing.saving import SavedWithCode
 from .backbone_export import custom_backbone_file
 from .card_data import EXAMPLE_NAME, card_tags
+from .errors import explained
 from .flattening import flatten
-from .hub_errors import explained
 from .model_card import CARD_NAME, RECORDS, read_settings, write_model_card, write_text
-from .modeling.auto_classes import MODELS
-from .modeling.pretrained import ContextsegPreTrainedModel
-from .processing.saving import SavedWithCode
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = __name__.rpartition(".")[0]
+PACKAGE = __name__.partition(".")[0]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 COMMIT_OPTIONS = ("commit_message", "commit_description", "create_pr", "private", "revision", "tags", "token")
 
