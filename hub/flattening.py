@@ -30,8 +30,12 @@ def flatten(modules: Iterable[str]) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
+@cache
 def flatten_module(module: str) -> tuple[str, list[str]]:
-    """The module's source with `from ..folder.module import` as `from .module import`, and the modules it imports."""
+    """The module's source with `from ..folder.module import` as `from .module import`, and the modules it imports.
+
+    Read once in a process, so that all saves of a run hold the same code, whatever happens to the files meanwhile.
+    """
     source = module_source(module)
     tree = ast.parse(source)
     statements = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
@@ -49,9 +53,8 @@ def flatten_module(module: str) -> tuple[str, list[str]]:
     return flat, imported
 
 
-@cache
 def module_source(module: str) -> str:
-    """Read once in a process, so that all saves of a run hold the same code, whatever happens to the files meanwhile."""
+    """The text of the file."""
     spec = find_spec(module)
     if spec is None:
         raise ValueError(f"there is no module {module} to export. Check the import that names it.")

@@ -32,6 +32,7 @@ SUFFIXES = {
     ".jp2",
     ".avif",
 }
+PICTURE_FOLDERS = ("overlays", "attention", *PICTURES)  # below the output folder, beside the masks
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,16 @@ def is_image(file: Path, folder: Path) -> bool:
 
 
 def check_targets(jobs: list[Job]) -> None:
-    """Two images never share a mask, and no mask replaces an input."""
+    """Two images never share a mask, and nothing that could be written replaces an input."""
     inputs = {job.source.resolve() for job in jobs}
     owners: dict[Path, Path] = {}
     for job in jobs:
+        for picture in (job.target(kind) for kind in ("", *PICTURE_FOLDERS)):
+            if picture.resolve() in inputs:
+                raise ValueError(
+                    f"a result for {job.source} would overwrite the image {picture}. Choose another --output."
+                )
         target = job.target()
-        if target.resolve() in inputs:
-            raise ValueError(
-                f"the mask of {job.source} would overwrite the image {target}. Choose another --output."
-            )
         if target in owners:
             raise ValueError(
                 f"{owners[target]} and {job.source} would both become {target}. "

@@ -1,6 +1,5 @@
 """The folder of a run: checkpoints, `run.json`, `log.jsonl` and the trackers' files."""
 
-import fcntl
 import logging
 import math
 import os
@@ -22,6 +21,11 @@ from .pairing import listed
 from .processes import share_buffers, whole_weights
 from .records import Log, environment, write_json
 from .tasks import Task
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 if TYPE_CHECKING:
     from ..train import TrainArguments
@@ -184,6 +188,8 @@ def lock(run: Path) -> int:
     """
     descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        if fcntl is None:
+            raise OSError("this system has no record locks")
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         holder = os.read(descriptor, 1000).decode() or "another process"

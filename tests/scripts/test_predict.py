@@ -76,11 +76,14 @@ def test_unreadable_and_missing_files_are_reported_and_the_rest_goes_on(run, pho
     assert "missing.jpg" in shown.err
 
 
-def test_a_mask_never_overwrites_an_image(run, photo, tmp_path):
-    before = photo.read_bytes()
+@pytest.mark.parametrize("folder", [".", "overlays", "attention", "confidence", "entropy"])
+def test_no_result_ever_overwrites_an_image(run, photo, tmp_path, folder):
+    place = tmp_path / "data" / folder / photo.name
+    place.parent.mkdir(parents=True)
+    before = photo.rename(place).read_bytes()
     with pytest.raises(SystemExit, match="would overwrite the image"):
-        main([str(run), str(photo), "--output", str(tmp_path)])
-    assert photo.read_bytes() == before
+        main([str(run), str(place), "--output", str(tmp_path / "data"), "--confidence", "--entropy"])
+    assert place.read_bytes() == before
 
 
 def test_images_that_differ_in_their_suffix_alone_keep_it(tmp_path):
