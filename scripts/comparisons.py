@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -38,6 +37,7 @@ from contextseg.modeling.decoder_segdeformer import ContextMining, SegDeformerDe
 from contextseg.modeling.losses import segmentation_loss
 from contextseg.processing.logits_to_masks import upsampled_argmax
 
+from .measuring import multiply_adds
 from .straightforward_segdeformer import StraightforwardSegDeformer
 
 NUM_LABELS = 150
@@ -204,24 +204,15 @@ def maformer(is_small: bool, other: nn.Module) -> Pair:
         f"Backbones alone, from images to four feature maps; the loss is their mean. {parameters[0]:.1f} M parameters beside "
         f"{parameters[1]:.1f} M.",
         *(
-            f"Multiply-adds of one {size}x{size} image, attention products included: {mine / 1e9:.2f} G beside "
-            f"{theirs / 1e9:.2f} G, {mine / theirs:.2f} times as many; a time ratio below that is faster per multiply-add."
-            for size, (mine, theirs) in work.items()
+            f"Multiply-adds of one {size}x{size} image, attention products included: {our.forward / 1e9:.2f} G beside "
+            f"{their.forward / 1e9:.2f} G, {our.forward / their.forward:.2f} times as many; of a training step, with the "
+            f"scores that fused attention makes again in the backward pass, {our.training / 1e9:.1f} G beside "
+            f"{their.training / 1e9:.1f} G, {our.training / their.training:.2f} times as many. A time ratio below that is "
+            "faster per multiply-add."
+            for size, (our, their) in work.items()
         ),
-        "Attention over the whole grid, a quarter of MAFormer-S's multiply-adds at 512x512, makes its scores again in the "
-        "backward pass; that is what a training step costs more.",
     ]
     return Pair(ours, other, notes)
-
-
-def multiply_adds(model: PreTrainedModel, size: int) -> float:
-    """Of one image (1, 3, size, size), counted without computing."""
-    with torch.device("meta"):
-        copy = type(model)(model.config)
-        pixels = torch.empty(1, 3, size, size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.eval()(pixels)
-    return counter.get_total_flops() / 2
 
 
 def backbone_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callable[[], Tensor | object]:

@@ -5,7 +5,7 @@ import torch
 
 from contextseg.scripts import benchmark
 from contextseg.scripts.comparisons import WORKS
-from contextseg.scripts.measuring import Timing, peak_memory, time_in_turn
+from contextseg.scripts.measuring import Timing, multiply_adds, peak_memory, time_in_turn
 
 CPU = torch.device("cpu")
 
@@ -112,6 +112,20 @@ def test_ratios_are_those_of_each_round():
     timing = Timing(ours=[1.0, 4.0, 3.0], theirs=[2.0, 4.0, 2.0])
     assert timing.ratios == [0.5, 1.0, 1.5]
     assert timing.medians == (3.0, 2.0)
+
+
+def test_a_training_step_counts_the_scores_that_attention_makes_again():
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(3, num_heads=1, batch_first=True)
+
+    class Pixels(torch.nn.Module):
+        def forward(self, pixels):
+            tokens = pixels.flatten(2).transpose(1, 2)
+            return attention(tokens, tokens, tokens, need_weights=False)[0]
+
+    counted, tokens = multiply_adds(Pixels(), 8), 8 * 8
+    linear, products = 4 * tokens * 3 * 3, 2 * tokens * tokens * 3
+    assert counted == (linear + products, 3 * linear + 3.5 * products)
 
 
 def test_peak_memory_counts_what_is_alive_at_once():
