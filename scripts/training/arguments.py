@@ -134,7 +134,18 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
 
 def is_expected(error: BaseException) -> bool:
     """Whether a user can cause it."""
-    return isinstance(error, ValueError | OSError | CommandError) or is_death_of_a_worker(error)
+    return (
+        isinstance(error, ValueError | OSError | CommandError)
+        or is_wrong_setting(error)
+        or is_death_of_a_worker(error)
+    )
+
+
+def is_wrong_setting(error: BaseException) -> bool:
+    """Of a configuration: transformers wraps what its checks raise."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return isinstance(error, StrictDataclassError)
 
 
 def is_death_of_a_worker(error: BaseException) -> bool:
@@ -147,7 +158,7 @@ def is_death_of_a_worker(error: BaseException) -> bool:
 
 def plain_message(error: BaseException) -> str:
     """What happened and what to do; without the traceback that a process that loads data puts in front of its errors."""
-    text = str(error)
+    text = str(error.__cause__ if is_wrong_setting(error) else error)
     if "Original Traceback (most recent call last)" in text:
         text = re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
     if is_death_of_a_worker(error):
