@@ -193,7 +193,8 @@ def test_every_epoch_augments_anew_and_workers_that_persist_know_it(data, tmp_pa
 
 def held_bytes():
     """In tensors, and in all that Python and numpy have allocated."""
-    storages = {t.untyped_storage().data_ptr(): t.nbytes for t in gc.get_objects() if torch.is_tensor(t)}
+    tensors = (found for found in gc.get_objects() if type(found) is torch.Tensor)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}
     return sum(storages.values()) + tracemalloc.get_traced_memory()[0]
 
 
