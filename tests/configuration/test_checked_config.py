@@ -2,11 +2,13 @@
 
 import json
 import logging
+from inspect import signature
 
 import pytest
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from contextseg import CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, SegDeformerConfig
+from contextseg.configuration.checked_config import resembling
 
 CONFIGS = [CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, SegDeformerConfig]
 
@@ -72,6 +74,23 @@ def test_a_file_with_a_misspelt_option_is_reported(tmp_path, caplog):
         "'window_sizee', which is not an option of GlamSwinConfig, did you mean 'window_size'?" in caplog.text
     )
     assert "dataset" not in caplog.text
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_no_loading_option_of_transformers_resembles_one_of_ours(config_class):
+    loading = signature(PreTrainedModel.from_pretrained).parameters.keys() | {
+        *(
+            "device_map",
+            "dtype",
+            "key_mapping",
+            "max_memory",
+            "offload_buffers",
+            "offload_folder",
+            "output_loading_info",
+        ),
+        *("quantization_config", "state_dict", "tp_plan", "trust_remote_code", "use_fast", "variant"),
+    }
+    assert resembling(loading, config_class.known_options()) == set()
 
 
 def test_options_of_processors_and_models_pass_by(tmp_path):
