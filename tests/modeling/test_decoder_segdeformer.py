@@ -317,6 +317,14 @@ def test_a_structure_that_cannot_be_built_is_refused(structure, complaint):
         build(**structure)
 
 
+def test_norms_synchronized_over_gpus_evaluate_like_folded_ones():
+    decoder = build().eval()
+    expected = decoder(maps())[:2]
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(decoder)
+    assert isinstance(synchronized.internal.layers[0].attention.q_proj.norm, nn.SyncBatchNorm)
+    torch.testing.assert_close(synchronized(maps())[:2], expected)
+
+
 def test_fresh_weights_are_the_authors():
     torch.manual_seed(0)
     decoder = SegDeformerDecoder(SDPA, (64, 128), 64, 100)
