@@ -47,8 +47,13 @@ def blocks(page, kind):
 
 
 def command_lines():
-    scripts = [block.replace("\\\n", "") for page in PAGES for block in blocks(page, "sh")]
-    return [line for script in scripts for line in script.splitlines()]
+    """All of README and docs, and those of ours that stand on lines of their own in the pages of measurements."""
+    scripts = [block for page in PAGES for block in blocks(page, "sh")]
+    for page in (ROOT / "benchmarks").glob("*.md"):
+        scripts += re.findall(
+            r"^`?(contextseg-(?:.*\\\n)*[^`\n]*)`?$", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    return [line for script in scripts for line in script.replace("\\\n", "").splitlines()]
 
 
 def all_options():
