@@ -16,31 +16,16 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..configuration.decoding import DecodingConfig
 from ..configuration.options import choose
 from .blocks import Decoded
-from .decoder_segdeformer import ContextMining, SegDeformerDecoder
-from .decoder_semantic_fpn import SemanticFpnDecoder
+from .decoder_segdeformer import SegDeformerDecoder
 from .decoder_unet import UnetDecoder
-from .decoder_upernet import FcnHead, UperNetDecoder
+from .decoder_upernet import FcnHead
+from .decoders import DECODERS
 from .losses import parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-
-# By name: what builds a decoder from a configuration and the widths of the feature maps, fine to coarse.
-DECODERS: dict[str, Callable[[DecodingConfig, tuple[int, ...]], nn.Module]] = {
-    "segdeformer": lambda config, channels: SegDeformerDecoder(
-        config,
-        channels,
-        config.decoder_hidden_size,
-        config.num_labels,
-        ContextMining(reduction_ratio=config.reduction_ratio),
-    ),
-    "semantic_fpn": lambda config, channels: SemanticFpnDecoder(channels, config.decoder_hidden_size),
-    "upernet": lambda config, channels: UperNetDecoder(channels, config.decoder_hidden_size),
-}
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 

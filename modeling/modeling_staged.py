@@ -18,7 +18,8 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.options import choose
 from ..configuration.staged import StagedConfig
 from .decoder_unet import UnetDecoder, UnetStep
-from .modeling_segmentation import DECODERS, SegmentationModel
+from .decoders import DECODERS
+from .modeling_segmentation import SegmentationModel
 from .nonlocal_upsampling import UPSAMPLINGS, UpsamplingSizes
 from .pretrained import ContextsegPreTrainedModel, check_images
 from .swin_stages import Encoded

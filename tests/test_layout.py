@@ -25,7 +25,7 @@ MAY_REQUIRE = {
 } | sys.stdlib_module_names
 NEVER_EXPORTED = {"segmentation_metric"}  # needs `evaluate`, and no model or processor needs it
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
-LEVEL_2 = {"pretrained", "auto_classes", "backbones", "pretrained_backbones"}  # and modeling_*
+LEVEL_2 = {"pretrained", "auto_classes", "backbones", "decoders", "pretrained_backbones"}  # and modeling_*
 VAGUE_NAMES = re.compile(r"^(utils?|misc|common|helpers?)$|_(utils?|v\d+)$")
 FILE_LINES, CLASS_LINES, FUNCTION_LINES, FORWARD_LINES, FORWARD_BRANCHES = 350, 150, 40, 30, 2
 
