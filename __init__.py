@@ -7,7 +7,7 @@ happens on import. The names below are loaded when they are first used.
 from importlib import import_module
 from typing import Any
 
-from .hub.repositories import install as install_hub_writer
+from .hub.hooks import register_hub_hooks
 from .modeling.auto_classes import register_auto_classes
 from .processing.image_processing_segmentation import (
     SegmentationImageProcessor,
@@ -66,4 +66,4 @@ def __dir__() -> list[str]:
 
 
 register_auto_classes({"torchvision": SegmentationImageProcessor, "pil": SegmentationImageProcessorPil})
-install_hub_writer()
+register_hub_hooks()

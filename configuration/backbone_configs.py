@@ -7,9 +7,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
+from .options import choose
 
 # Found without transformers' registry, which knows other copies of these classes where code comes from the Hub.
-OWN_BACKBONES = {config.model_type: config for config in (CswinConfig, GlamSwinConfig, MaformerConfig)}
+OWN_BACKBONES = {"cswin": CswinConfig, "glam_swin": GlamSwinConfig, "maformer": MaformerConfig}
 
 
 def backbone_from_dict(settings: dict[str, Any]) -> PreTrainedConfig:
@@ -17,7 +18,7 @@ def backbone_from_dict(settings: dict[str, Any]) -> PreTrainedConfig:
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
     if model_type in OWN_BACKBONES:
-        return OWN_BACKBONES[model_type].from_dict(settings)
+        return choose("backbone", model_type, OWN_BACKBONES).from_dict(settings)
     if model_type is None:
         raise ValueError(
             f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "

@@ -21,7 +21,6 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import is_timm_available
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from .custom_backbones import REGISTERED_HERE  # noqa: F401 - in an exported repository, the import registers them
 from .options import did_you_mean
 
 if is_timm_available():

@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
-from ..configuration.configuration_cswin import CswinConfig
-from ..configuration.configuration_glam_swin import GlamSwinConfig
-from ..configuration.configuration_maformer import MaformerConfig
 from ..configuration.encoder_building import build_encoder
 from ..configuration.encoders import EncoderFacts, measure
 from ..configuration.options import choose
@@ -32,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 # By `model_type`, which is the same in every copy of a configuration's class.
 OWN_BACKBONES: dict[str, Callable[[PreTrainedConfig], nn.Module]] = {
-    CswinConfig.model_type: CswinBackbone,
-    GlamSwinConfig.model_type: GlamSwinBackbone,
-    MaformerConfig.model_type: MaformerBackbone,
+    "cswin": CswinBackbone,
+    "glam_swin": GlamSwinBackbone,
+    "maformer": MaformerBackbone,
 }
 FLAT = {"keep": False, "pyramid": True}
 
@@ -187,7 +184,8 @@ def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> Any
         make strides 4, 8, 16, 32 of them.
     """
     if backbone_config.model_type in OWN_BACKBONES:
-        return adapted(OWN_BACKBONES[backbone_config.model_type](backbone_config), flat)
+        build = choose("backbone", backbone_config.model_type, OWN_BACKBONES)
+        return adapted(build(backbone_config), flat)
     facts = measure(backbone_config)
     return adapted(build_encoder(backbone_config, facts.out_indices), flat, facts)
 

@@ -22,7 +22,7 @@ from .modeling_staged import (
     StagedPreTrainedModel,
 )
 from .nonlocal_upsampling import UpsamplingSizes
-from .swin_checkpoints import model_from_swin
+from .pretrained import library_module
 from .swin_stages import StageSizes, SwinEncoder, SwinStage
 
 
@@ -72,7 +72,8 @@ class GlamSwinPreTrainedModel(StagedPreTrainedModel):
         revision: branch, tag or commit on the Hub.
         overrides: fields of the configuration, such as `id2label`; sizes are the checkpoint's.
         """
-        return model_from_swin(cls, checkpoint, revision, **overrides)
+        swin = library_module("modeling.swin_checkpoints")
+        return swin.model_from_swin(cls, checkpoint, revision, **overrides)
 
 
 class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):

@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_maformer import MaformerConfig
+from ..configuration.options import choose
 from .attention import Attention
 from .cross_shaped import CrossShapedAttention, StripeAttention
 from .global_learning import GLOBAL_BRANCHES, GlobalFusion, MafBlock, ShiftedWindowBlock
@@ -33,7 +34,7 @@ from .swin_stages import StageSizes
 TOKEN_VOTE = 0.5  # weight of the token head in the class logits, LV-ViT's
 
 
-def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
+def sizes_of_stage(config: MaformerConfig, stage: int) -> StageSizes:
     """The numbers of one stage."""
     return StageSizes(
         dim=config.hidden_sizes[stage],
@@ -48,7 +49,7 @@ def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
 
 def build_block(config: MaformerConfig, stage: int, index: int) -> nn.Module:
     """One block of a stage: a MAF block as long as there are stripe widths, then a ViT block."""
-    sizes = stage_sizes(config, stage)
+    sizes = sizes_of_stage(config, stage)
     if stage < len(config.stripe_widths):
         return maf_block(config, sizes, config.stripe_widths[stage], index)
     return pre_norm_block(GridAttention(config, sizes.dim, sizes.num_heads), sizes, index)
@@ -64,7 +65,8 @@ def maf_block(config: MaformerConfig, sizes: StageSizes, stripe_width: int, inde
         local = pre_norm_block(attention, sizes, index)
     if config.global_branch == "none":
         return MafBlock(local, None)
-    branch = GLOBAL_BRANCHES[config.global_branch](sizes.dim, config.gld_grid_size, config.gld_ratio)
+    build_branch = choose("global branch", config.global_branch, GLOBAL_BRANCHES)
+    branch = build_branch(sizes.dim, config.gld_grid_size, config.gld_ratio)
     fusion = GlobalFusion(config, sizes, branch, rate)
     return MafBlock(local, fusion, is_serial=config.fusion == "local_enhanced")
 

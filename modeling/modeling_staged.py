@@ -174,7 +174,7 @@ class StagedForSemanticSegmentation(SegmentationModel, StagedPreTrainedModel):
         """The encoder's mirror image; its bottleneck is not repeated."""
         config = self.config
         config.validate_unet()  # once more: `from_pretrained` changes fields of a configuration that was checked before
-        upsample = UPSAMPLINGS[config.upsampling]
+        upsample = choose("upsampling", config.upsampling, UPSAMPLINGS)
         steps = [
             UnetStep(
                 upsample(config, self.upsampling_sizes(stage)),

@@ -16,8 +16,9 @@ from contextseg import (
     MaskRcnnConfig,
     SegmentationImageProcessor,
 )
-from contextseg.scripts.export_hub import kind_of, main, prove
-from contextseg.scripts.training.arguments import CommandError
+from contextseg.hub.errors import ProofError
+from contextseg.hub.export import prove
+from contextseg.scripts.export_hub import kind_of, main
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def test_two_processes_the_proof_notices_other_logits(run_folder):
     torch.manual_seed(1)
     config = GlamSwinConfig.from_pretrained(run_folder / "best")
     other = GlamSwinForSemanticSegmentation(config).eval()
-    with pytest.raises(CommandError, match="logits differ by up to"):
-        prove(other, SegmentationImageProcessor(), run_folder / "best")
+    with pytest.raises(ProofError, match="logits differ by up to"):
+        prove(other, SegmentationImageProcessor(), run_folder / "best", "AutoModelForSemanticSegmentation")
 
 
 def test_scores_and_recipe_of_the_run_are_on_the_card(run_folder, tmp_path):
