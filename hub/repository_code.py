@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoBackbone, AutoModel
 
+from ..configuration.backbone_configs import OWN_BACKBONES
 from ..modeling.auto_classes import MODELS
 from .backbone_export import custom_backbone_file
 from .bundling import bundle
@@ -20,7 +21,7 @@ TABLES = {
     "EXTERNAL_TOKENS": "external_tokens",
     "GLOBAL_BRANCHES": "global_branch",
 }
-BACKBONE_TABLE = "OWN_BACKBONES"  # whose keys are model types
+
 CUSTOM_BACKBONE = Import(".custom_backbones", "REGISTERED_HERE", None)
 
 
@@ -46,7 +47,11 @@ def choices(config: dict[str, Any], config_class: type) -> dict[str, str]:
     chosen = {
         table: config.get(field, fields[field].default) for table, field in TABLES.items() if field in fields
     }
-    return chosen | {BACKBONE_TABLE: (config.get("backbone_config") or {}).get("model_type", "")}
+    model_type = (config.get("backbone_config") or {}).get("model_type", "")
+    return chosen | {
+        "OWN_BACKBONES": model_type,
+        "BACKBONE_BUILDERS": "ours" if model_type in OWN_BACKBONES else "foreign",
+    }
 
 
 def model_classes(config: dict[str, Any]) -> dict[str, type]:

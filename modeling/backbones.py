@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
-from ..configuration.encoder_building import build_encoder
-from ..configuration.encoders import EncoderFacts, measure
-from ..configuration.options import choose
+from ..configuration.checked_config import choose
+from .backbone_building import build_encoder
+from .backbone_info import EncoderFacts, measure
 from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone
 from .modeling_maformer import MaformerBackbone
@@ -183,11 +183,26 @@ def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> Any
     flat: for plain vision transformers, whose maps have one stride: "keep" leaves them so, "pyramid" adds layers that
         make strides 4, 8, 16, 32 of them.
     """
-    if backbone_config.model_type in OWN_BACKBONES:
-        build = choose("backbone", backbone_config.model_type, OWN_BACKBONES)
-        return adapted(build(backbone_config), flat)
+    origin = "ours" if backbone_config.model_type in OWN_BACKBONES else "foreign"
+    return choose("backbones that are", origin, BACKBONE_BUILDERS)(backbone_config, flat)
+
+
+def own_backbone(backbone_config: PreTrainedConfig, flat: str) -> AnyBackbone:
+    """One of ours in its adapter."""
+    build = choose("backbone", backbone_config.model_type, OWN_BACKBONES)
+    return adapted(build(backbone_config), flat)
+
+
+def foreign_backbone(backbone_config: PreTrainedConfig, flat: str) -> AnyBackbone:
+    """An encoder of transformers, timm or a user in its adapter."""
     facts = measure(backbone_config)
     return adapted(build_encoder(backbone_config, facts.out_indices), flat, facts)
+
+
+BACKBONE_BUILDERS: dict[str, Callable[[PreTrainedConfig, str], AnyBackbone]] = {
+    "ours": own_backbone,
+    "foreign": foreign_backbone,
+}
 
 
 def adapted(encoder: nn.Module, flat: str, facts: EncoderFacts | None = None) -> AnyBackbone:
@@ -202,11 +217,7 @@ def adapted(encoder: nn.Module, flat: str, facts: EncoderFacts | None = None) ->
 
 def own_facts(encoder: nn.Module) -> EncoderFacts:
     """Ours take any size, and build no parameter that they do not use."""
-    patch = encoder.config.patch_size
-    strides = tuple(patch * 2 ** max(index - 1, 0) for index in encoder.out_indices)
-    return EncoderFacts(
-        out_indices=tuple(encoder.out_indices), channels=tuple(encoder.channels), strides=strides
-    )
+    return EncoderFacts(tuple(encoder.out_indices), tuple(encoder.channels), tuple(encoder.strides))
 
 
 __all__ = ["AnyBackbone", "build_backbone"]

@@ -21,6 +21,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
+from .label_rows import rows_of_equal_names, with_kept_rows
+
 logger = logging.getLogger(__name__)
 
 DROPPED = (
@@ -236,7 +238,7 @@ def fit(
 ) -> Tensor:
     """The tensor in the shape that the model needs: for another window, or for other classes."""
     if re.search(r"classifier\.(weight|bias)$", name) and tensor.shape[1:] == fresh.shape[1:]:
-        return rows_of_known_classes(tensor, fresh, source.id2label, config.id2label)
+        return with_kept_rows(tensor, fresh, rows_of_equal_names(source.id2label, config.id2label))
     if name.endswith("position_bias.table") and tensor.shape[1] == fresh.shape[1]:
         return resize_bias_table(tensor, fresh.shape[0])
     if tensor.shape != fresh.shape:
@@ -245,15 +247,6 @@ def fit(
             "Leave out the options that change its size."
         )
     return tensor
-
-
-def rows_of_known_classes(
-    tensor: Tensor, fresh: Tensor, source_labels: Mapping[int, str], labels: Mapping[int, str]
-) -> Tensor:
-    """(K, ...), (K', ...) -> (K', ...): the checkpoint's rows for classes of equal name, fresh ones for the others."""
-    row_of = {name: row for row, name in source_labels.items()}
-    rows = [tensor[row_of[name]] if name in row_of else fresh[row] for row, name in sorted(labels.items())]
-    return torch.stack([row.to(fresh.dtype) for row in rows])
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:

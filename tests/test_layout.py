@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,10 @@ MAY_REQUIRE = {
 } | sys.stdlib_module_names
 NEVER_EXPORTED = {"segmentation_metric"}  # needs `evaluate`, and no model or processor needs it
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
-LEVEL_2 = {"pretrained", "auto_classes", "backbones", "decoders", "pretrained_backbones"}  # and modeling_*
+LEVEL_2 = {
+    *("pretrained", "pretrained_backbones", "auto_classes", "decoders"),
+    *("backbones", "backbone_building", "backbone_info"),
+}  # and modeling_*
 VAGUE_NAMES = re.compile(r"^(utils?|misc|common|helpers?)$|_(utils?|v\d+)$")
 FILE_LINES, CLASS_LINES, FUNCTION_LINES, FORWARD_LINES, FORWARD_BRANCHES = 350, 150, 40, 30, 2
 
@@ -134,6 +138,19 @@ def test_exported_folders_import_only_what_the_arrows_allow(path):
     assert [name for name in ours if not name.startswith(allowed)] == []
 
 
+@named(python_files("configuration"))
+def test_configurations_need_neither_torch_nor_timm(path):
+    packages = {name.split(".")[0] for name in imported_modules(path.read_text(), module_name(path))}
+    assert packages <= {"contextseg", "huggingface_hub", "transformers"} | sys.stdlib_module_names
+
+
+def test_imports_do_not_run_in_circles():
+    """Those under `TYPE_CHECKING` count as well."""
+    files = {module_name(path): path.read_text() for path in python_files(*EXPORTED, "hub")}
+    imports = {name: files.keys() & set(imported_modules(source, name)) for name, source in files.items()}
+    TopologicalSorter(imports).prepare()  # raises CycleError
+
+
 @named(python_files("modeling"))
 def test_no_import_inside_modeling_points_to_a_higher_level(path):
     stems = [
@@ -147,7 +164,7 @@ def test_no_import_inside_modeling_points_to_a_higher_level(path):
 @named([path for path in python_files("modeling") if level(path.stem) < 2])
 def test_only_public_models_know_configurations(path):
     names = imported_modules(path.read_text(), module_name(path))
-    checks = "contextseg.configuration.options"  # choosing by name, which knows no configuration
+    checks = "contextseg.configuration.checked_config"  # choosing by name, which knows no configuration
     assert [name for name in names if ".configuration" in name and name != checks] == []
 
 

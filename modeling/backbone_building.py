@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import is_timm_available
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from .options import did_you_mean
+from ..configuration.checked_config import did_you_mean
 
 if is_timm_available():
     import timm
