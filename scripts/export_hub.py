@@ -99,7 +99,11 @@ def push(folder: Path, arguments: ExportArguments) -> None:
 
     try:
         commit = upload(
-            folder, arguments.push, private=arguments.private or None, commit_message="Export from contextseg"
+            folder,
+            arguments.push,
+            license=arguments.license,
+            private=arguments.private or None,
+            commit_message="Export from contextseg",
         )
     except HubError as error:
         again = shlex.join([PROGRAM, *words(arguments, ExportArguments(arguments.model))])
