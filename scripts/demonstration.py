@@ -16,10 +16,10 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..modeling.explanations import global_attention_maps
+from ..processing.data.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
 from ..processing.inference import Inference
-from .pictures import grid_of_pictures, mask_picture, overlay, with_cross
-from .training.arguments import CommandError
-from .training.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
+from ..processing.overlays import grid_of_pictures, mask_picture, overlay, with_cross
+from ..training.command_line import CommandError
 
 PALETTE = list(CLASSES.values())
 

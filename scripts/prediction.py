@@ -14,8 +14,8 @@ from ..modeling.explanations import global_attention_maps
 from ..processing.image_reading import read_image, read_orientation
 from ..processing.inference import Inference
 from ..processing.orientation import swaps_sides, turn_back
+from ..processing.overlays import mask_overlay, overlay, save_png, with_cross
 from ..processing.palettes import colorize, default_palette
-from .pictures import mask_overlay, overlay, save_png, with_cross
 from .prediction_maps import PICTURES, PictureMap, ProbabilityFile, mask_beside_maps
 
 SUFFIXES = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contextseg.processing.data.datasets import SegmentationFolder
+from contextseg.processing.data.report import check_dataset
 from contextseg.scripts import check
-from contextseg.scripts.training.checking import check_dataset
-from contextseg.scripts.training.data import SegmentationFolder
 
 
 def save(path, pixels):

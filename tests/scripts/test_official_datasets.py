@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextseg.scripts import check, evaluate, train
-from contextseg.scripts.training.checking import check_dataset
-from contextseg.scripts.training.data import open_data
-from contextseg.scripts.training.official_layouts import (
+from contextseg.processing.data.datasets import open_data
+from contextseg.processing.data.official_layouts import (
     ADE20K,
     CITYSCAPES,
     COCO_STUFF,
     find_layout,
     with_split,
 )
+from contextseg.processing.data.report import check_dataset
+from contextseg.scripts import check, evaluate, train
 
 SPLIT_FOLDERS = {"train": ("training", "train", "train2017"), "val": ("validation", "val", "val2017")}
 

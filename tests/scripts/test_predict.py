@@ -5,19 +5,12 @@ from PIL import Image
 from tiny_runs import run_options
 
 from contextseg.processing.orientation import TURNS, turn_upright
-from contextseg.scripts.pictures import (
-    grid_of_pictures,
-    mask_overlay,
-    mask_picture,
-    overlay,
-    plot_confusion,
-    plot_curves,
-    with_cross,
-)
+from contextseg.processing.overlays import grid_of_pictures, mask_overlay, mask_picture, overlay, with_cross
 from contextseg.scripts.predict import main
 from contextseg.scripts.prediction import find_jobs, parse_position
 from contextseg.scripts.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
 from contextseg.scripts.train import main as train
+from contextseg.training.plots import plot_confusion, plot_curves
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
