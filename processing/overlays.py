@@ -40,7 +40,7 @@ def mask_overlay(
     return tinted
 
 
-def overlay(
+def heat_overlay(
     image: Image.Image, heat: np.ndarray, *, strength: float = 0.8, colormap: str = "inferno"
 ) -> Image.Image:
     """The photograph in grey under a map of values, (H, W), such as attention; the highest value is brightest.

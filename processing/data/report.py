@@ -112,7 +112,7 @@ class CheckReport:
         return lines
 
 
-def check_dataset(
+def check_data(
     dataset: SegmentationData,
     sample: int | None = None,
     *,
