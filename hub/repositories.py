@@ -1,6 +1,6 @@
 """Self-contained Hub repositories: a model's weights and settings, with the code that they need beside them.
 
-Every save of a model or image processor of this package comes through `save` (see `hooks.py`), also those that Trainer
+Every save of a model or image processor of this package comes through `save` (see `registration.py`), also those that Trainer
 makes. The folder gains the source files, flat, and an `auto_map`, so that transformers' Auto classes open it with
 `trust_remote_code=True` where contextseg is not installed, and a model card.
 

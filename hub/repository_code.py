@@ -75,7 +75,7 @@ def processor_classes(settings: dict[str, Any]) -> dict[str, dict[str, type]]:
     """The same for a preprocessor_config.json: one class for each backend."""
     name = settings.get("image_processor_type", "")
     package = importlib.import_module(PACKAGE)
-    if not name or name not in package.PUBLIC:
+    if not name or name not in package.__all__:
         return {}
     return {
         "AutoImageProcessor": {"torchvision": getattr(package, name), "pil": getattr(package, f"{name}Pil")}

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class HubHooks(NamedTuple):
-    """What saves a model so that its repository holds its own code. Where contextseg is installed, `register_hub_hooks` sets it.
+    """What saves a model so that its repository holds its own code. Where contextseg is installed, `registration.py` sets it.
 
     save: called with the model, transformers' own `save_pretrained`, the folder, and the options of `save_pretrained`.
     push: called with the model, the repository's name on the Hub, and the options of `push_to_hub`.

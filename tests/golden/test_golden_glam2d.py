@@ -22,9 +22,9 @@ from contextseg.modeling.modeling_glam_swin import GlamSwinBackbone, GlamSwinFor
 from contextseg.modeling.nonlocal_upsampling import NonLocalUpsample, UpsamplingSizes, WindowCrossAttention
 from contextseg.modeling.patches import PatchMerge
 from contextseg.modeling.positions import GlobalPositionTable
+from contextseg.modeling.renaming import RenamingTable, fill
 from contextseg.modeling.swin_stages import StageSizes, SwinBlock, SwinStage, WindowCut
 from contextseg.modeling.windows import plan_windows, shift_mask
-from contextseg.scripts.conversion.engine import RenamingTable, fill
 from contextseg.scripts.conversion.glam_blocks import BLOCKS, dead_parts
 from contextseg.scripts.conversion.glam_official import MODEL, glam_swin_from_official
 from contextseg.scripts.conversion.glam_position_tables import centre_rows

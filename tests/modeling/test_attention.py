@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from tiny import SEGMENTERS
 
 from contextseg import GlamSwinConfig
+from contextseg.benchmarks.measuring import peak_memory
 from contextseg.modeling import attention
 from contextseg.modeling.attention import Attention, attend, attend_in_blocks, eager_attention_forward
 from contextseg.modeling.blocks import BatchNorm2d, DropPath
-from contextseg.scripts.measuring import peak_memory
 
 
 class OnGpu(torch.Tensor):

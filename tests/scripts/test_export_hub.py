@@ -18,7 +18,8 @@ from contextseg import (
 )
 from contextseg.hub.errors import ProofError
 from contextseg.hub.export import prove
-from contextseg.scripts.export_hub import kind_of, main
+from contextseg.scripts.export import main
+from contextseg.training.publishing import kind_of
 
 
 @pytest.fixture(scope="module")
