@@ -3,6 +3,7 @@
 Legend: B batch, C channels, G... grid axes, N tokens.
 """
 
+from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
@@ -10,6 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+
+SLICE = 1024  # places
+
+
+class Encoded(NamedTuple):
+    """Features (B, G..., C) at each stage, fine to coarse: what entered it, and what left it."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
 class Decoded(NamedTuple):
@@ -120,3 +130,15 @@ class ConvNormAct(nn.Module):
 def reset_before_relu(convolution: nn.Module) -> None:
     """He initialization that keeps the variance of gradients, as mmsegmentation has it."""
     init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+
+
+def in_slices(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """A function of each place on its own, (..., C) -> (..., C); without gradients on a CPU, some places at a time.
+
+    The wide inner features of an MLP then stay in the processor's cache: half the time for maps of 128 x 128.
+    """
+    on_cpu = features.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not on_cpu or torch.is_grad_enabled() or features.shape[:-1].numel() <= 2 * SLICE:
+        return function(features)
+    slices = features.flatten(0, -2).split(SLICE)
+    return torch.cat([function(part) for part in slices]).reshape(features.shape)

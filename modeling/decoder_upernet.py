@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
 from .blocks import BatchNorm2d, ConvNormAct, Decoded, reset_before_relu
+from .label_rows import LabelClassifier
 from .upsampling import PyramidConv3x3, upsample
 
 
@@ -65,7 +66,7 @@ class UperNetDecoder(nn.Module):
         self.fusion = PyramidConvNormAct(len(in_channels) * hidden_size, hidden_size)
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
+    def forward(self, feature_maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> Decoded:  # noqa: ARG002
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
         *finer, coarsest = [
             feature_map.contiguous(memory_format=channels_last) for feature_map in feature_maps
@@ -91,7 +92,7 @@ class FcnHead(nn.Module):
         super().__init__()
         self.conv = ConvNormAct(in_channels, hidden_size, kernel_size=3)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(hidden_size, num_labels, kernel_size=1)
+        self.classifier = LabelClassifier(hidden_size, num_labels)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, num_labels, h, w)."""

@@ -14,8 +14,8 @@ from tiny_runs import write_data
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 from contextseg.scripts.evaluate import EvaluateArguments
-from contextseg.scripts.train import TrainArguments
-from contextseg.scripts.training.arguments import given_options
+from contextseg.training.command_line import given_options
+from contextseg.training.options import TrainArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +25,7 @@ SCRIPTS = {
     "contextseg-check": "check",
     "contextseg-convert": "convert_weights",
     "contextseg-evaluate": "evaluate",
-    "contextseg-export": "export_hub",
+    "contextseg-export": "export",
     "contextseg-finetune": "finetune",
     "contextseg-predict": "predict",
     "contextseg-train": "train",

@@ -20,7 +20,7 @@ from contextseg.modeling.decoder_segdeformer import SegDeformerDecoder
 from contextseg.modeling.external_tokens import LearnedTokens
 from contextseg.modeling.losses import segmentation_loss
 from contextseg.modeling.projections import project_jointly
-from contextseg.scripts.conversion.engine import fill
+from contextseg.modeling.renaming import fill
 from contextseg.scripts.conversion.segdeformer_official import ATTENTION, EXTERNAL, HEAD, head_from_official
 
 FIXED = {  # arguments that have one value in the authors' code, the only one that is built here

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from contextseg.scripts.training.augmentation import (
+from contextseg.processing.data.augmentation import (
     AugmentedDataset,
     ColourDistortion,
     JointAugmentation,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextseg.scripts.training.scenes import (
+from contextseg.processing.data.scenes import (
     AMBIGUOUS,
     CLASSES,
     FLAGS,
