@@ -92,7 +92,7 @@ class FcnHead(nn.Module):
         super().__init__()
         self.conv = ConvNormAct(in_channels, hidden_size, kernel_size=3)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = LabelClassifier(hidden_size, num_labels)
+        self.classifier = LabelClassifier(hidden_size, num_labels, kernel_size=1)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, num_labels, h, w)."""
