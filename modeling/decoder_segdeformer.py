@@ -92,8 +92,8 @@ class SegDeformerDecoder(nn.Module):
 
     def project(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """X_inter (B, h, w, C) -> what the two kinds of mining read of it, (B, h, w, C') each, from one product."""
-        internal = [] if self.internal is None else self.internal.kernels()
-        external = [] if self.external is None else self.external.kernels()
+        internal = [] if self.internal is None else self.internal.maps()
+        external = [] if self.external is None else self.external.maps()
         if not internal and not external:
             return [], []
         projected = project_jointly(features, [*internal, *external])

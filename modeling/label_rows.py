@@ -44,10 +44,10 @@ class LabelRows(nn.Module):
 
 
 class LabelClassifier(LabelRows, nn.Conv2d):
-    """A 1x1 convolution from features to the logits of each label."""
+    """A 1x1 convolution from features to the logits of each label.
 
-    def __init__(self, in_channels: int, num_labels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, num_labels, kernel_size=1, bias=bias)
+    Its constructor is `nn.Conv2d`'s, with which peft builds the adapters of a convolution.
+    """
 
     def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
         """As above, and keeps `out_channels` true."""

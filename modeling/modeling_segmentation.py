@@ -51,14 +51,14 @@ class SegmentationModel(ContextsegPreTrainedModel):
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
         self.backbone = backbone
         self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels, build_stage)
-        self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels)
+        self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:
             self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
         config.logits_stride = backbone.strides[0]
         if config.decoder == "unet":  # single pixels, and as in Swin-Unet no bias
             config.logits_stride = 1
-            self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, bias=False)
+            self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, 1, bias=False)
         self.post_init()
 
     @can_return_tuple
