@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
@@ -132,15 +132,15 @@ def push(saved: Any, repo_id: str, **options: Any) -> Any:
 
 
 def save_models_with_code() -> None:
-    from .modeling.pretrained import ContextsegPreTrainedModel
+    from .modeling.pretrained import ContextsegPreTrainedModel, HubHooks
 
-    ContextsegPreTrainedModel.hub = SimpleNamespace(save=save, push=push)
+    ContextsegPreTrainedModel.hub_hooks = HubHooks(save, push)
 
 
 def save_image_processors_with_code() -> None:
-    from .processing.saving import SavedWithCode
+    from .processing.saving import HubHooks, SavedWithCode
 
-    SavedWithCode.hub = SimpleNamespace(save=save, push=push)
+    SavedWithCode.hub_hooks = HubHooks(save, push)
 
 
 AFTER_IMPORT: dict[str, Callable[[], None]] = {

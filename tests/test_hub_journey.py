@@ -18,7 +18,6 @@ from tiny_runs import run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from contextseg.scripts import evaluate, export, train
-from contextseg.training import publishing
 from contextseg.training.command_line import given_options
 
 VISITOR = Path(__file__).with_name("hub_visitor.py")
@@ -108,7 +107,7 @@ def test_a_model_and_its_processor_are_pushed_from_python_as_the_page_says(autho
 @pytest.fixture
 def unproven(monkeypatch):
     """Exports without the second Python that opens them, see test_export_hub.py."""
-    monkeypatch.setattr(publishing, "prove", lambda *_: None)
+    monkeypatch.setattr("contextseg.hub.export.prove", lambda *_: None)
 
 
 @pytest.mark.usefixtures("unproven")
@@ -163,6 +162,18 @@ def test_the_card_is_made_of_the_run_and_its_evaluation(author, place):
     assert "4 steps in " in card.text
     assert str(place) not in card.content
     assert "# streets\n" in card.text
+
+
+@pytest.mark.usefixtures("place")
+def test_publishing_asks_for_a_license_until_one_is_named(author, caplog):
+    words = ["runs/streets", "--push", NAME, "--no-proof"]
+    export.main(words)
+    assert ModelCard(author.files(NAME)["README.md"].decode()).data.license is None
+    assert caplog.text.count("names no license") == 1
+    caplog.clear()
+    export.main([*words, "--license", "mit"])
+    assert ModelCard(author.files(NAME)["README.md"].decode()).data.license == "mit"
+    assert "license" not in caplog.text
 
 
 def test_the_page_shows_a_generated_scene_and_never_the_users_pictures_unasked(author, place):

@@ -32,6 +32,9 @@ class FinetuneArguments(TrainingArguments):
     flip: bool = option(True, "Mirror half of the samples.")
     augmentation: bool = option(True, "Scale, mirror and recolour samples; without it, random crops alone.")
     lora: int = option(0, "Rank of LoRA's updates of the backbone; 0 trains all weights.")
+    license: str | None = option(
+        None, "License of the weights for the model card, in the Hub's spelling, such as apache-2.0."
+    )
     traceback: bool = option(False, "Show where in the code an error came from.")
 
     def __post_init__(self) -> None:

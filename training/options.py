@@ -73,6 +73,7 @@ class TrainArguments:
     # Run
     output: str = ""  # folder of this run
     push_to_hub: str | None = None  # name on the Hub: at the end, upload the best weights there
+    license: str | None = None  # of the weights, for their model card, such as apache-2.0
     resume: bool = False  # continue the run in --output; its options are known, give only those to change
     eval_interval: int | None = None  # steps between evaluations and checkpoints (default: a tenth of all)
     log_interval: int = 10  # steps between reports on a GPU; a CPU reports every step

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # What a resumed run may change: nothing that a number of the training depends on.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push_to_hub", "traceback"),
+    *("push_to_hub", "license", "traceback"),
 }
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split

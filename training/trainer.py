@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..hub.model_card import ask_for_license
 from ..hub.repositories import complete_card
 from ..processing.metrics import PADDING, reduce_logits
 
@@ -78,3 +79,5 @@ class SegmentationTrainer(Trainer):
         super().create_model_card(*arguments, **options)
         if self.is_world_process_zero():
             complete_card(Path(self.args.output_dir))
+            if self.args.push_to_hub:
+                ask_for_license(Path(self.args.output_dir))
