@@ -224,5 +224,5 @@ def test_contrast_of_bands_stays_in_the_range_of_their_type():
 
 
 def test_a_fill_of_the_wrong_length_says_how_many_bands_there_are():
-    with pytest.raises(ValueError, match="3 values, but the image has 5 bands"):
+    with pytest.raises(ValueError, match="3 values, but the image has 5 channels"):
         augment(0, np.zeros((9, 9, 5), np.uint8), np.zeros((9, 9), np.int64))

@@ -95,7 +95,7 @@ def test_skipping_begins_although_images_of_the_first_look_cannot_be_read(damage
     assert ("train/images/scene1.png" in train, "val/images/scene0.png" in val, once) == (True, True, 1)
     assert times in (1, 2)  # 4 steps of 2 of 5 images
     assert {"step": 4, UNREADABLE: times + 1} in read_log(tmp_path / "run" / "log.jsonl")
-    assert "2 images could not be read and were left out" in capsys.readouterr().out
+    assert "2 images could not be read and were skipped" in capsys.readouterr().out
 
 
 def test_without_skipping_the_first_look_refuses_them(damaged_data, tmp_path):

@@ -89,16 +89,16 @@ def test_an_id_without_a_class_raises(table_of):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ({"names": 3}, "cannot be understood"),
+        ({"names": 3}, "is not valid: "),
         ([], "does not list classes"),
         ({"classes": ["a", "b"], "num_classes": 3}, "num_classes=3, but lists 2"),
         ({"classes": ["a", "a"]}, "name 'a' to two classes"),
         ({"classes": [{"index": 1, "name": "a"}, {"index": 1, "name": "b"}]}, "index 1 to two classes"),
-        ({"classes": ["a", "b"], "palette": [[0, 0, 300], [0, 0, 0]]}, "not a colour"),
-        ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colours for 1 classes"),
-        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "1 colours for 2 classes"),
-        ({"classes": ["a"], "label_map": {"4": 1}}, "gives 4 the class 1"),
-        ({"classes": ["a"], "ignore_index": "none"}, "cannot be understood"),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 300], [0, 0, 0]]}, "not a color"),
+        ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colors for 1 classes"),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "1 colors for 2 classes"),
+        ({"classes": ["a"], "label_map": {"4": 1}}, "maps 4 to class 1"),
+        ({"classes": ["a"], "ignore_index": "none"}, "is not valid: "),
     ],
 )
 def test_a_wrong_table_is_answered_with_what_is_wrong(table_of, content, message):

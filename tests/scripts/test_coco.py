@@ -153,15 +153,15 @@ def test_packed_values_come_out_as_they_went_in():
 
 
 FAULTS = {
-    "unknown image": ([annotation(image_id=6)], "annotation 1 is of image 6 .* of which the image is not in"),
-    "unknown category": ([annotation(category_id=3)], "category 3, of which the category is not in the file"),
+    "unknown image": ([annotation(image_id=6)], "annotation 1 belongs to image 6 .* but the image is not in"),
+    "unknown category": ([annotation(category_id=3)], "category 3, but the category is not in the file"),
     "no mask": ([annotation(segmentation=None)], "annotation 1 has no 'segmentation'"),
     "odd polygon": ([annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "neither polygons nor RLE"),
     "text polygon": ([annotation(segmentation=[["1", 2, 3, 4, 5, 6]])], "neither polygons nor RLE"),
     "bad box": ([annotation(bbox=[1, 2, 3])], r"annotation 1 of 'a.png' has bbox \[1, 2, 3\]. Four numbers"),
     "RLE of another size": (
         [annotation(segmentation={"size": [30, 20], "counts": [600]})],
-        r"RLE mask of size \[30, 20\], and the image is \[20, 30\]",
+        r"RLE mask of size \[30, 20\], but the image is \[20, 30\]",
     ),
 }
 
@@ -174,7 +174,7 @@ def test_broken_annotations_are_explained(annotations, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[]", "not in COCO's format. It must hold the lists images"), ('{"images": 1}', "COCO's format")],
+    [("{", "is not JSON"), ("[]", "not in COCO format. It must contain the lists images"), ('{"images": 1}', "COCO format")],
 )  # fmt: skip
 def test_other_files_are_refused(text, message, tmp_path):
     path = tmp_path / "annotations.json"
@@ -185,14 +185,14 @@ def test_other_files_are_refused(text, message, tmp_path):
 
 def test_two_categories_of_one_name_are_refused(tmp_path):
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "dog"}]
-    with pytest.raises(ValueError, match="the categories are dog, dog. Give each"):
+    with pytest.raises(ValueError, match="the categories are dog, dog. Give each its own"):
         open_coco(write_coco(tmp_path, [], categories=categories), "train")
 
 
 def test_a_picture_of_another_size_than_annotated_is_refused(tmp_path):
     data = open_coco(write_coco(tmp_path, [annotation()], size=(40, 30)), "train")
     with pytest.raises(
-        ValueError, match=r"a.png' is 30x20 \(width x height\), and its annotations are for 30x40"
+        ValueError, match=r"a.png' is 30x20 \(width x height\), but its annotations are for 30x40"
     ):
         data[0]
 

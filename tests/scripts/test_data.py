@@ -138,9 +138,9 @@ def test_images_without_masks_and_masks_without_images_are_counted_and_named(fol
     ("place", "message"),
     [
         ("nowhere/at/all", "does not exist; '.*' holds classes.json, train/"),
-        (".", "has no images/ and masks/, but train in it have. Give '.*train'"),
+        (".", "has no images/ and masks/; they are in train. Give '.*train'"),
         ("train/images", "one level too deep. Give '.*train'"),
-        ("train/images/night", "needs a folder images/ and a folder masks/"),
+        ("train/images/night", "must have a folder images/ and a folder masks/"),
         ("classes.json", "is a file"),
     ],
 )
@@ -164,7 +164,7 @@ def test_two_images_of_one_name_are_both_named(folder):
 
 def test_a_missing_class_table_is_proposed_from_the_masks(folder):
     (folder.parent / "classes.json").unlink()
-    with pytest.raises(ValueError, match=r'"class 0", "class 1", "class 2".*hold the ids 0, 1, 2'):
+    with pytest.raises(ValueError, match=r'"class 0", "class 1", "class 2".*contain the ids 0, 1, 2'):
         SegmentationFolder(folder)
 
 
