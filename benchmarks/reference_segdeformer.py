@@ -1,10 +1,10 @@
-"""SegDeformer's decoder as its equations stand, one operation after the other: what ours is measured beside.
+"""A literal implementation of the equations of SegDeformer's decoder, with which ours is compared.
 
-All levels are upsampled and concatenated before their fusion, each projection is a product of its own, and both attentions
-hold a matrix of positions by positions. The results are those of `contextseg.modeling.decoder_segdeformer`, whose state
-dict fits as it is.
+All levels are upsampled and concatenated before their fusion, each projection is one matrix product, and both
+attentions store a matrix of positions by positions. The results equal those of
+`contextseg.modeling.decoder_segdeformer`, and its state dict loads unchanged.
 
-Legend: B batch, C channels, K classes, h, w the sides of the finest map, N = h w positions.
+Legend: B batch, C channels, K classes, h, w axes of the finest feature map, N = h w positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from contextseg.modeling.blocks import ConvNormAct, Decoded
 
 
 class Positionwise(nn.Linear):
-    """A linear layer at each position of a map."""
+    """A linear layer at each position of a feature map."""
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', h, w)."""
@@ -25,7 +25,7 @@ class Positionwise(nn.Linear):
 
 
 class StraightforwardAttention(nn.Module):
-    """Softmax attention of one head from each position of a map to each of another (eq. 5 and 7)."""
+    """Single-head softmax attention from the positions of a feature map to those of another (eq. 5 and 7)."""
 
     def __init__(self, dim: int, projection: Callable[[int, int], nn.Module], has_output: bool) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class StraightforwardAttention(nn.Module):
         self.o_proj = projection(dim, dim) if has_output else nn.Identity()
 
     def forward(self, feature_map: Tensor, source: Tensor) -> Tensor:
-        """(B, C, h, w) twice -> (B, C, h, w)."""
+        """(B, C, h, w), (B, C, h, w) -> (B, C, h, w)."""
         query = as_tokens(self.q_proj(feature_map))
         key, value = as_tokens(self.k_proj(source)), as_tokens(self.v_proj(source))
         scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
@@ -41,7 +41,7 @@ class StraightforwardAttention(nn.Module):
 
 
 class StraightforwardExternalMining(nn.Module):
-    """Features mixed from the tokens of the classes, and attention to them (eq. 6, 7 and 10)."""
+    """Attention to features that are mixed from the class tokens (eq. 6, 7 and 10)."""
 
     def __init__(
         self, dim: int, num_labels: int, projection: Callable[[int, int], nn.Module], is_normed: bool
@@ -64,9 +64,14 @@ class StraightforwardExternalMining(nn.Module):
 
 
 class StraightforwardSegDeformer(nn.Module):
-    """Feature maps of any number of scales, fine to coarse -> one map at the size of the finest, and Attn_mid.
+    """Decodes feature maps of any number of scales into one feature map at the finest size, and Attn_mid.
 
-    is_normed: the authors' code; otherwise the paper's equations, as the neck "linear" of our decoder.
+    Args:
+        in_channels: Channels of the feature maps, fine to coarse.
+        hidden_size: Channels C of the decoder.
+        num_labels: Number of classes K.
+        is_normed: Whether to follow the authors' code, with norms; otherwise the paper's equations, like the
+            neck "linear" of our decoder.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class StraightforwardSegDeformer(nn.Module):
         self.external = StraightforwardExternalMining(hidden_size, num_labels, projection, is_normed)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
-        """Maps (B, C_i, h_i, w_i), fine to coarse -> map (B, C, h, w) and scores (B, K, h, w)."""
+        """Maps (B, C_i, h_i, w_i), fine to coarse -> feature map (B, C, h, w) and scores (B, K, h, w)."""
         projected = [
             project(level) for project, level in zip(self.neck["projections"], feature_maps, strict=True)
         ]
@@ -108,5 +113,5 @@ def as_tokens(feature_map: Tensor) -> Tensor:
 
 
 def as_map(tokens: Tensor, like: Tensor) -> Tensor:
-    """(B, N, C) -> (B, C, h, w), with the sides of `like`."""
+    """(B, N, C) -> (B, C, h, w), with h and w from `like`."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
