@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import official_classes
 from .class_table import ClassTable, class_table
-from .pairing import Pair, Pairing, contents, listed
+from .pairing import Pair, Pairing, contents, files_by_name, listed
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,3 @@ def check_place(folder: Path) -> None:
                 f"'{folder}' is not the folder of {layout.title}, but '{root}' is. "
                 f"Give '{root}:{next(iter(layout.splits))}', with the split after the colon."
             )
-
-
-def files_by_name(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files below a folder by relative path without `suffix`; hidden files are left out."""
-    return {
-        path.relative_to(folder).as_posix().removesuffix(suffix): path
-        for path in sorted(folder.rglob(f"*{suffix}"))
-        if not path.name.startswith(".")
-    }

@@ -70,13 +70,21 @@ def pair_files(folder: Path) -> Pairing:
     )
 
 
-def files_by_name(folder: Path) -> dict[str, Path]:
-    """Image files below a folder by relative path without suffix; hidden files are left out."""
+def files_by_name(folder: Path, suffix: str = "") -> dict[str, Path]:
+    """Image files below a folder by relative path without suffix; hidden files are left out.
+
+    Args:
+        folder: Folder that is searched with its subfolders.
+        suffix: End of the file names to find and to strip. By default, all image files without their suffix.
+
+    Raises:
+        ValueError: Two files have the same name.
+    """
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob(f"*{suffix}")):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
             continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = path.relative_to(folder).as_posix().removesuffix(suffix or path.suffix)
         if name in files:
             raise ValueError(
                 f"'{path}' and '{files[name]}' have the same name up to the suffix. Rename one of them."
