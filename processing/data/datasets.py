@@ -5,7 +5,6 @@ datasets have the attributes `classes` (names), `palette`, `ignore_index` and `l
 file that cannot be read.
 """
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from ..image_reading import Source, read_bands, read_image, read_mask
 from ..label_maps import LabelMap
 from .class_table import ClassTable, example, find_class_table
+from .dataset_rows import cell_source, columns_of, load_rows
 from .official_layouts import Layout, check_place, find_layout
 from .pairing import Pair, Pairing, missing_table, pair_files
 
@@ -145,7 +145,7 @@ class DatasetPairs(SegmentationData):
 
         table = table or table_of_features(dataset, name)
         super().__init__(table, num_bands, value_range)
-        self.image_column, self.mask_column = find_columns(dataset, image_column, mask_column, name)
+        self.image_column, self.mask_column = pair_columns(dataset, image_column, mask_column, name)
         self.name = name
         raw = dataset.with_format(None).select_columns([self.image_column, self.mask_column])
         for column in raw.column_names:  # kept as bytes or paths and read by us, so that errors name the row
@@ -163,14 +163,10 @@ class DatasetPairs(SegmentationData):
         return Pair(image, mask, f"{self.name}[{index}]")
 
     def file(self, cell: dict[str, Any] | None, index: int, column: str) -> Source:
-        """The path in a cell, or its bytes as a file object that has a name for messages."""
+        """The path or file of an image in a cell. Raises ValueError if the cell is empty."""
         if cell is None:
             raise ValueError(f"{self.name}[{index}] has no '{column}'. Remove such rows before training.")
-        if cell["bytes"] is None:
-            return cell["path"]
-        file = io.BytesIO(cell["bytes"])
-        file.name = f"{self.name}[{index}]['{column}'] {cell['path'] or ''}".strip()
-        return file
+        return cell_source(cell, f"{self.name}[{index}]['{column}'] {cell['path'] or ''}".strip())
 
 
 def open_data(
@@ -269,40 +265,13 @@ def is_known_to_datasets(folder: Path) -> bool:
     )
 
 
-def load_rows(source: Path | str, split: str | None) -> "datasets.Dataset":
-    """Loads one split with `datasets`. Raises ValueError if the source or the split does not exist."""
-    import datasets
-
-    try:
-        if isinstance(source, str):
-            loaded = datasets.load_dataset(source)
-        elif (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
-            loaded = datasets.load_from_disk(source)
-        else:
-            loaded = datasets.load_dataset("imagefolder", data_dir=str(source))
-    except (ConnectionError, FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"'{source}' is not a folder, and `datasets` cannot load it: {error} Check the path (relative to "
-            f"'{Path.cwd()}') or the name, and the connection to the Hub."
-        ) from error
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    if split is None and len(loaded) == 1:
-        return next(iter(loaded.values()))
-    if split not in loaded:
-        raise ValueError(
-            f"'{source}' has the splits {', '.join(loaded)}. Choose one, as in '{source}:{next(iter(loaded))}'."
-        )
-    return loaded[split]
-
-
-def find_columns(
+def pair_columns(
     dataset: "datasets.Dataset", image_column: str | None, mask_column: str | None, name: str
 ) -> tuple[str, str]:
     """The columns of images and masks: the given names, or else by type and usual name."""
     from datasets import Image as ImageFeature
 
-    columns = [column for column, kind in dataset.features.items() if isinstance(kind, ImageFeature)]
+    columns = columns_of(dataset, ImageFeature)
     for wanted in (image_column, mask_column):
         if wanted is not None and wanted not in columns:
             raise ValueError(

@@ -4,7 +4,6 @@ Samples are {"image": RGB image, "label": class index, "name": text}; `classes` 
 name the file that cannot be read.
 """
 
-import io
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..image_reading import ImageReadError, Source, read_image
-from .datasets import is_known_to_datasets, is_path, load_rows, split_source
+from .dataset_rows import cell_source, columns_of, load_rows
+from .datasets import is_known_to_datasets, is_path, split_source
 from .pairing import contents, files_by_name, listed
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class LabelledRows(LabelledImages):
         from datasets import Image as ImageFeature
 
         self.name = name
-        self.image_column, self.label_column = find_columns(dataset, name)
+        self.image_column, self.label_column = label_columns(dataset, name)
         kind = dataset.features[self.label_column]
         if isinstance(kind, ClassLabel):
             self.classes = list(kind.names)
@@ -100,11 +100,7 @@ class LabelledRows(LabelledImages):
         label = label if self.has_indices else self.classes.index(str(label))
         if cell is None or label is None or label < 0:
             raise ValueError(f"{name} has no image or no label. Remove such rows before training.")
-        if cell["bytes"] is None:
-            return cell["path"], label, name
-        file = io.BytesIO(cell["bytes"])
-        file.name = name
-        return file, label, name
+        return cell_source(cell, name), label, name
 
 
 class GeneratedImages(LabelledImages):
@@ -177,18 +173,17 @@ def class_folders(path: Path) -> list[Path]:
     return folders
 
 
-def find_columns(dataset: "datasets.Dataset", name: str) -> tuple[str, str]:
+def label_columns(dataset: "datasets.Dataset", name: str) -> tuple[str, str]:
     """The only column of images, and the column of labels by type or usual name."""
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
-    kinds = dataset.features
-    images = [column for column, kind in kinds.items() if isinstance(kind, ImageFeature)]
-    labels = [column for column, kind in kinds.items() if isinstance(kind, ClassLabel)]
-    labels = labels if len(labels) == 1 else [column for column in LABEL_COLUMNS if column in kinds]
+    images, labels = columns_of(dataset, ImageFeature), columns_of(dataset, ClassLabel)
+    if len(labels) != 1:
+        labels = [column for column in LABEL_COLUMNS if column in dataset.features]
     if len(images) != 1 or not labels:
         raise ValueError(
-            f"{name} has the columns {listed(list(kinds))}. One column of images and one of class labels are "
+            f"{name} has the columns {listed(list(dataset.features))}. One column of images and one of class labels are "
             "required. Select these columns and rename them to 'image' and 'label'."
         )
     return images[0], labels[0]
