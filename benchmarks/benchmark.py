@@ -6,7 +6,6 @@ The two models of a comparison run in turn in one process. The comparisons are l
 Slow imports come after the command line is parsed, so that `--help` answers quickly.
 """
 
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -116,6 +115,8 @@ def heading(arguments: BenchmarkArguments, device: "torch.device", argv: list[st
     import torch
     import transformers
 
+    from ..training.records import processor_name
+
     command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
@@ -132,12 +133,6 @@ round: median (lowest to highest); below 1 is better. Memory is the peak size of
 training steps it includes gradients. Unless stated otherwise, inference goes from images to masks at image size, and a
 training step is forward, loss at image size, and backward.
 """
-
-
-def processor_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def section(work: "Work", arguments: BenchmarkArguments, device: "torch.device") -> str:
