@@ -88,7 +88,7 @@ def chosen_works(names: str) -> "list[Work]":
 
     unknown = set(filter(None, names.split(","))) - WORKS.keys()
     if unknown:
-        raise ValueError(f"no comparison {', '.join(sorted(unknown))}. Choose from: {', '.join(WORKS)}.")
+        raise ValueError(f"no comparison {', '.join(sorted(unknown))}. Known: {', '.join(WORKS)}.")
     return [WORKS[name] for name in (names.split(",") if names else WORKS)]
 
 

@@ -92,7 +92,7 @@ def test_both_models_of_the_swin_comparison_compute_the_same():
 
 
 def test_a_misspelt_work_is_answered_with_the_known_ones(tmp_path):
-    with pytest.raises(SystemExit, match="no comparison glam_swim. Choose from: glam_swin, swin"):
+    with pytest.raises(SystemExit, match="no comparison glam_swim. Known: glam_swin, swin"):
         benchmark.main(["--works", "glam_swim", "--output", str(tmp_path / "speed.md")])
 
 
