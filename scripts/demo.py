@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
     from .demonstration import Asked
@@ -80,22 +80,24 @@ SHOWN, ASKED = (
 
 
 @dataclass
-class DemoArguments:
-    # Scenes
-    scenes: int = 1500  # to train on
-    size: int = 96  # sides of a scene in pixels
-    distance: float = 48  # pixels from the flag to the nearest white, in the scenes that are scored
-    # Training
-    steps: int = 800  # steps of the optimizer, of 8 scenes each
-    tokens: int = 4  # global tokens in each window; 0 is plain Swin, for comparison
-    seed: int = 0  # of the scenes, the initial weights and the order of training
-    # Run
-    output: str = "demo"  # folder for everything; replaces an earlier demonstration
-    traceback: bool = False  # show where in the code an error came from
+class DemoArguments(CommandOptions):
+    scenes: int = option(1500, "scenes to train on")
+    size: int = option(96, "side of a scene in pixels")
+    distance: float = option(
+        48, "pixels from the flag to the nearest white area, in the scenes that are scored"
+    )
+    steps: int = option(800, "optimizer steps, of 8 scenes each")
+    tokens: int = option(4, "global tokens in each window; 0 is plain Swin, for comparison")
+    seed: int = option(0, "seed of the scenes, the initial weights and the order of training")
+    output: str = option("demo", "folder for everything; replaces an earlier demonstration")
+
+
+def new_parser() -> CommandLine:
+    return CommandLine(DemoArguments, PROGRAM, DESCRIPTION)
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(DemoArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback):
         return demo(arguments)
 
@@ -158,12 +160,12 @@ def series(arguments: DemoArguments, split: str) -> int:
 def train_nano(arguments: DemoArguments, folder: Path) -> int:
     """What `contextseg-train` with these options does."""
     from ..processing.data.scenes import CLASSES, FLAGS
-    from ..training.options import TrainArguments
+    from ..training.options import SegmentationArguments
     from ..training.run import train
 
     weights = [10 if label in FLAGS else 1 for label in range(len(CLASSES))]  # flags are 0.5 % of the pixels
     return train(
-        TrainArguments(
+        SegmentationArguments(
             train=str(folder / "data" / "train"),
             val=str(folder / "data" / "val"),
             output=str(folder / "run"),

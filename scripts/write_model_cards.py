@@ -24,7 +24,7 @@ from ..hub.papers import PAPERS, READINGS
 from ..processing.data.official_layouts import LAYOUTS
 from ..training import setup
 from ..training.models import STARTS
-from ..training.options import TrainArguments
+from ..training.options import TrainArguments, train_arguments
 from ..training.origin import public_model
 from ..training.recipes import Recipe, read_recipe, recipe_names, with_recipe
 from ..training.tasks import task_of
@@ -102,7 +102,7 @@ def read_row(name: str) -> Row:
 
 def card(row: Row) -> str:
     """The whole file."""
-    arguments = TrainArguments(**with_recipe(TrainArguments, {"recipe": row.name})[0])
+    arguments = train_arguments(with_recipe({"recipe": row.name})[0])
     paper = row.recipe.paper
     family = next(
         (name for name in PAPERS if name in (arguments.model, str(arguments.preset).partition("_")[0])), ""
@@ -182,10 +182,10 @@ def score_table(paper: Mapping[str, Any], parameters: int) -> str:
 
 def count_parameters(arguments: TrainArguments, num_classes: int) -> int:
     """Of the model at its full size, without the memory for it."""
-    task = task_of(arguments.task)
-    data = task.generated(arguments, num_classes)
+    task = task_of(arguments.task)(arguments)
+    data = task.generated(num_classes)
     with torch.device("meta"):
-        model = setup.new_model(arguments, task, data)
+        model = setup.new_model(task, data)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
