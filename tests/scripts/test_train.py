@@ -53,6 +53,8 @@ def test_the_record_tells_arguments_versions_scores_and_hardware(run):
     assert record["status"] == "finished"
     assert record["steps_done"] == record["best"]["step"] == 4
     assert record["arguments"]["batch_size"] == 2
+    assert record["arguments"].keys() == {"task", *(field.name for field in fields(SegmentationArguments))}
+    assert not {"label_smoothing", "mix_token", "rand_augment", "shorter_side"} & record["arguments"].keys()
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["hardware"]["cores"] == os.cpu_count()
     assert [row["name"] for row in record["scores"]["per_class"]] == CLASSES
