@@ -33,19 +33,33 @@ def mask_overlay(
     strength: float = 0.5,
     ignore_index: int | None = None,
 ) -> Image.Image:
-    """The photograph tinted with the colours of the classes; ignored pixels keep theirs."""
+    """The image tinted with the colors of the classes.
+
+    Args:
+        image: The image.
+        mask: (H, W) class ids of the same size.
+        palette: One (r, g, b) for each class.
+        strength: Share of the class color, from 0 to 1.
+        ignore_index: Id of pixels that keep their color.
+    """
     tinted = Image.blend(image.convert("RGB"), mask_picture(mask, palette, ignore_index), strength)
     if ignore_index is not None:
         tinted.paste(image.convert("RGB"), mask=Image.fromarray(mask == ignore_index))
     return tinted
 
 
-def overlay(
+def heat_overlay(
     image: Image.Image, heat: np.ndarray, *, strength: float = 0.8, colormap: str = "inferno"
 ) -> Image.Image:
-    """The photograph in grey under a map of values, (H, W), such as attention; the highest value is brightest.
+    """The image in gray under a map of values, such as attention; the highest value is brightest.
 
     The scale ends at the 99.5th percentile, so that a few extreme pixels do not leave the rest dark.
+
+    Args:
+        image: The image.
+        heat: (H, W) values of the same size.
+        strength: Share of the map's color, from 0 to 1.
+        colormap: A colormap of matplotlib.
     """
     heat = np.asarray(heat, dtype=np.float64)
     low, high = heat.min(), np.percentile(heat, 99.5)

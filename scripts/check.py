@@ -70,7 +70,7 @@ def splits(source: str) -> list[str]:
 
 def check(source: str, arguments: CheckArguments) -> "CheckReport":
     from ..processing.data.datasets import open_data
-    from ..processing.data.report import check_dataset
+    from ..processing.data.report import check_data
 
     dataset = open_data(
         source,
@@ -80,7 +80,7 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
         num_bands=arguments.num_channels,
         needs_all_pairs=False,
     )
-    return check_dataset(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
+    return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
 
 
 if __name__ == "__main__":

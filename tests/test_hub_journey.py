@@ -23,8 +23,7 @@ from contextseg.training.options import train_arguments, train_parser
 
 VISITOR = Path(__file__).with_name("hub_visitor.py")
 NAME = "me/streets"
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-SECTION = re.search(r"## Push to the Hub\n.*?(?=\n## )", README, re.DOTALL)[0]
+PAGE = (Path(__file__).resolve().parents[1] / "docs/how-to/publish.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,8 @@ def author(hub, place, monkeypatch, tmp_path):
 
 
 def block(word):
-    """The Python block of the README's section that holds this word."""
-    return next(code for code in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL) if word in code)
+    """The Python block of the page on publishing that holds this word."""
+    return next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if word in code)
 
 
 def parsed(words):
@@ -70,10 +69,10 @@ def files_below(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_two_processes_the_readme_runs_as_written_from_training_to_a_strangers_pipeline(
+def test_two_processes_the_page_on_publishing_runs_as_written_from_training_to_a_strangers_pipeline(
     author, place, tmp_path
 ):
-    words = re.search(r"^contextseg-export (runs/streets --push .+)$", SECTION, re.MULTILINE)[1].split()
+    words = re.search(r"^contextseg-export (runs/streets --push .+)$", PAGE, re.MULTILINE)[1].split()
     assert export.main([*words, "--no-proof"]) == 0
     (tmp_path / "use.py").write_text(block("pipeline"))
     (tmp_path / "photo.jpg").write_bytes((place / "photo.jpg").read_bytes())
@@ -94,7 +93,7 @@ def test_two_processes_the_readme_runs_as_written_from_training_to_a_strangers_p
     assert all(np.array_equal(theirs[region["label"]], np.asarray(region["mask"])) for region in ours)
 
 
-def test_a_model_and_its_processor_are_pushed_from_python_as_the_readme_says(author, place):
+def test_a_model_and_its_processor_are_pushed_from_python_as_the_page_says(author, place):
     names = {
         "model": AutoModelForSemanticSegmentation.from_pretrained("runs/streets/best"),
         "processor": AutoImageProcessor.from_pretrained("runs/streets/best"),

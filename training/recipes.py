@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from ..configuration.options import did_you_mean
+from ..configuration.checked_config import did_you_mean
 from .options import train_parser
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"

@@ -17,7 +17,7 @@ from ..processing.data.batches import TrainingSamples
 from ..processing.data.class_table import ClassTable
 from ..processing.data.datasets import SegmentationData, open_data
 from ..processing.data.official_layouts import with_split
-from ..processing.data.report import check_dataset
+from ..processing.data.report import check_data
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
 from .checkpoints import model_folder
@@ -53,7 +53,7 @@ class SegmentationTask(Task):
     def open(self, split: str) -> SegmentationData:
         name = getattr(self.arguments, split)
         data = open_data(with_split(name, split))
-        report = check_dataset(data, CHECKED_SAMPLES, name=name, skip_unreadable=self.skips_unreadable)
+        report = check_data(data, CHECKED_SAMPLES, name=name, skip_unreadable=self.skips_unreadable)
         for warning in report.warnings:
             logger.warning("%s: %s", name, warning)
         if report.problems:

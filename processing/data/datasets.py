@@ -182,9 +182,24 @@ def open_data(
     value_range: tuple[float, float] | None = None,
     needs_all_pairs: bool = True,
 ) -> SegmentationData:
-    """A folder with images/ and masks/, of a published data set, or that `datasets` knows; or a data set of the Hub.
+    """Opens pairs of images and masks.
 
-    The split can be a part of the source, as in "me/streets:train"; of a folder it is a subfolder.
+    Samples are `{"image": PIL image or (H, W, channels) array, "mask": (H, W) int64 class ids, "name": text}`. The data set has
+    `classes`, `palette`, `ignore_index` and `label_map`.
+
+    Args:
+        source: Folder with images/ and masks/, folder of ADE20K, Cityscapes or COCO-Stuff as published, folder that `datasets`
+            knows, or name of a data set on the Hub. The split may follow after a colon: "me/streets:train".
+        split: The split; of a folder it is a subfolder.
+        classes: Class names, or the path of a classes.json; by default the one beside the data, or the data set's own.
+        image_column: Column of the images in a data set of `datasets`; by default found by type and name.
+        mask_column: The same for masks.
+        num_bands: Channels of the images; 3 makes RGB of every image.
+        value_range: Values of black and white in images of more than 8 bits.
+        needs_all_pairs: Whether an image without a mask, or a mask without an image, is an error.
+
+    Raises:
+        ValueError: There is no such data, it has no class names, or its files do not form pairs.
     """
     source, split = split_source(str(source), split)
     reading = {"num_bands": num_bands, "value_range": value_range}

@@ -112,7 +112,7 @@ class CheckReport:
         return lines
 
 
-def check_dataset(
+def check_data(
     dataset: SegmentationData,
     sample: int | None = None,
     *,
@@ -120,9 +120,17 @@ def check_dataset(
     progress: bool = False,
     skip_unreadable: bool = False,
 ) -> CheckReport:
-    """Reads all pairs, or `sample` of them spread evenly, and reports what they hold and what is wrong with them.
+    """Reads pairs of images and masks, and reports what they hold and what is wrong with them.
 
-    With `skip_unreadable`, pairs that cannot be read are no problem, but worth a warning.
+    Args:
+        dataset: What `open_data` gave.
+        sample: Number of pairs to read, spread evenly; None reads all.
+        name: What the report calls the data.
+        progress: Whether to show a progress bar.
+        skip_unreadable: Whether pairs that cannot be read are a warning rather than a problem.
+
+    Returns:
+        The report: `text()` for people, `as_dict()` for JSON, `problems` (would break a training) and `warnings`.
     """
     report = CheckReport(name, dataset.classes, len(dataset), skip_unreadable)
     report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])

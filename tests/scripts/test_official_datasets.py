@@ -15,7 +15,7 @@ from contextseg.processing.data.official_layouts import (
     find_layout,
     with_split,
 )
-from contextseg.processing.data.report import check_dataset
+from contextseg.processing.data.report import check_data
 from contextseg.scripts import check, evaluate, train
 
 SPLIT_FOLDERS = {"train": ("training", "train", "train2017"), "val": ("validation", "val", "val2017")}
@@ -212,7 +212,7 @@ def test_the_check_reads_both_splits(root, capsys):
     assert f"{root}:train: " in printed
     assert f"{root}:val: " in printed
     assert "PROBLEM" not in printed
-    assert check_dataset(open_data(f"{root}:val")).ignored_pixels > 0
+    assert check_data(open_data(f"{root}:val")).ignored_pixels > 0
 
 
 def test_training_and_evaluation_take_their_split_of_one_folder(tmp_path):

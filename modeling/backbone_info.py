@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, TimmBackboneConfig
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
-from .encoder_building import adapted_config, build_encoder, build_timm
+from .backbone_building import adapted_config, build_encoder, build_timm
 
 Built = TypeVar("Built")
 # What an encoder raises on an image whose size it does not take, or on the meta device.
@@ -76,26 +76,15 @@ def measure(config: PreTrainedConfig) -> EncoderFacts:
         config = deepcopy(config)
         if "flash" in str(config._attn_implementation):  # its kernels need a device that computes
             config._attn_implementation = "sdpa"
-        with torch.random.fork_rng(devices=[]), no_init_weights():
+        # A caller may build under `torch.no_grad()` or `torch.inference_mode()`; here gradients tell what is used.
+        with (
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices=[]),
+            no_init_weights(),
+        ):
             MEASURED[key] = measured_anew(config)
     return MEASURED[key]
-
-
-def finest_stride(config: PreTrainedConfig, pyramid: bool = False) -> int:
-    """Pixels for one cell of the finest map that decoders get, for `logits_stride` of a segmenter.
-
-    pyramid: whether the decoder makes a pyramid of a plain vision transformer's maps.
-    """
-    own = getattr(config, "logits_stride", None)  # our families know it
-    if own is not None:
-        return own
-    facts = measure(config)
-    return min(facts.pyramid_strides if pyramid else facts.strides)
-
-
-def image_bands(config: PreTrainedConfig) -> int:
-    """Bands of the images that an encoder takes, for `num_channels` of a segmenter."""
-    return getattr(getattr(config, "vision_config", config), "num_channels", 3)
 
 
 def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
@@ -272,4 +261,4 @@ def needed_minimum(encoder: nn.Module, strides: Sequence[int], multiple: int) ->
     return 16 * largest
 
 
-__all__ = ["EncoderFacts", "finest_stride", "image_bands", "measure"]
+__all__ = ["EncoderFacts", "measure"]
