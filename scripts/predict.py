@@ -19,7 +19,7 @@ from ..training.command_line import (
 from ..training.inference_options import InferenceOptions
 
 if TYPE_CHECKING:
-    from .prediction import Job
+    from ..processing.prediction_files import Job
 
 PROGRAM = "contextseg-predict"
 DESCRIPTION = """Segment image files. Each mask is a PNG as large as its file, pixel for pixel (also for rotated photographs), whose
@@ -70,9 +70,11 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ..modeling.explanations import global_attention_maps
+    from ..processing.prediction import Predictor
+    from ..processing.prediction_files import find_jobs
+    from ..processing.prediction_maps import MAPS
     from ..training.models import open_model
-    from .prediction import Predictor, find_jobs, parse_position
-    from .prediction_maps import MAPS
 
     position = parse_position(arguments.explain) if arguments.explain else None
     inference = arguments.inference()
@@ -80,7 +82,10 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     model, processor, _ = open_model(arguments.model)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
-    predictor = Predictor(model, processor, inference, maps=maps, overlay=arguments.overlay, explain=position)
+    results = {"maps": maps, "overlay": arguments.overlay}
+    predictor = Predictor(
+        model, processor, inference, **results, explain=position, attention=global_attention_maps
+    )
     failures = []
     for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
         try:
@@ -89,6 +94,16 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
             failures.append((job, str(error)))
     print(f"{len(jobs) - len(failures)} of {len(jobs)} images segmented into {arguments.output}")
     return failures
+
+
+def parse_position(text: str) -> tuple[int, int]:
+    """`"120,45"` -> (120, 45): pixels from the left and from the top."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(
+            f"--explain {text} is not a position. Write X,Y in pixels from the left and the top: 120,45."
+        )
+    return int(parts[0]), int(parts[1])
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def option_text(action: argparse.Action) -> str:
 def help_text(action: argparse.Action) -> str:
     """The help with its values filled in, safe in Markdown."""
     text = one_line((action.help or "") % {**vars(action), "prog": ""})
-    return re.sub(r"([*_<>\[\]])", r"\\\1", text)
+    return re.sub(r"([*_<>\[\]]|--)", r"\\\1", text)
 
 
 def entries(docstring: str, without: dict[str, str] | None = None) -> dict[str, str]:
