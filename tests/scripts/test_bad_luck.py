@@ -29,7 +29,7 @@ from contextseg.training.checkpoints import CheckpointError, load_state
 from contextseg.training.command_line import plain_message
 from contextseg.training.loop import Schedule, Training, optimizer_step
 from contextseg.training.optim import WeightAverage
-from contextseg.training.options import TrainArguments
+from contextseg.training.options import SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.setup import open_splits
 
@@ -184,9 +184,12 @@ def test_validation_without_a_labelled_pixel_names_no_best_model(data, tmp_path)
 
 
 def test_a_validation_set_without_images_is_refused():
-    task = SimpleNamespace(open=lambda _, split: [] if split == "val" else ["a sample"])
+    task = SimpleNamespace(
+        open=lambda split: [] if split == "val" else ["a sample"],
+        arguments=SegmentationArguments(train="me/data:train", val="me/data:val"),
+    )
     with pytest.raises(ValueError, match="me/data:val holds no images to validate on"):
-        open_splits(TrainArguments(train="me/data:train", val="me/data:val"), task)
+        open_splits(task)
 
 
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (3, 1), (0, 2), (1, 3)])

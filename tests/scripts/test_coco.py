@@ -34,6 +34,7 @@ from contextseg.training.detection import (
     DetectionTask,
     shorter_sides,
 )
+from contextseg.training.options import DetectionArguments
 
 SIZE = (20, 30)
 SQUARE = [[4, 5, 14, 5, 14, 12, 4, 12]]
@@ -382,7 +383,7 @@ def scores_without_one_square(folder, accelerator):
     found = truth_of(data)
     found[0]["objects"] = found[0]["objects"][1:]
     processor = DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 99})
-    images = DetectionTask().evaluation_images(data, processor, accelerator, workers=0)
+    images = DetectionTask(DetectionArguments(workers=0)).evaluation_images(data, processor, accelerator)
     own = found[accelerator.process_index :: accelerator.num_processes]
     return score_objects(Oracle(own), images, accelerator)
 

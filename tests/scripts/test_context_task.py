@@ -38,7 +38,7 @@ def little_task():
         steps=2,
         patience=2,
         learning_rate=1e-3,
-        batch=4,
+        batch_size=4,
     )
 
 

@@ -401,8 +401,7 @@ def test_command_writes_a_repository_that_from_pretrained_opens(tmp_path, capsys
             "--weights",
             str(tmp_path / "weights.pth"),
             "--max-image-size",
-            "64",
-            "64",
+            "64x64",
         ]
         + ["--arguments", str(tmp_path / "arguments.json"), "--output", str(tmp_path / "out")]
     )

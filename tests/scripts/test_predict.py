@@ -12,9 +12,9 @@ from contextseg.processing.overlays import (
     mask_picture,
     with_cross,
 )
-from contextseg.scripts.predict import main
-from contextseg.scripts.prediction import find_jobs, parse_position
-from contextseg.scripts.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
+from contextseg.processing.prediction_files import find_jobs
+from contextseg.processing.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
+from contextseg.scripts.predict import main, parse_position
 from contextseg.scripts.train import main as train
 from contextseg.training.plots import plot_confusion, plot_curves
 

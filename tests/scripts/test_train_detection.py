@@ -97,7 +97,7 @@ def test_it_learns_a_handful_of_shapes(tmp_path):
     main([
         *("--train", f"{tmp_path}/train", "--val", f"{tmp_path}/train", "--output", f"{tmp_path}/run", *TINY),
         *("--shorter-side", "64", "--preset", "nano", "--set", f"detector_options={FEW}", "--epochs", "40"),
-        *("--schedule", "step", "--milestones", "30", "--eval-interval", "80", "--no-flip", "--batch-size", "2"),
+        *("--schedule", "step", "--milestones", "30", "--eval-interval", "80", "--no-horizontal-flip", "--batch-size", "2"),
     ])  # fmt: skip
     scores = read_json(tmp_path / "run" / "run.json")["scores"]
     assert scores["box_ap_50"] > 0.9
@@ -125,7 +125,10 @@ def test_other_categories_to_validate_on_are_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--crop-size", "64"], "--crop-size is 64, and detectors see whole images"),
+        (
+            ["--crop-size", "64"],
+            "--crop-size is an option of segmentation and classification, and the task of this run is detection",
+        ),
         (["--schedule", "step"], "--schedule step and --milestones belong together"),
         (["--milestones", "3"], "--schedule step and --milestones belong together"),
         (["--schedule", "step", "--milestones", "9"], r"\[9.0\] are not all within the run of 4"),
