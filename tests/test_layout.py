@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
+from cases import each
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORTED = ("configuration", "modeling", "processing")  # folders that the Hub export flattens into one
@@ -35,7 +35,7 @@ def python_files(*folders):
 
 
 def named(paths):
-    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
+    return each("path", {str(path.relative_to(ROOT)): path for path in paths})
 
 
 each_exported_file = named(
@@ -162,7 +162,7 @@ def test_imports_are_written_so_that_the_hub_loader_finds_them(path):
     assert wrong_imports(path.read_text()) == []
 
 
-@pytest.mark.parametrize(
+@each(
     "source",
     [
         "from . import windows",

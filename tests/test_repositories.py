@@ -22,6 +22,7 @@ for folder in map(Path, sys.argv[1:]):
 """
 
 
+@pytest.mark.processes
 def test_every_segmenter_opens_without_the_package_with_the_same_logits(tmp_path, monkeypatch):
     pixels = torch.randn(1, 3, 37, 53)
     expected = {}

@@ -408,6 +408,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.processes
 def test_two_processes_score_every_picture_once(tmp_path):
     folder = str(write_shapes(tmp_path, 3))
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -189,6 +189,7 @@ def test_networks_that_see_little_train_longer():
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_find_what_one_finds():
     task = little_task()
     networks = [Network(0), Network(1)]

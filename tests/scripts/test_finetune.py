@@ -250,6 +250,7 @@ def run_module(arguments, folder, environment=None, launcher=()):
     return finished.stdout
 
 
+@pytest.mark.processes
 def test_two_processes_count_images_of_any_size_once(checkpoints, tmp_path):
     """Three images of three sizes: the second process sees one of them again, only to keep in step."""
     data = tmp_path / "data"
@@ -269,6 +270,7 @@ def test_two_processes_count_images_of_any_size_once(checkpoints, tmp_path):
     assert [row["support"] for row in told["per_class"]] == [row["support"] for row in alone["per_class"]]
 
 
+@pytest.mark.processes
 def test_two_processes_what_is_pushed_opens_and_tells_its_scores(checkpoints, data, tmp_path):
     """With LoRA: its checkpoints are adapters, and what is published is the merged model."""
     with loopback_hub() as hub:

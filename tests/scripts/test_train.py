@@ -86,6 +86,7 @@ def stop_after(step, monkeypatch):
     monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
 
 
+@pytest.mark.usefixtures("own_sigterm")
 def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
     changes = [
         "--steps",

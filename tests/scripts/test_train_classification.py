@@ -107,6 +107,7 @@ def test_the_record_tells_top_1_top_5_and_loss(run):
     assert all(entry["val_loss"] > 0 for entry in entries)
 
 
+@pytest.mark.usefixtures("own_sigterm")
 def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
     changes = ["--accumulation", "2", "--ema", "0.9", "--set", "drop_path_rate=0.5"]
     whole, parts, steps, step = tmp_path / "whole", tmp_path / "parts", [], loop.optimizer_step

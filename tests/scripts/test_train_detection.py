@@ -67,6 +67,7 @@ def test_the_record_tells_box_and_mask_precision(run):
     assert all(0 <= entry["mask_ap"] <= 1 for entry in entries)
 
 
+@pytest.mark.usefixtures("own_sigterm")
 def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
     changes = ["--accumulation", "2", "--steps", "3", "--set", "drop_path_rate=0.5", "--schedule", "step"]
     changes += ["--milestones", "2", "--eval-interval", "9"]
