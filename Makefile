@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a machine that has Python (3.11 or newer), make and git, and nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-rest test-all test-oldest check bench
+.PHONY: help install demo smoke test test-rest test-all test-oldest check docs bench
 
 # The first interpreter that runs, is new enough and can make virtual environments; another one: `make PYTHON=... install`.
 PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -33,10 +33,13 @@ test-all: test test-rest ## both; those for a GPU with `.venv/bin/python -m pyte
 test-oldest: ## the tests on the oldest versions that pyproject.toml allows
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS="-c constraints-oldest.txt" test
 
-check: install ## formatting, lint, and the rules on imports and sizes
+check: install docs ## formatting, lint, the rules on imports and sizes, and the documentation
 	$(IN)/ruff check .
 	$(IN)/ruff format --check .
 	$(IN)/python -m pytest -q tests/test_layout.py
+
+docs: install ## build the documentation; a warning is an error; open docs/_build/html/index.html
+	$(IN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 bench: install ## time and memory beside transformers' models
 	$(IN)/contextseg-benchmark

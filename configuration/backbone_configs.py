@@ -7,17 +7,22 @@ from transformers import AutoConfig, PreTrainedConfig
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
+from .custom_backbones import REGISTERED_HERE  # noqa: F401 - in an exported repository, the import registers them
 
 # Found without transformers' registry, which knows other copies of these classes where code comes from the Hub.
 OWN_BACKBONES = {config.model_type: config for config in (CswinConfig, GlamSwinConfig, MaformerConfig)}
 
 
-def backbone_from_dict(settings: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration that the dictionary describes, of our types or of those that transformers knows."""
+def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> PreTrainedConfig:
+    """The configuration that the dictionary describes, of our types or of those that transformers knows.
+
+    is_stored: whether it comes from a file, of which unknown keys are kept.
+    """
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
     if model_type in OWN_BACKBONES:
-        return OWN_BACKBONES[model_type].from_dict(settings)
+        config_class = OWN_BACKBONES[model_type]
+        return config_class.from_dict(settings) if is_stored else config_class(**settings)
     if model_type is None:
         raise ValueError(
             f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "

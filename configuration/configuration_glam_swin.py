@@ -91,6 +91,10 @@ class GlamSwinConfig(StagedConfig):
         """Side of a stage's windows."""
         return self.nominal_grid(stage) or self.window_size
 
+    def upsampling_heads(self, stage: int) -> int:
+        """Attention heads of the step up to a stage: those of the stage itself, twice as wide, as the authors have them."""
+        return self.num_heads[stage]
+
     def position_rows(self, stage: int) -> int:
         """Rows of a stage's position table: the authors take the square of 45 windows x tokens, halved per stage."""
         if self.global_position_rows is not None:

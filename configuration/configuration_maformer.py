@@ -3,7 +3,7 @@ with Multi-scale Attention Fusion for Visual Recognition", arXiv 2209.01620)."""
 
 from huggingface_hub.dataclasses import strict
 
-from .options import choose
+from .checked_config import choose
 from .staged import StagedConfig
 
 CHOICES = {

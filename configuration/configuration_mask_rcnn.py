@@ -7,9 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_configs import backbone_from_dict
-from .checked_config import CheckedConfig
+from .checked_config import CheckedConfig, reject_unknown_options
 from .configuration_maformer import MaformerConfig
-from .options import reject_unknown_options
 
 # Those of torchvision's `MaskRCNN` that are numbers and not set otherwise: images are resized by the image processor, and a
 # cascade has its own overlaps.
@@ -63,7 +62,9 @@ class MaskRcnnConfig(CheckedConfig):
         if self.backbone_config is None:
             self.backbone_config = MaformerConfig()
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = backbone_from_dict(self.backbone_config)
+            self.backbone_config = backbone_from_dict(
+                self.backbone_config, is_stored=kwargs.get("_is_stored", False)
+            )
         if self.drop_path_rate is not None and not hasattr(self.backbone_config, "drop_path_rate"):
             raise ValueError(
                 f"drop_path_rate is {self.drop_path_rate}, and the backbone '{self.backbone_config.model_type}' has no stochastic "

@@ -6,9 +6,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
-from .backbone_configs import OWN_BACKBONES, backbone_from_dict
+from .backbone_configs import backbone_from_dict
 from .decoding import DecodingConfig
-from .encoders import measure
 
 NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
 FLAT_NECKS = ("conv", "linear", "segformer")  # these fuse maps of one stride as they are
@@ -92,7 +91,9 @@ class SegDeformerConfig(DecodingConfig):
         if self.backbone_config is None:
             self.backbone_config = SegformerConfig()
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = backbone_from_dict(self.backbone_config)
+            self.backbone_config = backbone_from_dict(
+                self.backbone_config, is_stored=kwargs.get("_is_stored", False)
+            )
         super().__post_init__(**kwargs)
 
     @property
@@ -105,13 +106,20 @@ class SegDeformerConfig(DecodingConfig):
         """What becomes of a plain vision transformer's maps: SegDeformer keeps them, the others get a pyramid."""
         return "keep" if self.decoder == "segdeformer" and self.neck in FLAT_NECKS else "pyramid"
 
-    @property
-    def logits_stride(self) -> int:
-        """Pixels of the image, along each axis, for one pixel of the logits: the stride of the finest feature map."""
-        if self.backbone_config.model_type in OWN_BACKBONES:
-            return self.backbone_config.patch_size * 2 ** max(self.backbone_config.out_indices[0] - 1, 0)
-        facts = measure(self.backbone_config)
-        return facts.pyramid_strides[0] if self.flat_maps == "pyramid" else facts.strides[0]
+    def context_mining(self) -> dict[str, Any]:
+        """All of the decoder's options, by their names in `ContextMining`."""
+        return {
+            **super().context_mining(),
+            "neck": self.neck,
+            "num_heads": self.internal_num_heads,
+            "internal_depth": self.internal_depth,
+            "internal_mlp": self.internal_mlp,
+            "use_internal": self.use_internal_context,
+            "use_external": self.use_external_context,
+            "decouple_tokens": self.decouple_external_tokens,
+            "use_external_attention": self.use_external_attention,
+            "external_tokens": self.external_tokens,
+        }
 
     def validate_mining(self) -> None:
         for name, known in (("neck", NECKS), ("external_tokens", EXTERNAL_TOKENS)):

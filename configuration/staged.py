@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .unet_decoding import UnetDecodingConfig
+from .decoding import UnetDecodingConfig
 
 
 @strict
@@ -59,9 +59,14 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
         return self.hidden_sizes[-1]
 
     @property
-    def logits_stride(self) -> int:
-        """Pixels of the image, along each axis, for one pixel of the logits."""
-        return 1 if self.decoder == "unet" else self.patch_size
+    def out_stages(self) -> list[int]:
+        """Numbers of the stages in `out_features`, counted from the end of the patch embedding, which is 0."""
+        return [self.stage_names.index(name) for name in self.out_features]
+
+    @property
+    def num_backbone_stages(self) -> int:
+        """Stages that a backbone builds: none after the last of `out_features`."""
+        return max(*self.out_stages, 1)
 
     def drop_path_rates(self, stage: int) -> list[float]:
         """The stochastic depth of each block of a stage."""

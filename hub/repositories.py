@@ -1,6 +1,6 @@
 """Self-contained Hub repositories: a model's weights and settings, with the code that they need beside them.
 
-Every save of a model or image processor of this package comes through `save` (see `install`), also those that Trainer
+Every save of a model or image processor of this package comes through `save` (see `registration.py`), also those that Trainer
 makes. The folder gains the source files, flat, and an `auto_map`, so that transformers' Auto classes open it with
 `trust_remote_code=True` where contextseg is not installed, and a model card.
 
@@ -12,7 +12,6 @@ import importlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -28,7 +27,6 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..modeling.auto_classes import MODELS
 from ..modeling.pretrained import ContextsegPreTrainedModel
-from ..processing.saving import SavedWithCode
 from .backbone_export import custom_backbone_file
 from .card_data import EXAMPLE_NAME, card_tags
 from .errors import explained
@@ -90,7 +88,7 @@ def processor_classes(settings: dict[str, Any]) -> dict[str, dict[str, type]]:
     """The same for a preprocessor_config.json: one class for each backend."""
     name = settings.get("image_processor_type", "")
     package = importlib.import_module(PACKAGE)
-    if not name or name not in package.PUBLIC:
+    if not name or name not in package.__all__:
         return {}
     return {
         "AutoImageProcessor": {"torchvision": getattr(package, name), "pil": getattr(package, f"{name}Pil")}
@@ -115,12 +113,6 @@ def code_files(settings: dict[str, Any]) -> list[str]:
 
 
 # -- saving and pushing ----------------------------------------------------------------------------------------------
-
-
-def install() -> None:
-    """Lets models and image processors save through this module. The root `__init__` calls it."""
-    for saved in (ContextsegPreTrainedModel, SavedWithCode):
-        saved.hub = sys.modules[__name__]
 
 
 def save(

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
+from ..configuration.checked_config import choose
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
-from ..configuration.encoder_building import build_encoder
-from ..configuration.encoders import EncoderFacts, measure
-from ..configuration.options import choose
+from .backbone_building import build_encoder
+from .backbone_info import EncoderFacts, measure
 from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone
 from .modeling_maformer import MaformerBackbone
@@ -204,11 +204,7 @@ def adapted(encoder: nn.Module, flat: str, facts: EncoderFacts | None = None) ->
 
 def own_facts(encoder: nn.Module) -> EncoderFacts:
     """Ours take any size, and build no parameter that they do not use."""
-    patch = encoder.config.patch_size
-    strides = tuple(patch * 2 ** max(index - 1, 0) for index in encoder.out_indices)
-    return EncoderFacts(
-        out_indices=tuple(encoder.out_indices), channels=tuple(encoder.channels), strides=strides
-    )
+    return EncoderFacts(tuple(encoder.out_indices), tuple(encoder.channels), tuple(encoder.strides))
 
 
 __all__ = ["AnyBackbone", "build_backbone"]

@@ -16,10 +16,36 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .attention import attend, hiding_bias
-from .blocks import Mlp
-from .projections import Kernel, LinearProjection, NormedProjection, project_jointly
+from .blocks import Mlp, WeightOwner
+from .projections import (
+    AffineMap,
+    NormedMap,
+    NormedProjection,
+    TorchLinear,
+    TorchLinearMap,
+    project_jointly,
+)
 
 MLP_RATIO = 4
+
+
+class Reduction(WeightOwner):
+    """A convolution with stride R and an R x R kernel: R x R positions become one. Zeros complete the last cells."""
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__((dim, dim, ratio, ratio))
+        self.stride = ratio
+
+    def forward(self, source: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """(B, h, w, C) -> (B, ceil(h / R), ceil(w / R), C).
+
+        With tokens (K, C), the source is what its weights (B, h, w, K) mix from them. Then the convolution's weights are
+        mixed instead, and it reads K channels: the same result.
+        """
+        weight = self.weight if tokens is None else torch.einsum("ocrs,kc->okrs", self.weight, tokens)
+        height, width = source.shape[1:3]
+        padded = F.pad(source, (0, 0, 0, -width % self.stride, 0, -height % self.stride))
+        return F.conv2d(padded.permute(0, 3, 1, 2), weight, stride=self.stride).permute(0, 2, 3, 1)
 
 
 class ContextAttention(nn.Module):
@@ -44,18 +70,16 @@ class ContextAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads  # of the scale; the low-rank form attends with another width
         self.is_causal = False
-        projection = NormedProjection if is_normed else linear_without_bias
+        projection = NormedMap if is_normed else linear_map_without_bias
         self.q_proj, self.k_proj, self.v_proj = (projection(dim, dim) for _ in range(3))
-        self.o_proj = projection(dim, dim) if is_normed else nn.Identity()
-        self.reduction = None
-        if reduction_ratio > 1:
-            self.reduction = nn.Conv2d(dim, dim, reduction_ratio, stride=reduction_ratio, bias=False)
+        self.o_proj = NormedProjection(dim, dim) if is_normed else nn.Identity()
+        self.reduction = Reduction(dim, reduction_ratio) if reduction_ratio > 1 else None
 
     def keys_and_values(self, source: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
         """(B, h, w, C), or weights (B, h, w, K) that mix it from tokens (K, C) -> twice (B, h', w', C)."""
         if self.reduction is not None:
-            source, tokens = reduce(source, self.reduction.weight, tokens), None
-        return project_jointly(source, [self.k_proj.kernel(), self.v_proj.kernel()], tokens)
+            source, tokens = self.reduction(source, tokens), None
+        return project_jointly(source, [self.k_proj(), self.v_proj()], tokens)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None
@@ -80,16 +104,16 @@ class ContextAttention(nn.Module):
 class InternalAttention(ContextAttention):
     """Within the image: eq. 5."""
 
-    def kernels(self) -> list[Kernel]:
+    def maps(self) -> list[AffineMap]:
         """Those that read the features themselves: of queries, and without reduction of keys and values."""
-        layers = [self.q_proj, self.k_proj, self.v_proj] if self.reduction is None else [self.q_proj]
-        return [layer.kernel() for layer in layers]
+        projections = [self.q_proj, self.k_proj, self.v_proj] if self.reduction is None else [self.q_proj]
+        return [projection() for projection in projections]
 
     def forward(
         self, features: Tensor, projected: Sequence[Tensor] | None = None, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, h, w, C), and what `kernels` make of it if known -> Y_inter (B, h, w, C), probabilities or None."""
-        query, *rest = project_jointly(features, self.kernels()) if projected is None else projected
+        """(B, h, w, C), and what `maps` make of it if known -> Y_inter (B, h, w, C), probabilities or None."""
+        query, *rest = project_jointly(features, self.maps()) if projected is None else projected
         key, value = rest or self.keys_and_values(features)
         attended, probabilities = self.attend(query, key, value, visible)
         return self.o_proj(attended), probabilities
@@ -98,9 +122,9 @@ class InternalAttention(ContextAttention):
 class ExternalAttention(ContextAttention):
     """Between the image and the features that external tokens are mixed to: eq. 7."""
 
-    def kernels(self, info: Tensor) -> list[Kernel]:  # noqa: ARG002 - the low-rank form needs it
+    def maps(self, info: Tensor) -> list[AffineMap]:  # noqa: ARG002 - the low-rank form needs it
         """What reads the features, given the tokens (K, C) of the other side."""
-        return [self.q_proj.kernel()]
+        return [self.q_proj()]
 
     def forward(
         self, query: Tensor, mixing: Tensor, info: Tensor, visible: Tensor | None = None
@@ -117,16 +141,18 @@ class LowRankExternalAttention(ExternalAttention):
     (softmax P) A_v: attention of width K, whose queries are one K x C matrix applied to the features.
     """
 
-    def kernels(self, info: Tensor) -> list[Kernel]:
+    def maps(self, info: Tensor) -> list[AffineMap]:
         """As above, with the projected tokens (K, C) already multiplied in."""
-        return [Kernel(self.k_proj(info) @ self.q_proj.weight)]
+        (key,) = project_jointly(info, [self.k_proj()])
+        return [AffineMap(key @ self.q_proj().matrix)]
 
     def forward(
         self, query: Tensor, mixing: Tensor, info: Tensor, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Scores of the tokens (B, h, w, K), weights (B, h, w, K), tokens (K, C) -> Y_exter (B, h, w, C), probabilities."""
         mixed, probabilities = self.attend(query, mixing, mixing, visible)
-        return F.linear(mixed, self.v_proj(info).transpose(0, 1)), probabilities
+        (value,) = project_jointly(info, [self.v_proj()])
+        return F.linear(mixed, value.transpose(0, 1)), probabilities
 
 
 class InternalLayer(nn.Module):
@@ -158,14 +184,14 @@ class InternalMining(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(InternalLayer(make_attention(), dim, use_mlp) for _ in range(depth))
 
-    def kernels(self) -> list[Kernel]:
+    def maps(self) -> list[AffineMap]:
         """What reads X_inter."""
-        return self.layers[0].attention.kernels()
+        return self.layers[0].attention.maps()
 
     def forward(
         self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """(B, h, w, C), and what `kernels` make of it -> the sum (B, h, w, C), probabilities of each layer."""
+        """(B, h, w, C), and what `maps` make of it -> the sum (B, h, w, C), probabilities of each layer."""
         all_probabilities = []
         for layer in self.layers:
             features, probabilities = layer(features, projected, visible)
@@ -187,21 +213,21 @@ class ExternalMining(nn.Module):
     ) -> None:
         super().__init__()
         self.tokens = tokens
-        self.q_proj = LinearProjection(dim, dim, bias=is_normed)
-        self.k_proj = LinearProjection(dim, dim, bias=is_normed)
-        self.v_proj = nn.Identity() if is_normed else linear_without_bias(dim, dim)
+        self.q_proj = TorchLinearMap(dim, dim, has_bias=is_normed)
+        self.k_proj = TorchLinear(dim, dim, bias=is_normed)
+        self.v_proj = nn.Identity() if is_normed else TorchLinear(dim, dim, bias=False)
         self.attention = attention
 
-    def kernels(self) -> list[Kernel]:
+    def maps(self) -> list[AffineMap]:
         """What reads X_inter, besides the token scores."""
         if self.attention is None:
             return []
-        return self.attention.kernels(self.v_proj(self.tokens()[1]))
+        return self.attention.maps(self.v_proj(self.tokens()[1]))
 
     def forward(
         self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(B, h, w, C), and what `kernels` make of it -> Y_exter (B, h, w, C), Attn_mid (B, h, w, K), probabilities."""
+        """(B, h, w, C), and what `maps` make of it -> Y_exter (B, h, w, C), Attn_mid (B, h, w, K), probabilities."""
         class_tokens, info_tokens = self.tokens()
         scores = self.score(features, class_tokens)
         mixing, info = scores.softmax(dim=-1).to(scores.dtype), self.v_proj(info_tokens)
@@ -212,13 +238,13 @@ class ExternalMining(nn.Module):
 
     def score(self, features: Tensor, class_tokens: Tensor) -> Tensor:
         """(B, h, w, C), (K, C) -> Attn_mid (B, h, w, K): queries and keys multiplied are one matrix K x C."""
-        keys = self.k_proj(class_tokens) * self.q_proj.in_features**-0.5
-        bias = None if self.q_proj.bias is None else keys @ self.q_proj.bias
-        return F.linear(features, keys @ self.q_proj.weight, bias)
+        keys, query = self.k_proj(class_tokens) * class_tokens.shape[-1] ** -0.5, self.q_proj()
+        shift = None if query.shift is None else keys @ query.shift
+        return F.linear(features, keys @ query.matrix, shift)
 
 
-def linear_without_bias(in_channels: int, out_channels: int) -> LinearProjection:
-    return LinearProjection(in_channels, out_channels, bias=False)
+def linear_map_without_bias(in_channels: int, out_channels: int) -> TorchLinearMap:
+    return TorchLinearMap(in_channels, out_channels, has_bias=False)
 
 
 def external_attention(
@@ -228,20 +254,6 @@ def external_attention(
     is_low_rank = not is_normed and reduction_ratio == 1 and num_tokens < dim
     form = LowRankExternalAttention if is_low_rank else ExternalAttention
     return form(config, dim, is_normed, reduction_ratio=reduction_ratio)
-
-
-def reduce(source: Tensor, weight: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """(B, h, w, C), weight (C, C, R, R) -> (B, ceil(h / R), ceil(w / R), C); zeros complete the last cells.
-
-    With tokens (K, C), the source is what its weights (B, h, w, K) mix from them. Then the convolution's weights are mixed
-    instead, and it reads K channels: the same result.
-    """
-    if tokens is not None:
-        weight = torch.einsum("ocrs,kc->okrs", weight, tokens)
-    ratio = weight.shape[-1]
-    height, width = source.shape[1:3]
-    padded = F.pad(source, (0, 0, 0, -width % ratio, 0, -height % ratio))
-    return F.conv2d(padded.permute(0, 3, 1, 2), weight, stride=ratio).permute(0, 2, 3, 1)
 
 
 __all__ = ["ExternalMining", "InternalAttention", "InternalMining", "external_attention"]

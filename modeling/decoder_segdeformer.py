@@ -14,15 +14,15 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..configuration.options import choose
+from ..configuration.checked_config import choose
 from .blocks import Decoded
 from .context_mining import ExternalMining, InternalAttention, InternalMining, external_attention
 from .decoder_semantic_fpn import SemanticFpnDecoder
 from .decoder_upernet import UperNetDecoder
 from .external_tokens import EXTERNAL_TOKENS
+from .patches import patches_with_image
 from .projections import project_jointly
 from .pyramid_fusion import ConvFusion, LinearFusion, SegformerFusion, as_features, as_map
-from .swin_stages import patches_with_image
 
 # By name: what builds a neck, from maps of these widths to one map of the decoder's width.
 NECKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
@@ -92,8 +92,8 @@ class SegDeformerDecoder(nn.Module):
 
     def project(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """X_inter (B, h, w, C) -> what the two kinds of mining read of it, (B, h, w, C') each, from one product."""
-        internal = [] if self.internal is None else self.internal.kernels()
-        external = [] if self.external is None else self.external.kernels()
+        internal = [] if self.internal is None else self.internal.maps()
+        external = [] if self.external is None else self.external.maps()
         if not internal and not external:
             return [], []
         projected = project_jointly(features, [*internal, *external])
@@ -113,11 +113,6 @@ class SegDeformerDecoder(nn.Module):
             return summed, None, None
         attended, scores, probabilities = self.external(features, projected, visible)
         return summed + attended, as_map(scores), probabilities
-
-    def replace_labels(self, rows: Sequence[int | None]) -> None:
-        """Other classes: for each the old class whose tokens it keeps, or None."""
-        if self.external is not None:
-            self.external.tokens = self.external.tokens.renewed(rows)
 
     def update_tokens(self, feature_map: Tensor, labels: Tensor, ignore_index: int) -> None:
         """`Decoded.internal_map` (B, C, h, w), labels (B, H, W): a training step of momentum tokens."""

@@ -52,7 +52,7 @@ class SemanticFpnDecoder(nn.Module):
         )
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
+    def forward(self, feature_maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> Decoded:  # noqa: ARG002
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
         feature_maps = [feature_map.contiguous(memory_format=channels_last) for feature_map in feature_maps]
         levels = self.pyramid(feature_maps)

@@ -8,14 +8,15 @@ Swin-Unet; the bottleneck stage is not repeated. A last expansion returns to sin
 Legend: B batch, C channels, G... grid axes, S... image axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from .blocks import Decoded
-from .patches import PatchExpand
-from .swin_stages import patches_with_image
+from .nonlocal_upsampling import UPSAMPLINGS, UpsamplingSizes
+from .patches import PatchExpand, patches_with_image
 
 
 class UnetStep(nn.Module):
@@ -58,3 +59,41 @@ class UnetDecoder(nn.Module):
         for step, skip in zip(self.steps, skips[::-1], strict=True):
             features = step(features, skip, pixel_mask)
         return Decoded(self.expand(self.norm(features)).movedim(-1, 1))
+
+
+def build_unet(config: PreTrainedConfig, build_stage: Callable[[int], nn.Module] | None) -> UnetDecoder:
+    """The mirror image of an encoder in stages; its bottleneck is not repeated.
+
+    config: a `UnetDecodingConfig`.
+    build_stage: gives a stage of the encoder's kind by its number; the decoder has all but the last.
+    """
+    if build_stage is None:
+        raise ValueError(
+            f"decoder 'unet' mirrors an encoder in stages of ours, and a '{config.model_type}' model has none. "
+            "Use another decoder, or a model of the family 'cswin', 'glam_swin' or 'maformer'."
+        )
+    config.validate_unet()  # once more: `from_pretrained` changes fields of a configuration that was checked before
+    steps = [
+        UnetStep(
+            UPSAMPLINGS[config.upsampling](config, upsampling_sizes(config, stage)),
+            config.hidden_sizes[stage],
+            build_stage(stage),
+        )
+        for stage in reversed(range(config.num_layers - 1))
+    ]
+    return UnetDecoder(steps, config.hidden_sizes[0], (config.patch_size,) * 2, config.layer_norm_eps)
+
+
+def upsampling_sizes(config: PreTrainedConfig, stage: int) -> UpsamplingSizes:
+    """The numbers of the step up to a stage, whose paths are dropped as in the encoder's stage."""
+    return UpsamplingSizes(
+        dim=config.hidden_sizes[stage + 1],
+        out_dim=config.hidden_sizes[stage],
+        num_heads=config.upsampling_heads(stage),
+        window=(config.stage_window(stage),) * 2,
+        mlp_ratio=config.mlp_ratio,
+        drop_path_rate=config.drop_path_rates(stage)[0],
+        layer_norm_eps=config.layer_norm_eps,
+        bias=config.nonlocal_bias,
+        shortcut=config.nonlocal_shortcut,
+    )

@@ -1,7 +1,7 @@
 """UPerNet (Xiao et al., ECCV 2018): pyramid pooling on the coarsest map, then a feature pyramid; and its auxiliary head.
 
 The parameters are those of the usual implementations. The two 3x3 convolutions over concatenated upsampled maps, most of
-the work there, run at low resolution (`pyramid_conv3x3`), with equal results.
+the work there, run at low resolution (`PyramidConv3x3`), with equal results.
 
 Legend: B batch, C channels, h, w the sides of a map, H, W those of the image.
 """
@@ -11,26 +11,41 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
-from .blocks import ConvNormAct, Decoded
-from .upsampling import pyramid_conv3x3, upsample
+from .blocks import BatchNorm2d, ConvNormAct, Decoded, reset_before_relu
+from .label_rows import LabelClassifier
+from .upsampling import PyramidConv3x3, upsample
+
+
+class PyramidConvNormAct(nn.Module):
+    """`ConvNormAct` with a 3x3 kernel over the concatenation of the maps, all upsampled to the first one's size."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolution = PyramidConv3x3(in_channels, out_channels)
+        self.norm = BatchNorm2d(out_channels)
+
+    def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) -> (B, C', h_0, w_0)."""
+        return F.relu(self.norm(self.convolution(feature_maps)))
+
+    def reset_own_weights(self, _std: float) -> None:
+        reset_before_relu(self.convolution)
 
 
 class PyramidPooling(nn.Module):
-    """What the map shows as a whole and in 2x2, 3x3 and 6x6 parts, told to every one of its pixels."""
+    """Pyramid pooling at 1, 2, 3 and 6 bins per side, upsampled and fused with the input."""
 
     def __init__(self, in_channels: int, hidden_size: int, scales: Sequence[int]) -> None:
         super().__init__()
         self.scales = tuple(scales)
         self.branches = nn.ModuleList(ConvNormAct(in_channels, hidden_size) for _ in self.scales)
-        self.bottleneck = ConvNormAct(
-            in_channels + len(self.scales) * hidden_size, hidden_size, kernel_size=3
-        )
+        self.bottleneck = PyramidConvNormAct(in_channels + len(self.scales) * hidden_size, hidden_size)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, hidden, h, w)."""
         pooled = [F.adaptive_avg_pool2d(feature_map, scale) for scale in self.scales]
         parts = [branch(part) for branch, part in zip(self.branches, pooled, strict=True)]
-        return convolve_pyramid(self.bottleneck, [feature_map, *parts])
+        return self.bottleneck([feature_map, *parts])
 
 
 class UperNetDecoder(nn.Module):
@@ -48,10 +63,10 @@ class UperNetDecoder(nn.Module):
         self.pooling = PyramidPooling(coarsest, hidden_size, pool_scales)
         self.laterals = nn.ModuleList(ConvNormAct(channels, hidden_size) for channels in finer)
         self.fpn_convs = nn.ModuleList(ConvNormAct(hidden_size, hidden_size, kernel_size=3) for _ in finer)
-        self.fusion = ConvNormAct(len(in_channels) * hidden_size, hidden_size, kernel_size=3)
+        self.fusion = PyramidConvNormAct(len(in_channels) * hidden_size, hidden_size)
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
+    def forward(self, feature_maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> Decoded:  # noqa: ARG002
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
         *finer, coarsest = [
             feature_map.contiguous(memory_format=channels_last) for feature_map in feature_maps
@@ -60,7 +75,7 @@ class UperNetDecoder(nn.Module):
         top = self.pooling(coarsest)
         levels = self.add_top_down(levels, top)
         levels = [conv(level) for conv, level in zip(self.fpn_convs, levels, strict=True)]
-        return Decoded(self.dropout(convolve_pyramid(self.fusion, [*levels, top])))
+        return Decoded(self.dropout(self.fusion([*levels, top])))
 
     def add_top_down(self, levels: Sequence[Tensor], top: Tensor) -> list[Tensor]:
         """Levels fine to coarse, and the map above them -> each level plus the upsampled sum of all above it."""
@@ -77,13 +92,8 @@ class FcnHead(nn.Module):
         super().__init__()
         self.conv = ConvNormAct(in_channels, hidden_size, kernel_size=3)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(hidden_size, num_labels, kernel_size=1)
+        self.classifier = LabelClassifier(hidden_size, num_labels, kernel_size=1)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, num_labels, h, w)."""
         return self.classifier(self.dropout(self.conv(feature_map)))
-
-
-def convolve_pyramid(block: ConvNormAct, feature_maps: Sequence[Tensor]) -> Tensor:
-    """`block` applied to the concatenation of the maps, all upsampled to the first one's (h, w) -> (B, C', h, w)."""
-    return block.activate(pyramid_conv3x3(feature_maps, block.convolution.weight))

@@ -20,7 +20,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..configuration.options import reject_unknown_options
+from ..configuration.checked_config import reject_unknown_options
 
 PYRAMID_CHANNELS = 256
 FINEST_ANCHOR = (

@@ -23,7 +23,7 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.ops import clip_boxes_to_image
 
-from ..configuration.options import reject_unknown_options
+from ..configuration.checked_config import reject_unknown_options
 from .detection import OPTIONS, PYRAMID_CHANNELS, mask_rcnn
 
 OVERLAPS = (0.5, 0.6, 0.7)  # of a proposal with an object, from which on it counts as that object

@@ -3,22 +3,20 @@
 Legend: B batch, C channels, K classes, h, w the sides of a feature map, H, W those of the image.
 """
 
-from collections.abc import Sequence
-from typing import Self
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .label_rows import LabelRows
 from .losses import check_labels
 
 TOKEN_STD = 0.02  # the authors'
 MOMENTUM = 0.9
 
 
-class LearnedTokens(nn.Module):
+class LearnedTokens(LabelRows):
     """Learned tokens, for scoring the classes and for what is told about them (eq. 10), or one set for both."""
 
     def __init__(self, num_labels: int, dim: int, decouple: bool) -> None:
@@ -30,17 +28,12 @@ class LearnedTokens(nn.Module):
         """-> tokens that score and tokens that inform, both (K, C)."""
         return self.class_tokens, self.class_tokens if self.info_tokens is None else self.info_tokens
 
-    def renewed(self, rows: Sequence[int | None]) -> Self:
-        """Tokens for other classes: for each the old class's row, or a fresh token where that is None."""
-        new = type(self)(len(rows), self.class_tokens.shape[1], self.info_tokens is not None)
-        return with_kept_rows(new, self, rows)
-
     def reset_own_weights(self, _std: float) -> None:
         for tokens in self.parameters():
             init.normal_(tokens, std=TOKEN_STD)
 
 
-class MomentumTokens(nn.Module):
+class MomentumTokens(LabelRows):
     """Moving averages of the class means of features: what Table 5 compares learned tokens with.
 
     After the memory of Jin et al., "Mining Contextual Information Beyond Image for Semantic Segmentation" (ICCV 2021), with a
@@ -72,10 +65,6 @@ class MomentumTokens(nn.Module):
         moved = torch.lerp(means, self.class_tokens, MOMENTUM)
         self.class_tokens.copy_(torch.where(counts[:, None] > 0, moved, self.class_tokens))
 
-    def renewed(self, rows: Sequence[int | None]) -> Self:
-        """Tokens for other classes: for each the old class's row, or a fresh token where that is None."""
-        return with_kept_rows(type(self)(len(rows), self.class_tokens.shape[1]), self, rows)
-
     def reset_own_weights(self, _std: float) -> None:
         init.normal_(self.class_tokens, std=TOKEN_STD)
 
@@ -84,18 +73,6 @@ EXTERNAL_TOKENS = {
     "learned": LearnedTokens,
     "momentum": lambda num_labels, dim, decouple: MomentumTokens(num_labels, dim),  # noqa: ARG005
 }
-
-
-@torch.no_grad()
-def with_kept_rows(new: nn.Module, old: nn.Module, rows: Sequence[int | None]) -> nn.Module:
-    """`new` with the rows of `old` that are named, on its device and in its precision."""
-    stored = old.state_dict()
-    new.to(old.class_tokens)
-    for name, tokens in new.state_dict().items():
-        for row, kept in enumerate(rows):
-            if kept is not None:
-                tokens[row] = stored[name][kept]
-    return new
 
 
 def class_sums(

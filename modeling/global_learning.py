@@ -15,8 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention
-from .blocks import DropPath, Mlp
-from .pyramid_encoder import in_slices
+from .blocks import DropPath, Mlp, in_slices
 from .swin_stages import StageSizes, SwinBlock, WindowCut
 from .windows import plan_windows, shift_mask
 

@@ -29,10 +29,9 @@ class GlobalTokens(nn.Module):
         init.normal_(self.initial, std=1.0)  # the authors' scale, whatever that of the linear layers
 
 
-def ignore_empty_windows(pixel_mask: Tensor | None, windows: Windows, num_tokens: int) -> Tensor | None:
-    """(B, G...) true where there is image -> additive mask (B, 1, 1, W * T) that hides windows of padding alone."""
+def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: int) -> Tensor | None:
+    """(B, G...) true where there is image -> (B, W * T) true for tokens whose window covers some of it."""
     if pixel_mask is None:
         return None
-    empty = ~cut(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)).bool()
-    mask = torch.zeros(empty.shape, device=empty.device).masked_fill(empty, torch.finfo(torch.float32).min)
-    return mask.repeat_interleave(num_tokens, dim=1)[:, None, None]
+    covers_image = cut(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)) > 0
+    return covers_image.repeat_interleave(num_tokens, dim=1)

@@ -8,20 +8,16 @@ Legend: B batch, H, W image height and width, C channels.
 """
 
 import os
+from functools import partial
 from typing import Any, Self
 
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from .attention import Attention
-from .modeling_staged import (
-    StagedBackbone,
-    StagedForImageClassification,
-    StagedForSemanticSegmentation,
-    StagedModel,
-    StagedPreTrainedModel,
-)
-from .nonlocal_upsampling import UpsamplingSizes
+from .modeling_segmentation import SegmentationModel
+from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel
+from .pretrained import ContextsegPreTrainedModel
 from .swin_checkpoints import model_from_swin
 from .swin_stages import StageSizes, SwinEncoder, SwinStage
 
@@ -47,22 +43,23 @@ def stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
     ]
 
 
-class GlamSwinPreTrainedModel(StagedPreTrainedModel):
+def build_stage(config: GlamSwinConfig, stage: int) -> SwinStage:
+    """The blocks of one stage, with global tokens of their own."""
+    return SwinStage(config, stage_sizes(config)[stage])
+
+
+def build_encoder(config: GlamSwinConfig, num_stages: int) -> SwinEncoder:
+    """The first stages of the encoder that the configuration describes."""
+    patch = (config.patch_size,) * 2
+    return SwinEncoder(config, config.num_channels, patch, stage_sizes(config)[:num_stages])
+
+
+class GlamSwinPreTrainedModel(ContextsegPreTrainedModel):
     """Base of the GLAM-Swin models."""
 
     config: GlamSwinConfig
     _no_split_modules = ["SwinBlock"]
     _can_record_outputs = {"attentions": OutputRecorder(Attention, index=1)}
-
-    def build_encoder(self, num_stages: int) -> SwinEncoder:
-        """The first stages of the encoder that the configuration describes."""
-        config = self.config
-        patch = (config.patch_size,) * 2
-        return SwinEncoder(config, config.num_channels, patch, stage_sizes(config)[:num_stages])
-
-    def build_stage(self, stage: int) -> SwinStage:
-        """The blocks of one stage, with global tokens of their own."""
-        return SwinStage(self.config, stage_sizes(self.config)[stage])
 
     @classmethod
     def from_swin(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:
@@ -82,35 +79,32 @@ class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):
     each W-MSA (B * windows, heads, queries, keys; global tokens first) and of each G-MSA (B, heads, tokens, tokens).
     """
 
+    def __init__(self, config: GlamSwinConfig) -> None:
+        super().__init__(config, build_encoder(config, config.num_layers))
+
 
 class GlamSwinBackbone(StagedBackbone, GlamSwinPreTrainedModel):
     """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+
+    def __init__(self, config: GlamSwinConfig) -> None:
+        super().__init__(config, build_encoder(config, config.num_backbone_stages))
 
 
 class GlamSwinForImageClassification(StagedForImageClassification, GlamSwinPreTrainedModel):
     """The encoder with a linear classifier on its mean feature."""
 
     def __init__(self, config: GlamSwinConfig) -> None:
-        super().__init__(config)
-        self.build_classifier(GlamSwinModel(config))
-        self.post_init()
+        super().__init__(config, GlamSwinModel(config))
 
 
-class GlamSwinForSemanticSegmentation(StagedForSemanticSegmentation, GlamSwinPreTrainedModel):
+class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel):
     """GLAM-Swin with a decoder, by default UPerNet: GLAM-Swin-UPerNet of the paper's Table 1.
 
     With `decoder="unet"` it is GLAM-Swin-Unet, and Swin-Unet without global tokens.
     """
 
     def __init__(self, config: GlamSwinConfig) -> None:
-        super().__init__(config)
-        self.build_segmenter(GlamSwinBackbone(config))
-        self.post_init()
-
-    def upsampling_sizes(self, stage: int) -> UpsamplingSizes:
-        """The numbers of the step up to a stage: heads are twice as wide as the encoder's, as the authors have them."""
-        window = (self.config.stage_window(stage),) * 2
-        return super().upsampling_sizes(stage)._replace(num_heads=self.config.num_heads[stage], window=window)
+        super().__init__(config, GlamSwinBackbone(config), partial(build_stage, config))
 
 
 __all__ = [

@@ -9,6 +9,8 @@ multiply-adds of B and L do. No design fits both the S and the B row; S with the
 Legend: B batch, H, W image height and width, C channels, K labels, h, w sides of the last stage's grid, N = h * w.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -19,14 +21,10 @@ from ..configuration.configuration_maformer import MaformerConfig
 from .attention import Attention
 from .cross_shaped import CrossShapedAttention, StripeAttention
 from .global_learning import GLOBAL_BRANCHES, GlobalFusion, MafBlock, ShiftedWindowBlock
-from .modeling_staged import (
-    StagedBackbone,
-    StagedForImageClassification,
-    StagedForSemanticSegmentation,
-    StagedModel,
-    StagedPreTrainedModel,
-)
+from .modeling_segmentation import SegmentationModel
+from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel
 from .patches import PatchEmbed
+from .pretrained import ContextsegPreTrainedModel
 from .pyramid_encoder import BlockStage, GridAttention, PreNormBlock, PyramidEncoder
 from .swin_stages import StageSizes
 
@@ -75,29 +73,30 @@ def pre_norm_block(attention: nn.Module, sizes: StageSizes, index: int) -> PreNo
     )
 
 
-class MaformerPreTrainedModel(StagedPreTrainedModel):
+def build_stage(config: MaformerConfig, stage: int) -> BlockStage:
+    """The blocks of one stage."""
+    blocks = range(config.depths[stage])
+    return BlockStage(build_block(config, stage, index) for index in blocks)
+
+
+def build_encoder(config: MaformerConfig, num_stages: int) -> PyramidEncoder:
+    """The first stages of the encoder that the configuration describes."""
+    eps = config.layer_norm_eps
+    widths = [config.num_channels, *config.hidden_sizes]
+    steps = [config.patch_size] + [2] * (num_stages - 1)
+    embeds = [
+        PatchEmbed(widths[stage], widths[stage + 1], (step, step), eps) for stage, step in enumerate(steps)
+    ]
+    return PyramidEncoder(embeds, [build_stage(config, stage) for stage in range(num_stages)])
+
+
+class MaformerPreTrainedModel(ContextsegPreTrainedModel):
     """Base of the MAFormer models."""
 
     config: MaformerConfig
     _no_split_modules = ["MafBlock", "PreNormBlock"]
     # One recorder for both classes: transformers takes a list of two for self- and cross-attention.
     _can_record_outputs = {"attentions": OutputRecorder((StripeAttention, Attention), index=1)}
-
-    def build_encoder(self, num_stages: int) -> PyramidEncoder:
-        """The first stages of the encoder that the configuration describes."""
-        config, eps = self.config, self.config.layer_norm_eps
-        widths = [config.num_channels, *config.hidden_sizes]
-        steps = [config.patch_size] + [2] * (num_stages - 1)
-        embeds = [
-            PatchEmbed(widths[stage], widths[stage + 1], (step, step), eps)
-            for stage, step in enumerate(steps)
-        ]
-        return PyramidEncoder(embeds, [self.build_stage(stage) for stage in range(num_stages)])
-
-    def build_stage(self, stage: int) -> BlockStage:
-        """The blocks of one stage."""
-        blocks = range(self.config.depths[stage])
-        return BlockStage(build_block(self.config, stage, index) for index in blocks)
 
 
 class MaformerModel(StagedModel, MaformerPreTrainedModel):
@@ -106,9 +105,15 @@ class MaformerModel(StagedModel, MaformerPreTrainedModel):
     No public weights exist, and no design fits all of the paper's counts: see `MaformerConfig`.
     """
 
+    def __init__(self, config: MaformerConfig) -> None:
+        super().__init__(config, build_encoder(config, config.num_layers))
+
 
 class MaformerBackbone(StagedBackbone, MaformerPreTrainedModel):
     """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+
+    def __init__(self, config: MaformerConfig) -> None:
+        super().__init__(config, build_encoder(config, config.num_backbone_stages))
 
 
 class MaformerForImageClassification(StagedForImageClassification, MaformerPreTrainedModel):
@@ -119,8 +124,7 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
     """
 
     def __init__(self, config: MaformerConfig) -> None:
-        super().__init__(config)
-        self.build_classifier(MaformerModel(config))
+        super().__init__(config, MaformerModel(config))
         self.token_classifier = None
         if config.use_token_labels:
             self.token_classifier = nn.Linear(config.hidden_size, config.num_labels)
@@ -159,16 +163,14 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
         )
 
 
-class MaformerForSemanticSegmentation(StagedForSemanticSegmentation, MaformerPreTrainedModel):
+class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel):
     """MAFormer with a decoder, by default Semantic FPN, one of the two of the paper's Table 7.
 
     `decoder="unet"` mirrors its stages as Swin-Unet does Swin's; the paper has no such row.
     """
 
     def __init__(self, config: MaformerConfig) -> None:
-        super().__init__(config)
-        self.build_segmenter(MaformerBackbone(config))
-        self.post_init()
+        super().__init__(config, MaformerBackbone(config), partial(build_stage, config))
 
 
 def token_label_loss(token_logits: Tensor, token_labels: Tensor) -> Tensor:

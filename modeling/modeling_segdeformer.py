@@ -8,12 +8,11 @@ import os
 from collections.abc import Sequence
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..configuration.configuration_segdeformer import SegDeformerConfig
 from .backbones import build_backbone
 from .blocks import Decoded
-from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .modeling_segmentation import SegmentationModel
 from .pretrained_backbones import model_on_backbone
 from .segformer_checkpoints import model_from_segformer
@@ -25,29 +24,7 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
     config: SegDeformerConfig
 
     def __init__(self, config: SegDeformerConfig) -> None:
-        super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config, config.flat_maps)
-        self.build_heads(self.backbone.channels)
-        self.post_init()
-
-    def build_decoder(self, channels: tuple[int, ...]) -> nn.Module:
-        """SegDeformer with all its options, or a baseline."""
-        config = self.config
-        if config.decoder != "segdeformer":
-            return super().build_decoder(channels)
-        mining = ContextMining(
-            neck=config.neck,
-            reduction_ratio=config.reduction_ratio,
-            num_heads=config.internal_num_heads,
-            internal_depth=config.internal_depth,
-            internal_mlp=config.internal_mlp,
-            use_internal=config.use_internal_context,
-            use_external=config.use_external_context,
-            decouple_tokens=config.decouple_external_tokens,
-            use_external_attention=config.use_external_attention,
-            external_tokens=config.external_tokens,
-        )
-        return SegDeformerDecoder(config, channels, config.decoder_hidden_size, config.num_labels, mining)
+        super().__init__(config, build_backbone(config.backbone_config, config.flat_maps))
 
     def compute_loss(
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor

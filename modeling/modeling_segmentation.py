@@ -1,6 +1,6 @@
 """The one base of all segmenters: backbone -> decoder -> classifier (+ auxiliary head) -> loss.
 
-A paper's file builds its backbone and calls `build_heads`; everything else is here, the same for all.
+A paper's file builds its backbone and hands it over; everything else is here, the same for all.
 
 Legend: B batch, K labels, C channels, H, W image height and width.
 """
@@ -10,37 +10,21 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
+from ..configuration.checked_config import choose
 from ..configuration.decoding import DecodingConfig
-from ..configuration.options import choose
 from .blocks import Decoded
-from .decoder_segdeformer import ContextMining, SegDeformerDecoder
-from .decoder_semantic_fpn import SemanticFpnDecoder
-from .decoder_unet import UnetDecoder
-from .decoder_upernet import FcnHead, UperNetDecoder
+from .decoder_upernet import FcnHead
+from .decoders import DECODERS
+from .label_rows import LabelClassifier, LabelRows, rows_of_equal_names
 from .losses import parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-
-# By name: what builds a decoder from a configuration and the widths of the feature maps, fine to coarse.
-DECODERS: dict[str, Callable[[DecodingConfig, tuple[int, ...]], nn.Module]] = {
-    "segdeformer": lambda config, channels: SegDeformerDecoder(
-        config,
-        channels,
-        config.decoder_hidden_size,
-        config.num_labels,
-        ContextMining(reduction_ratio=config.reduction_ratio),
-    ),
-    "semantic_fpn": lambda config, channels: SemanticFpnDecoder(channels, config.decoder_hidden_size),
-    "upernet": lambda config, channels: UperNetDecoder(channels, config.decoder_hidden_size),
-}
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
@@ -48,24 +32,36 @@ HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "s
 class SegmentationModel(ContextsegPreTrainedModel):
     """Backbone, decoder and heads; `logits` come at `config.logits_stride`, and are resized in the loss only."""
 
-    def build_heads(self, channels: list[int]) -> None:
-        """Decoder, classifier and auxiliary head over feature maps of these widths, fine to coarse."""
-        config = self.config
-        if len(channels) < 2:
-            raise ValueError(
-                f"the backbone gives {len(channels)} feature map; decoders need two or more. "
-                "Name more stages in out_features, or leave the option out."
-            )
+    def __init__(
+        self,
+        config: DecodingConfig,
+        backbone: nn.Module,
+        build_stage: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        """Adds the decoder that the configuration names, the classifier and the auxiliary head to a backbone.
+
+        Args:
+            config: What the model is; its `logits_stride` is filled in.
+            backbone: Gives `feature_maps`, fine to coarse, and has their `channels` and `strides`.
+            build_stage: Builds a stage of the encoder by its number, for a decoder that mirrors them.
+        """
+        super().__init__(config)
+        channels = tuple(backbone.channels)
+        check_channels(channels)
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
-        self.decoder = self.build_decoder(tuple(channels))
-        self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)
+        self.backbone = backbone
+        self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels, build_stage)
+        self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:
             self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
-
-    def build_decoder(self, channels: tuple[int, ...]) -> nn.Module:
-        """The decoder that the configuration names, from feature maps (B, C_i, h_i, w_i) to `Decoded`."""
-        return choose("decoder", self.config.decoder, DECODERS)(self.config, channels)
+        config.logits_stride = backbone.strides[0]
+        if config.decoder == "unet":  # single pixels, and as in Swin-Unet no bias
+            config.logits_stride = 1
+            self.classifier = LabelClassifier(
+                config.decoder_hidden_size, config.num_labels, kernel_size=1, bias=False
+            )
+        self.post_init()
 
     @can_return_tuple
     def forward(
@@ -89,7 +85,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        decoded = self.decode(outputs.feature_maps, pixel_mask)
+        decoded = self.decoder(outputs.feature_maps, pixel_mask)
         logits = self.classifier(decoded.feature_map)
         loss = None
         if labels is not None:
@@ -101,12 +97,6 @@ class SegmentationModel(ContextsegPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=attentions if output_attentions else None,
         )
-
-    def decode(self, feature_maps: tuple[Tensor, ...], pixel_mask: Tensor | None) -> Decoded:
-        """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> `Decoded`."""
-        if isinstance(self.decoder, (SegDeformerDecoder, UnetDecoder)):  # which attend over padding as well
-            return self.decoder(feature_maps, pixel_mask)
-        return self.decoder(feature_maps)
 
     def compute_loss(
         self,
@@ -180,13 +170,10 @@ class SegmentationModel(ContextsegPreTrainedModel):
 
     def replace_labels(self, id2label: Mapping[int, str]) -> None:
         """Renews the classifiers for other labels; classes with a name that the model knows keep their weights."""
-        known = {name: index for index, name in self.config.id2label.items()}
-        rows = [known.get(id2label[index]) for index in range(len(id2label))]
-        self.classifier = renewed(self.classifier, rows, self._init_weights)
-        if self.auxiliary_head is not None:
-            self.auxiliary_head.classifier = renewed(self.auxiliary_head.classifier, rows, self._init_weights)
-        if isinstance(self.decoder, SegDeformerDecoder):
-            self.decoder.replace_labels(rows)
+        rows = rows_of_equal_names(self.config.id2label, id2label)
+        for module in list(self.modules()):
+            if isinstance(module, LabelRows):
+                module.replace_labels(rows, self._init_weights)
         kept = sum(row is not None for row in rows)
         logger.warning(
             "classifier renewed for %d labels: %d keep their weights by name, %d are new and need training",
@@ -196,24 +183,10 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self.config.label2id = {name: index for index, name in id2label.items()}
 
 
-@torch.no_grad()
-def renewed(
-    classifier: nn.Conv2d, rows: list[int | None], initialise: Callable[[nn.Module], None]
-) -> nn.Conv2d:
-    """A classifier with one output for each entry: the old one's row, or a fresh one where that is None."""
-    weight = classifier.weight
-    new = nn.Conv2d(
-        classifier.in_channels,
-        len(rows),
-        kernel_size=1,
-        bias=classifier.bias is not None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
-    initialise(new)
-    for row, old in enumerate(rows):
-        if old is not None:
-            new.weight[row] = weight[old]
-            if new.bias is not None:
-                new.bias[row] = classifier.bias[old]
-    return new
+def check_channels(channels: tuple[int, ...]) -> None:
+    """Raises unless there are feature maps enough for a decoder."""
+    if len(channels) < 2:
+        raise ValueError(
+            f"the backbone gives {len(channels)} feature map; decoders need two or more. "
+            "Name more stages in out_features, or leave the option out."
+        )

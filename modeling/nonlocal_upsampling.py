@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention
+from .attention import Attention, hiding_bias
 from .blocks import DropPath, Mlp
 from .patches import PatchExpand
 from .windows import Windows, crop, cut, join, plan_windows
@@ -117,17 +117,9 @@ class GlobalCrossAttention(nn.Module):
 
     def forward(self, skip: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, G..., C'), (B, g..., C), optional (B, g...) true where there is image -> (B, G..., C')."""
-        bias = None if mask is None else ignore_padding(mask, features.dtype)
+        bias = None if mask is None else hiding_bias(mask.flatten(1), features.dtype)
         mixed, _ = self.attention(skip.flatten(1, -2), features.flatten(1, -2), bias)
         return mixed.reshape(skip.shape)
-
-
-def ignore_padding(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, g...) true where there is image -> additive mask (B, 1, 1, M) that hides all else."""
-    empty = ~mask.flatten(1)[:, None, None]
-    return torch.zeros(empty.shape, dtype=dtype, device=empty.device).masked_fill(
-        empty, torch.finfo(dtype).min
-    )
 
 
 class BilinearExpand(nn.Module):

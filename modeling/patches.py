@@ -74,3 +74,12 @@ class PatchExpand(nn.Module):
         tokens = self.expansion(features).flatten(1, -2).unflatten(-1, (prod(self.factor), -1))
         expanded = merge(tokens, blocks)
         return self.norm(expanded if grid is None else crop(expanded, grid))
+
+
+def patches_with_image(pixel_mask: Tensor | None, features: Tensor) -> Tensor | None:
+    """(B, S...) one where there is image, (B, G..., C) -> (B, G...) true where a patch covers some of it."""
+    if pixel_mask is None:
+        return None
+    grid = tuple(features.shape[1:-1])
+    covered = F.adaptive_max_pool2d if len(grid) == 2 else F.adaptive_max_pool3d
+    return covered(pixel_mask[:, None].float(), grid)[:, 0].bool()

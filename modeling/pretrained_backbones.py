@@ -12,8 +12,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Segforme
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, is_timm_available
 
-from ..configuration.encoder_building import adapted_config, build_encoder
-from ..configuration.encoders import measure
+from .backbone_building import adapted_config, build_encoder
+from .backbone_info import measure
 from .backbones import OWN_BACKBONES, AnyBackbone, adapted
 
 if is_timm_available():

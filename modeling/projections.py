@@ -1,10 +1,12 @@
-"""Projections of channels, each a matrix for every position, which several can share one product for.
+"""Projections of channels as values: modules that give, when they are called, the affine map that they stand for.
 
-Two kinds of layer: `nn.Linear`, and `NormedProjection`, which is 1x1 convolution, batch normalisation and ReLU. Both say
-by `kernel` which affine map they apply and what follows it; so callers may compute the maps of several layers that read
-the same features at once, apply them before an upsampling, or to the few tokens that features are mixed from.
+An affine map of channels can be computed more cheaply than layer by layer, with equal results: several that read the same
+features share one product; one commutes with bilinear upsampling, so it runs at low resolution; applied to features that are
+mixed from a few tokens, it needs to see only the tokens. All of these combine the weights of several modules. Here each
+module owns its parameters and returns the map that they make, `AffineMap`, from `forward`; whoever combines maps calls the
+modules and reads no parameters, so that hooks which load parameters for the time of a call (offloading) work.
 
-Legend: B batch, h, w the sides of a map, C channels, K tokens.
+Legend: B batch, h, w the sides of a map, C channels and D those after a map, K tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,66 +17,120 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .blocks import ConvNormAct
+from .blocks import BatchNorm2d, WeightOwner, reset_before_relu
 
 
-class Kernel(NamedTuple):
+class AffineMap(NamedTuple):
     """An affine map of channels, and what follows it."""
 
-    weight: Tensor  # (C', C)
-    bias: Tensor | None = None  # (C',)
-    finish: Callable[[Tensor], Tensor] | None = None  # (B, h, w, C') -> (B, h, w, C'); None: nothing
+    matrix: Tensor  # (D, C)
+    shift: Tensor | None = None  # (D,)
+    finish: Callable[[Tensor], Tensor] | None = None  # (B, h, w, D) -> (B, h, w, D); None: nothing
 
 
-class LinearProjection(nn.Linear):
-    """`nn.Linear` that keeps torch's initialisation, and can say what it computes."""
+class LinearMap(WeightOwner):
+    """The affine map of a linear layer."""
 
-    def kernel(self) -> Kernel:
-        return Kernel(self.weight, self.bias)
+    def __init__(self, in_channels: int, out_channels: int, has_bias: bool = True) -> None:
+        super().__init__((out_channels, in_channels), has_bias)
+
+    def forward(self) -> AffineMap:
+        """-> matrix (D, C), shift (D,) or None."""
+        return AffineMap(self.weight, self.bias)
+
+
+class TorchLinearMap(LinearMap):
+    """The same with torch's initialization, which the authors of SegDeformer keep."""
+
+    def reset_own_weights(self, std: float) -> None:
+        super().reset_own_weights(std)  # as `TorchLinear` does, so that a seed gives the same model
+        reset_like_torch(self)
+
+
+class TorchLinear(nn.Linear):
+    """`nn.Linear` that keeps torch's initialization."""
 
     def reset_own_weights(self, _std: float) -> None:
-        bound = self.in_features**-0.5
-        for parameter in self.parameters():
-            init.uniform_(parameter, -bound, bound)
+        reset_like_torch(self)
 
 
-class NormedProjection(ConvNormAct):
-    """1x1 convolution without bias, batch normalisation and ReLU, with channels last; in evaluation one affine map and ReLU."""
+class PointwiseKernel(WeightOwner):
+    """The matrix of a 1x1 convolution without bias."""
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, h, w, C')."""
-        return project_jointly(features, [self.kernel()])[0]
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__((out_channels, in_channels, 1, 1))
 
-    def kernel(self) -> Kernel:
-        weight, norm = self.convolution.weight.flatten(1), self.norm
-        if norm.training:
-            return Kernel(weight, None, self.normalize)
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        scale = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
-        shift = norm.bias.to(exact) - norm.running_mean.to(exact) * scale
-        return Kernel((weight.to(exact) * scale[:, None]).to(weight.dtype), shift.to(weight.dtype), F.relu)
+    def forward(self) -> Tensor:
+        """-> (D, C)."""
+        return self.weight.flatten(1)
+
+
+class FoldableNorm(BatchNorm2d):
+    """Batch normalization that, called without a feature map, gives the affine map that its running statistics make."""
+
+    def forward(self, feature_map: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> the same shape; nothing -> scale and shift, (C,) each, in float32 or wider."""
+        if feature_map is not None:
+            return super().forward(feature_map)
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        scale = self.weight.to(exact) * torch.rsqrt(self.running_var.to(exact) + self.eps)
+        return scale, self.bias.to(exact) - self.running_mean.to(exact) * scale
+
+
+class NormedMap(nn.Module):
+    """1x1 convolution without bias, batch normalization and ReLU; in evaluation one affine map and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolution = PointwiseKernel(in_channels, out_channels)
+        self.norm = FoldableNorm(out_channels)
+
+    def forward(self) -> AffineMap:
+        """-> matrix (D, C), shift (D,) or None, and what follows it."""
+        matrix = self.convolution()
+        # On several GPUs `nn.SyncBatchNorm` takes the place of the norm, and is not folded.
+        if self.norm.training or not isinstance(self.norm, FoldableNorm):
+            return AffineMap(matrix, None, self.normalize)
+        scale, shift = self.norm()
+        return AffineMap((matrix.to(scale) * scale[:, None]).to(matrix), shift.to(matrix), F.relu)
 
     def normalize(self, features: Tensor) -> Tensor:
-        """(B, h, w, C') -> (B, h, w, C'): batch statistics and ReLU."""
-        # A slice of a joint product has gaps between its positions, which make batch normalisation far slower.
-        return self.activate(features.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        """(B, h, w, D) -> (B, h, w, D): batch normalization and ReLU."""
+        # A slice of a joint product has gaps between its positions, which make batch normalization far slower.
+        return F.relu(self.norm(features.contiguous().permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+    def reset_own_weights(self, _std: float) -> None:
+        reset_before_relu(self.convolution)
+
+
+class NormedProjection(NormedMap):
+    """The same, applied to features."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, D)."""
+        return project_jointly(features, [super().forward()])[0]
+
+
+def reset_like_torch(layer: nn.Module) -> None:
+    """Fills weight (D, C) and bias as the constructor of `nn.Linear` does."""
+    bound = layer.weight.shape[1] ** -0.5
+    for parameter in layer.parameters():
+        init.uniform_(parameter, -bound, bound)
 
 
 def project_jointly(
-    features: Tensor, kernels: Sequence[Kernel], tokens: Tensor | None = None
+    features: Tensor, maps: Sequence[AffineMap], tokens: Tensor | None = None
 ) -> list[Tensor]:
-    """Features (B, h, w, C) -> for each kernel (C', C) what it makes of them (B, h, w, C'), from one product.
+    """Features (B, h, w, C) -> what each map makes of them (B, h, w, D), all from one product.
 
     With tokens (K, C) the features are instead what these weights (B, h, w, K) mix from them, sum_k weight_k token_k, and
-    each kernel sees only the K tokens. Kernels have all a bias, or none.
+    each map is applied to the K tokens only. Either all maps have a shift, or none.
     """
-    weight = torch.cat([kernel.weight for kernel in kernels])
+    matrix = torch.cat([each.matrix for each in maps])
     if tokens is not None:
-        weight = weight @ tokens.transpose(0, 1)
-    has_bias = kernels[0].bias is not None
-    bias = torch.cat([kernel.bias for kernel in kernels]) if has_bias else None
-    parts = F.linear(features, weight, bias).split([len(kernel.weight) for kernel in kernels], dim=-1)
+        matrix = matrix @ tokens.transpose(0, 1)
+    shift = None if maps[0].shift is None else torch.cat([each.shift for each in maps])
+    parts = F.linear(features, matrix, shift).split([len(each.matrix) for each in maps], dim=-1)
     return [
-        part if kernel.finish is None else kernel.finish(part)
-        for part, kernel in zip(parts, kernels, strict=True)
+        part if each.finish is None else each.finish(part) for part, each in zip(parts, maps, strict=True)
     ]

@@ -5,31 +5,13 @@ A block is given the module that mixes its tokens: attention over the whole grid
 Legend: B batch, C channels, G... grid axes, S... image axes, N tokens.
 """
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention, hiding_bias
-from .blocks import DropPath, Mlp
-from .patches import CONV
-from .swin_stages import Encoded, patches_with_image
-
-SLICE = 1024  # places
-
-
-def in_slices(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """A function of each place on its own, (..., C) -> (..., C); without gradients on a CPU, some places at a time.
-
-    The wide inner features of an MLP then stay in the processor's cache: half the time for maps of 128 x 128.
-    """
-    on_cpu = features.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not on_cpu or torch.is_grad_enabled() or features.shape[:-1].numel() <= 2 * SLICE:
-        return function(features)
-    slices = features.flatten(0, -2).split(SLICE)
-    return torch.cat([function(part) for part in slices]).reshape(features.shape)
+from .blocks import DropPath, Encoded, Mlp, in_slices
+from .patches import CONV, patches_with_image
 
 
 class GridAttention(Attention):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
 from .blocks import Decoded
-from .projections import LinearProjection, NormedProjection
+from .projections import LinearMap, NormedMap, NormedProjection, TorchLinearMap
 from .upsampling import upsample
 
 
@@ -22,39 +22,40 @@ class LinearFusion(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Linear(channels, hidden_size) for channels in in_channels)
-        self.fusion = LinearProjection(len(in_channels) * hidden_size, hidden_size)
+        self.projections = nn.ModuleList(LinearMap(channels, hidden_size) for channels in in_channels)
+        self.fusion = TorchLinearMap(len(in_channels) * hidden_size, hidden_size)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
-        weight, bias, finish = self.fusion.kernel()
-        parts = weight.chunk(len(self.projections), dim=1)
-        weights = [part @ layer.weight for part, layer in zip(parts, self.projections, strict=True)]
-        # Through a level's own bias, too, the interpolation passes unchanged.
-        biases = [part @ layer.bias for part, layer in zip(parts, self.projections, strict=True)]
-        bias = sum(biases) if bias is None else bias + sum(biases)
-        summed = sum_upsampled([as_features(feature_map) for feature_map in feature_maps], weights, bias)
+        matrix, shift, finish = self.fusion()
+        parts = matrix.chunk(len(self.projections), dim=1)
+        projections = [project() for project in self.projections]
+        matrices = [part @ level.matrix for part, level in zip(parts, projections, strict=True)]
+        # A level's own bias passes through the interpolation unchanged, too.
+        shifts = [part @ level.shift for part, level in zip(parts, projections, strict=True)]
+        shift = sum(shifts) if shift is None else shift + sum(shifts)
+        summed = sum_upsampled([as_features(feature_map) for feature_map in feature_maps], matrices, shift)
         return Decoded(as_map(summed if finish is None else finish(summed)))
 
 
 class SegformerFusion(LinearFusion):
-    """SegFormer's all-MLP decoder (Xie et al., NeurIPS 2021): as above, then batch normalisation and ReLU.
+    """SegFormer's all-MLP decoder (Xie et al., NeurIPS 2021): as above, then batch normalization and ReLU.
 
     The second layer reads its levels fine to coarse. In transformers' checkpoints its columns are ordered coarse to fine.
     """
 
     def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
         super().__init__(in_channels, hidden_size)
-        self.fusion = NormedProjection(len(in_channels) * hidden_size, hidden_size)
+        self.fusion = NormedMap(len(in_channels) * hidden_size, hidden_size)
 
 
 class ConvFusion(nn.Module):
-    """The SegDeformer authors' fusion: both layers are 1x1 convolution, batch normalisation and ReLU."""
+    """The SegDeformer authors' fusion: both layers are 1x1 convolution, batch normalization and ReLU."""
 
     def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList(NormedProjection(channels, hidden_size) for channels in in_channels)
-        self.fusion = NormedProjection(len(in_channels) * hidden_size, hidden_size)
+        self.fusion = NormedMap(len(in_channels) * hidden_size, hidden_size)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
@@ -62,15 +63,15 @@ class ConvFusion(nn.Module):
             project(as_features(feature_map))
             for project, feature_map in zip(self.projections, feature_maps, strict=True)
         ]
-        weight, bias, finish = self.fusion.kernel()
-        return Decoded(as_map(finish(sum_upsampled(levels, weight.chunk(len(levels), dim=1), bias))))
+        matrix, shift, finish = self.fusion()
+        return Decoded(as_map(finish(sum_upsampled(levels, matrix.chunk(len(levels), dim=1), shift))))
 
 
-def sum_upsampled(levels: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """Levels (B, h_i, w_i, C_i), fine to coarse, weights (C, C_i), bias (C,) -> (B, h_0, w_0, C)."""
-    summed = F.linear(levels[0], weights[0], bias)
-    for level, weight in zip(levels[1:], weights[1:], strict=True):
-        mixed = F.linear(level, weight)
+def sum_upsampled(levels: Sequence[Tensor], matrices: Sequence[Tensor], shift: Tensor | None) -> Tensor:
+    """Levels (B, h_i, w_i, C_i), fine to coarse, matrices (C, C_i), shift (C,) -> (B, h_0, w_0, C)."""
+    summed = F.linear(levels[0], matrices[0], shift)
+    for level, matrix in zip(levels[1:], matrices[1:], strict=True):
+        mixed = F.linear(level, matrix)
         summed = summed + as_features(upsample(as_map(mixed), summed.shape[1:3]))
     return summed
 

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -19,7 +19,7 @@ from transformers import (
     SegformerModel,
 )
 
-from .swin_checkpoints import rows_of_known_classes
+from .label_rows import rows_of_equal_names, with_kept_rows
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,6 @@ def copy_classifier(
     theirs: nn.Conv2d, ours: nn.Conv2d, source: PreTrainedConfig, config: PreTrainedConfig
 ) -> None:
     """Rows of classes with equal names; the others keep their fresh initialisation."""
-
-    def rows(stored: Tensor, fresh: Tensor) -> Tensor:
-        return rows_of_known_classes(stored, fresh, source.id2label, config.id2label)
-
-    ours.weight.copy_(rows(theirs.weight, ours.weight))
-    ours.bias.copy_(rows(theirs.bias, ours.bias))
+    rows = rows_of_equal_names(source.id2label, config.id2label)
+    ours.weight.copy_(with_kept_rows(theirs.weight, ours.weight, rows))
+    ours.bias.copy_(with_kept_rows(theirs.bias, ours.bias, rows))

@@ -21,38 +21,46 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
+from .label_rows import rows_of_equal_names, with_kept_rows
+from .renaming import RenamingTable
+
 logger = logging.getLogger(__name__)
 
-DROPPED = (
-    r"\.relative_position_index$",  # recomputed here
-    r"\.mask_token$|^decoder\.0\.",  # the pretext task of masked image modelling
-)
-RENAMED = (
-    (r"^(?:backbone\.)?(?:swin\.)?", ""),
-    (r"^embeddings\.patch_embeddings\.projection\.", "encoder.patch_embed.projection."),
-    (r"^embeddings\.norm\.", "encoder.patch_embed.norm."),
-    (r"^encoder\.layers\.(\d+)\.downsample\.", r"encoder.merges.\1."),
-    (r"^encoder\.layers\.", "encoder.stages."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.self\.query\.", ".attention.q_proj."),
-    (r"\.attention\.self\.key\.", ".attention.k_proj."),
-    (r"\.attention\.self\.value\.", ".attention.v_proj."),
-    (r"\.attention\.(?:self|relative_position_bias)\.relative_position_bias_table$", ".position_bias.table"),
-    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
-    (r"^layernorm\.", "norm."),
-    (r"^hidden_states_norms\.", "norms."),
-    (r"^decode_head\.psp_modules\.(\d+)\.1\.", r"decoder.pooling.branches.\1."),
-    (r"^decode_head\.bottleneck\.", "decoder.pooling.bottleneck."),
-    (r"^decode_head\.lateral_convs\.", "decoder.laterals."),
-    (r"^decode_head\.fpn_convs\.", "decoder.fpn_convs."),
-    (r"^decode_head\.fpn_bottleneck\.", "decoder.fusion."),
-    (r"^decode_head\.classifier\.", "classifier."),
-    (r"^auxiliary_head\.convs\.0\.", "auxiliary_head.conv."),
-    (r"\.conv\.weight$", ".convolution.weight"),
-    (r"\.batch_norm\.", ".norm."),
+TABLE = RenamingTable(
+    renamed=(
+        (r"^(?:backbone\.)?(?:swin\.)?", ""),
+        (r"^embeddings\.patch_embeddings\.projection\.", "encoder.patch_embed.projection."),
+        (r"^embeddings\.norm\.", "encoder.patch_embed.norm."),
+        (r"^encoder\.layers\.(\d+)\.downsample\.", r"encoder.merges.\1."),
+        (r"^encoder\.layers\.", "encoder.stages."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.attention\.self\.query\.", ".attention.q_proj."),
+        (r"\.attention\.self\.key\.", ".attention.k_proj."),
+        (r"\.attention\.self\.value\.", ".attention.v_proj."),
+        (
+            r"\.attention\.(?:self|relative_position_bias)\.relative_position_bias_table$",
+            ".position_bias.table",
+        ),
+        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"\.output\.dense\.", ".mlp.fc2."),
+        (r"^layernorm\.", "norm."),
+        (r"^hidden_states_norms\.", "norms."),
+        (r"^decode_head\.psp_modules\.(\d+)\.1\.", r"decoder.pooling.branches.\1."),
+        (r"^decode_head\.bottleneck\.", "decoder.pooling.bottleneck."),
+        (r"^decode_head\.lateral_convs\.", "decoder.laterals."),
+        (r"^decode_head\.fpn_convs\.", "decoder.fpn_convs."),
+        (r"^decode_head\.fpn_bottleneck\.", "decoder.fusion."),
+        (r"^decode_head\.classifier\.", "classifier."),
+        (r"^auxiliary_head\.convs\.0\.", "auxiliary_head.conv."),
+        (r"\.conv\.weight$", ".convolution.weight"),
+        (r"\.batch_norm\.", ".norm."),
+    ),
+    dropped=(
+        r"\.relative_position_index$",  # recomputed here
+        r"\.mask_token$|^decoder\.0\.",  # the pretext task of masked image modelling
+    ),
 )
 BACKBONE = ("encoder.", "norm.", "norms.")
 HEADS = ("decoder.", "classifier.", "auxiliary_head.")
@@ -155,13 +163,7 @@ def find_file(checkpoint: str | os.PathLike, name: str, revision: str) -> str | 
 
 def convert_swin_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names for the tensors of a Swin or UPerNet-Swin, those of the backbone without a prefix."""
-    converted = {}
-    for name, tensor in state_dict.items():
-        if any(re.search(pattern, name) for pattern in DROPPED):
-            continue
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
-        converted[name] = tensor
+    converted = TABLE.apply(state_dict)
     unknown = [name for name in converted if not name.startswith((*BACKBONE, *HEADS))]
     if unknown:
         raise ValueError(
@@ -236,7 +238,7 @@ def fit(
 ) -> Tensor:
     """The tensor in the shape that the model needs: for another window, or for other classes."""
     if re.search(r"classifier\.(weight|bias)$", name) and tensor.shape[1:] == fresh.shape[1:]:
-        return rows_of_known_classes(tensor, fresh, source.id2label, config.id2label)
+        return with_kept_rows(tensor, fresh, rows_of_equal_names(source.id2label, config.id2label))
     if name.endswith("position_bias.table") and tensor.shape[1] == fresh.shape[1]:
         return resize_bias_table(tensor, fresh.shape[0])
     if tensor.shape != fresh.shape:
@@ -245,15 +247,6 @@ def fit(
             "Leave out the options that change its size."
         )
     return tensor
-
-
-def rows_of_known_classes(
-    tensor: Tensor, fresh: Tensor, source_labels: Mapping[int, str], labels: Mapping[int, str]
-) -> Tensor:
-    """(K, ...), (K', ...) -> (K', ...): the checkpoint's rows for classes of equal name, fresh ones for the others."""
-    row_of = {name: row for row, name in source_labels.items()}
-    rows = [tensor[row_of[name]] if name in row_of else fresh[row] for row, name in sorted(labels.items())]
-    return torch.stack([row.to(fresh.dtype) for row in rows])
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention
-from .blocks import DropPath, Mlp
-from .global_tokens import GlobalTokens, ignore_empty_windows
-from .patches import PatchEmbed, PatchMerge
+from .attention import Attention, hiding_bias
+from .blocks import DropPath, Encoded, Mlp
+from .global_tokens import GlobalTokens, tokens_with_image
+from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
 from .windows import Windows, cut, join, plan_windows, shift_mask
 
@@ -46,7 +46,7 @@ class WindowCut(NamedTuple):
 
     windows: Windows
     shift_mask: Tensor | None
-    empty_mask: Tensor | None
+    visible_tokens: Tensor | None
     global_position: Tensor | None
 
 
@@ -109,7 +109,8 @@ class SwinBlock(GradientCheckpointingLayer):
         tokens = global_tokens.flatten(1, 2)
         if window_cut.global_position is not None:
             tokens = tokens + window_cut.global_position.to(tokens.dtype)
-        bias = None if window_cut.empty_mask is None else window_cut.empty_mask.to(tokens.dtype)
+        visible = window_cut.visible_tokens
+        bias = None if visible is None else hiding_bias(visible, tokens.dtype)
         mixed, _ = self.global_attention(tokens, bias=bias)
         return mixed.reshape(global_tokens.shape)
 
@@ -157,18 +158,11 @@ class SwinStage(nn.Module):
         return WindowCut(
             windows,
             shift_mask(windows, features.device, features.dtype),
-            ignore_empty_windows(pixel_mask, windows, self.num_global_tokens)
+            tokens_with_image(pixel_mask, windows, self.num_global_tokens)
             if self.num_global_tokens
             else None,
             position,
         )
-
-
-class Encoded(NamedTuple):
-    """Features (B, G..., C) at each stage, fine to coarse: what entered it, and what left it."""
-
-    inputs: list[Tensor]
-    outputs: list[Tensor]
 
 
 class SwinEncoder(nn.Module):
@@ -193,12 +187,3 @@ class SwinEncoder(nn.Module):
             features = stage(features, patches_with_image(pixel_mask, features))
             outputs.append(features)
         return Encoded(inputs, outputs)
-
-
-def patches_with_image(pixel_mask: Tensor | None, features: Tensor) -> Tensor | None:
-    """(B, S...) one where there is image, (B, G..., C) -> (B, G...) true where a patch covers some of it."""
-    if pixel_mask is None:
-        return None
-    grid = tuple(features.shape[1:-1])
-    covered = F.adaptive_max_pool2d if len(grid) == 2 else F.adaptive_max_pool3d
-    return covered(pixel_mask[:, None].float(), grid)[:, 0].bool()

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocks import WeightOwner
+
 
 def interpolation_matrix(source: int, target: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(target, source): linear interpolation of one axis, each row the weights of one target cell."""
@@ -30,6 +32,22 @@ def interpolation_matrix(source: int, target: int, *, dtype: torch.dtype, device
 def upsample(feature_map: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, h, w) -> (B, C, H, W) with size (H, W)."""
     return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class PyramidConv3x3(WeightOwner):
+    """A 3x3 convolution, without bias, of the concatenation of a pyramid's maps, all upsampled to the finest one's size.
+
+    The concatenation itself is never made, see `pyramid_conv3x3`.
+
+    in_channels: sum of C_i over the maps.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__((out_channels, in_channels, 3, 3))
+
+    def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i), the first one setting the size -> (B, C', H, W)."""
+        return pyramid_conv3x3(feature_maps, self.weight)
 
 
 def pyramid_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor) -> Tensor:

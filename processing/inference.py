@@ -29,18 +29,29 @@ BAND_VALUES = 1 << 22  # class scores of a band, 16 MiB; a few such tensors exis
 
 @dataclass(frozen=True)
 class Inference:
-    """The settings, and what is done with them. `Inference()` is the whole image at its own scale.
+    """How a segmenter is applied to an image: whole or in windows, at one scale or several, mirrored as well.
 
-    model: any segmenter whose outputs have `logits` (B, K, h, w), in evaluation mode; windows are moved to its device.
-    processor: its image processor, which also does the resizing to other scales.
+    `Inference()` is the whole image at its own scale. Its methods take any segmenter in evaluation mode whose outputs have
+    `logits` (B, K, h, w), on any device, and its image processor, which also resizes to other scales.
+
+    Args:
+        window: Side of the windows in pixels, or (height, width); None is the whole image.
+        overlap: Share of a window that its neighbor covers as well, from 0 to below 1.
+        blend: Weights of the pixels of overlapping windows, "gaussian" or "constant".
+        scales: Factors of the image's size; class probabilities are averaged over them.
+        flip: Whether to average with the prediction for the mirrored image.
+        batch_size: Windows of one forward pass.
+
+    Raises:
+        ValueError: A setting is out of range.
     """
 
-    window: int | tuple[int, int] | None = None  # height and width in pixels; None is the whole image
-    overlap: float = 0.5  # share of a window that its neighbour covers as well
-    blend: str = "gaussian"  # weights of overlapping windows, or "constant"
-    scales: tuple[float, ...] = (1.0,)  # factors of the image's size
-    flip: bool = False  # every window mirrored left to right as well
-    batch_size: int = 4  # windows of one forward pass
+    window: int | tuple[int, int] | None = None
+    overlap: float = 0.5
+    blend: str = "gaussian"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    batch_size: int = 4
 
     def __post_init__(self) -> None:
         sides = () if self.window is None else self.window_sides
@@ -79,13 +90,22 @@ class Inference:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, processor: Any, image: Source) -> Tensor:
-        """An image -> its mask, (H, W) int32 class ids at the image's own size."""
+        """Segments an image.
+
+        Args:
+            model: The segmenter.
+            processor: Its image processor.
+            image: Path, PIL image, array or tensor.
+
+        Returns:
+            The mask (H, W), int32 class ids at the image's own size, on the model's device.
+        """
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
 
     def inputs(self, processor: Any, image: Source) -> list[Tensor]:
-        """An image -> `pixel_values` (1, C, ., .) at each of the scales of what the processor makes of it."""
+        """The `pixel_values` (1, C, ., .) of an image at each of the scales, for `mask` and `probabilities`."""
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         return [
             pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
@@ -94,7 +114,7 @@ class Inference:
 
     @torch.no_grad()
     def mask(self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """What `inputs` gave -> (H, W) int32 class ids of that size, on the model's device."""
+        """The mask of what `inputs` gave: (H, W) int32 class ids of the given `size`, on the model's device."""
         mask = torch.empty(tuple(size), dtype=torch.int32, device=model.device)
         row = 0
         for logits in self.bands(model, inputs, size):
@@ -107,7 +127,7 @@ class Inference:
     def probabilities(
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
     ) -> Iterator[Tensor]:
-        """What `inputs` gave -> class probabilities of that size as bands (K, rows, W), top to bottom."""
+        """Class probabilities of what `inputs` gave, at the given `size`, as bands (K, rows, W) from top to bottom."""
         for logits in self.bands(model, inputs, size):
             yield mean_probabilities(logits)
 

@@ -26,7 +26,16 @@ MEANS = {"mean_iou": "iou", "mean_accuracy": "accuracy", "mean_precision": "prec
 
 
 class ConfusionMatrix:
-    """Counts of (label, predicted class) pairs over any number of images, and the scores that follow from them."""
+    """Counts of (label, predicted class) pairs over any number of images, and the scores that follow from them.
+
+    Args:
+        num_labels: Number of classes.
+        ignore_index: Label of pixels that are left out.
+        device: Where the matrix starts; it follows the labels.
+
+    Attributes:
+        matrix: (K, K) int64 pixel counts; rows are labels, columns predictions.
+    """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
         self.num_labels = num_labels
@@ -90,6 +99,11 @@ class BoundaryIoU:
     authors' definition. All classes come from one pass: a pixel lies inside its class exactly when the smallest and
     the largest id of the square around it are equal, so memory and time do not grow with the number of classes.
     Ignored regions are given to the prediction as well, so that a perfect prediction scores 1.
+
+    Args:
+        num_labels: Number of classes.
+        ignore_index: Label of pixels that are left out.
+        dilation_ratio: The distance, as a share of the image's diagonal.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, dilation_ratio: float = 0.02) -> None:
@@ -141,6 +155,11 @@ class TrainerScores:
     Pass `preprocess_logits_for_metrics=reduce_logits` as well. Scores are flat: the means, and `iou_<name>` when names
     are given. Classes that never occur are left out. `last` has all that `ConfusionMatrix.compute` gave at the end of the
     last evaluation.
+
+    Args:
+        num_labels: Number of classes.
+        ignore_index: Label of pixels that are left out.
+        names: Class names, to get a score of each class.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, names: Sequence[str] | None = None) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .training.arguments import parse, short_errors
+from ..training.command_line import parse, short_errors
 
 if TYPE_CHECKING:
-    from .training.checking import CheckReport
+    from ..processing.data.report import CheckReport
 
 PROGRAM = "contextseg-check"
 DESCRIPTION = """Read all images and masks of a data set and report pairs, sizes, class shares, unknown ids and unreadable
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def splits(source: str) -> list[str]:
     """The folder itself, or those in it that hold images/ and masks/, or the splits of a published data set."""
-    from .training.official_layouts import sources_of_splits
+    from ..processing.data.official_layouts import sources_of_splits
 
     folder = Path(source)
     if official := sources_of_splits(source):
@@ -62,8 +62,8 @@ def splits(source: str) -> list[str]:
 
 
 def check(source: str, arguments: CheckArguments) -> "CheckReport":
-    from .training.checking import check_dataset
-    from .training.data import open_data
+    from ..processing.data.datasets import open_data
+    from ..processing.data.report import check_data
 
     dataset = open_data(
         source,
@@ -73,7 +73,7 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
         num_bands=arguments.num_bands,
         needs_all_pairs=False,
     )
-    return check_dataset(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
+    return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..configuration.configuration_glam_swin import GlamSwinConfig
+from ..modeling.renaming import read_weights
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from .conversion.cswin_official import cswin_from_official
-from .conversion.engine import read_weights
 from .conversion.glam_official import glam_swin_from_official
 from .conversion.segdeformer_official import segdeformer_from_official
 from .conversion.swin import glam_swin_from_transformers

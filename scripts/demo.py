@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from .training.arguments import parse, short_errors
+from ..training.command_line import parse, short_errors
 
 if TYPE_CHECKING:
     from .demonstration import Asked
@@ -141,7 +141,7 @@ def fresh_folder(folder: Path) -> Path:
 
 def draw(arguments: DemoArguments, folder: Path) -> None:
     """data/train with flags at any distance; data/val and data/test with far flags only."""
-    from .training.scenes import write_scenes
+    from ..processing.data.scenes import write_scenes
 
     for split in SPLITS:
         count = {"train": arguments.scenes, "val": 40, "test": 160}[split]
@@ -157,8 +157,9 @@ def series(arguments: DemoArguments, split: str) -> int:
 
 def train_nano(arguments: DemoArguments, folder: Path) -> int:
     """What `contextseg-train` with these options does."""
-    from .train import TrainArguments, train
-    from .training.scenes import CLASSES, FLAGS
+    from ..processing.data.scenes import CLASSES, FLAGS
+    from ..training.options import TrainArguments
+    from ..training.run import train
 
     weights = [10 if label in FLAGS else 1 for label in range(len(CLASSES))]  # flags are 0.5 % of the pixels
     return train(
@@ -187,8 +188,8 @@ def score(folder: Path) -> dict[str, Any]:
 
 def save_and_reload(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
     """What `contextseg-export run --output model` does, and what a user without contextseg makes of it."""
+    from ..training.publishing import ExportArguments, export
     from .demonstration import compare_elsewhere
-    from .export_hub import ExportArguments, export
 
     export(ExportArguments(str(folder / "run"), output=str(folder / "model"), proof=False))
     count = compare_elsewhere(test_scenes(arguments, folder, SHOWN), folder / "model", folder / "pipeline")
@@ -198,9 +199,9 @@ def save_and_reload(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
 
 def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
     """Pictures, and over more scenes: does the white follow the flag, and does attention find it?"""
+    from ..training.plots import plot_curves
+    from ..training.records import read_log
     from .demonstration import attention_of_stages, best_stage, picture
-    from .pictures import plot_curves
-    from .training.records import read_log
 
     asked = test_scenes(arguments, folder, ASKED)
     attention = attention_of_stages(asked)
@@ -212,8 +213,8 @@ def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
 
 def test_scenes(arguments: DemoArguments, folder: Path, count: int) -> "list[Asked]":
     """The saved model with the first test scenes, each of them under both flags."""
+    from ..training.models import open_model
     from .demonstration import ask
-    from .training.models import open_model
 
     model, processor, _ = open_model(str(folder / "model"))
     seed = series(arguments, "test")
@@ -221,8 +222,8 @@ def test_scenes(arguments: DemoArguments, folder: Path, count: int) -> "list[Ask
 
 
 def summary(facts: dict[str, Any]) -> str:
+    from ..processing.data.scenes import AMBIGUOUS
     from ..processing.metrics import percent
-    from .training.scenes import AMBIGUOUS
 
     scores = facts["scores"]
     white = ", ".join(
@@ -237,7 +238,7 @@ def summary(facts: dict[str, Any]) -> str:
 def report(arguments: DemoArguments, facts: dict[str, Any]) -> str:
     """REPORT.md: what was done, how well it went, and what that does and does not show."""
     from ..processing.metrics import scores_table
-    from .training.records import environment
+    from ..training.records import environment
 
     hardware = environment()["hardware"]
     return REPORT.format(

@@ -16,10 +16,10 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..modeling.explanations import global_attention_maps
+from ..processing.data.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
 from ..processing.inference import Inference
-from .pictures import grid_of_pictures, mask_picture, overlay, with_cross
-from .training.arguments import CommandError
-from .training.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
+from ..processing.overlays import grid_of_pictures, heat_overlay, mask_picture, with_cross
+from ..training.command_line import CommandError
 
 PALETTE = list(CLASSES.values())
 
@@ -182,7 +182,7 @@ def picture(asked: Sequence[Asked], stage: int | None) -> Image.Image:
         rows.append([with_cross(image, case.position), *masks[:2], twin, masks[2]])
         if stage is not None:
             rows[-1].insert(
-                3, with_cross(overlay(image, case.attention(stage), strength=0.65), case.position)
+                3, with_cross(heat_overlay(image, case.attention(stage), strength=0.65), case.position)
             )
     if stage is None:
         titles.remove("where the cross looks")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .training.arguments import parse, short_errors
+from ..training.command_line import parse, short_errors
 
 if TYPE_CHECKING:
     from ..processing.metrics import ConfusionMatrix
@@ -57,13 +57,13 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ..processing.data.datasets import open_data
+    from ..processing.data.official_layouts import with_split
+    from ..processing.data.unreadable import UnreadableImages
     from ..processing.metrics import BoundaryIoU, ConfusionMatrix
-    from .training.data import open_data
-    from .training.inference_options import inference_of
-    from .training.models import check_classes, open_model
-    from .training.official_layouts import with_split
-    from .training.scoring import add_boundaries, count, whole_images
-    from .training.unreadable import UnreadableImages
+    from ..training.inference_options import inference_of
+    from ..training.models import check_classes, open_model
+    from ..training.scoring import add_boundaries, count, whole_images
 
     if not arguments.data:
         raise ValueError("--data is missing. Give a folder with images/ and masks/, such as data/val.")
@@ -104,8 +104,8 @@ def output_folder(arguments: EvaluateArguments) -> Path:
 def report(scores: dict[str, Any], facts: dict[str, Any], confusion: "ConfusionMatrix", folder: Path) -> None:
     """Prints the table, and writes it as JSON, Markdown and CSV; the confusion matrix as CSV and as a picture."""
     from ..processing.metrics import percent, scores_table
-    from .pictures import plot_confusion
-    from .training.records import environment, write_json
+    from ..training.plots import plot_confusion
+    from ..training.records import environment, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluation.json", {**facts, **scores, **environment()})

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .training.arguments import parse, short_errors
+from ..training.command_line import parse, short_errors
 
 if TYPE_CHECKING:
     from .prediction import Job
@@ -55,10 +55,10 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ..training.inference_options import inference_of
+    from ..training.models import open_model
     from .prediction import Predictor, find_jobs, parse_position
     from .prediction_maps import MAPS
-    from .training.inference_options import inference_of
-    from .training.models import open_model
 
     position = parse_position(arguments.explain) if arguments.explain else None
     inference = inference_of(arguments)

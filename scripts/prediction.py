@@ -14,8 +14,8 @@ from ..modeling.explanations import global_attention_maps
 from ..processing.image_reading import read_image, read_orientation
 from ..processing.inference import Inference
 from ..processing.orientation import swaps_sides, turn_back
+from ..processing.overlays import heat_overlay, mask_overlay, save_png, with_cross
 from ..processing.palettes import colorize, default_palette
-from .pictures import mask_overlay, overlay, save_png, with_cross
 from .prediction_maps import PICTURES, PictureMap, ProbabilityFile, mask_beside_maps
 
 SUFFIXES = {
@@ -172,7 +172,7 @@ class Predictor:
         position = tuple(at * new // old for at, new, old in zip(self.explain, size, image.size, strict=True))
         heat = global_attention_maps(self.model, pixel_values, position)[0].cpu().numpy()
         heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-        return with_cross(overlay(image, heat), self.explain)
+        return with_cross(heat_overlay(image, heat), self.explain)
 
 
 def mask_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..processing.orientation import upright_view
-from .pictures import save_png
+from ..processing.overlays import save_png
 
 ONE = 65535  # of a 16-bit map
 MEGABYTE = 1 << 20

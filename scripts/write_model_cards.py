@@ -21,13 +21,13 @@ from ..hub.card_data import CLASSIFICATION, DETECTION, SEGMENTATION, license_of
 from ..hub.card_sections import about_start, table
 from ..hub.model_card import BEGIN, write_text
 from ..hub.papers import PAPERS, READINGS
-from .train import TrainArguments
-from .training import setup
-from .training.models import STARTS
-from .training.official_layouts import LAYOUTS
-from .training.origin import public_model
-from .training.recipes import Recipe, read_recipe, recipe_names, with_recipe
-from .training.tasks import task_of
+from ..processing.data.official_layouts import LAYOUTS
+from ..training import setup
+from ..training.models import STARTS
+from ..training.options import TrainArguments
+from ..training.origin import public_model
+from ..training.recipes import Recipe, read_recipe, recipe_names, with_recipe
+from ..training.tasks import task_of
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
 PIPELINES = {"segmentation": SEGMENTATION, "classification": CLASSIFICATION, "detection": DETECTION}

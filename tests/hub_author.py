@@ -10,7 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
 
 import contextseg
-from contextseg.scripts.export_hub import ExportArguments, export
+from contextseg.training.publishing import ExportArguments, export
 
 
 def train_and_push(model, processor, output):

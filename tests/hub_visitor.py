@@ -2,8 +2,8 @@
 
     python -I hub_visitor.py HUB_NAME OUTPUT
 
-Works in the folder OUTPUT: runs the lines of use on the repository's card and those of README.md (in use.py), on photo.jpg.
-printed.txt is what the card's lines print, LABEL.png a mask of README's `regions`, logits.npy what its model says.
+Works in the folder OUTPUT: runs the lines of use on the repository's card and those of docs/how-to/publish.md (in use.py), on photo.jpg.
+printed.txt is what the card's lines print, LABEL.png a mask of the page's `regions`, logits.npy what its model says.
 """
 
 import contextlib

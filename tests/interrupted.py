@@ -19,9 +19,7 @@ from PIL import Image
 from contextseg.scripts.train import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["contextseg.scripts.training.segmentation", "contextseg.scripts.training.run_folder"]
-)
+CONTEXT.set_forkserver_preload(["contextseg.training.segmentation", "contextseg.training.run_folder"])
 REMOVALS = ("os.remove", "os.rmdir", "shutil.rmtree")
 CHANGES = ("open", "os.rename", "os.mkdir", *REMOVALS)
 

@@ -305,7 +305,7 @@ def own_options(name):
     return [
         field.name
         for field in dataclasses.fields(config)
-        if field.name not in inherited | CLASSIFIER_OPTIONS.get(name, set())
+        if field.name not in inherited | {"logits_stride"} | CLASSIFIER_OPTIONS.get(name, set())  # no choice
         and not field.name.startswith("_")
     ]
 

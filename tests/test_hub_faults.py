@@ -10,8 +10,8 @@ from loopback_hub import HANG_UP, LOSE_REPLY, Fault, loopback_hub
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 from contextseg.hub.errors import HubError
 from contextseg.hub.repositories import upload
-from contextseg.scripts.training.arguments import CommandError
-from contextseg.scripts.training.finetuning import push
+from contextseg.training.command_line import CommandError
+from contextseg.training.finetuning import push
 
 NAME = "me/streets"
 LARGE_FILE, COMMIT, CREATE = r"PUT /_lfs/", r"POST /api/models/.*/commit/", r"POST /api/repos/create"

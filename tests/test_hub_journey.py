@@ -17,13 +17,13 @@ from PIL import Image
 from tiny_runs import run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
-from contextseg.scripts import evaluate, export_hub, train
-from contextseg.scripts.training.arguments import given_options
+from contextseg.scripts import evaluate, export, train
+from contextseg.training import publishing
+from contextseg.training.command_line import given_options
 
 VISITOR = Path(__file__).with_name("hub_visitor.py")
 NAME = "me/streets"
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-SECTION = re.search(r"## Push to the Hub\n.*?(?=\n## )", README, re.DOTALL)[0]
+PAGE = (Path(__file__).resolve().parents[1] / "docs/how-to/publish.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def author(hub, place, monkeypatch, tmp_path):
 
 
 def block(word):
-    """The Python block of the README's section that holds this word."""
-    return next(code for code in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL) if word in code)
+    """The Python block of the page on publishing that holds this word."""
+    return next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if word in code)
 
 
 def parsed(words):
@@ -70,11 +70,11 @@ def files_below(folder):
 
 
 @pytest.mark.processes
-def test_two_processes_the_readme_runs_as_written_from_training_to_a_strangers_pipeline(
+def test_two_processes_the_page_on_publishing_runs_as_written_from_training_to_a_strangers_pipeline(
     author, place, tmp_path
 ):
-    words = re.search(r"^contextseg-export (runs/streets --push .+)$", SECTION, re.MULTILINE)[1].split()
-    assert export_hub.main([*words, "--no-proof"]) == 0
+    words = re.search(r"^contextseg-export (runs/streets --push .+)$", PAGE, re.MULTILINE)[1].split()
+    assert export.main([*words, "--no-proof"]) == 0
     (tmp_path / "use.py").write_text(block("pipeline"))
     (tmp_path / "photo.jpg").write_bytes((place / "photo.jpg").read_bytes())
     environment = os.environ | author.environment(tmp_path / "empty")
@@ -94,7 +94,7 @@ def test_two_processes_the_readme_runs_as_written_from_training_to_a_strangers_p
     assert all(np.array_equal(theirs[region["label"]], np.asarray(region["mask"])) for region in ours)
 
 
-def test_a_model_and_its_processor_are_pushed_from_python_as_the_readme_says(author, place):
+def test_a_model_and_its_processor_are_pushed_from_python_as_the_page_says(author, place):
     names = {
         "model": AutoModelForSemanticSegmentation.from_pretrained("runs/streets/best"),
         "processor": AutoImageProcessor.from_pretrained("runs/streets/best"),
@@ -109,7 +109,7 @@ def test_a_model_and_its_processor_are_pushed_from_python_as_the_readme_says(aut
 @pytest.fixture
 def unproven(monkeypatch):
     """Exports without the second Python that opens them, see test_export_hub.py."""
-    monkeypatch.setattr(export_hub, "prove", lambda *_: None)
+    monkeypatch.setattr(publishing, "prove", lambda *_: None)
 
 
 @pytest.mark.usefixtures("unproven")
@@ -132,7 +132,7 @@ def test_a_training_whose_push_fails_is_complete_and_says_how_to_push_it(author,
     assert "next: contextseg-evaluate" in capsys.readouterr().out
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     author.faults.clear()
-    assert export_hub.main([str(run), "--push", NAME]) == 0
+    assert export.main([str(run), "--push", NAME]) == 0
 
 
 def test_a_name_that_the_hub_cannot_have_is_told_before_the_training(place):
@@ -143,13 +143,13 @@ def test_a_name_that_the_hub_cannot_have_is_told_before_the_training(place):
 
 def test_a_push_writes_nothing_here(author, place):
     before = files_below(place)
-    export_hub.main(["runs/streets", "--push", NAME, "--no-proof"])
+    export.main(["runs/streets", "--push", NAME, "--no-proof"])
     assert files_below(place) == before
     assert "model.safetensors" in author.files(NAME)
 
 
 def test_the_card_is_made_of_the_run_and_its_evaluation(author, place):
-    export_hub.main(["runs/streets", "--push", NAME, "--no-proof"])
+    export.main(["runs/streets", "--push", NAME, "--no-proof"])
     card = ModelCard(author.files(NAME)["README.md"].decode())
     scores = json.loads((place / "runs/streets/evaluation.json").read_text())
     measured = {result.metric_name: result for result in card.data.eval_results}
@@ -167,14 +167,14 @@ def test_the_card_is_made_of_the_run_and_its_evaluation(author, place):
 
 
 def test_the_page_shows_a_generated_scene_and_never_the_users_pictures_unasked(author, place):
-    export_hub.main(["runs/streets", "--push", NAME, "--no-proof"])
+    export.main(["runs/streets", "--push", NAME, "--no-proof"])
     card = ModelCard(author.files(NAME)["README.md"].decode())
     title = "Generated scene, not of the training data"
     assert card.data.widget == [{"src": "example.png", "example_title": title}]
     assert f"![{title}](example.png)" in card.text
     assert [file for file in author.files(NAME) if file.endswith((".png", ".jpg"))] == ["example.png"]
 
-    export_hub.main(["runs/streets", "--push", NAME, "--no-proof", "--example", str(place / "photo.jpg")])
+    export.main(["runs/streets", "--push", NAME, "--no-proof", "--example", str(place / "photo.jpg")])
     card = ModelCard(author.files(NAME)["README.md"].decode())
     assert card.data.widget == [{"src": "example.png", "example_title": "Example"}]
 
@@ -183,6 +183,6 @@ def test_a_push_that_fails_names_the_command_that_repeats_it(author, place):
     before = files_below(place)
     author.faults.append(Fault(r"PUT /_lfs/", HANG_UP))
     with pytest.raises(SystemExit, match=f"contextseg-export runs/streets --push {NAME} --no-proof"):
-        export_hub.main(["runs/streets", "--push", NAME, "--no-proof"])
+        export.main(["runs/streets", "--push", NAME, "--no-proof"])
     assert author.files(NAME) == {}
     assert files_below(place) == before

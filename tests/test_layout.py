@@ -4,16 +4,24 @@ import ast
 import re
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from cases import each
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("benchmarks", "configuration", "hub", "modeling", "processing", "scripts", "training")
 EXPORTED = ("configuration", "modeling", "processing")  # folders that the Hub export flattens into one
+LIBRARY = {"configuration", "modeling", "processing", "hub", "training"}
 MAY_IMPORT = {
     "configuration": {"configuration"},
     "modeling": {"modeling", "configuration"},
     "processing": {"processing"},
+    "hub": {"hub", "modeling", "processing", "configuration"},
+    "training": LIBRARY,
+    "scripts": LIBRARY | {"scripts", ""},
+    "benchmarks": LIBRARY | {"benchmarks", ""},
+    "": LIBRARY | {""},
 }
 MAY_REQUIRE = {
     "torch",
@@ -23,39 +31,70 @@ MAY_REQUIRE = {
     "transformers",
     "huggingface_hub",
 } | sys.stdlib_module_names
-NEVER_EXPORTED = {"segmentation_metric"}  # needs `evaluate`, and no model or processor needs it
+NEVER_EXPORTED = {
+    "overlays",
+    "segmentation_metric",
+}  # need further packages, and no model or processor needs them
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
-LEVEL_2 = {"pretrained", "auto_classes", "backbones", "pretrained_backbones"}  # and modeling_*
+LEVEL_2 = {
+    *("pretrained", "pretrained_backbones", "auto_classes", "decoders"),
+    *("backbones", "backbone_building", "backbone_info"),
+}  # and modeling_*
 VAGUE_NAMES = re.compile(r"^(utils?|misc|common|helpers?)$|_(utils?|v\d+)$")
 FILE_LINES, CLASS_LINES, FUNCTION_LINES, FORWARD_LINES, FORWARD_BRANCHES = 350, 150, 40, 30, 2
+LARGEST_SHARE = 1 / 3  # of all code, in one folder
 
 
 def python_files(*folders):
+    """The Python files below these folders, without those of `tests/`."""
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def named(paths):
-    return each("path", {str(path.relative_to(ROOT)): path for path in paths})
+def package_files():
+    return [*sorted(ROOT.glob("*.py")), *python_files(*PACKAGES)]
 
 
-each_exported_file = named(
-    [path for path in python_files(*EXPORTED) if path.stem not in {"__init__", *NEVER_EXPORTED}]
-)
-each_package_file = named([*sorted(ROOT.glob("*.py")), *python_files(*EXPORTED, "hub", "scripts")])
+def exported_files():
+    files = [path for path in python_files(*EXPORTED) if path.stem not in {"__init__", *NEVER_EXPORTED}]
+    return [path for path in files if "data" not in path.relative_to(ROOT).parts]
 
 
-def imported_modules(source, module):
-    """Dotted names of the modules that a source file imports; relative ones are resolved from its own name."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = module.split(".")[: -node.level] if node.level else []
-            yield ".".join([*parents, *filter(None, [node.module])])
+def complaints(files, check):
+    """What `check` finds in the sources, by file: empty where every file keeps the rule."""
+    found = {str(path.relative_to(ROOT)): check(path) for path in files}
+    assert found, "the rule was applied to no file"
+    return {name: wrong for name, wrong in found.items() if wrong}
 
 
 def module_name(path):
-    return ".".join(["contextseg", *path.relative_to(ROOT).with_suffix("").parts])
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(["contextseg", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+MODULES = {module_name(path): path for path in package_files()}
+
+
+def imported_modules(path):
+    """Dotted names of the modules that a file imports, those under TYPE_CHECKING too; relative ones are resolved."""
+    name = module_name(path)
+    here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = here[: len(here) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            inside = [f"{base}.{alias.name}" for alias in node.names if f"{base}.{alias.name}" in MODULES]
+            yield from inside or [base]
+
+
+def own_imports(path):
+    return sorted({name for name in imported_modules(path) if name.split(".")[0] == "contextseg"})
+
+
+def folder_of(module):
+    """The folder at the root that holds a module; empty for the root itself."""
+    return MODULES[module].relative_to(ROOT).parts[0] if MODULES[module].parent != ROOT else ""
 
 
 def level(stem):
@@ -81,21 +120,20 @@ def unguarded_imports(node):
 
 def wrong_imports(source):
     """What the Hub's loader would stumble over: it finds files by a regular expression, and every package outside a guard."""
-    complaints = []
+    wrong = []
     plain = re.compile(r"from (\.|\.\.(configuration|modeling|processing)\.)[a-z]\w* import [\w(]")
     for number, line in enumerate(source.splitlines(), 1):
         if re.match(r"\s*from\s+\.", line) and not plain.match(line):
-            complaints.append(
+            wrong.append(
                 f"line {number}: {line.strip()!r} is not 'from .module import Name' at the top level"
             )
     for node in unguarded_imports(ast.parse(source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         packages = {name.split(".")[0] for name in names} if not getattr(node, "level", 0) else set()
-        complaints += [
-            f"line {node.lineno}: {package} is no package that an export may need"
-            for package in packages - MAY_REQUIRE
+        wrong += [
+            f"line {node.lineno}: an export must not need {package}" for package in packages - MAY_REQUIRE
         ]
-    return complaints
+    return wrong
 
 
 def code_lines(node, source_lines):
@@ -107,59 +145,81 @@ def code_lines(node, source_lines):
 
 def too_long(source):
     lines = source.splitlines()
-    complaints = [f"{len(lines)} lines in the file, at most {FILE_LINES}"] if len(lines) > FILE_LINES else []
+    wrong = [f"{len(lines)} lines in the file, at most {FILE_LINES}"] if len(lines) > FILE_LINES else []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef) and node.end_lineno - node.lineno >= CLASS_LINES:
-            complaints.append(f"class {node.name} is longer than {CLASS_LINES} lines")
+            wrong.append(f"class {node.name} is longer than {CLASS_LINES} lines")
         if isinstance(node, ast.FunctionDef):
             limit = FORWARD_LINES if node.name == "forward" else FUNCTION_LINES
             branches = (
                 sum(isinstance(inner, ast.If) for inner in ast.walk(node)) if node.name == "forward" else 0
             )
             if code_lines(node, lines) > limit or branches > FORWARD_BRANCHES:
-                complaints.append(
+                wrong.append(
                     f"line {node.lineno}: {node.name} has more than {limit} lines or {FORWARD_BRANCHES} branches"
                 )
-    return complaints
+    return wrong
 
 
-@each_exported_file
-def test_exported_folders_import_only_what_the_arrows_allow(path):
-    allowed = tuple(f"contextseg.{folder}." for folder in MAY_IMPORT[path.relative_to(ROOT).parts[0]])
-    ours = [
-        name
-        for name in imported_modules(path.read_text(), module_name(path))
-        if name.startswith("contextseg")
-    ]
-    assert [name for name in ours if not name.startswith(allowed)] == []
+# -- which way imports point
 
 
-@named(python_files("modeling"))
-def test_no_import_inside_modeling_points_to_a_higher_level(path):
-    stems = [
-        name.split(".")[2]
-        for name in imported_modules(path.read_text(), module_name(path))
-        if ".modeling." in name
-    ]
-    assert [stem for stem in stems if level(stem) > level(path.stem)] == []
+def test_imports_point_down_and_nothing_imports_scripts():
+    def upward(path):
+        allowed = MAY_IMPORT[folder_of(module_name(path))]
+        return [name for name in own_imports(path) if folder_of(name) not in allowed]
+
+    assert complaints(package_files(), upward) == {}
 
 
-@named([path for path in python_files("modeling") if level(path.stem) < 2])
-def test_only_public_models_know_configurations(path):
-    names = imported_modules(path.read_text(), module_name(path))
-    checks = "contextseg.configuration.options"  # choosing by name, which knows no configuration
-    assert [name for name in names if ".configuration" in name and name != checks] == []
+def test_images_and_masks_do_not_know_data_sets():
+    files = [path for path in python_files("processing") if "data" not in path.relative_to(ROOT).parts]
+    assert complaints(files, lambda path: [n for n in own_imports(path) if ".processing.data" in n]) == {}
 
 
-@named([*ROOT.glob("*.py"), *python_files(*EXPORTED, "hub")])
-def test_nothing_imports_scripts_or_tests(path):
-    for name in imported_modules(path.read_text(), module_name(path)):
-        assert not name.startswith(("contextseg.scripts", "contextseg.tests", "tests"))
+def test_imports_run_in_no_circle():
+    """Those under `TYPE_CHECKING` count as well."""
+    TopologicalSorter({name: own_imports(path) for name, path in MODULES.items()}).prepare()  # or CycleError
 
 
-@each_exported_file
-def test_imports_are_written_so_that_the_hub_loader_finds_them(path):
-    assert wrong_imports(path.read_text()) == []
+def test_configurations_need_neither_torch_nor_timm():
+    def packages(path):
+        names = {name.split(".")[0] for name in imported_modules(path)}
+        return sorted(names - {"contextseg", "huggingface_hub", "transformers"} - sys.stdlib_module_names)
+
+    assert complaints(python_files("configuration"), packages) == {}
+
+
+def test_no_import_inside_modeling_points_to_a_higher_level():
+    def upward(path):
+        stems = [name.split(".")[2] for name in own_imports(path) if ".modeling." in name]
+        return [stem for stem in stems if level(stem) > level(path.stem)]
+
+    assert complaints(python_files("modeling"), upward) == {}
+
+
+def test_only_public_models_know_configurations():
+    checks = "contextseg.configuration.checked_config"  # choosing by name, which knows no configuration
+    files = [path for path in python_files("modeling") if level(path.stem) < 2 and path.stem != "__init__"]
+    wrong = complaints(
+        files, lambda path: [n for n in own_imports(path) if ".configuration" in n and n != checks]
+    )
+    assert wrong == {}
+
+
+def test_no_folder_holds_more_than_a_third_of_the_code():
+    lines = dict.fromkeys(PACKAGES, 0)
+    for path in python_files(*PACKAGES):
+        lines[path.relative_to(ROOT).parts[0]] += len(path.read_text().splitlines())
+    shares = {folder: count / sum(lines.values()) for folder, count in lines.items()}
+    assert {folder: share for folder, share in shares.items() if share > LARGEST_SHARE} == {}
+
+
+# -- how imports are written
+
+
+def test_imports_are_written_so_that_the_hub_loader_finds_them():
+    assert complaints(exported_files(), lambda path: wrong_imports(path.read_text())) == {}
 
 
 @each(
@@ -183,13 +243,15 @@ def test_an_optional_package_may_be_imported_under_a_guard():
 
 
 def test_exported_file_names_are_unique_across_folders():
-    stems = [path.stem for path in python_files(*EXPORTED) if path.name != "__init__.py"]
+    stems = [path.stem for path in exported_files()]
     assert sorted(stems) == sorted(set(stems))
 
 
-@each_package_file
-def test_files_classes_and_functions_stay_short(path):
-    assert too_long(path.read_text()) == []
+# -- how long code is, and what files are called
+
+
+def test_files_classes_and_functions_stay_short():
+    assert complaints(package_files(), lambda path: too_long(path.read_text())) == {}
 
 
 def test_long_code_is_found():
@@ -201,25 +263,24 @@ def test_long_code_is_found():
     assert too_long("def forward(a):\n" + "    if a:\n        pass\n" * (FORWARD_BRANCHES + 1)) != []
 
 
-@each_package_file
-def test_file_names_say_what_is_inside(path):
-    assert not VAGUE_NAMES.search(path.stem)
+def test_file_names_say_what_is_inside():
+    assert [path.name for path in package_files() if VAGUE_NAMES.search(path.stem)] == []
 
 
 def test_pyproject_lists_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = [
-        ROOT,
-        *(path.parent for path in python_files(*EXPORTED, "hub", "scripts") if path.name == "__init__.py"),
-    ]
-    assert sorted(listed) == sorted(
-        ".".join(["contextseg", *folder.relative_to(ROOT).parts]) for folder in folders
-    )
+    packages = {module_name(path) for path in package_files() if path.name == "__init__.py"}
+    assert sorted(listed) == sorted(packages)
 
 
-@named(python_files("modeling"))
-def test_every_forward_states_shapes_in_its_docstring(path):
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
-    forwards = [node for node in functions if node.name == "forward"]
+def test_every_forward_states_shapes_in_its_docstring():
     shape = re.compile(r"\([\w./ *-]+, [^)]+\)")
-    assert [node.lineno for node in forwards if not shape.search(ast.get_docstring(node) or "")] == []
+
+    def silent(path):
+        functions = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
+        ]
+        forwards = [node for node in functions if node.name == "forward"]
+        return [node.lineno for node in forwards if not shape.search(ast.get_docstring(node) or "")]
+
+    assert complaints(python_files("modeling"), silent) == {}

@@ -87,8 +87,13 @@ def tiny_cswin_unet(**overrides) -> CswinForSemanticSegmentation:
 
 
 def tiny_segdeformer(**overrides) -> SegDeformerForSemanticSegmentation:
-    options = {"backbone_config": tiny_mit(), "decoder_hidden_size": 8, "auxiliary_hidden_size": 8}
-    return SegDeformerForSemanticSegmentation(SegDeformerConfig(id2label=LABELS, **{**options, **overrides}))
+    options = {
+        "backbone_config": tiny_mit(),
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return SegDeformerForSemanticSegmentation(SegDeformerConfig(**{**options, **overrides}))
 
 
 def tiny_mit(**overrides) -> SegformerConfig:

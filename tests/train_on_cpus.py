@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from contextseg.scripts.train import main
-from contextseg.scripts.training import loop
+from contextseg.training import loop
 
 
 def shard_on_cpus():

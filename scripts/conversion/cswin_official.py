@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...configuration.configuration_cswin import CswinConfig
 from ...modeling.modeling_cswin import CswinBackbone, CswinForImageClassification
-from .engine import RenamingTable, fill
+from ...modeling.renaming import RenamingTable, fill
 
 # The attention of one direction on its own, a block on its own, and, with a prefix, the blocks of a whole model.
 STRIPES = RenamingTable(renamed=((r"\bget_v\.", "position."),))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .engine import RenamingTable
+from ...modeling.renaming import RenamingTable
 
 # A block or a stage on its own; with a prefix, the blocks of a whole model.
 BLOCKS = RenamingTable(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...configuration.configuration_glam_swin import GlamSwinConfig
 from ...modeling.modeling_glam_swin import GlamSwinBackbone, GlamSwinForSemanticSegmentation
-from .engine import RenamingTable, StateDict, fill
+from ...modeling.renaming import RenamingTable, StateDict, fill
 from .glam_blocks import (
     BLOCKS,
     ENCODER_FIELDS,

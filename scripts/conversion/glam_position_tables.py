@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...configuration.configuration_glam_swin import GlamSwinConfig
-from .engine import StateDict
+from ...modeling.renaming import StateDict
 
 
 def table_names(converted: Mapping[str, Tensor], stage: int, num_stages: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .engine import RenamingTable, StateDict
+from ...modeling.renaming import RenamingTable, StateDict
 from .glam_blocks import (
     BLOCKS,
     ENCODER_FIELDS,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import SegformerConfig, SegformerModel
 
-from .engine import RenamingTable, StateDict
+from ...modeling.renaming import RenamingTable, StateDict
 
 STRIDES = (4, 2, 2, 2)  # of the patch embeddings, in every published size
 ENCODER = RenamingTable(

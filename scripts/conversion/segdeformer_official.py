@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...configuration.configuration_segdeformer import SegDeformerConfig
 from ...modeling.modeling_segdeformer import SegDeformerForSemanticSegmentation
-from .engine import RenamingTable, StateDict, fill
+from ...modeling.renaming import RenamingTable, StateDict, fill
 from .mit_mmseg import mit_from_mmseg
 
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}

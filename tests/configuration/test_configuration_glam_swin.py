@@ -8,7 +8,7 @@ from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
 def test_defaults_are_the_papers_tiny_size():
     config, tiny = GlamSwinConfig(), GlamSwinConfig.preset("tiny")
     assert config.to_dict() == tiny.to_dict()
-    assert (config.hidden_size, config.num_global_tokens, config.logits_stride) == (768, 10, 4)
+    assert (config.hidden_size, config.num_global_tokens, config.logits_stride) == (768, 10, None)
 
 
 def test_presets_take_overrides():
@@ -73,9 +73,9 @@ def test_each_decoder_has_the_width_of_its_paper():
     assert GlamSwinConfig(decoder="semantic_fpn", decoder_hidden_size=64).decoder_hidden_size == 64
 
 
-def test_a_unet_is_as_wide_as_the_first_stage_and_gives_single_pixels():
+def test_a_unet_is_as_wide_as_the_first_stage_and_has_no_auxiliary_head():
     config = GlamSwinConfig.preset("nano", decoder="unet")
-    assert (config.decoder_hidden_size, config.logits_stride, config.use_auxiliary_head) == (32, 1, False)
+    assert (config.decoder_hidden_size, config.use_auxiliary_head) == (32, False)
 
 
 def test_windows_are_as_large_as_nominal_grids_that_they_do_not_fit_into():

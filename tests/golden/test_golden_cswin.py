@@ -19,8 +19,8 @@ from contextseg.modeling.modeling_cswin import (
     CswinForSemanticSegmentation,
 )
 from contextseg.modeling.pyramid_encoder import PreNormBlock, PyramidEncoder
+from contextseg.modeling.renaming import fill, read_weights
 from contextseg.scripts.conversion.cswin_official import BLOCKS, STRIPES, cswin_from_official
-from contextseg.scripts.conversion.engine import fill, read_weights
 from contextseg.scripts.convert_weights import convert_weights
 
 AXES = {0: COLUMNS, 1: ROWS, -1: COLUMNS}

@@ -17,13 +17,14 @@ from golden_cases import GoldenCase, golden_cases
 from torch import Tensor, nn
 
 from contextseg.configuration.configuration_glam_swin import GlamSwinConfig
+from contextseg.modeling.blocks import Encoded
 from contextseg.modeling.modeling_glam_swin import GlamSwinBackbone, GlamSwinForSemanticSegmentation
 from contextseg.modeling.nonlocal_upsampling import NonLocalUpsample, UpsamplingSizes, WindowCrossAttention
 from contextseg.modeling.patches import PatchMerge
 from contextseg.modeling.positions import GlobalPositionTable
-from contextseg.modeling.swin_stages import Encoded, StageSizes, SwinBlock, SwinStage, WindowCut
+from contextseg.modeling.renaming import RenamingTable, fill
+from contextseg.modeling.swin_stages import StageSizes, SwinBlock, SwinStage, WindowCut
 from contextseg.modeling.windows import plan_windows, shift_mask
-from contextseg.scripts.conversion.engine import RenamingTable, fill
 from contextseg.scripts.conversion.glam_blocks import BLOCKS, dead_parts
 from contextseg.scripts.conversion.glam_official import MODEL, glam_swin_from_official
 from contextseg.scripts.conversion.glam_position_tables import centre_rows

@@ -20,7 +20,7 @@ from contextseg.modeling.decoder_segdeformer import SegDeformerDecoder
 from contextseg.modeling.external_tokens import LearnedTokens
 from contextseg.modeling.losses import segmentation_loss
 from contextseg.modeling.projections import project_jointly
-from contextseg.scripts.conversion.engine import fill
+from contextseg.modeling.renaming import fill
 from contextseg.scripts.conversion.segdeformer_official import ATTENTION, EXTERNAL, HEAD, head_from_official
 
 FIXED = {  # arguments that have one value in the authors' code, the only one that is built here
@@ -97,7 +97,8 @@ def as_map(features: Tensor) -> Tensor:
 def mid_values(external: ExternalMining, features: Tensor) -> dict[str, Tensor]:
     """Eq. 6 as the authors compute it, step by step; ours has shorter ways."""
     class_tokens, info_tokens = external.tokens()
-    query, key = external.q_proj(features).flatten(1, 2), external.k_proj(class_tokens)
+    (query,) = project_jointly(features, [external.q_proj()])
+    query, key = query.flatten(1, 2), external.k_proj(class_tokens)
     probabilities = (query @ key.T * key.shape[-1] ** -0.5).softmax(-1)
     mid = (probabilities @ external.v_proj(info_tokens)).transpose(1, 2)
     return {
@@ -123,7 +124,7 @@ def run_external_path(case: GoldenCase, recorder: Recorder) -> dict[str, Tensor]
     external = ExternalMining(tokens, dim, is_normed=True, attention=attention).eval()
     fill(external, head_from_official(case.weights, EXTERNAL))
     features = as_features(case.tensors["input.x"])
-    attended, scores, _ = external(features, project_jointly(features, external.kernels()))
+    attended, scores, _ = external(features, project_jointly(features, external.maps()))
     call = recorder.calls[attention]
     return {
         "output.mid_logits": as_map(scores),

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
+from tiny import SEGMENTERS
 
 from contextseg import GlamSwinConfig
+from contextseg.benchmarks.measuring import peak_memory
 from contextseg.modeling import attention
 from contextseg.modeling.attention import Attention, attend, attend_in_blocks, eager_attention_forward
 from contextseg.modeling.blocks import BatchNorm2d, DropPath
-from contextseg.scripts.measuring import peak_memory
 
 
 class OnGpu(torch.Tensor):
@@ -124,3 +125,15 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert (dropped.flatten(1).std(dim=1) == 0).all()
     assert abs(dropped.mean().item() - 1) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_an_image_of_padding_alone_has_finite_logits(name, dtype):
+    model, mask = SEGMENTERS[name]().eval().to(dtype), torch.zeros(2, 21, 34)
+    mask[0] = 1
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            logits = model(torch.randn(2, 3, 21, 34, dtype=dtype), pixel_mask=mask).logits
+        assert logits.isfinite().all(), implementation

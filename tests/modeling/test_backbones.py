@@ -39,7 +39,6 @@ from transformers import (
 
 from contextseg import GlamSwinConfig, GlamSwinModel
 from contextseg.configuration.configuration_segdeformer import SegDeformerConfig
-from contextseg.configuration.encoders import finest_stride
 from contextseg.modeling.backbones import build_backbone
 from contextseg.modeling.modeling_segdeformer import SegDeformerForSemanticSegmentation
 from contextseg.modeling.pretrained_backbones import encoder_normalisation, load_pretrained_backbone
@@ -234,8 +233,7 @@ def test_flat_maps_become_a_pyramid_on_request(name):
     flat, pyramid = build_backbone(config), build_backbone(config, flat="pyramid")
     assert len(set(flat.strides)) == 1
     assert pyramid.strides == ((7, 14, 28, 56) if name == "dinov2" else (4, 8, 16, 32))
-    assert finest_stride(config, pyramid=True) == pyramid.strides[0]
-    assert SegDeformerConfig(backbone_config=config, decoder="upernet").logits_stride == pyramid.strides[0]
+    assert segmenter(config, decoder="upernet").config.logits_stride == pyramid.strides[0]
     maps = pyramid(torch.randn(1, 3, 33, 70)).feature_maps
     expected = [(ceil(33 / stride), ceil(70 / stride)) for stride in pyramid.strides]
     assert [tuple(feature_map.shape[2:]) for feature_map in maps] == expected

@@ -103,9 +103,9 @@ class WrittenOut:
         return self.project(neck.fusion, torch.cat(levels, dim=1))
 
     def project(self, layer, feature_map):
-        if isinstance(layer, nn.Linear):
-            return layer(feature_map.movedim(1, -1)).movedim(-1, 1)
-        return F.relu(layer.norm(layer.convolution(feature_map)))
+        if not hasattr(layer, "norm"):
+            return F.linear(feature_map.movedim(1, -1), layer.weight, layer.bias).movedim(-1, 1)
+        return F.relu(layer.norm(F.conv2d(feature_map, layer.convolution.weight)))
 
     def project_tokens(self, layer, tokens, size):
         return self.project(layer, tokens.transpose(1, 2).unflatten(2, size)).flatten(2).transpose(1, 2)
@@ -129,14 +129,14 @@ class WrittenOut:
         size = math.ceil(height / ratio), math.ceil(width / ratio)
         whole = source.new_zeros(len(source), source.shape[-1], size[0] * ratio, size[1] * ratio)
         whole[:, :, :height, :width] = self.as_map(source)
-        return convolution(whole).flatten(2).transpose(1, 2), size
+        return F.conv2d(whole, convolution.weight, stride=ratio).flatten(2).transpose(1, 2), size
 
     def external(self, x):
         external, tokens = self.decoder.external, self.decoder.external.tokens
         x_class = x_info = tokens.class_tokens
         if self.mining.decouple_tokens and self.mining.external_tokens == "learned":
             x_info = tokens.info_tokens
-        q, k = external.q_proj(x), external.k_proj(x_class)
+        q, k = F.linear(x, external.q_proj.weight, external.q_proj.bias), external.k_proj(x_class)
         v = x_info if self.is_normed else external.v_proj(x_info)
         attn_mid = q @ k.T / math.sqrt(DIM)
         x_mid = attn_mid.softmax(-1) @ v
@@ -324,12 +324,19 @@ def test_a_structure_that_cannot_be_built_is_refused(structure, complaint):
         build(**structure)
 
 
+def test_norms_synchronized_over_gpus_evaluate_like_folded_ones():
+    decoder = build().eval()
+    expected = decoder(maps())[:2]
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(decoder)
+    assert isinstance(synchronized.internal.layers[0].attention.q_proj.norm, nn.SyncBatchNorm)
+    torch.testing.assert_close(synchronized(maps())[:2], expected)
+
+
 def test_fresh_weights_are_the_authors():
     torch.manual_seed(0)
     decoder = SegDeformerDecoder(SDPA, (64, 128), 64, 100)
-    for module in decoder.modules():
-        if hasattr(module, "reset_own_weights"):
-            module.reset_own_weights(0.5)
+    # Children before parents, as transformers initializes a model.
+    decoder.apply(lambda module: getattr(module, "reset_own_weights", lambda _: None)(0.5))
     external, convolution = decoder.external, decoder.external.attention.o_proj.convolution
     for tokens in (external.tokens.class_tokens, external.tokens.info_tokens):
         assert tokens.std().item() == pytest.approx(0.02, rel=0.05)

@@ -18,18 +18,21 @@ def plain_upernet(decoder: UperNetDecoder, feature_maps: list[Tensor]) -> Tensor
     def resize(feature_map: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(feature_map, like.shape[-2:], mode="bilinear", align_corners=False)
 
+    def fuse(block: nn.Module, concatenated: Tensor) -> Tensor:
+        return F.relu(block.norm(F.conv2d(concatenated, block.convolution.weight, padding=1)))
+
     top = feature_maps[-1]
     pooled = [
         resize(branch(F.adaptive_avg_pool2d(top, scale)), top)
         for scale, branch in zip((1, 2, 3, 6), decoder.pooling.branches, strict=True)
     ]
     laterals = [lateral(m) for lateral, m in zip(decoder.laterals, feature_maps[:-1], strict=True)]
-    laterals.append(decoder.pooling.bottleneck(torch.cat([top, *pooled], dim=1)))
+    laterals.append(fuse(decoder.pooling.bottleneck, torch.cat([top, *pooled], dim=1)))
     for level in range(len(laterals) - 1, 0, -1):
         laterals[level - 1] = laterals[level - 1] + resize(laterals[level], laterals[level - 1])
     outputs = [conv(lateral) for conv, lateral in zip(decoder.fpn_convs, laterals[:-1], strict=True)]
     outputs.append(laterals[-1])
-    return decoder.fusion(torch.cat([resize(output, outputs[0]) for output in outputs], dim=1))
+    return fuse(decoder.fusion, torch.cat([resize(output, outputs[0]) for output in outputs], dim=1))
 
 
 def random_decoder(channels=CHANNELS) -> UperNetDecoder:

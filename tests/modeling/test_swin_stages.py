@@ -2,7 +2,7 @@ import torch
 from cases import each
 
 from contextseg import GlamSwinConfig
-from contextseg.modeling.global_tokens import ignore_empty_windows
+from contextseg.modeling.global_tokens import tokens_with_image
 from contextseg.modeling.patches import PatchEmbed, PatchMerge
 from contextseg.modeling.swin_stages import StageSizes, SwinStage
 from contextseg.modeling.windows import plan_windows
@@ -76,8 +76,8 @@ def test_windows_of_padding_take_no_part_in_global_attention():
 def test_a_window_with_one_pixel_of_image_takes_part():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, 3, 3] = mask[0, 0, 7] = True
-    hidden = ignore_empty_windows(mask, plan_windows((8, 8), (4, 4)), num_tokens=2)
-    assert (hidden[0, 0, 0] == 0).tolist() == [True] * 4 + [False] * 4
+    visible = tokens_with_image(mask, plan_windows((8, 8), (4, 4)), num_tokens=2)
+    assert visible.tolist() == [[True] * 4 + [False] * 4]
 
 
 def test_patches_are_those_of_a_convolution_over_the_padded_image():

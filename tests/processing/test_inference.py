@@ -13,7 +13,7 @@ from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from contextseg import Inference, SegmentationImageProcessor
-from contextseg.scripts.measuring import peak_memory
+from contextseg.benchmarks.measuring import peak_memory
 
 SIZES = [(1, 1), (1, 40), (23, 7), (64, 96), (61, 83)]
 

@@ -9,7 +9,7 @@ from cases import each
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from contextseg.scripts.training.augmentation import (
+from contextseg.processing.data.augmentation import (
     AugmentedDataset,
     ColourDistortion,
     JointAugmentation,

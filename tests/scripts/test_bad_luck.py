@@ -14,24 +14,25 @@ from PIL import Image
 from tiny_runs import CLASSES, run_options, write_data
 from torch import nn
 
-from contextseg.processing.image_processing_segmentation import SegmentationImageProcessor
-from contextseg.processing.image_reading import ImageReadError
-from contextseg.scripts.train import TrainArguments, main
-from contextseg.scripts.training.arguments import plain_message
-from contextseg.scripts.training.augmentation import JointAugmentation
-from contextseg.scripts.training.batches import SampleStream, TrainingSamples, collate, training_loader
-from contextseg.scripts.training.checkpoints import CheckpointError, load_state
-from contextseg.scripts.training.data import SegmentationFolder
-from contextseg.scripts.training.loop import Schedule, Training, optimizer_step
-from contextseg.scripts.training.optim import WeightAverage
-from contextseg.scripts.training.records import Log, read_json, read_log
-from contextseg.scripts.training.setup import open_splits
-from contextseg.scripts.training.unreadable import (
+from contextseg.processing.data.augmentation import JointAugmentation
+from contextseg.processing.data.batches import SampleStream, TrainingSamples, collate, training_loader
+from contextseg.processing.data.datasets import SegmentationFolder
+from contextseg.processing.data.unreadable import (
     UNREADABLE,
     ReadableImages,
     UnreadableImages,
     readable_sample,
 )
+from contextseg.processing.image_processing_segmentation import SegmentationImageProcessor
+from contextseg.processing.image_reading import ImageReadError
+from contextseg.scripts.train import main
+from contextseg.training.checkpoints import CheckpointError, load_state
+from contextseg.training.command_line import plain_message
+from contextseg.training.loop import Schedule, Training, optimizer_step
+from contextseg.training.optim import WeightAverage
+from contextseg.training.options import TrainArguments
+from contextseg.training.records import Log, read_json, read_log
+from contextseg.training.setup import open_splits
 
 
 class Images:

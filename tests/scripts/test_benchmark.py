@@ -4,9 +4,9 @@ import pytest
 import torch
 from cases import each
 
-from contextseg.scripts import benchmark
-from contextseg.scripts.comparisons import WORKS
-from contextseg.scripts.measuring import Timing, multiply_adds, peak_memory, time_in_turn
+from contextseg.benchmarks import benchmark
+from contextseg.benchmarks.comparisons import WORKS
+from contextseg.benchmarks.measuring import Timing, multiply_adds, peak_memory, time_in_turn
 
 CPU = torch.device("cpu")
 

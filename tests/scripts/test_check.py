@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contextseg.processing.data.datasets import SegmentationFolder
+from contextseg.processing.data.report import check_data
 from contextseg.scripts import check
-from contextseg.scripts.training.checking import check_dataset
-from contextseg.scripts.training.data import SegmentationFolder
 
 
 def save(path, pixels):
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def report_of(folder, sample=None):
-    return check_dataset(SegmentationFolder(folder, needs_all_pairs=False), sample)
+    return check_data(SegmentationFolder(folder, needs_all_pairs=False), sample)
 
 
 def test_a_sound_data_set_has_no_problems(folder, capsys):

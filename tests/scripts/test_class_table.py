@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from contextseg.scripts.training.class_table import find_class_table, read_class_table
+from contextseg.processing.data.class_table import find_class_table, read_class_table
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from transformers import DetrImageProcessor
 
-from contextseg.scripts.training.arguments import CommandError
-from contextseg.scripts.training.coco import (
+from contextseg.processing.data.coco import (
     Packed,
     corners,
     learnable,
@@ -29,8 +28,8 @@ from contextseg.scripts.training.coco import (
     open_coco,
     read_annotations,
 )
-from contextseg.scripts.training.coco_scores import average_precision, detected, score_objects, with_rle
-from contextseg.scripts.training.detection import (
+from contextseg.training.coco_scores import average_precision, detected, score_objects, with_rle
+from contextseg.training.detection import (
     DetectionAugmentation,
     DetectionSamples,
     DetectionTask,
@@ -216,7 +215,7 @@ def test_data_without_a_single_object_cannot_train(tmp_path):
 def test_without_pycocotools_one_is_told_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.delitem(sys.modules, open_coco.__module__)
-    with pytest.raises(CommandError, match="Run: pip install pycocotools"):
+    with pytest.raises(ImportError, match="pip install .contextseg.detection."):
         importlib.import_module(open_coco.__module__)
 
 

@@ -6,8 +6,8 @@ import torch
 from cases import each
 
 from contextseg import GlamSwinForSemanticSegmentation
-from contextseg.scripts import context_task
-from contextseg.scripts.context_networks import (
+from contextseg.benchmarks import context_task
+from contextseg.benchmarks.context_networks import (
     Network,
     Task,
     distances,
@@ -18,8 +18,8 @@ from contextseg.scripts.context_networks import (
     run_all,
     score,
 )
-from contextseg.scripts.receptive_field import axis_view, reach, sees_box
-from contextseg.scripts.training.scenes import AMBIGUOUS, FLAGS, ICE, SNOW
+from contextseg.benchmarks.receptive_field import axis_view, reach, sees_box
+from contextseg.processing.data.scenes import AMBIGUOUS, FLAGS, ICE, SNOW
 
 SIDE, EDGES = 96, (0, 16, 24, 32, 40, 48, 96)
 WITHOUT = [Network(0), Network(5, use_global_attention=False)]

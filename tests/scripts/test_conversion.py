@@ -26,8 +26,8 @@ from contextseg.modeling.modeling_glam_swin import (
     GlamSwinForSemanticSegmentation,
     GlamSwinModel,
 )
+from contextseg.modeling.renaming import RenamingTable, fill
 from contextseg.modeling.swin_checkpoints import resize_bias_table
-from contextseg.scripts.conversion.engine import RenamingTable, fill
 from contextseg.scripts.conversion.glam_official import glam_swin_from_official
 from contextseg.scripts.conversion.glam_position_tables import centre_rows, num_global_positions
 from contextseg.scripts.convert_weights import main

@@ -11,13 +11,13 @@ import pytest
 from cases import each
 from PIL import Image
 
-from contextseg.processing.image_reading import ImageReadError
-from contextseg.scripts.training.data import (
+from contextseg.processing.data.datasets import (
     DatasetPairs,
     SegmentationFolder,
     open_data,
     split_source,
 )
+from contextseg.processing.image_reading import ImageReadError
 
 DATA = Path(os.environ.get("CONTEXTSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CLASSES = ["sky", "road", "car"]

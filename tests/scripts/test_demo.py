@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
+from contextseg.processing.data.scenes import AMBIGUOUS, CLASSES
 from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, report, series
 from contextseg.scripts.demonstration import (
     Asked,
@@ -15,8 +16,7 @@ from contextseg.scripts.demonstration import (
     picture,
     run_stranger,
 )
-from contextseg.scripts.training.arguments import CommandError
-from contextseg.scripts.training.scenes import AMBIGUOUS, CLASSES
+from contextseg.training.command_line import CommandError
 
 LITTLE = [*("--steps", "2"), *("--scenes", "8"), *("--size", "64"), *("--distance", "20")]
 SCORES = {

@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageOps
 from tiny_runs import CLASSES, run_options, write_data, write_pairs
 
+from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.scripts.evaluate import main
 from contextseg.scripts.train import main as train
-from contextseg.scripts.training.data import SegmentationFolder
-from contextseg.scripts.training.models import open_model
+from contextseg.training.models import open_model
 
 
 @pytest.fixture(scope="module")

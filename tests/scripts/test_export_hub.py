@@ -16,8 +16,9 @@ from contextseg import (
     MaskRcnnConfig,
     SegmentationImageProcessor,
 )
-from contextseg.scripts.export_hub import kind_of, main, prove
-from contextseg.scripts.training.arguments import CommandError
+from contextseg.scripts.export import main
+from contextseg.training.command_line import CommandError
+from contextseg.training.publishing import kind_of, prove
 
 
 @pytest.fixture(scope="module")

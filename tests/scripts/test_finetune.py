@@ -24,11 +24,12 @@ from transformers import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from contextseg import ConfusionMatrix, TrainerScores, reduce_logits
-from contextseg.scripts.finetune import FinetuneArguments, main
-from contextseg.scripts.training.augmentation import AugmentedDataset, JointAugmentation
-from contextseg.scripts.training.data import open_data
-from contextseg.scripts.training.finetuning import without_token
-from contextseg.scripts.training.trainer import SetEpoch
+from contextseg.processing.data.augmentation import AugmentedDataset, JointAugmentation
+from contextseg.processing.data.datasets import open_data
+from contextseg.scripts.finetune import main
+from contextseg.training.finetuning import without_token
+from contextseg.training.finetuning_options import FinetuneArguments
+from contextseg.training.trainer import SetEpoch
 
 CLASS_COUNT = 150
 

@@ -8,16 +8,16 @@ import pytest
 from cases import each
 from PIL import Image
 
-from contextseg.scripts import check, evaluate, train
-from contextseg.scripts.training.checking import check_dataset
-from contextseg.scripts.training.data import open_data
-from contextseg.scripts.training.official_layouts import (
+from contextseg.processing.data.datasets import open_data
+from contextseg.processing.data.official_layouts import (
     ADE20K,
     CITYSCAPES,
     COCO_STUFF,
     find_layout,
     with_split,
 )
+from contextseg.processing.data.report import check_data
+from contextseg.scripts import check, evaluate, train
 
 SPLIT_FOLDERS = {"train": ("training", "train", "train2017"), "val": ("validation", "val", "val2017")}
 
@@ -213,7 +213,7 @@ def test_the_check_reads_both_splits(root, capsys):
     assert f"{root}:train: " in printed
     assert f"{root}:val: " in printed
     assert "PROBLEM" not in printed
-    assert check_dataset(open_data(f"{root}:val")).ignored_pixels > 0
+    assert check_data(open_data(f"{root}:val")).ignored_pixels > 0
 
 
 def test_training_and_evaluation_take_their_split_of_one_folder(tmp_path):

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
 import contextseg
-from contextseg.scripts.training.optim import (
+from contextseg.training.optim import (
     WeightAverage,
     learning_rate_factor,
     parameter_groups,

@@ -2,10 +2,10 @@
 
 from cases import each
 
-from contextseg.scripts.train import TrainArguments
-from contextseg.scripts.training.arguments import given_options
-from contextseg.scripts.training.origin import origin, public_data, public_model, run_command
-from contextseg.scripts.training.recipes import recipe_names, with_recipe
+from contextseg.training.command_line import given_options
+from contextseg.training.options import TrainArguments
+from contextseg.training.origin import origin, public_data, public_model, run_command
+from contextseg.training.recipes import recipe_names, with_recipe
 
 
 def arguments_of(words):

@@ -6,19 +6,18 @@ from PIL import Image
 from tiny_runs import run_options
 
 from contextseg.processing.orientation import TURNS, turn_upright
-from contextseg.scripts.pictures import (
+from contextseg.processing.overlays import (
     grid_of_pictures,
+    heat_overlay,
     mask_overlay,
     mask_picture,
-    overlay,
-    plot_confusion,
-    plot_curves,
     with_cross,
 )
 from contextseg.scripts.predict import main
 from contextseg.scripts.prediction import find_jobs, parse_position
 from contextseg.scripts.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
 from contextseg.scripts.train import main as train
+from contextseg.training.plots import plot_confusion, plot_curves
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
@@ -221,12 +220,12 @@ def test_an_overlay_of_strength_zero_is_the_photograph():
 def test_heat_is_brightest_where_it_is_highest():
     heat = np.zeros((6, 8))
     heat[2, 3] = 1.0
-    brightness = np.array(overlay(Image.new("RGB", (8, 6), "grey"), heat)).sum(-1)
+    brightness = np.array(heat_overlay(Image.new("RGB", (8, 6), "grey"), heat)).sum(-1)
     assert np.unravel_index(brightness.argmax(), brightness.shape) == (2, 3)
 
 
 def test_even_heat_is_an_even_picture():
-    picture = overlay(Image.new("RGB", (8, 6), "grey"), np.full((6, 8), 0.3))
+    picture = heat_overlay(Image.new("RGB", (8, 6), "grey"), np.full((6, 8), 0.3))
     assert len(picture.getcolors()) == 1
 
 

@@ -20,8 +20,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from contextseg.scripts.evaluate import main as evaluate
 from contextseg.scripts.train import main as train
-from contextseg.scripts.training.processes import PeerError, check_sharding, explained_loss_of_a_peer
-from contextseg.scripts.training.records import read_json, read_log
+from contextseg.training.processes import PeerError, check_sharding, explained_loss_of_a_peer
+from contextseg.training.records import read_json, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "scripts" / "accelerate"
@@ -214,7 +214,7 @@ def test_only_errors_about_peers_are_explained():
 
 
 def test_batch_norm_is_synchronised_on_several_gpus_alone():
-    from contextseg.scripts.training.processes import with_synchronised_batch_norm
+    from contextseg.training.processes import with_synchronised_batch_norm
 
     def converted(processes, device):
         accelerator = type("Fake", (), {"num_processes": processes, "device": torch.device(device)})

@@ -12,11 +12,12 @@ from contextseg.modeling.modeling_maformer import (
     MaformerForImageClassification,
     MaformerForSemanticSegmentation,
 )
-from contextseg.scripts.train import TrainArguments, main
-from contextseg.scripts.training.arguments import given_options
-from contextseg.scripts.training.models import SEGMENTER, STARTS, configuration, describe, parse_overrides
-from contextseg.scripts.training.optim import learning_rate_factor
-from contextseg.scripts.training.recipes import (
+from contextseg.scripts.train import main
+from contextseg.training.command_line import given_options
+from contextseg.training.models import SEGMENTER, STARTS, configuration, describe, parse_overrides
+from contextseg.training.optim import learning_rate_factor
+from contextseg.training.options import TrainArguments
+from contextseg.training.recipes import (
     FOLDER,
     STARTING_POINTS,
     read_recipe,

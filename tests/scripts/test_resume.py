@@ -26,9 +26,9 @@ from interrupted import (
 from safetensors.torch import load_file
 from tiny_runs import run_options
 
-from contextseg.scripts.training.checkpoints import has_checkpoint
-from contextseg.scripts.training.records import read_json, read_log
-from contextseg.scripts.training.run_folder import lock
+from contextseg.training.checkpoints import has_checkpoint
+from contextseg.training.records import read_json, read_log
+from contextseg.training.run_folder import lock
 
 pytestmark = pytest.mark.processes
 

@@ -7,7 +7,7 @@ import pytest
 from cases import each
 from PIL import Image
 
-from contextseg.scripts.training.scenes import (
+from contextseg.processing.data.scenes import (
     AMBIGUOUS,
     CLASSES,
     FLAGS,

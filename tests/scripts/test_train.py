@@ -13,13 +13,15 @@ from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
 
 import contextseg
-from contextseg.scripts.train import TrainArguments, main
-from contextseg.scripts.training import loop
-from contextseg.scripts.training.batches import SampleStream, TrainingSamples, training_loader
-from contextseg.scripts.training.checkpoints import CheckpointError, newest, write_folder
-from contextseg.scripts.training.models import parse_overrides
-from contextseg.scripts.training.records import Log, read_json, read_log
-from contextseg.scripts.training.setup import crop_size, new_schedule
+from contextseg.processing.data.batches import SampleStream, TrainingSamples, training_loader
+from contextseg.scripts.train import main
+from contextseg.training import loop
+from contextseg.training.checkpoints import CheckpointError, newest, write_folder
+from contextseg.training.command_line import crop_size
+from contextseg.training.models import parse_overrides
+from contextseg.training.options import TrainArguments
+from contextseg.training.records import Log, read_json, read_log
+from contextseg.training.setup import new_schedule
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +306,8 @@ def test_processes_share_the_stream_of_one():
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(data):
-    folder = contextseg.scripts.training.data.SegmentationFolder(data / "train")
-    augmentation = contextseg.scripts.training.augmentation.JointAugmentation((16, 16), seed=0)
+    folder = contextseg.processing.data.datasets.SegmentationFolder(data / "train")
+    augmentation = contextseg.processing.data.augmentation.JointAugmentation((16, 16), seed=0)
     samples = TrainingSamples(folder, augmentation, contextseg.SegmentationImageProcessor())
     batches = [
         list(

@@ -16,14 +16,14 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from contextseg import GlamSwinConfig, GlamSwinForImageClassification, MaformerConfig
 from contextseg.modeling.modeling_maformer import MaformerModel
+from contextseg.processing.data.image_augmentation import ImageAugmentation, View, seeded
+from contextseg.processing.data.labeled_images import ClassFolders, LabelledRows, open_labelled_images
+from contextseg.processing.data.token_labels import LabelMaps, MixToken, draw_rectangle, smoothed
 from contextseg.scripts.train import main
-from contextseg.scripts.training import loop
-from contextseg.scripts.training.class_scores import score_classes
-from contextseg.scripts.training.classification import SoftLabels, soft_cross_entropy
-from contextseg.scripts.training.image_augmentation import ImageAugmentation, View, seeded
-from contextseg.scripts.training.labelled_images import ClassFolders, LabelledRows, open_labelled_images
-from contextseg.scripts.training.records import read_json, read_log
-from contextseg.scripts.training.token_labels import LabelMaps, MixToken, draw_rectangle, smoothed
+from contextseg.training import loop
+from contextseg.training.class_scores import score_classes
+from contextseg.training.classification import SoftLabels, soft_cross_entropy
+from contextseg.training.records import read_json, read_log
 
 CLASSES = ["apple", "leaf", "sky"]
 COLOURS = {"apple": (200, 60, 60), "leaf": (60, 200, 60), "sky": (60, 60, 200)}

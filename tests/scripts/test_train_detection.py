@@ -13,9 +13,9 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeli
 
 from contextseg import MaformerConfig, MaformerForImageClassification, MaskRcnnConfig
 from contextseg.scripts.train import main
-from contextseg.scripts.training import loop
-from contextseg.scripts.training.recipes import read_recipe, recipe_names
-from contextseg.scripts.training.records import read_json, read_log
+from contextseg.training import loop
+from contextseg.training.recipes import read_recipe, recipe_names
+from contextseg.training.records import read_json, read_log
 
 BACKBONE = {"hidden_sizes": [8, 16, 16], "depths": [1, 1, 1], "num_heads": [2, 2, 2], "gld_grid_size": 4}
 TINY = [

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from contextseg.scripts import train
-from contextseg.scripts.training.models import ignore_index_field
-from contextseg.scripts.training.segmentation import SegmentationTask, counted_pixels
+from contextseg.training.models import ignore_index_field
+from contextseg.training.segmentation import SegmentationTask, counted_pixels
 
 
 def run(data, output, *options):

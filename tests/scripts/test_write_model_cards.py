@@ -8,8 +8,8 @@ from tiny_runs import RECIPES_OF_EACH_KIND
 
 from contextseg.hub.model_card import BEGIN
 from contextseg.scripts import write_model_cards
-from contextseg.scripts.training.recipes import recipe_names
 from contextseg.scripts.write_model_cards import FOLDER, card, index, is_trained, read_row
+from contextseg.training.recipes import recipe_names
 
 AGAIN = "run python -m contextseg.scripts.write_model_cards"
 

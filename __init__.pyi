@@ -1,0 +1,50 @@
+"""The public names of contextseg, and where each is defined; `__init__.py` loads them when they are first used."""
+
+from .configuration.configuration_cswin import CswinConfig as CswinConfig
+from .configuration.configuration_glam_swin import GlamSwinConfig as GlamSwinConfig
+from .configuration.configuration_maformer import MaformerConfig as MaformerConfig
+from .configuration.configuration_mask_rcnn import MaskRcnnConfig as MaskRcnnConfig
+from .configuration.configuration_segdeformer import SegDeformerConfig as SegDeformerConfig
+from .modeling.detection import mask_rcnn as mask_rcnn
+from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
+from .modeling.explanations import global_attention_maps as global_attention_maps
+from .modeling.lora import add_lora as add_lora
+from .modeling.modeling_cswin import CswinBackbone as CswinBackbone
+from .modeling.modeling_cswin import CswinForImageClassification as CswinForImageClassification
+from .modeling.modeling_cswin import CswinForSemanticSegmentation as CswinForSemanticSegmentation
+from .modeling.modeling_cswin import CswinModel as CswinModel
+from .modeling.modeling_glam_swin import GlamSwinBackbone as GlamSwinBackbone
+from .modeling.modeling_glam_swin import GlamSwinForImageClassification as GlamSwinForImageClassification
+from .modeling.modeling_glam_swin import GlamSwinForSemanticSegmentation as GlamSwinForSemanticSegmentation
+from .modeling.modeling_glam_swin import GlamSwinModel as GlamSwinModel
+from .modeling.modeling_maformer import MaformerBackbone as MaformerBackbone
+from .modeling.modeling_maformer import MaformerForImageClassification as MaformerForImageClassification
+from .modeling.modeling_maformer import MaformerForSemanticSegmentation as MaformerForSemanticSegmentation
+from .modeling.modeling_maformer import MaformerModel as MaformerModel
+from .modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection as MaskRcnnForObjectDetection
+from .modeling.modeling_segdeformer import (
+    SegDeformerForSemanticSegmentation as SegDeformerForSemanticSegmentation,
+)
+from .processing.collation import SegmentationCollator as SegmentationCollator
+from .processing.data.augmentation import AugmentedDataset as AugmentedDataset
+from .processing.data.augmentation import JointAugmentation as JointAugmentation
+from .processing.data.datasets import open_data as open_data
+from .processing.data.report import check_data as check_data
+from .processing.image_processing_segmentation import (
+    SegmentationImageProcessor as SegmentationImageProcessor,
+)
+from .processing.image_processing_segmentation import (
+    SegmentationImageProcessorPil as SegmentationImageProcessorPil,
+)
+from .processing.inference import Inference as Inference
+from .processing.metrics import BoundaryIoU as BoundaryIoU
+from .processing.metrics import ConfusionMatrix as ConfusionMatrix
+from .processing.metrics import TrainerScores as TrainerScores
+from .processing.metrics import reduce_logits as reduce_logits
+from .processing.overlays import heat_overlay as heat_overlay
+from .processing.overlays import mask_overlay as mask_overlay
+from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
+from .training.trainer import SegmentationTrainer as SegmentationTrainer
+from .training.trainer import SetEpoch as SetEpoch
+
+__version__: str

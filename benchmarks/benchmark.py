@@ -1,0 +1,297 @@
+"""contextseg-benchmark: time and memory of our models beside transformers' on the same work.
+
+    contextseg-benchmark --output benchmarks/speed.md
+
+Both models of a comparison do the same job in one process, in turn. Comparisons are listed in `comparisons.WORKS`.
+Heavy imports come after the command line is read, so that `--help` answers at once.
+"""
+
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ..training.command_line import parse, short_errors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .comparisons import Pair, Work
+    from .measuring import Timing
+
+PROGRAM = "contextseg-benchmark"
+DESCRIPTION = """Run our models and others for the same work in turn, for inference and for a training step (forward, loss, backward),
+and write medians, ratios and peak memory into a Markdown page."""
+LARGE_SIZE = (1024, 2048)
+
+
+@dataclass
+class BenchmarkArguments:
+    size: str = "512"  # N,N: height and width of the images
+    batches: str = "1,2"  # N,N: batch sizes, separated by commas
+    attention_sizes: str = "512,1024,2048"  # N,N: image sizes for the memory of global attention
+    repeats: int = 7  # rounds of ours and theirs
+    works: str = ""  # NAME,NAME: comparisons to run (default: all)
+    large: bool = False  # also SegDeformer's head, ours alone, on an image of 1024x2048 (minutes)
+    # Machine
+    device: str = "cpu"  # NAME: where to run: cpu, cuda, ...
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast
+    threads: int | None = None  # CPU threads (default: PyTorch's choice)
+    # Output
+    output: str = "benchmarks/speed.md"  # FILE: the page to write
+    quick: bool = False  # very small models and images: does everything still run?
+    traceback: bool = False  # show where in the code an error came from
+
+
+class Row(NamedTuple):
+    """One line of a comparison's table."""
+
+    mode: str
+    size: int
+    batch: int
+    timing: "Timing"
+    memory: tuple[int, int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(BenchmarkArguments, argv, PROGRAM, DESCRIPTION)
+    if arguments.quick:
+        arguments.size, arguments.batches, arguments.attention_sizes, arguments.repeats = (
+            "64",
+            "1",
+            "64,128",
+            1,
+        )
+    with short_errors(PROGRAM, arguments.traceback):
+        works = chosen_works(arguments.works)
+        device = open_device(arguments)
+        page = [heading(arguments, device, argv)]
+        page += [section(work, arguments, device) for work in works]
+        if any(work.is_about_glam for work in works):
+            page += [attention_section(arguments, device)]
+        if arguments.large:
+            page += [large_section(arguments, device)]
+        output = Path(arguments.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("\n".join(page))
+    print(f"wrote {output}")
+    return 0
+
+
+def chosen_works(names: str) -> "list[Work]":
+    from .comparisons import WORKS
+
+    unknown = set(filter(None, names.split(","))) - WORKS.keys()
+    if unknown:
+        raise ValueError(f"no comparison {', '.join(sorted(unknown))}. Known: {', '.join(WORKS)}.")
+    return [WORKS[name] for name in (names.split(",") if names else WORKS)]
+
+
+def integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} is '{text}'. Give whole numbers separated by commas, e.g. 1,2.") from None
+
+
+def open_device(arguments: BenchmarkArguments) -> "torch.device":
+    import torch
+
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("PyTorch sees no CUDA device. Leave out --device, or install PyTorch for CUDA.")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    return device
+
+
+def heading(arguments: BenchmarkArguments, device: "torch.device", argv: list[str] | None) -> str:
+    import torch
+    import transformers
+
+    command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        machine = f"{processor_name()}, {torch.get_num_threads()} threads"
+    return f"""# Speed and memory
+
+`{command}`
+
+{date.today()}, {machine}, {arguments.dtype}, PyTorch {torch.__version__}, transformers {transformers.__version__}.
+
+Times are medians of {arguments.repeats} rounds, ours and theirs in turn in one process. Ratios are ours / theirs of the same
+round: median (lowest to highest); below 1 is better. Memory is the most bytes in tensors at any moment beyond the weights, in a
+training step gradients included. Inference is from images to masks of their size, where nothing else is said; a training
+step is forward, loss at image size, backward.
+"""
+
+
+def processor_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def section(work: "Work", arguments: BenchmarkArguments, device: "torch.device") -> str:
+    """The heading, notes and table of one comparison."""
+    pair = work.build(arguments.quick)
+    rows = []
+    for row in measure(work, pair, arguments, device):
+        rows.append(table_row(row))
+        print(work.title, rows[-1], sep="\n", flush=True)
+    notes, lines = "\n".join(f"- {note}" for note in pair.notes), "\n".join(rows)
+    return f"""## {work.title}
+
+{notes}
+
+| mode | image | batch | ours | theirs | time ratio | ours, memory | theirs, memory | memory ratio |
+|---|---|---|---|---|---|---|---|---|
+{lines}
+"""
+
+
+def measure(
+    work: "Work", pair: "Pair", arguments: BenchmarkArguments, device: "torch.device"
+) -> Iterator[Row]:
+    from .measuring import peak_memory, time_in_turn
+
+    for mode in work.modes:
+        is_training = mode == "training step"
+        models = [model.to(device).train(is_training) for model in (pair.ours, pair.theirs)]
+        sizes, batches = integers(arguments.size, "--size"), integers(arguments.batches, "--batches")
+        for side, batch in product(sizes, batches):
+            computed = [work.job(model, batch, (side, side)) for model in models]
+            ours, theirs = (
+                job(model, compute, arguments, device)
+                for model, compute in zip(models, computed, strict=True)
+            )
+            timing = time_in_turn(ours, theirs, arguments.repeats, device)
+            yield Row(mode, side, batch, timing, (peak_memory(ours, device), peak_memory(theirs, device)))
+
+
+def job(
+    model: "nn.Module",
+    compute: "Callable[[], object]",
+    arguments: BenchmarkArguments,
+    device: "torch.device",
+) -> Callable[[], None]:
+    """What is measured: `compute`, and with a model in training mode the gradients of the loss that it returns."""
+    import torch
+
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16")
+
+    def infer() -> None:
+        with torch.inference_mode(), autocast:
+            compute()
+
+    def train() -> None:
+        with autocast:
+            loss = compute()
+        loss.backward()
+        model.zero_grad()
+
+    return train if model.training else infer
+
+
+def table_row(row: Row) -> str:
+    ours, theirs = row.timing.medians
+    ratios, (our_bytes, their_bytes) = row.timing.ratios, row.memory
+    return (
+        f"| {row.mode} | {row.size}x{row.size} | {row.batch} | {ours:.3f} s | {theirs:.3f} s | **{ratios[len(ratios) // 2]:.2f}** "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f}) | {mebibytes(our_bytes)} | {mebibytes(their_bytes)} "
+        f"| **{our_bytes / their_bytes:.2f}** |"
+    )
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count < 2**24 else f"{count / 2**20:,.0f} MiB"
+
+
+def attention_section(arguments: BenchmarkArguments, device: "torch.device") -> str:
+    """Peak memory of the first stage's global attention alone, beside the size of the matrix that it never builds."""
+    sizes = integers(arguments.attention_sizes, "--attention-sizes")
+    lines = "\n".join(attention_row(size, device) for size in sizes)
+    return f"""## Memory of global attention (G-MSA)
+
+The largest global attention of GLAM-Swin-T (first stage, 96 channels, 3 heads, window 7, 10 tokens a window), forward pass
+alone. The last column is the one matrix of attention weights that eager attention would hold.
+
+| image | global tokens | peak memory | bytes per token | attention matrix |
+|---|---|---|---|---|
+{lines}
+"""
+
+
+def attention_row(size: int, device: "torch.device") -> str:
+    import torch
+
+    from contextseg import GlamSwinConfig
+    from contextseg.modeling.attention import Attention
+
+    from .measuring import peak_memory
+
+    config = GlamSwinConfig.preset("tiny", attn_implementation="sdpa")
+    heads = config.num_heads[0]
+    windows_a_side = -(-size // (config.patch_size * config.window_size))
+    count = windows_a_side**2 * config.num_global_tokens
+    attention = Attention(config, config.embed_dim, heads).to(device).eval()
+    tokens = torch.randn(1, count, config.embed_dim, device=device)
+    with torch.inference_mode():
+        peak = peak_memory(lambda: attention(tokens), device)
+    matrix = heads * count**2 * tokens.element_size()
+    return f"| {size}x{size} | {count:,} | {mebibytes(peak)} | {peak / count:,.0f} | {mebibytes(matrix)} |"
+
+
+def large_section(arguments: BenchmarkArguments, device: "torch.device") -> str:
+    """Time and peak memory of SegDeformer's head on a large image, beside the matrices that it never holds."""
+    size = (64, 128) if arguments.quick else LARGE_SIZE
+    variants = {
+        "as the authors' code": {},
+        "as the paper": {"neck": "linear"},
+        "as the authors' code, efficient": {"reduction_ratio": 4},
+    }
+    rows = [large_row(name, options, size, arguments, device) for name, options in variants.items()]
+    lines = "\n".join(rows)
+    return f"""## SegDeformer's head on an image of {size[0]}x{size[1]}
+
+Inference, ours alone, measured once; a batch of one. The last column is computed: the two matrices, scores and their softmax,
+that straightforward attention holds at once.
+
+| {size[0]}x{size[1]} | time | peak memory | two attention matrices |
+|---|---|---|---|
+{lines}
+"""
+
+
+def large_row(
+    name: str,
+    options: dict[str, str | int],
+    size: tuple[int, int],
+    arguments: BenchmarkArguments,
+    device: "torch.device",
+) -> str:
+    from .comparisons import MIT_STRIDES, head_job, segdeformer_head
+    from .measuring import peak_memory, seconds
+
+    head = segdeformer_head(arguments.quick, **options).to(device).eval()
+    infer = job(head, head_job(head, 1, size), arguments, device)
+    times = []
+    peak = peak_memory(lambda: times.append(seconds(infer, device)), device)
+    positions = size[0] * size[1] // MIT_STRIDES[0] ** 2
+    keys = positions // options.get("reduction_ratio", 1) ** 2
+    matrices = 2 * positions * keys * (2 if arguments.dtype == "bfloat16" else 4)
+    row = f"| {name} | {times[0]:.1f} s | {mebibytes(peak)} | {mebibytes(matrices)} |"
+    print(row, flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""What `contextseg-context` trains and scores: scenes whose cue is near some of the white and far from the rest.
+
+Legend: N scenes, S pixels of a side, C channels, K classes, D bins of distance.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count, islice, pairwise
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..configuration.configuration_glam_swin import GlamSwinConfig
+from ..modeling.modeling_glam_swin import GlamSwinForSemanticSegmentation
+from ..processing.data.scenes import AMBIGUOUS, CLASSES, FLAGS, IGNORE_INDEX, Scene, draw_scene
+from ..processing.metrics import ConfusionMatrix
+from ..training.optim import learning_rate_factor, parameter_groups, set_learning_rate
+from .receptive_field import axis_view, reach, sees_box
+
+WARMUP_STEPS, WEIGHT_DECAY, CLIP_NORM = 100, 0.01, 1.0
+SHOWN = 2  # scenes in the picture
+FLAG_WEIGHT = 10  # of the flags' classes in the loss: they are 1 % of the pixels
+
+
+@dataclass(frozen=True)
+class Network:
+    """One row of the table."""
+
+    num_global_tokens: int
+    use_global_attention: bool = True
+    window_size: int = 2
+
+    @property
+    def title(self) -> str:
+        if self.window_size > 2:
+            return f"{self.num_global_tokens} tokens, windows of {self.window_size} x {self.window_size}"
+        if not self.num_global_tokens:
+            return "0 tokens (Swin-Unet)"
+        tokens = f"{self.num_global_tokens} token{'s' if self.num_global_tokens > 1 else ''}"
+        return f"{tokens}, G-MSA" if self.use_global_attention else f"{tokens}, no G-MSA"
+
+    @property
+    def sees_far(self) -> bool:
+        """Whether something carries the flag further than a few windows of 2 x 2."""
+        return (self.num_global_tokens > 0 and self.use_global_attention) or self.window_size > 2
+
+    def config(self, **sizes: int | float | tuple[int, ...]) -> GlamSwinConfig:
+        """A Unet of two stages, the second of three blocks. All that differs between networks are the tokens and G-MSA.
+
+        The weights start wider than Swin's 0.02, which is meant for 96 channels and more: with it this narrow network
+        needs several times as many steps until its tokens carry anything.
+        """
+        options = {
+            "embed_dim": 32,
+            "depths": (1, 3),
+            "num_heads": (2, 4),
+            "window_size": self.window_size,
+            "patch_size": 4,
+            "initializer_range": 0.15,
+            "drop_path_rate": 0.0,
+        }
+        weights = [FLAG_WEIGHT if label in FLAGS else 1 for label in range(len(CLASSES))]
+        return GlamSwinConfig(
+            decoder="unet",
+            num_labels=len(CLASSES),
+            class_weights=weights,
+            num_global_tokens=self.num_global_tokens,
+            use_global_attention=self.use_global_attention,
+            **{**options, **sizes},
+        )
+
+
+@dataclass
+class Pictures:
+    """Scenes as tensors: (N, C, S, S) normalised images and (N, S, S) class ids."""
+
+    scenes: list[Scene]
+    pixel_values: Tensor = field(init=False)
+    labels: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        images = torch.from_numpy(np.stack([scene.image for scene in self.scenes]))
+        self.pixel_values = (images.movedim(-1, 1).float() / 255 - 0.5) / 0.25
+        self.labels = torch.from_numpy(np.stack([scene.mask for scene in self.scenes])).long()
+
+
+@lru_cache(maxsize=4)
+def draw_near(seed: int, number: int, size: int, nearest: float, swap_flag: bool = False) -> Pictures:
+    """The first scenes of a series whose nearest white is within `nearest` pixels of the flag."""
+    drawn = (draw_scene(seed, index, size, distance=0, swap_flag=swap_flag) for index in count())
+    return Pictures(list(islice((scene for scene in drawn if scene.distance <= nearest), number)))
+
+
+def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.Module:
+    """AdamW with warm-up and a straight fall to zero; the scenes of a step are drawn anew each time."""
+    torch.manual_seed(seed)
+    model = GlamSwinForSemanticSegmentation(network.config()).train()
+    groups = parameter_groups(model, learning_rate=task.learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(groups)
+    order = torch.Generator().manual_seed(seed)
+    steps = task.steps_of(network)
+    for step in range(steps):
+        factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
+        set_learning_rate(optimizer, factor)
+        chosen = torch.randint(len(pictures.labels), (task.batch,), generator=order)
+        loss = model(pixel_values=pictures.pixel_values[chosen], labels=pictures.labels[chosen]).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, pictures: Pictures) -> Tensor:
+    """-> (N, S, S) class ids. Scenes go one by one, so that a scene and its twin are computed in the same way."""
+    return torch.cat([model(pixel_values=one[None]).logits.argmax(dim=1) for one in pictures.pixel_values])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the white pixels of scenes are: (N, S, S) each.
+
+    Args:
+        bins: The bin of distance, -1 for what is not scored.
+        in_view: Whether the logit there can see some of the flag without global attention.
+        reach: The furthest that any logit can see without global attention.
+    """
+
+    bins: np.ndarray
+    in_view: np.ndarray
+    reach: int
+
+
+def place(scenes: list[Scene], config: GlamSwinConfig, edges: Sequence[int]) -> Places:
+    """Bins of the larger of the distances in rows and in columns, as views are rectangles.
+
+    White that sees the flag only around the border of the image is near it for a network without global attention,
+    and far for a reader: it is left out.
+    """
+    view = axis_view(config, scenes[0].mask.shape[0])
+    bins, in_view = [], []
+    for scene in scenes:
+        box = flag_box(scene.mask)
+        apart, seen = distances(box, len(view)), sees_box(view, box)
+        scored = np.isin(scene.mask, AMBIGUOUS) & ~(seen & (apart > reach(view)))
+        bins.append(np.where(scored, np.searchsorted(edges, apart, side="right") - 1, -1))
+        in_view.append(seen & scored)
+    return Places(np.stack(bins), np.stack(in_view), reach(view))
+
+
+def flag_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """(S, S) class ids -> the rows and the columns of the flag, all that differs between a scene and its twin."""
+    places = np.argwhere(np.isin(mask, FLAGS))
+    return tuple(
+        slice(low, high + 1) for low, high in zip(places.min(axis=0), places.max(axis=0), strict=True)
+    )
+
+
+def distances(box: tuple[slice, slice], size: int) -> np.ndarray:
+    """-> (S, S): pixels to the box along rows or along columns, whichever are more."""
+    axis = np.arange(size)
+    rows, columns = (np.maximum(np.maximum(part.start - axis, axis - part.stop + 1), 0) for part in box)
+    return np.maximum(rows[:, None], columns)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is the same for all networks of a comparison."""
+
+    scenes: int
+    scored: int
+    size: int
+    nearest: float
+    edges: tuple[int, ...]  # where the bins of distance begin, and the end of the last one
+    steps: int
+    patience: int
+    learning_rate: float
+    batch: int
+
+    def steps_of(self, network: Network) -> int:
+        """Where most of the white cannot teach what the flag means, networks get more time."""
+        return self.steps * (1 if network.sees_far else self.patience)
+
+    def scored_scenes(self) -> tuple[Pictures, Pictures]:
+        """Scenes that nobody is trained on, under both flags."""
+        series = (0, self.scored, self.size, self.nearest)
+        return draw_near(*series), draw_near(*series, swap_flag=True)
+
+    def training_scenes(self, seed: int) -> Pictures:
+        return draw_near(seed + 1, self.scenes, self.size, self.nearest)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one network and seed, a value for each bin of distance."""
+
+    network: Network
+    seed: int
+    iou: list[float]  # mean over snow and ice
+    follows: list[float]  # share of pixels whose answer changes when the flag alone is repainted
+    shown: tuple[np.ndarray, np.ndarray]  # answers to the first scenes, under both flags
+    parameters: int
+    seconds: float  # of processor time, training alone
+
+
+def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], places: Places) -> list[dict]:
+    """Per bin: IoU over the scenes under both flags, and how much of the answer the flag decides."""
+    rows = []
+    for number in range(places.bins.max() + 1):
+        here = torch.from_numpy(places.bins == number)
+        confusion = ConfusionMatrix(len(CLASSES), IGNORE_INDEX)
+        for prediction, pictures in zip(predictions, both, strict=True):
+            confusion.update(prediction, torch.where(here, pictures.labels, IGNORE_INDEX))
+        per_class = confusion.compute()["per_class"]
+        rows.append(
+            {
+                "iou": float(np.mean([per_class[label]["iou"] for label in AMBIGUOUS])),
+                "follows": float((predictions[0] != predictions[1])[here].float().mean()),
+            }
+        )
+    return rows
+
+
+def run(task: Task, network: Network, seed: int) -> Result:
+    """Trains one network and scores it."""
+    pictures = task.training_scenes(seed)
+    started = time.process_time()
+    model = train(network, pictures, task, seed)
+    seconds = time.process_time() - started
+    both = task.scored_scenes()
+    predictions = tuple(predict(model, pictures) for pictures in both)
+    rows = score(predictions, both, place(both[0].scenes, Network(0).config(), task.edges))
+    return Result(
+        network,
+        seed,
+        iou=[row["iou"] for row in rows],
+        follows=[row["follows"] for row in rows],
+        shown=tuple(prediction[:SHOWN].numpy() for prediction in predictions),
+        parameters=model.num_parameters(),
+        seconds=seconds,
+    )
+
+
+def run_all(task: Task, networks: list[Network], seeds: int, jobs: int) -> Iterator[Result]:
+    """Results as they come, each network trained on one thread."""
+    pairs = [(network, seed) for seed in range(seeds) for network in networks]
+    if jobs == 1:
+        yield from (run(task, *pair) for pair in pairs)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for finished in as_completed(pool.submit(run, task, *pair) for pair in pairs):
+            yield finished.result()
+
+
+def bin_names(edges: Sequence[int]) -> list[str]:
+    return [f"{low} to {high - 1}" for low, high in pairwise(edges)]

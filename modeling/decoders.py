@@ -1,0 +1,30 @@
+"""The decoders by name, and how each is built from a configuration.
+
+This file holds the table and nothing else: one entry a decoder, with string keys, and only the imports that the entries need.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..configuration.decoding import DecodingConfig
+from .decoder_segdeformer import ContextMining, SegDeformerDecoder
+from .decoder_semantic_fpn import SemanticFpnDecoder
+from .decoder_unet import build_unet
+from .decoder_upernet import UperNetDecoder
+
+# From a configuration, the channels of the feature maps, fine to coarse, and what builds a stage of the encoder by its
+# number (None where the encoder has none that could be mirrored) to a decoder: `forward(feature_maps, pixel_mask) -> Decoded`.
+BuildStage = Callable[[int], nn.Module] | None
+DECODERS: dict[str, Callable[[DecodingConfig, tuple[int, ...], BuildStage], nn.Module]] = {
+    "segdeformer": lambda config, channels, _: SegDeformerDecoder(
+        config,
+        channels,
+        config.decoder_hidden_size,
+        config.num_labels,
+        ContextMining(**config.context_mining()),
+    ),
+    "semantic_fpn": lambda config, channels, _: SemanticFpnDecoder(channels, config.decoder_hidden_size),
+    "unet": lambda config, _, build_stage: build_unet(config, build_stage),
+    "upernet": lambda config, channels, _: UperNetDecoder(channels, config.decoder_hidden_size),
+}

@@ -1,0 +1,1 @@
+"""Data sets: class tables, pairing, published layouts, augmentation, batches, reports."""

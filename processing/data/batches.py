@@ -1,0 +1,145 @@
+"""From a data set to batches of tensors, in an order that is a function of the seed alone.
+
+Training reads one endless stream of samples: epoch after epoch, each in its own random order. Batch `k` is always
+the same stretch of that stream, with the same crops and flips, whoever loads it and wherever a run was interrupted.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import BaseImageProcessor
+
+from ..inference import Inference
+from .augmentation import JointAugmentation
+from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
+
+
+class SampleStream(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) keys; `rank` of `world` processes gets every `world`-th batch.
+
+    Args:
+        start, stop: First batch of this process and the one after its last.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in range(self.start, self.stop):
+            first = (batch * self.world + self.rank) * self.batch_size
+            yield [self.key(position) for position in range(first, first + self.batch_size)]
+
+    def key(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self.length)
+        return epoch, epoch_order(self.length, self.seed, epoch)[place]
+
+
+@lru_cache(maxsize=2)
+def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
+    """The random order of one epoch."""
+    generator = torch.Generator().manual_seed((seed << 32) + epoch)
+    return torch.randperm(length, generator=generator).tolist()
+
+
+class TrainingSamples(Dataset):
+    """Augmented samples by (epoch, index), ready for the model."""
+
+    def __init__(self, data: Dataset, augmentation: JointAugmentation, processor: BaseImageProcessor) -> None:
+        self.data, self.augmentation, self.processor = data, augmentation, processor
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        sample = readable_sample(self.data, index)
+        image, mask = self.augmentation(sample["image"], sample["mask"], epoch=epoch, index=index)
+        pixels = self.processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+        return {
+            "pixel_values": pixels,
+            "labels": torch.as_tensor(mask, dtype=torch.int64),
+            "name": sample["name"],
+            UNREADABLE: sample[UNREADABLE],
+        }
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return collate(samples)
+
+
+class WholeImages(Dataset):
+    """Unchanged images for evaluation: pixels as `inference` takes them, labels as they are on the disk."""
+
+    def __init__(self, data: Dataset, processor: BaseImageProcessor, inference: Inference) -> None:
+        self.data, self.processor, self.inference = data, processor, inference
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.data[index]
+        return {
+            "inputs": self.inference.inputs(self.processor, sample["image"]),
+            "labels": torch.as_tensor(sample["mask"], dtype=torch.int64),
+            "name": sample["name"],
+        }
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tensors of one size become a batch; names a list, and complaints, where there are any, another one."""
+    complaints = complaints_of(samples)
+    samples = [sample for sample in samples if sample]
+    batch = {name: [sample[name] for sample in samples] for name in (samples[0] if samples else ())}
+    batch = {name: torch.stack(v) if torch.is_tensor(v[0]) else v for name, v in batch.items()}
+    return batch | complaints
+
+
+def training_loader(
+    samples: Dataset, stream: SampleStream, *, workers: int | None, pin_memory: bool
+) -> DataLoader:
+    """Batches of samples by (epoch, index), put together by their own `collate`."""
+    return DataLoader(
+        samples, batch_sampler=stream, collate_fn=samples.collate, **loader_options(workers, pin_memory)
+    )
+
+
+def evaluation_loader(
+    images: Dataset, *, workers: int | None, pin_memory: bool = False, rank: int = 0, world: int = 1
+) -> DataLoader:
+    """One image at a time, so that they may differ in size; `rank` of `world` processes gets its share."""
+    indices = range(rank, len(images), world)
+    options = loader_options(workers, pin_memory)
+    return DataLoader(ReadableImages(images), sampler=indices, batch_size=None, **options)
+
+
+def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
+    workers = default_workers() if workers is None else workers
+    options = {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": leave_signals_to_the_main_process,
+        "generator": torch.Generator(),  # else each new iterator draws from the generator that dropout uses
+    }
+    return options | ({"prefetch_factor": 4} if workers else {})
+
+
+def default_workers() -> int:
+    """One process fewer than this process has cores, at most eight."""
+    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, cores - 1))
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C and SIGTERM often reach a whole process group; a dead worker would keep training from saving."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)

@@ -1,0 +1,242 @@
+"""Data sets of images with boxes and masks in COCO's format, as it is published and in folders of one's own.
+
+    coco/    annotations/instances_train2017.json, instances_val2017.json    train2017/*.jpg, val2017/*.jpg
+    mine/    annotations.json                                                images/*.jpg
+
+Both give samples {"image": RGB picture, "objects": see `CocoData`, "name": text} and tell `classes`, their names: the
+categories by growing id, whatever gaps the ids have. Sizes are (height, width); N objects.
+"""
+
+import json
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..image_reading import ImageReadError, open_image, read_image
+from .datasets import split_source
+from .pairing import contents, listed
+
+try:
+    from pycocotools import mask as coco_masks
+except ImportError as error:
+    raise ImportError(
+        "Detection reads and scores masks with pycocotools, which is not installed. "
+        "Install it: pip install 'contextseg[detection]'."
+    ) from error
+
+Object = dict[str, Any]
+SMALLEST_BOX = 1.0  # pixels of a side; narrower ones are left out of training, as the common toolboxes do
+FEWEST_COORDINATES = 6  # of a polygon; pycocotools would take four numbers for a box
+
+
+class Packed(Sequence):
+    """Plain values in one array of bytes. Python objects would be copied by every process that loads data."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        packed = [pickle.dumps(value) for value in values]
+        self.ends = np.cumsum([0, *map(len, packed)])
+        self.bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        return pickle.loads(self.bytes[self.ends[index] : self.ends[index + 1]])
+
+
+class CocoData(Dataset):
+    """Images with their objects, of which each has a `class` (index), a `bbox` (left, top, width, height in pixels), a
+    `segmentation` (polygons or RLE), `iscrowd` and, where the file states it, `area`."""
+
+    def __init__(self, images: Iterable[Mapping[str, Any]], classes: list[str], folder: Path) -> None:
+        self.rows, self.classes, self.folder = Packed(images), classes, folder
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        picture = read_as_annotated(self.folder / row["file"], (row["height"], row["width"]))
+        return {"image": picture, "objects": row["objects"], "name": row["file"]}
+
+
+def open_coco(source: str, split: str) -> CocoData:
+    """The images of a folder; of the published data set those of a split, which can be a part of the source ("coco:val").
+
+    split: "train" leaves out images without an object to learn, as the common toolboxes do; "val" keeps all.
+    """
+    source, named = split_source(source, None)
+    file, folder = find_files(Path(source).expanduser(), named or split)
+    classes, images = read_annotations(file)
+    if split == "train":
+        images = [row for row in images if learnable(row["objects"], (row["height"], row["width"]))]
+    if not images:
+        raise ValueError(f"no image of '{file}' has an object with a mask. Annotate some.")
+    return CocoData(images, classes, folder)
+
+
+def find_files(root: Path, split: str) -> tuple[Path, Path]:
+    """The file of annotations and the folder of images."""
+    if (root / "annotations.json").is_file() and (root / "images").is_dir():
+        return root / "annotations.json", root / "images"
+    for file in sorted(root.glob(f"annotations/instances_{split}*.json")):
+        name = file.stem.removeprefix("instances_")
+        for folder in (root / name, root / "images" / name):
+            if folder.is_dir():
+                return file, folder
+    held = f"it holds {contents(root)}" if root.is_dir() else "there is no such folder"
+    raise ValueError(
+        f"'{root}' is no data set of objects: {held}. Give a folder with images/ and annotations.json in COCO's format, or "
+        f"COCO's own with annotations/instances_{split}2017.json and {split}2017/."
+    )
+
+
+# -- annotations -----------------------------------------------------------------------------------------------------
+
+
+def read_annotations(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Class names, and for each image its file, height, width and objects."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON: {error}. Download or export it again.") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+        raise ValueError(f"'{path}' is not in COCO's format. It must hold the lists {', '.join(lists)}.")
+    try:
+        return collect(*(content[name] for name in lists))
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from error
+
+
+def collect(
+    image_rows: list[dict], annotation_rows: list[dict], category_rows: list[dict]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """COCO's three lists -> class names, images with their objects."""
+    names = {value(row, "id", "category"): value(row, "name", "category") for row in category_rows}
+    if not names or len(names) < len(category_rows) or len(set(names.values())) < len(names):
+        raise ValueError(
+            f"the categories are {listed([row.get('name') for row in category_rows]) or 'none'}. "
+            "Give each an id and a name of its own."
+        )
+    index_of = {category: index for index, category in enumerate(sorted(names))}
+    images = {}
+    for row in image_rows:
+        file, height, width = (value(row, name, "image") for name in ("file_name", "height", "width"))
+        images[value(row, "id", "image")] = {"file": file, "height": height, "width": width, "objects": []}
+    if not images or len(images) < len(image_rows):
+        raise ValueError(
+            f"{len(image_rows)} images have {len(images)} different ids. Give each an id of its own."
+        )
+    for row in annotation_rows:
+        image = images.get(value(row, "image_id", "annotation"))
+        category = value(row, "category_id", "annotation")
+        if image is None or category not in index_of:
+            raise ValueError(
+                f"annotation {row.get('id')} is of image {row['image_id']} and category {category}, of which "
+                f"{'the image' if image is None else 'the category'} is not in the file. Remove it, or add what it belongs to."
+            )
+        image["objects"].append(checked_object(row, index_of[category], image))
+    return [names[category] for category in sorted(names)], list(images.values())
+
+
+def value(row: Mapping[str, Any], name: str, what: str) -> Any:
+    """A field that COCO's format requires."""
+    if row.get(name) is None:
+        raise ValueError(
+            f"{what} {row.get('id', row)} has no '{name}'. Export the annotations again as COCO instances, with masks."
+        )
+    return row[name]
+
+
+def checked_object(row: Mapping[str, Any], class_index: int, image: Mapping[str, Any]) -> Object:
+    """An object with only what is used of it; polygons too short to have an area are dropped."""
+    name = f"annotation {row.get('id')} of '{image['file']}'"
+    box, segmentation = value(row, "bbox", "annotation"), value(row, "segmentation", "annotation")
+    if not is_numbers(box) or len(box) != 4:
+        raise ValueError(f"{name} has bbox {box}. Four numbers are required: left, top, width, height.")
+    size = [image["height"], image["width"]]
+    if isinstance(segmentation, dict):
+        if list(segmentation.get("size", [])) != size or not segmentation.get("counts"):
+            raise ValueError(
+                f"{name} has an RLE mask of size {segmentation.get('size')}, and the image is {size}, height and width. "
+                "Give size and counts of the image's own size."
+            )
+    elif is_polygons(segmentation):
+        segmentation = [polygon for polygon in segmentation if len(polygon) >= FEWEST_COORDINATES]
+    else:
+        raise ValueError(
+            f"{name} has a segmentation that is neither polygons nor RLE. Write polygons as lists of x and y in turn."
+        )
+    found = {"class": class_index, "bbox": box, "segmentation": segmentation}
+    return {**found, "iscrowd": int(row.get("iscrowd") or 0), "area": row.get("area")}
+
+
+def is_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(number, int | float) for number in values)
+
+
+def is_polygons(segmentation: Any) -> bool:
+    return isinstance(segmentation, list) and all(
+        is_numbers(polygon) and len(polygon) % 2 == 0 for polygon in segmentation
+    )
+
+
+# -- objects ---------------------------------------------------------------------------------------------------------
+
+
+def learnable(objects: Sequence[Object], size: tuple[int, int]) -> list[Object]:
+    """The objects to learn from: single ones, with a mask, and a box of a pixel at least inside the image."""
+    boxes = corners(objects, size)
+    is_large = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX).all(axis=1)
+    return [
+        found
+        for found, has_area in zip(objects, is_large, strict=True)
+        if has_area and found["segmentation"] and not found["iscrowd"]
+    ]
+
+
+def corners(objects: Sequence[Object], size: tuple[int, int]) -> np.ndarray:
+    """Objects of an image of this size -> (N, 4) left, top, right, bottom of their boxes inside it."""
+    boxes = np.array([found["bbox"] for found in objects], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    height, width = size
+    return np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
+
+
+def object_rle(found: Object, size: tuple[int, int]) -> dict[str, Any]:
+    """The mask of an object as pycocotools' compressed RLE."""
+    segmentation = found["segmentation"]
+    if not segmentation:
+        return coco_masks.encode(np.zeros(size, dtype=np.uint8, order="F"))
+    if isinstance(segmentation, list):
+        return coco_masks.merge(coco_masks.frPyObjects(segmentation, *size))
+    if isinstance(segmentation["counts"], list):
+        return coco_masks.frPyObjects(segmentation, *size)
+    return segmentation
+
+
+def object_masks(objects: Sequence[Object], size: tuple[int, int]) -> np.ndarray:
+    """Objects of an image of this size -> (N, height, width), 0 and 1."""
+    if not objects:
+        return np.zeros((0, *size), dtype=np.uint8)
+    return coco_masks.decode([object_rle(found, size) for found in objects]).transpose(2, 0, 1)
+
+
+def read_as_annotated(path: Path, size: tuple[int, int]) -> Image.Image:
+    """The picture as the annotations see it: upright, or as it is stored where only that has the size that they state."""
+    picture = read_image(path)
+    if picture.size == size[::-1]:
+        return picture
+    stored = open_image(path).image.convert("RGB")
+    if stored.size == size[::-1]:
+        return stored
+    raise ImageReadError(
+        f"'{path}' is {picture.width}x{picture.height} (width x height), and its annotations are for {size[1]}x{size[0]}. "
+        "Give the image that was annotated."
+    )

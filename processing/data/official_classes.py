@@ -1,0 +1,88 @@
+"""The classes of ADE20K, Cityscapes and COCO-Stuff, in the order in which the papers' models learn them, and their ids in the files."""
+
+from ..label_maps import IGNORE
+
+IGNORE_INDEX = 255
+LabelIds = dict[int, int | str]  # id in a mask -> class or "ignore"
+
+ADE20K = """
+wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, table, mountain,
+plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock,
+wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand, sink, skyscraper,
+fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway, river, bridge,
+bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island, computer, swivel chair,
+boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier, awning, streetlight, booth, television receiver,
+airplane, dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain,
+conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball,
+food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
+traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
+"""
+
+# Class -> id in *_labelIds.png, colour.
+CITYSCAPES = {
+    "road": (7, (128, 64, 128)),
+    "sidewalk": (8, (244, 35, 232)),
+    "building": (11, (70, 70, 70)),
+    "wall": (12, (102, 102, 156)),
+    "fence": (13, (190, 153, 153)),
+    "pole": (17, (153, 153, 153)),
+    "traffic light": (19, (250, 170, 30)),
+    "traffic sign": (20, (220, 220, 0)),
+    "vegetation": (21, (107, 142, 35)),
+    "terrain": (22, (152, 251, 152)),
+    "sky": (23, (70, 130, 180)),
+    "person": (24, (220, 20, 60)),
+    "rider": (25, (255, 0, 0)),
+    "car": (26, (0, 0, 142)),
+    "truck": (27, (0, 0, 70)),
+    "bus": (28, (0, 60, 100)),
+    "train": (31, (0, 80, 100)),
+    "motorcycle": (32, (0, 0, 230)),
+    "bicycle": (33, (119, 11, 32)),
+}
+CITYSCAPES_IDS = 34
+
+COCO_STUFF = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench,
+bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis,
+snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork,
+knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant,
+bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book,
+clock, vase, scissors, teddy bear, hair drier, toothbrush,
+banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet, ceiling-other, ceiling-tile, cloth,
+clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt, door-stuff, fence, floor-marble, floor-other, floor-stone,
+floor-tile, floor-wood, flower, fog, food-other, fruit, furniture-other, grass, gravel, ground-other, hill, house, leaves, light,
+mat, metal, mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement, pillow, plant-other, plastic, platform, playingfield,
+railing, railroad, river, road, rock, roof, rug, salad, sand, sea, shelf, sky-other, skyscraper, snow, solid-other, stairs, stone,
+straw, structural-other, table, tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel,
+wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood
+"""
+COCO_STUFF_IDS = 182
+# street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door, blender, hair brush: ids that no picture has
+COCO_STUFF_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+
+
+def names(table: str) -> list[str]:
+    return " ".join(table.split()).split(", ")
+
+
+def ade20k_ids() -> LabelIds:
+    """1..150; 0 is everything else."""
+    return {0: IGNORE} | {index + 1: index for index in range(len(names(ADE20K)))}
+
+
+def cityscapes_ids() -> LabelIds:
+    """Of the 34 ids, 19 are classes."""
+    classes = {stored: index for index, (stored, _) in enumerate(CITYSCAPES.values())}
+    return dict.fromkeys(range(CITYSCAPES_IDS), IGNORE) | {IGNORE_INDEX: IGNORE} | classes
+
+
+def coco_stuff_ids() -> LabelIds:
+    """0..90 things and 91..181 stuff, with gaps; 255 is unlabelled."""
+    used = [stored for stored in range(COCO_STUFF_IDS) if stored not in COCO_STUFF_UNUSED]
+    return {stored: index for index, stored in enumerate(used)} | {IGNORE_INDEX: IGNORE}
+
+
+def train_ids(count: int) -> LabelIds:
+    """Files whose ids are the classes already."""
+    return {index: index for index in range(count)} | {IGNORE_INDEX: IGNORE}

@@ -1,0 +1,132 @@
+"""Which image file belongs to which mask file, and what to say when it cannot be told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..image_reading import Source, read_mask
+from .class_table import FILE_NAME, example
+
+IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
+    *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+}
+MASKS_TO_GUESS_FROM = 20
+LISTED = 5  # names in a message
+
+
+class Pair(NamedTuple):
+    """An image, its mask, and a name for both."""
+
+    image: Source
+    mask: Source
+    name: str
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Files of two folders, matched by path without suffix."""
+
+    pairs: list[Pair]
+    images_without_mask: list[str]
+    masks_without_image: list[str]
+    folders: tuple[str, str] = ("images/", "masks/")
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps the files from being pairs, for people."""
+        images, masks = self.folders
+        sides = (
+            (self.images_without_mask, "images have no mask", masks),
+            (self.masks_without_image, "masks have no image", images),
+        )
+        return [
+            f"{len(names)} {what}: {listed(names)}. Add files of the same name to {folder}, or move these elsewhere."
+            for names, what, folder in sides
+            if names
+        ]
+
+
+def pair_files(folder: Path) -> Pairing:
+    """The files of images/ and masks/, sorted by name."""
+    if not (folder / "images").is_dir() or not (folder / "masks").is_dir():
+        raise ValueError(missing_folders(folder))
+    images, masks = (files_by_name(folder / part) for part in ("images", "masks"))
+    names = sorted(images.keys() & masks.keys())
+    if not names:
+        raise ValueError(
+            f"'{folder}' has no pairs: images/ holds {len(images)} images ({listed(sorted(images.values()))}) and masks/ "
+            f"{len(masks)} ({listed(sorted(masks.values()))}). An image and its mask must have the same name up to the suffix."
+        )
+    return Pairing(
+        [Pair(images[name], masks[name], name) for name in names],
+        sorted(str(path.relative_to(folder)) for name, path in images.items() if name not in masks),
+        sorted(str(path.relative_to(folder)) for name, path in masks.items() if name not in images),
+    )
+
+
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """Image files below a folder by relative path without suffix; hidden files are left out."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise ValueError(
+                f"'{path}' and '{files[name]}' have the same name. Remove or rename one of them."
+            )
+        files[name] = path
+    return files
+
+
+def missing_folders(folder: Path) -> str:
+    """What is in the place of images/ and masks/, and what the user may have meant."""
+    if not folder.exists():
+        near = next(parent for parent in folder.absolute().parents if parent.exists())
+        return f"'{folder}' does not exist; '{near}' holds {contents(near)}. Check the path."
+    if not folder.is_dir():
+        return f"'{folder}' is a file. Give the folder that holds images/ and masks/."
+    inside = [
+        sub.name for sub in sorted(folder.iterdir()) if (sub / "images").is_dir() and (sub / "masks").is_dir()
+    ]
+    if inside:
+        return f"'{folder}' has no images/ and masks/, but {listed(inside)} in it have. Give '{folder / inside[0]}'."
+    if (folder.parent / "images").is_dir() and (folder.parent / "masks").is_dir():
+        return f"'{folder}' is one level too deep. Give '{folder.parent}', which holds images/ and masks/."
+    return (
+        f"'{folder}' needs a folder images/ and a folder masks/ with files of equal names; it holds {contents(folder)}. "
+        "Rename or move what is there."
+    )
+
+
+def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
+    """Where to write which `classes.json`, with the ids of the first masks."""
+    masks = [read_mask(pair.mask) for pair in pairs[:MASKS_TO_GUESS_FROM]]
+    if any(mask.ndim == 3 for mask in masks):
+        proposal = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
+        return f"the masks in '{folder}' are in colours. Say which class each one is, in '{folder / FILE_NAME}': {proposal}"
+    ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
+    if ids == [0, 255]:
+        proposal = '{"classes": ["background", "object"], "label_map": {"0": 0, "255": 1}}'
+    else:
+        count = max((index for index in ids if index != 255), default=0) + 1
+        proposal = example([f"class {index}" for index in range(min(count, 256))])
+    return (
+        f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, such as {proposal}. "
+        f"The first {len(masks)} masks hold the ids {', '.join(map(str, ids))}."
+    )
+
+
+def contents(folder: Path) -> str:
+    """A few of the names in a folder."""
+    return listed([sub.name + "/" * sub.is_dir() for sub in sorted(folder.iterdir())]) or "nothing"
+
+
+def listed(names: Sequence[Any]) -> str:
+    """The first names, and how many more there are."""
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(str(name) for name in names[:LISTED]) + more

@@ -1,0 +1,258 @@
+"""Looks at every pair of a data set before anything trains: what `contextseg-check` reports and training runs first."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..image_reading import ImageReadError
+from ..label_maps import LabelMap
+from .datasets import SegmentationData, check_sizes, image_size
+from .pairing import listed
+
+THREADS = min(8, os.cpu_count() or 1)  # decoding releases Python's lock
+RARE_SHARE = 0.001
+FEW_VALUES = 1 << 16
+
+
+class Finding(NamedTuple):
+    """What one pair holds: its size and its ids, or why it cannot be used."""
+
+    name: str
+    size: tuple[int, int] | None = None
+    pixels_by_id: dict[int, int] | None = None
+    is_coloured: bool = False
+    unreadable: str | None = None
+    mismatch: str | None = None
+
+
+@dataclass
+class CheckReport:
+    """Findings over a data set; `problems` would break a training, `warnings` may spoil it."""
+
+    name: str
+    classes: list[str]
+    num_samples: int
+    skip_unreadable: bool = False
+    num_checked: int = 0
+    sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
+    pixels: Counter = field(default_factory=Counter)  # class -> pixels
+    images: Counter = field(default_factory=Counter)  # class -> images that show it
+    ignored_pixels: int = 0
+    stored_ids: Counter = field(default_factory=Counter)  # id in the files, or "#rrggbb" -> pixels
+    unknown_ids: dict[str, str] = field(default_factory=dict)  # id or colour -> the first mask that holds it
+    unreadable: list[str] = field(default_factory=list)
+    mismatches: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_checked == self.num_samples
+
+    def shares(self) -> list[float]:
+        """Each class's part of the labelled pixels."""
+        total = max(1, sum(self.pixels.values()))
+        return [self.pixels[index] / total for index in range(len(self.classes))]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = zip(self.classes, self.shares(), strict=True)
+        return {
+            "data": self.name,
+            "samples": self.num_samples,
+            "checked": self.num_checked,
+            "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in self.sizes.most_common()],
+            "classes": [
+                {"index": i, "name": name, "pixels": self.pixels[i], "share": share, "images": self.images[i]}
+                for i, (name, share) in enumerate(rows)
+            ],
+            "ignored_pixels": self.ignored_pixels,
+            "stored_ids": {str(stored): pixels for stored, pixels in self.stored_ids.items()},
+            "unreadable": self.unreadable,
+            "size_mismatches": self.mismatches,
+            "problems": self.problems,
+            "warnings": self.warnings,
+        }
+
+    def text(self) -> str:
+        """For people."""
+        checked = "" if self.is_complete else f", {self.num_checked} of them checked"
+        lines = [f"{self.name}: {self.num_samples} pairs{checked}", f"sizes    {self.sizes_text()}"]
+        labelled = sum(self.pixels.values())
+        ignored = self.ignored_pixels / max(1, labelled + self.ignored_pixels)
+        lines += [f"ignored  {100 * ignored:.2f} % of the pixels", "", *self.class_lines(), ""]
+        lines += [f"PROBLEM  {text}" for text in self.problems] + [
+            f"warning  {text}" for text in self.warnings
+        ]
+        return "\n".join(lines + ([] if self.problems else ["ready to train"]))
+
+    def sizes_text(self) -> str:
+        """The most frequent sizes, or the range of them."""
+        if not self.sizes:
+            return "unknown"
+        if len(self.sizes) <= 3:
+            return ", ".join(f"{width}x{height} ({n})" for (height, width), n in self.sizes.most_common())
+        heights, widths = zip(*self.sizes, strict=True)
+        return f"{len(self.sizes)} sizes, width {min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)}"
+
+    def class_lines(self) -> list[str]:
+        """A table of classes with a bar for each share."""
+        width = max(len(name) for name in [*self.classes, "class"])
+        lines = [f"{'':>3}  {'class':<{width}}  {'pixels':>7}  {'images':>6}"]
+        for index, (name, share) in enumerate(zip(self.classes, self.shares(), strict=True)):
+            bar = "█" * round(30 * share)
+            lines.append(
+                f"{index:>3}  {name:<{width}}  {100 * share:>5.2f} %  {self.images[index]:>6}  {bar}".rstrip()
+            )
+        return lines
+
+
+def check_data(
+    dataset: SegmentationData,
+    sample: int | None = None,
+    *,
+    name: str = "data",
+    progress: bool = False,
+    skip_unreadable: bool = False,
+) -> CheckReport:
+    """Reads pairs of images and masks, and reports what they hold and what is wrong with them.
+
+    Args:
+        dataset: What `open_data` gave.
+        sample: Number of pairs to read, spread evenly; None reads all.
+        name: What the report calls the data.
+        progress: Whether to show a progress bar.
+        skip_unreadable: Whether pairs that cannot be read are a warning rather than a problem.
+
+    Returns:
+        The report: `text()` for people, `as_dict()` for JSON, `problems` (would break a training) and `warnings`.
+    """
+    report = CheckReport(name, dataset.classes, len(dataset), skip_unreadable)
+    report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])
+    count = len(dataset) if sample is None else min(sample, len(dataset))
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    for finding in with_progress(findings(dataset, indices), count, progress):
+        add_finding(report, finding, dataset.decoder)
+    conclude(report, dataset)
+    return report
+
+
+def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]:
+    """One finding for each index, in order, decoded by several threads."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield from threads.map(lambda index: inspect_pair(dataset, index), indices)
+
+
+def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Iterable[Finding]:
+    if not progress:
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, total=count, unit="pair", leave=False)
+
+
+def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
+    """Reads image and mask; an error is part of the finding."""
+    name = f"{index}"
+    try:
+        pair = dataset.sources(index)
+        name = pair.name
+        size = image_size(dataset.read_image(pair.image))
+        mask = dataset.read_stored_mask(pair.mask)
+    except (ImageReadError, OSError, ValueError) as error:
+        return Finding(name, unreadable=str(error))
+    finding = Finding(name, size, count_values(mask), mask.ndim == 3)
+    try:
+        check_sizes(size, mask.shape[:2], name)
+    except ValueError as error:
+        return finding._replace(mismatch=str(error))
+    return finding
+
+
+def count_values(mask: np.ndarray) -> dict[int, int]:
+    """(H, W) ids or (H, W, 3) colours -> pixels by id, or by 0xRRGGBB."""
+    if mask.ndim == 3:
+        red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
+        mask = red << 16 | green << 8 | blue
+    if mask.min() >= 0 and mask.max() < FEW_VALUES:
+        counts = np.bincount(mask.ravel())
+        return {int(value): int(counts[value]) for value in counts.nonzero()[0]}
+    return {int(value): int(count) for value, count in zip(*np.unique(mask, return_counts=True), strict=True)}
+
+
+def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
+    """Counts one pair into the report."""
+    report.num_checked += 1
+    if finding.unreadable:
+        report.unreadable.append(finding.unreadable)
+        return
+    report.sizes[finding.size] += 1
+    if finding.mismatch:
+        report.mismatches.append(finding.mismatch)
+    known = decoder.colours if finding.is_coloured else decoder.ids
+    shown = set()
+    for value, pixels in finding.pixels_by_id.items():
+        stored = f"#{value:06x}" if finding.is_coloured else str(value)
+        report.stored_ids[stored] += pixels
+        if value not in known:
+            report.unknown_ids.setdefault(stored, finding.name)
+        elif known[value] == decoder.ignore_index:
+            report.ignored_pixels += pixels
+        else:
+            report.pixels[known[value]] += pixels
+            shown.add(known[value])
+    report.images.update(shown)
+
+
+def conclude(report: CheckReport, dataset: SegmentationData) -> None:
+    """Turns counts into problems and warnings."""
+    if report.unreadable:
+        place = report.warnings if report.skip_unreadable else report.problems
+        place.append(f"{len(report.unreadable)} unreadable: " + " ".join(report.unreadable[:3]))
+    if report.mismatches:
+        report.problems.append(
+            f"{len(report.mismatches)} masks of another size: " + " ".join(report.mismatches[:3])
+        )
+    if report.unknown_ids:
+        report.problems.append(unknown_ids_text(report))
+    certain = report.problems if report.is_complete else report.warnings  # other masks may hold more
+    if set(report.stored_ids) <= {"0", "255"} and "255" in report.stored_ids and dataset.label_map is None:
+        certain.append(
+            "the masks hold only 0 and 255, and 255 is ignored. If it is the object, write into classes.json: "
+            '"label_map": {"0": 0, "255": 1}; if it is really unlabelled: "label_map": {"0": 0, "255": "ignore"}.'
+        )
+    elif report.num_checked and not report.pixels:
+        certain.append(
+            "no pixel has a class: there is nothing to learn from. Check the masks and classes.json."
+        )
+    report.warnings += share_warnings(report)
+
+
+def unknown_ids_text(report: CheckReport) -> str:
+    """Which values no class stands for, how often, and where the first is."""
+    values = sorted(report.unknown_ids, key=lambda stored: -report.stored_ids[stored])
+    shown = [f"{v} ({report.stored_ids[v]} pixels, first in '{report.unknown_ids[v]}')" for v in values]
+    return (
+        f"the masks hold {len(values)} values that are no class of classes.json: {listed(shown)}. "
+        'Name their classes there, or leave them out: "label_map" with "ignore" for them.'
+    )
+
+
+def share_warnings(report: CheckReport) -> list[str]:
+    """Classes that never or hardly occur; in a sample, absence says little."""
+    if not report.is_complete or not report.pixels:
+        return []
+    shares = dict(zip(report.classes, report.shares(), strict=True))
+    absent = [name for name, share in shares.items() if share == 0]
+    rare = [f"{name} ({100 * share:.3f} %)" for name, share in shares.items() if 0 < share < RARE_SHARE]
+    warnings = [f"{len(absent)} classes never occur: {listed(absent)}."] if absent else []
+    if rare:
+        warnings.append(
+            f"{len(rare)} classes are rare: {listed(rare)}. Class weights, or loss cross_entropy+dice, may help."
+        )
+    return warnings

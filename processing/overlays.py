@@ -1,0 +1,168 @@
+"""Masks and heat maps over photographs, markers, and grids of images with titles and a legend.
+
+Legend: H, W image axes. Every function returns a new RGB image; masks and heat maps are arrays (H, W).
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .palettes import colorize
+
+Palette = Sequence[Sequence[int]]
+BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
+
+
+def mask_picture(mask: np.ndarray, palette: Palette, ignore_index: int | None = None) -> Image.Image:
+    """(H, W) class ids -> their colours; ignored pixels are black."""
+    ignored = np.zeros_like(mask, dtype=bool) if ignore_index is None else mask == ignore_index
+    picture = np.array(colorize(np.where(ignored, 0, mask), palette).convert("RGB"))
+    picture[ignored] = 0
+    return Image.fromarray(picture)
+
+
+def mask_overlay(
+    image: Image.Image,
+    mask: np.ndarray,
+    palette: Palette,
+    *,
+    strength: float = 0.5,
+    ignore_index: int | None = None,
+) -> Image.Image:
+    """The image tinted with the colors of the classes.
+
+    Args:
+        image: The image.
+        mask: (H, W) class ids of the same size.
+        palette: One (r, g, b) for each class.
+        strength: Share of the class color, from 0 to 1.
+        ignore_index: Id of pixels that keep their color.
+    """
+    tinted = Image.blend(image.convert("RGB"), mask_picture(mask, palette, ignore_index), strength)
+    if ignore_index is not None:
+        tinted.paste(image.convert("RGB"), mask=Image.fromarray(mask == ignore_index))
+    return tinted
+
+
+def heat_overlay(
+    image: Image.Image, heat: np.ndarray, *, strength: float = 0.8, colormap: str = "inferno"
+) -> Image.Image:
+    """The image in gray under a map of values, such as attention; the highest value is brightest.
+
+    The scale ends at the 99.5th percentile, so that a few extreme pixels do not leave the rest dark.
+
+    Args:
+        image: The image.
+        heat: (H, W) values of the same size.
+        strength: Share of the map's color, from 0 to 1.
+        colormap: A colormap of matplotlib.
+    """
+    heat = np.asarray(heat, dtype=np.float64)
+    low, high = heat.min(), np.percentile(heat, 99.5)
+    high = high if high > low else heat.max()
+    scaled = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
+    colours = (matplotlib.colormaps[colormap](scaled)[..., :3] * 255).astype(np.uint8)
+    return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colours), strength)
+
+
+def with_cross(
+    image: Image.Image, position: tuple[int, int], *, colour: tuple[int, int, int] = (0, 255, 255)
+) -> Image.Image:
+    """The picture with a cross at (x, y), outlined so that it shows on any ground."""
+    marked = image.convert("RGB")
+    draw = ImageDraw.Draw(marked)
+    arm = max(4, round(0.025 * max(image.size)))
+    thin = max(1, arm // 5)
+    x, y = position
+    for ink, width, reach in (((0, 0, 0), thin + 2, arm + 1), (colour, thin, arm)):
+        draw.line([x - reach, y, x + reach, y], fill=ink, width=width)
+        draw.line([x, y - reach, x, y + reach], fill=ink, width=width)
+    return marked
+
+
+def grid_of_pictures(
+    rows: Sequence[Sequence[Image.Image]],
+    titles: Sequence[str] = (),
+    legend: Mapping[str, Sequence[int]] | None = None,
+    *,
+    cell_width: int = 320,
+    gap: int = 8,
+) -> Image.Image:
+    """Rows of equally wide pictures, a title over each column, and names of classes with their colours below."""
+    cells = [[fitted(picture, cell_width) for picture in row] for row in rows]
+    heights = [max(cell.height for cell in row) for row in cells]
+    columns = max(len(row) for row in cells)
+    font = sans(max(12, cell_width // 20))
+    line = 2 * font.size
+    top = line if titles else 0
+    width = columns * (cell_width + gap) + gap
+    swatches = legend_lines(legend or {}, font, width - 2 * gap)
+    height = top + sum(heights) + gap * (len(rows) + 1) + line * len(swatches)
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        centre = gap + column * (cell_width + gap) + cell_width // 2
+        draw.text((centre, top // 2 + gap // 2), title, fill=INK, font=font, anchor="mm")
+    y = top + gap
+    for row, row_height in zip(cells, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (gap + column * (cell_width + gap), y))
+        y += row_height + gap
+    for entries in swatches:
+        draw_legend(draw, entries, font, (gap, y + line // 2))
+        y += line
+    return sheet
+
+
+def legend_lines(
+    legend: Mapping[str, Sequence[int]], font: ImageFont.FreeTypeFont, width: int
+) -> list[list[tuple[str, Sequence[int], int]]]:
+    """Names, colours and offsets, broken into lines of at most `width` pixels."""
+    lines, x = [], width
+    for name, colour in legend.items():
+        needed = round(font.getlength(name)) + 3 * font.size
+        if x + needed > width:
+            lines.append([])
+            x = 0
+        lines[-1].append((name, colour, x))
+        x += needed
+    return lines
+
+
+def draw_legend(
+    draw: ImageDraw.ImageDraw,
+    entries: list[tuple[str, Sequence[int], int]],
+    font: ImageFont.FreeTypeFont,
+    start: tuple[int, int],
+) -> None:
+    left, middle = start
+    side = round(font.size)
+    for name, colour, offset in entries:
+        x = left + offset
+        draw.rectangle([x, middle - side // 2, x + side, middle + side // 2], fill=tuple(colour), outline=INK)
+        draw.text((x + side + side // 2, middle), name, fill=INK, font=font, anchor="lm")
+
+
+def fitted(picture: Image.Image, width: int) -> Image.Image:
+    """RGB at the given width; small pictures are enlarged with sharp pixels."""
+    height = max(1, round(picture.height * width / picture.width))
+    method = Image.Resampling.LANCZOS if picture.width > width else Image.Resampling.NEAREST
+    return picture.convert("RGB").resize((width, height), method)
+
+
+@lru_cache
+def sans(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib carries a font with it, so pictures look the same on every machine."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
+def save_png(picture: Image.Image, target: Path) -> None:
+    """Under a temporary name first, so that a full disk never leaves half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".writing")
+    picture.save(temporary, format="PNG")
+    temporary.replace(target)

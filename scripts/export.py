@@ -1,0 +1,25 @@
+"""contextseg-export: a trained model as a Hub repository that carries its own code.
+
+contextseg-export runs/streets --push me/streets
+contextseg-export runs/streets --output streets-model
+"""
+
+import sys
+
+from ..training.command_line import parse, short_errors
+from ..training.publishing import PROGRAM, ExportArguments, export
+
+DESCRIPTION = """Make a repository of a trained model, on the Hub or in a folder, that transformers opens with
+trust_remote_code=True where contextseg is not installed: weights, settings, image processor, code, scores, model card and an
+example picture. A second Python that cannot import contextseg proves it."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(ExportArguments, argv, PROGRAM, DESCRIPTION)
+    with short_errors(PROGRAM, arguments.traceback):
+        export(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""What the scripts share: data sets, augmentation, the training loop, generated scenes."""

@@ -1,0 +1,185 @@
+"""Folders of a run: written under a temporary name and renamed, so that a half-written checkpoint never has its name.
+
+A run folder holds `best/` and `last/`, both complete `from_pretrained` folders. `last/` has the state of training too.
+Beside them there may be `last.writing`, which nobody reads, and `last.previous`, which counts while there is no `last`;
+a resumed run clears them away. Files are on the disk before a name points to them, so a power cut leaves no empty ones.
+"""
+
+import os
+import random
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from .command_line import CommandError
+
+STATE_FILE = "training_state.pt"
+CHECKPOINTS = ("best", "last")
+MEGABYTE = 1 << 20
+
+
+class CheckpointError(CommandError):
+    """A checkpoint could not be written or read; the message says what to do."""
+
+
+def write_folder(target: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
+    """Lets `write` fill a fresh folder and puts it at `target`; whatever fails, the folder that was there stays."""
+    temporary = beside(target, "writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_space(target, expected_bytes)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            flush_to_disk(file)
+        flush_to_disk(temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(target.parent).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"could not write {target} ({error}); {free // MEGABYTE} MB were free. {kept(target)}"
+        ) from error
+    replace_folder(temporary, target)
+
+
+def check_space(target: Path, expected_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < expected_bytes:
+        raise CheckpointError(
+            f"{target} needs about {expected_bytes // MEGABYTE} MB and {free // MEGABYTE} MB are free. "
+            f"{kept(target)}"
+        )
+
+
+def kept(target: Path) -> str:
+    if newest(target.with_name("last")).exists():
+        return "The checkpoint before it is intact. Free some space, then continue with --resume."
+    return "No checkpoint was written before it. Free some space, then start again."
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Renames `source` to `target`. Between the two renames the old folder counts, see `newest`."""
+    previous = beside(target, "previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if target.exists():
+        target.rename(previous)
+    source.rename(target)
+    flush_to_disk(target.parent)  # the new name, before the old folder goes
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def beside(target: Path, what: str) -> Path:
+    return target.with_name(f"{target.name}.{what}")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def newest(target: Path) -> Path:
+    """`target`, or what it was about to replace when a crash came between the two renames."""
+    previous = beside(target, "previous")
+    return previous if previous.exists() and not target.exists() else target
+
+
+def clear_leftovers(run: Path) -> None:
+    """Completes or undoes what a process that died was doing; only for the process that writes to this run."""
+    for target in (run / name for name in CHECKPOINTS):
+        if newest(target) != target:
+            newest(target).rename(target)
+        for what in ("writing", "previous"):
+            shutil.rmtree(beside(target, what), ignore_errors=True)
+
+
+def model_folder(name: str) -> str:
+    """The folder or Hub name to load a model from: of a run folder its `best/`, else its `last/`."""
+    folder = Path(name)
+    for checkpoint in (newest(folder / checkpoint) for checkpoint in CHECKPOINTS):
+        if (checkpoint / "config.json").is_file():
+            return str(checkpoint)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json, no best/ and no last/. "
+            "Give the output folder of contextseg-train, a folder written by save_pretrained, or a Hub name."
+        )
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    if looks_like_a_path and not folder.exists():
+        raise ValueError(
+            f"there is no folder {folder}. Give a run folder, a model folder, or a Hub name such as 'me/model'."
+        )
+    return name
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every generator that a training step may draw from."""
+    name, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def gathered_random_states(accelerator: Accelerator) -> list[dict[str, Any]]:
+    """The random states of all processes, in their order."""
+    if accelerator.num_processes == 1:
+        return [random_states()]
+    states: list[dict[str, Any]] = [{}] * accelerator.num_processes
+    torch.distributed.all_gather_object(states, random_states())
+    return states
+
+
+def has_checkpoint(run: Path) -> bool:
+    return (newest(run / "last") / STATE_FILE).is_file()
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of training in a checkpoint; only tensors and plain values are unpickled, never code."""
+    path = newest(checkpoint) / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path} to resume from. Leave out --resume to start a new run.")
+    check_intact(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_intact(path: Path) -> None:
+    """Raises where a file of `torch.save` is cut off or changed: torch would read wrong numbers without a word."""
+    try:
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()  # reads everything and compares checksums
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        damaged = str(error)
+    if damaged is None:
+        return
+    previous, weights = beside(path.parent, "previous"), path.parent.with_name("best")
+    older = (
+        f"Move {path.parent} away and rename {previous} to {path.parent.name}, then continue with --resume"
+    )
+    raise CheckpointError(
+        f"{path} is damaged ({damaged}): it was complete when it was written, so look at the disk, or at how it was "
+        "copied. " + (f"{older}." if previous.exists() else f"Start a new run, with --weights {weights}.")
+    )

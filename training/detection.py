@@ -1,0 +1,278 @@
+"""Training of detectors: images with boxes and masks in COCO's format, whole images of several sizes, COCO's scores.
+
+Legend: N objects of one image, C channels, H, W axes of a resized image.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+from transformers import AutoModelForObjectDetection, BaseImageProcessor, DetrImageProcessor, PreTrainedModel
+from transformers.image_transforms import corners_to_center_format
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
+from ..modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection
+from ..modeling.pretrained_backbones import encoder_normalisation
+from ..processing.data.batches import evaluation_loader
+from ..processing.data.coco import CocoData, Object, corners, learnable, object_masks, open_coco
+from ..processing.data.labeled_images import unreadable
+from ..processing.data.unreadable import UNREADABLE, complaints_of, readable_sample
+from ..processing.metrics import percent
+from .checkpoints import model_folder
+from .coco_scores import score_objects
+from .models import ModelKind
+from .setup import CHECKED_SAMPLES
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .options import TrainArguments
+
+DETECTOR = ModelKind(
+    "object detection", {MaskRcnnConfig: MaskRcnnForObjectDetection}, AutoModelForObjectDetection
+)
+SIDE_STEP = 32  # between the lengths of a range, as DETR and those after it draw them
+
+
+class DetectionTask(Task):
+    """See `Task`."""
+
+    models = DETECTOR
+    data_example = "COCO's folder, or one with images/ and annotations.json in COCO's format"
+    best_by = "box_ap"
+    logged = ("box_ap", "box_ap_50", "mask_ap", "mask_ap_50")
+    next_commands = ()
+
+    def open(self, name: str, split: str) -> CocoData:
+        data = open_coco(name, split)
+        problems = unreadable(data, CHECKED_SAMPLES)
+        if problems and not self.skips_unreadable:
+            raise ValueError(f"{name}: {' '.join(problems[:5])} Repair these files, or take them out.")
+        return data
+
+    def check_same_classes(self, train: CocoData, val: CocoData, arguments: "TrainArguments") -> None:
+        if train.classes != val.classes:
+            raise ValueError(
+                f"{arguments.train} has the categories {', '.join(train.classes)}, but {arguments.val} has "
+                f"{', '.join(val.classes)}. Give both the same categories with the same ids."
+            )
+
+    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:  # noqa: ARG002
+        return GeneratedObjects(num_classes)
+
+    def new_processor(self, arguments: "TrainArguments", data: Dataset) -> DetrImageProcessor:  # noqa: ARG002
+        """Images are evaluated at the longest of the training's shorter sides, normalised as the pretrained encoder had them."""
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        if arguments.backbone:
+            mean, std = encoder_normalisation(model_folder(arguments.backbone))
+        shorter = max(shorter_sides(arguments.shorter_side))
+        size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
+        return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
+
+    def new_samples(
+        self,
+        arguments: "TrainArguments",
+        data: Dataset,
+        processor: BaseImageProcessor,
+        model: PreTrainedModel,  # noqa: ARG002
+    ) -> "DetectionSamples":
+        if arguments.crop_size:
+            raise ValueError(
+                f"--crop-size is {arguments.crop_size}, and detectors see whole images. Leave it out, or set --shorter-side and "
+                "--longer-side."
+            )
+        sides = shorter_sides(arguments.shorter_side)
+        augmentation = DetectionAugmentation(
+            shorter_sides=sides if arguments.augmentation else sides[-1:],
+            longer_side=arguments.longer_side,
+            flip_probability=0.5 if arguments.augmentation and arguments.flip else 0.0,
+            seed=arguments.seed,
+        )
+        return DetectionSamples(data, augmentation, processor)
+
+    def evaluation_images(
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+    ) -> DataLoader:
+        return evaluation_loader(
+            WholeImagesWithObjects(data, processor),
+            workers=workers,
+            pin_memory=accelerator.device.type == "cuda",
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,  # noqa: ARG002
+        images: Iterable[dict[str, Any]],
+        accelerator: Accelerator,
+    ) -> dict[str, Any]:
+        return score_objects(model, images, accelerator)
+
+    def summary(self, scores: dict[str, Any]) -> str:
+        return f"{self.headline(scores)}, mask AP {percent(scores['mask_ap'])} %"
+
+    def headline(self, scores: dict[str, Any]) -> str:
+        return f"box AP {percent(scores['box_ap'])} %"
+
+
+@dataclass(frozen=True)
+class DetectionAugmentation:
+    """Settings of the augmentation, and the augmentation itself when called: a size, and left and right.
+
+    What a sample becomes depends on (seed, epoch, index) alone.
+    """
+
+    shorter_sides: tuple[int, ...] = (800,)  # one is drawn for each image
+    longer_side: int = 1333  # at most; it wins over the shorter one
+    flip_probability: float = 0.5
+    seed: int = 0
+
+    def __call__(
+        self, picture: Image.Image, boxes: Tensor, masks: Tensor, *, epoch: int, index: int
+    ) -> tuple[Image.Image, Tensor, Tensor]:
+        """An RGB picture, (N, 4) left, top, right, bottom in its pixels, (N, height, width) -> the same of another size."""
+        random = np.random.default_rng((self.seed, epoch, index))
+        shorter = self.shorter_sides[random.integers(len(self.shorter_sides))]
+        is_mirrored = random.random() < self.flip_probability
+        width, height = picture.size
+        new_height, new_width = size = self.new_size((height, width), shorter)
+        picture = transforms.resize(picture, list(size))
+        masks = transforms.resize(masks, list(size), InterpolationMode.NEAREST_EXACT)
+        boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
+        if is_mirrored:
+            picture, masks = transforms.horizontal_flip(picture), masks.flip(-1)
+            left, top, right, bottom = boxes.unbind(1)
+            boxes = torch.stack([new_width - right, top, new_width - left, bottom], dim=1)
+        return picture, boxes, masks
+
+    def new_size(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
+        """Height and width with a shorter side of `shorter`, or less where the longer one would be too long."""
+        factor = min(shorter / min(size), self.longer_side / max(size))
+        return tuple(max(1, round(side * factor)) for side in size)
+
+
+class DetectionSamples(Dataset):
+    """Augmented samples by (epoch, index), ready for the model."""
+
+    def __init__(
+        self, data: Dataset, augmentation: DetectionAugmentation, processor: BaseImageProcessor
+    ) -> None:
+        self.data, self.augmentation, self.processor = data, augmentation, processor
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        sample = readable_sample(self.data, index)
+        size = sample["image"].size[::-1]
+        objects = learnable(sample["objects"], size)
+        boxes, masks = corners(objects, size), np.ascontiguousarray(object_masks(objects, size))
+        picture, boxes, masks = self.augmentation(
+            sample["image"], torch.from_numpy(boxes), torch.from_numpy(masks), epoch=epoch, index=index
+        )
+        prepared = self.processor(picture, do_resize=False, do_pad=False, return_tensors="pt")
+        return {
+            "pixel_values": prepared["pixel_values"][0],
+            "class_labels": torch.tensor([found["class"] for found in objects]),
+            "boxes": boxes,
+            "masks": masks,
+            "name": sample["name"],
+            UNREADABLE: sample[UNREADABLE],
+        }
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pads images and masks to the largest, and gives labels as `DetrImageProcessor` does."""
+        sizes = [sample["pixel_values"].shape[-2:] for sample in samples]
+        size = tuple(max(sides) for sides in zip(*sizes, strict=True))
+        shares = torch.tensor([size[1], size[0]] * 2)
+        return {
+            "pixel_values": torch.stack([grown(sample["pixel_values"], size) for sample in samples]),
+            "pixel_mask": torch.stack([grown(torch.ones(own, dtype=torch.int64), size) for own in sizes]),
+            "labels": [
+                {
+                    "class_labels": sample["class_labels"],
+                    "boxes": corners_to_center_format(sample["boxes"]) / shares,
+                    "masks": grown(sample["masks"], size),
+                }
+                for sample in samples
+            ],
+            "name": [sample["name"] for sample in samples],
+            **complaints_of(samples),
+        }
+
+
+class WholeImagesWithObjects(Dataset):
+    """Images as the processor prepares them for evaluation, and all their objects."""
+
+    def __init__(self, data: Dataset, processor: BaseImageProcessor) -> None:
+        self.data, self.processor = data, processor
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.data[index]
+        prepared = self.processor(sample["image"], return_tensors="pt")
+        return {**prepared, "size": sample["image"].size[::-1], "objects": sample["objects"], "index": index}
+
+
+class GeneratedObjects(Dataset):
+    """Two pictures of noise of COCO's most frequent size, with a few rectangles each."""
+
+    SIZE = (480, 640)
+    OBJECTS = 7  # as many as an image of COCO has
+
+    def __init__(self, num_classes: int) -> None:
+        self.classes = [f"class {index}" for index in range(num_classes)]
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        random = np.random.default_rng(index)
+        pixels = random.integers(0, 256, (*self.SIZE, 3), dtype=np.uint8)
+        objects = [self.rectangle(random) for _ in range(self.OBJECTS)]
+        return {"image": Image.fromarray(pixels), "objects": objects, "name": f"noise {index}"}
+
+    def rectangle(self, random: np.random.Generator) -> Object:
+        height, width = self.SIZE
+        left, top = random.integers(0, [width // 2, height // 2]).tolist()
+        right, bottom = left + width // 4, top + height // 4
+        return {
+            "class": int(random.integers(len(self.classes))),
+            "bbox": [left, top, right - left, bottom - top],
+            "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+            "iscrowd": 0,
+            "area": None,
+        }
+
+
+def grown(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """(..., H, W) -> (..., *size), with zeros right and below."""
+    height, width = tensor.shape[-2:]
+    return F.pad(tensor, (0, size[1] - width, 0, size[0] - height))
+
+
+def shorter_sides(text: str) -> tuple[int, ...]:
+    """`"800"` -> (800,); `"480-800"` -> (480, 512, ..., 800)."""
+    parts = text.split("-")
+    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"--shorter-side {text} is not a length. Write a number of pixels, or a range such as 480-800."
+        )
+    first, last = int(parts[0]), int(parts[-1])
+    if first > last:
+        raise ValueError(f"--shorter-side {text} begins with the longer one. Write {last}-{first}.")
+    return (*range(first, last, SIDE_STEP), last)

@@ -1,0 +1,313 @@
+"""The training loop: optimizer steps, evaluation, checkpoints, and how it stops.
+
+Resuming is exact on one device: everything that a step depends on is in `Training.state`, or is a function of the seed and
+the number of the step (batches, learning rate).
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..processing.data.unreadable import UnreadableImages
+from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, write_folder
+from .command_line import CommandError
+from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
+from .gathered_state import gathered_state, gathered_weights, restore_state, restore_weights
+from .optim import WeightAverage, learning_rate_factor, set_learning_rate
+from .records import Log
+
+
+class NonFiniteLossError(CommandError):
+    """The loss became infinite or not a number; the message names the samples."""
+
+
+@dataclass
+class Schedule:
+    """The numbers that the loop goes by; all of them count optimizer steps."""
+
+    steps: int
+    warmup_steps: int
+    shape: str
+    accumulation: int = 1
+    clip_norm: float | None = None
+    eval_interval: int = 100
+    log_interval: int = 10
+    cooldown_steps: int = 0
+    floor: float = 0.0  # lowest factor of the learning rate
+    milestones: tuple[int, ...] = ()  # where the learning rate falls to a tenth
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the run is evaluated and saved after this many steps."""
+        return step > 0 and (step % self.eval_interval == 0 or step == self.steps)
+
+    def learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(
+            step,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            schedule=self.shape,
+            cooldown_steps=self.cooldown_steps,
+            floor=self.floor,
+            milestones=self.milestones,
+        )
+
+
+@dataclass
+class Training:
+    """What a run changes as it goes on, and how that is saved."""
+
+    accelerator: Accelerator
+    model: nn.Module  # as `accelerator.prepare` returned it
+    optimizer: torch.optim.Optimizer
+    run: Path  # the folder of the run
+    count: Callable[[dict[str, Any]], float]  # what the loss of a batch is the mean over; see `Task.count`
+    average: WeightAverage | None = None
+    unreadable: UnreadableImages = field(default_factory=UnreadableImages)
+    step: int = 0
+    seconds: float = 0.0
+    scores: dict[str, Any] = field(default_factory=dict)  # of the newest evaluation
+    best: dict[str, Any] = field(default_factory=dict)  # of the best one
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    def published_weights(self) -> AbstractContextManager:
+        """Inside the block the model has the weights to evaluate and to publish: the average, where there is one."""
+        return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs; on the first process alone it is complete. Call it on every process."""
+        scaler = self.accelerator.scaler
+        return {
+            **self.optimizer_state(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "average": self.average_state() if self.average else None,
+            "random": gathered_random_states(self.accelerator),
+            "unreadable": dict(self.unreadable.times),
+            "progress": {name: getattr(self, name) for name in ("step", "seconds", "scores", "best")},
+        }
+
+    def optimizer_state(self) -> dict[str, Any]:
+        if uses_deepspeed(self.accelerator):
+            return {"engine": save_engine(self.model, self.run, self.step)}
+        weights, optimizer = gathered_state(self.plain_model, self.optimizer)
+        return {"model": weights, "optimizer": optimizer}
+
+    def average_state(self) -> dict[str, Any]:
+        with self.published_weights():
+            return {"steps": self.average.steps, "weights": gathered_weights(self.plain_model)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self.average:
+            restore_weights(self.plain_model, state["average"]["weights"])
+            self.average.begin(self.plain_model, steps=state["average"]["steps"])
+        if "engine" in state:
+            restore_engine(self.model, self.run, state["engine"])
+        else:
+            restore_state(self.plain_model, self.optimizer, state["model"], state["optimizer"])
+        if state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            self.unreadable.times.update(state.get("unreadable", {}))
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+        if self.accelerator.process_index < len(state["random"]):
+            set_random_states(state["random"][self.accelerator.process_index])
+
+    def save(self, folder: Path, processor: BaseImageProcessor, *, with_state: bool) -> None:
+        """Writes a `from_pretrained` folder; `with_state` adds what resuming needs. Call it on every process."""
+        state = self.state() if with_state else None
+        with self.published_weights():
+            weights = gathered_weights(self.plain_model)
+
+            def write(temporary: Path) -> None:
+                if state is not None:
+                    torch.save(state, temporary / STATE_FILE)
+                self.plain_model.save_pretrained(temporary, state_dict=weights)
+                processor.save_pretrained(temporary)
+
+            if self.accelerator.is_main_process:
+                size = sum(tensor.nbytes for tensor in weights.values())
+                write_folder(folder, write, expected_bytes=size * (4 if with_state else 1))
+                if state is not None and "engine" in state:
+                    remove_other_engines(self.run, state["engine"])
+        self.accelerator.wait_for_everyone()
+
+
+class StopSignal:
+    """Whether SIGTERM or Ctrl-C asked to stop; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def requested(self, accelerator: Accelerator) -> bool:
+        """Any process's signal stops all of them."""
+        if accelerator.num_processes == 1:
+            return self.number is not None
+        flag = torch.tensor(float(self.number is not None), device=accelerator.device)
+        return bool(accelerator.reduce(flag))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Meter:
+    """Loss, learning rate and images per second: on the bar, in `log.jsonl` and in the trackers.
+
+    Losses stay on the device until `flush`, so that a GPU never waits for the bar.
+    """
+
+    def __init__(self, training: Training, schedule: Schedule, log: Log) -> None:
+        self.training, self.accelerator, self.log = training, training.accelerator, log
+        self.losses: list[Tensor] = []
+        self.names: list[list[str]] = []
+        self.started = time.perf_counter()
+        self.bar = tqdm(
+            total=schedule.steps,
+            initial=training.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            disable=not self.accelerator.is_local_main_process,
+        )
+
+    def add(self, loss: Tensor, names: list[str]) -> None:
+        self.losses.append(loss)
+        self.names.append(names)
+        self.bar.update()
+
+    def flush(self) -> None:
+        """Checks and reports the steps since the last call."""
+        if not self.losses:
+            return
+        own = torch.stack(self.losses)
+        losses = self.accelerator.reduce(own, reduction="mean")
+        if not losses.isfinite().all():
+            raise NonFiniteLossError(self.complaint(own))
+        images = sum(map(len, self.names)) * self.accelerator.num_processes
+        values = {
+            "loss": losses.mean().item(),
+            "learning_rate": self.training.optimizer.param_groups[0]["lr"],
+            "images_per_second": images / (time.perf_counter() - self.started),
+        }
+        self.report(values)
+        self.bar.set_postfix_str(
+            f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}, "
+            f"{values['images_per_second']:.1f} images/s"
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts counting afresh: time spent on something else is not training time."""
+        self.losses, self.names, self.started = [], [], time.perf_counter()
+
+    def report(self, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.log.add(step=self.training.step, **values)
+        self.accelerator.log(values, step=self.training.step)
+
+    def complaint(self, losses: Tensor) -> str:
+        """Which of this process's samples the first non-finite loss comes from."""
+        first = next((at for at, loss in enumerate(losses) if not loss.isfinite()), None)
+        if first is None:
+            return "the loss of another process is not finite; see its message."
+        step = self.training.step - len(losses) + first + 1
+        return (
+            f"the loss of step {step} is {losses[first].item()}. Its samples: {', '.join(self.names[first])}. "
+            "Look at them with contextseg-check; if they are sound, lower --learning-rate, set --clip-norm 1, "
+            "or use --precision bf16 in place of fp16. The last checkpoint is from before this step."
+        )
+
+
+def train_loop(
+    training: Training,
+    batches: Iterator[dict[str, Any]],
+    schedule: Schedule,
+    meter: Meter,
+    stop: StopSignal,
+    *,
+    checkpoint: Callable[..., None],
+) -> bool:
+    """Trains to the end (True) or to a stop signal (False); `checkpoint(meter, stopping=)` evaluates and saves."""
+    log_interval = schedule.log_interval if training.accelerator.device.type == "cuda" else 1
+    clock = time.perf_counter()
+    training.model.train()
+    meter.restart()
+    while training.step < schedule.steps:
+        loss, names = optimizer_step(training, list(islice(batches, schedule.accumulation)), schedule)
+        training.step += 1
+        meter.add(loss, names)
+        at_checkpoint = schedule.has_checkpoint(training.step)
+        if not at_checkpoint and training.step % log_interval:
+            continue
+        meter.flush()
+        stopping = stop.requested(training.accelerator)
+        if at_checkpoint or stopping:
+            training.seconds += time.perf_counter() - clock
+            clock = time.perf_counter()
+            checkpoint(meter, stopping=stopping)
+            meter.restart()
+        if stopping:
+            return False
+    return True
+
+
+def optimizer_step(
+    training: Training, batches: list[dict[str, Any]], schedule: Schedule
+) -> tuple[Tensor, list[str]]:
+    """One step of the optimizer over its micro-batches: their loss, on the device, and the samples' names.
+
+    The loss is the mean over the labels of the whole step, so that it does not matter how its images are distributed over
+    micro-batches and processes. (Normalisation and losses that are no means, such as Dice, see one micro-batch.)
+    """
+    accelerator, names, losses = training.accelerator, [], []
+    set_learning_rate(training.optimizer, schedule.learning_rate_factor(training.step))
+    for batch, share in zip(batches, shares(training, batches), strict=True):
+        training.unreadable.check(batch)
+        names += batch.pop("name")
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        with accelerator.accumulate(training.model):
+            loss = training.model(**batch).loss * share
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and schedule.clip_norm:
+                accelerator.clip_grad_norm_(training.model.parameters(), schedule.clip_norm)
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+        losses.append(loss.detach())
+    # fp16 skips a step whose gradient overflows.
+    if training.average and not accelerator.optimizer_step_was_skipped:
+        training.average.update(training.plain_model)
+    return torch.stack(losses).mean(), names
+
+
+def shares(training: Training, batches: list[dict[str, Any]]) -> Tensor:
+    """What each micro-batch counts in the mean of the step's losses; 1 where all have equally many labels."""
+    accelerator = training.accelerator
+    counts = torch.tensor([training.count(batch) for batch in batches], device=accelerator.device)
+    mean = accelerator.reduce(counts.mean(), reduction="mean")
+    return counts / mean.where(mean > 0, 1)

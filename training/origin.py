@@ -1,0 +1,80 @@
+"""Where a run came from, for its record and its model card: the command line, and what has a name on the Hub."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+
+from ..modeling.pretrained_backbones import is_timm_name, timm_name
+from ..processing.data.datasets import is_path, split_source
+from ..processing.data.official_layouts import find_layout
+from .command_line import has_default
+from .models import STARTS
+from .recipes import recipe_names, with_recipe
+
+if TYPE_CHECKING:
+    from .options import TrainArguments
+
+
+def origin(arguments: "TrainArguments", num_processes: int) -> dict[str, Any]:
+    """The entries `command` and `hub_names` of a `run.json`."""
+    sources = [public_data(source) for source in (arguments.train, arguments.val) if source]
+    names = {
+        "datasets": list(dict.fromkeys(filter(None, sources))),
+        "base_model": next(
+            filter(None, (public_model(getattr(arguments, name)) for name in (*STARTS, "weights"))), None
+        ),
+    }
+    return {"command": run_command(arguments, num_processes), "hub_names": names}
+
+
+def run_command(arguments: "TrainArguments", num_processes: int = 1) -> list[str]:
+    """The words that start this run anew; a recipe of ours stands for the options that it sets."""
+    kind, program = type(arguments), ["contextseg-train"]
+    if num_processes > 1:
+        program = f"accelerate launch --num_processes {num_processes} -m contextseg.scripts.train".split()
+    has_recipe = arguments.recipe in recipe_names()
+    options = with_recipe(kind, {"recipe": arguments.recipe})[0] if has_recipe else {}
+    # Some defaults depend on the task, which is an option itself.
+    defaults = kind(**{"task": arguments.task, **options, "recipe": None})
+    if "task" not in options:
+        defaults.task = kind.task
+    run = dataclasses.replace(arguments, resume=False, recipe=arguments.recipe if has_recipe else None)
+    return [*program, *words(run, defaults)]
+
+
+def words(arguments: Any, defaults: Any) -> list[str]:
+    """The options in which a dataclass differs from `defaults`, as one would type them: what `parse` reads."""
+    typed = []
+    for field in dataclasses.fields(arguments):
+        value, default = getattr(arguments, field.name), getattr(defaults, field.name, None)
+        option = "--" + field.name.replace("_", "-")
+        if not has_default(field):
+            typed += value if isinstance(value, list) else [value]
+        elif value == default or value is None:
+            continue
+        elif isinstance(value, bool):
+            typed.append(option if value else f"--no-{option[2:]}")
+        elif isinstance(value, list):
+            added = value[len(default) :] if value[: len(default)] == default else value
+            typed += [word for single in added for word in (option, single)]
+        else:
+            typed += [option, str(value)]
+    return typed
+
+
+def public_data(source: str) -> str | None:
+    """The Hub's name of a data set, read as `open_data` reads it; None for somebody's own folder."""
+    source, _ = split_source(source, None)
+    folder = Path(source).expanduser()
+    if layout := find_layout(folder):
+        return layout.hub_name
+    return None if is_path(folder) or folder.exists() else source
+
+
+def public_model(name: str | None) -> str | None:
+    """The Hub's name of the checkpoint that a run starts from; None for a folder."""
+    if not name or Path(name).expanduser().exists():
+        return None
+    return timm.get_pretrained_cfg(timm_name(name)).hf_hub_id if is_timm_name(name) else name

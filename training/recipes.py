@@ -1,0 +1,105 @@
+"""Recipes: the options of a run in a YAML file, `OPTION: VALUE` as on the command line.
+
+    task: classification
+    learning-rate: 1.6e-3
+    set: [drop_path_rate=0.1]      # a repeatable option takes a list
+    augmentation: false            # --no-augmentation
+    paper: {top-1: 83.7, images: 1281167, classes: 1000, source: Table 1}
+
+`paper` says what the run is meant to reproduce. It is printed and sets nothing; a dry run without --train takes the size of
+the data from its `images` and `classes`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..configuration.checked_config import did_you_mean
+from .command_line import given_options
+
+FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
+STARTING_POINTS = {"preset", "weights", "swin", "segformer", "backbone"}  # each settles the model's size
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it is written; `str` is what a run prints of it."""
+
+    path: Path
+    options: dict[str, Any]
+    paper: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = [f"recipe {self.path.stem}: {' '.join(self.command_line())}"]
+        return "\n".join([*lines, *(f"  paper: {name}: {value}" for name, value in self.paper.items())])
+
+    def command_line(self) -> list[str]:
+        """The options as one would type them."""
+        words = []
+        for name, value in self.options.items():
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                values = value if isinstance(value, list) else [value]
+                words += [word for single in values for word in (f"--{name}", str(single))]
+        return words
+
+
+def with_recipe(kind: type, given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
+    """`given` on top of the options of the recipe that it names; repeatable options add up, the given ones last.
+
+    A starting point that is given takes the place of the recipe's, so that a recipe can name a preset and still be run on
+    pretrained weights.
+    """
+    if not given.get("recipe"):
+        return given, None
+    recipe = read_recipe(given["recipe"])
+    options = given_options(kind, recipe.command_line(), f"recipe {recipe.path}", "")
+    if any(given.get(name) for name in STARTING_POINTS):
+        options = {name: value for name, value in options.items() if name not in STARTING_POINTS}
+    joined = {
+        name: options[name] + value
+        for name, value in given.items()
+        if isinstance(value, list) and name in options
+    }
+    return {**options, **given, **joined}, recipe
+
+
+def read_recipe(name: str) -> Recipe:
+    """A file, or one of ours by name."""
+    path = find_recipe(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"the recipe {path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"the recipe {path} holds no options. Write lines such as 'learning-rate: 1e-4'.")
+    options = dict(content)
+    paper = options.pop("paper", None) or {}
+    if not isinstance(paper, Mapping):
+        raise ValueError(f"'paper' in the recipe {path} is not a block. Indent its 'name: value' lines.")
+    for option, value in options.items():
+        if value is None or isinstance(value, Mapping):
+            raise ValueError(
+                f"'{option}' in the recipe {path} has no single value. Write '{option}: VALUE', or a list of values."
+            )
+    return Recipe(path, options, dict(paper))
+
+
+def find_recipe(name: str) -> Path:
+    looks_like_a_path = name.endswith((".yaml", ".yml")) or os.sep in name
+    path = Path(name).expanduser() if looks_like_a_path else FOLDER / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if looks_like_a_path:
+        raise ValueError(f"there is no recipe {path} (seen from {Path.cwd()}). Check the path.")
+    raise ValueError(f"there is no recipe '{name}'{did_you_mean(name, recipe_names())}")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))

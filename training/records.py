@@ -1,0 +1,115 @@
+"""What a run leaves behind beside its weights: `run.json` (what ran, where, how well) and `log.jsonl` (its curves)."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..processing.metrics import without_nan
+
+PACKAGES = ("contextseg", "torch", "torchvision", "transformers", "accelerate", "numpy", "pillow")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(without_nan(dict(content)), indent=1, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Under a temporary name first, so that neither a full disk nor a power cut leaves half a file."""
+    temporary = path.with_name(path.name + ".writing")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class Log:
+    """`log.jsonl`: one JSON object a line, each with its `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, **values: float) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(without_nan(values)) + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Drops the lines of steps that a resumed run does again, and a line that a crash cut short."""
+        if self.path.exists():
+            lines = [json.dumps(entry) for entry in read_log(self.path) if entry["step"] <= step]
+            write_whole(self.path, "".join(line + "\n" for line in lines))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a `log.jsonl`, without a last line that is not complete."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the repository's commit."""
+    return {"versions": versions(), "hardware": hardware(), "git_commit": git_commit()}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "system": platform.platform(),
+    }
+
+
+def processor_name() -> str:
+    """Linux keeps the model's name in a file; elsewhere `platform` knows it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def git_commit() -> str | None:
+    """The commit of the repository that tracks this file, with "+changes" when files differ from it; None without one."""
+    here = Path(__file__).resolve()
+    try:
+        if git(here.parent, "ls-files", here.name) != here.name:
+            return None
+        changed = git(here.parent, "status", "--porcelain", "--untracked-files=no")
+        return git(here.parent, "rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def git(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        ["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,203 @@
+"""The folder of a run: checkpoints, `run.json`, `log.jsonl` and the trackers' files."""
+
+import logging
+import math
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import BaseImageProcessor
+
+from ..processing.data.pairing import listed
+from .checkpoints import clear_leftovers
+from .loop import Meter, Schedule, Training
+from .origin import origin
+from .processes import share_buffers, whole_weights
+from .publishing import ExportArguments, export
+from .records import Log, environment, write_json
+from .tasks import Task
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
+if TYPE_CHECKING:
+    from .options import TrainArguments
+
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+
+
+class RunFolder:
+    """Evaluates, saves and records a run."""
+
+    def __init__(
+        self,
+        arguments: "TrainArguments",
+        task: Task,
+        training: Training,
+        processor: BaseImageProcessor,
+        val_data: Dataset | None,
+    ) -> None:
+        self.arguments, self.task, self.training, self.processor = arguments, task, training, processor
+        self.accelerator = training.accelerator
+        self.path = Path(arguments.output)
+        self.log = Log(self.path / "log.jsonl")
+        self.environment = environment()
+        self.origin = origin(arguments, self.accelerator.num_processes)
+        self.images = None
+        if val_data is not None:
+            self.images = task.evaluation_images(val_data, processor, self.accelerator, arguments.workers)
+        self.begin()
+
+    def begin(self) -> None:
+        self.accelerator.wait_for_everyone()  # all have read what the main process clears up
+        if self.accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = lock(self.path)
+            clear_leftovers(self.path)
+            self.log.cut_after(self.training.step)
+            self.write_record("running")
+        options = {"tensorboard": {"purge_step": self.training.step + 1}} if self.arguments.resume else {}
+        self.accelerator.init_trackers("tensorboard", init_kwargs=options)
+
+    def catch_up(self, meter: Meter, schedule: Schedule) -> None:
+        """Makes up for the evaluation that was due when the run was stopped."""
+        step, evaluated = self.training.step, self.training.scores.get("step", 0)
+        if self.images is not None and schedule.has_checkpoint(step) and evaluated != step:
+            self.checkpoint(meter, stopping=False)
+
+    def checkpoint(self, meter: Meter, *, stopping: bool) -> None:
+        """Evaluates, unless the run is being stopped, and saves `last/` and, when it is the best so far, `best/`.
+
+        `best/` comes first: killed between the two, a run resumes before this evaluation and comes to it again.
+        """
+        training, is_best = self.training, False
+        if self.images is not None and not stopping:
+            is_best = self.evaluate(meter)
+        training.unreadable.collect(self.accelerator)
+        if training.unreadable.times and not stopping:
+            meter.report({"unreadable": training.unreadable.times.total()})
+        if is_best:
+            training.save(self.path / "best", self.processor, with_state=False)
+        training.save(self.path / "last", self.processor, with_state=True)
+        if self.accelerator.is_main_process:
+            self.write_record("stopped" if stopping else "running")
+
+    def evaluate(self, meter: Meter) -> bool:
+        """Scores the model and tells in one line; True when it is the best so far."""
+        training, started = self.training, time.perf_counter()
+        images = tqdm(self.images, desc="evaluating", unit="image", leave=False, disable=meter.bar.disable)
+        # A compiled model would be compiled again for every size of image.
+        with (
+            training.published_weights(),
+            whole_weights(self.accelerator, training.plain_model),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            readable = training.unreadable.filter(images)
+            share_buffers(self.accelerator, training.plain_model)
+            scores = self.task.score(training.plain_model, self.processor, readable, self.accelerator)
+        seconds = time.perf_counter() - started
+        if not training.scores:
+            self.warn_of_absent_classes(scores)
+        training.scores = {"step": training.step, **scores}
+        is_best = scores[self.task.best_by] > training.best.get(self.task.best_by, -math.inf)  # NaN never is
+        if is_best:
+            training.best = training.scores
+        meter.report({name: scores[name] for name in self.task.logged})
+        if self.accelerator.is_main_process:
+            meter.bar.write(
+                f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
+                + (", the best so far" if is_best else "")
+            )
+        return is_best
+
+    def warn_of_absent_classes(self, scores: dict[str, Any]) -> None:
+        """Their scores are no numbers, and no part of the means."""
+        rows = scores["per_class"]
+        absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
+        if absent:
+            logger.warning("%s shows none of %d classes: %s", self.arguments.val, len(absent), listed(absent))
+
+    def write_record(self, status: str) -> None:
+        training = self.training
+        write_json(
+            self.path / "run.json",
+            {
+                "status": status,
+                **self.origin,
+                "arguments": asdict(self.arguments) | {"resume": False},
+                "seed": self.arguments.seed,
+                "processes": self.accelerator.num_processes,
+                "steps_done": training.step,
+                "seconds": round(training.seconds, 1),
+                "scores": training.scores,
+                "best": training.best,
+                "unreadable": dict(training.unreadable.times),
+                **self.environment,
+            },
+        )
+
+    def close(self, meter: Meter, stopped_by: int | None) -> int:
+        """Says what the run came to; the exit code."""
+        self.accelerator.end_training()
+        meter.bar.close()
+        if not self.accelerator.is_main_process:
+            return 0 if stopped_by is None else 128 + stopped_by
+        if stopped_by is None:
+            self.write_record("finished")
+        os.close(self.lock)
+        if stopped_by is None:
+            print(self.summary())
+            self.push()
+            return 0
+        print(f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume")
+        return 128 + stopped_by
+
+    def push(self) -> None:
+        """Uploads the weights, if asked. What fails is said last, with the command that repeats it: the run is complete."""
+        if self.arguments.push_to_hub:
+            export(ExportArguments(str(self.path), push=self.arguments.push_to_hub))
+
+    def summary(self) -> str:
+        lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
+        if self.training.unreadable.times:
+            lines.append(self.training.unreadable.summary())
+        best = self.training.best
+        if best:
+            lines.append(f"best {self.task.headline(best)} at step {best['step']}: {self.path / 'best'}")
+        commands = [command for command in self.task.next_commands if best or "{val}" not in command]
+        lines += [f"next: {command.format(run=self.path, val=self.arguments.val)}" for command in commands]
+        return "\n".join(lines)
+
+
+def lock(run: Path) -> int:
+    """Makes this process the only one that trains into `run`, until it ends, however it does, or closes the descriptor.
+
+    Record locks are not inherited by processes that load data, which may outlive a killed training by seconds.
+    """
+    descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if fcntl is None:
+            raise OSError("this system has no record locks")
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(descriptor, 1000).decode() or "another process"
+        os.close(descriptor)
+        raise ValueError(
+            f"{holder} is training into {run}. Wait for it, stop it, or choose another --output."
+        ) from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see that nothing else trains into it", run, error)
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+    return descriptor

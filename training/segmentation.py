@@ -1,0 +1,201 @@
+"""Training of segmenters: pairs of images and masks, joint augmentation, whole images scored by mean IoU."""
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+
+from ..modeling.pretrained_backbones import encoder_normalisation
+from ..processing.data.augmentation import JointAugmentation
+from ..processing.data.batches import TrainingSamples
+from ..processing.data.class_table import ClassTable
+from ..processing.data.datasets import SegmentationData, open_data
+from ..processing.data.official_layouts import with_split
+from ..processing.data.report import check_data
+from ..processing.image_processing_segmentation import SegmentationImageProcessor
+from ..processing.metrics import percent
+from .checkpoints import model_folder
+from .command_line import crop_size, height_and_width
+from .inference_options import validation_inference, window_options
+from .models import SEGMENTER, STARTS, class_names, ignore_index_field
+from .scoring import score, whole_images
+from .setup import CHECKED_SAMPLES
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .options import TrainArguments
+
+logger = logging.getLogger(__name__)
+
+
+class SegmentationTask(Task):
+    """See `Task`."""
+
+    models = SEGMENTER
+    data_example = "a folder with images/ and masks/, such as data/train"
+    best_by = "mean_iou"
+    logged = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+
+    @property
+    def next_commands(self) -> tuple[str, ...]:
+        windows = window_options(self.arguments)
+        return (
+            f"contextseg-evaluate {{run}} --data {{val}}{windows}",
+            f"contextseg-predict {{run}} photo.jpg --output masks/{windows}",
+        )
+
+    def open(self, name: str, split: str) -> SegmentationData:
+        data = open_data(with_split(name, split))
+        report = check_data(data, CHECKED_SAMPLES, name=name, skip_unreadable=self.skips_unreadable)
+        for warning in report.warnings:
+            logger.warning("%s: %s", name, warning)
+        if report.problems:
+            raise ValueError(f"{name}: {' '.join(report.problems)} contextseg-check {name} tells more.")
+        return data
+
+    def check_same_classes(
+        self, train: SegmentationData, val: SegmentationData, arguments: "TrainArguments"
+    ) -> None:
+        if list(train.classes) != list(val.classes):
+            raise ValueError(
+                f"{arguments.train} has the classes {', '.join(train.classes)}, but {arguments.val} has "
+                f"{', '.join(val.classes)}. Give both the same classes.json."
+            )
+
+    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:
+        return GeneratedPairs(crop_size(arguments.crop_size), num_classes)
+
+    def new_processor(
+        self,
+        arguments: "TrainArguments",
+        data: SegmentationData,
+    ) -> SegmentationImageProcessor:
+        source = next(filter(None, (getattr(arguments, option) for option in (*STARTS, "weights"))), None)
+        processor = processor_of(data, source and model_folder(source))
+        processor.size = resize_rule(arguments)
+        return processor
+
+    def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
+        setattr(model.config, ignore_index_field(model.config), data.ignore_index)
+
+    def new_samples(
+        self,
+        arguments: "TrainArguments",
+        data: SegmentationData,
+        processor: BaseImageProcessor,
+        model: PreTrainedModel,  # noqa: ARG002
+    ) -> TrainingSamples:
+        return TrainingSamples(data, new_augmentation(arguments, data, processor), processor)
+
+    def count(self, batch: dict[str, Any], model: PreTrainedModel) -> float:
+        """The pixels that the mean of the cross-entropy is over, each times the weight of its class."""
+        return counted_pixels(batch["labels"], model.config)
+
+    def evaluation_images(
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+    ) -> DataLoader:
+        return whole_images(data, processor, validation_inference(self.arguments), accelerator, workers)
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,  # noqa: ARG002
+        images: Iterable[dict[str, Any]],
+        accelerator: Accelerator,
+    ) -> dict[str, Any]:
+        return score(
+            model,
+            images,
+            accelerator,
+            class_names=class_names(model),
+            ignore_index=getattr(model.config, ignore_index_field(model.config)),
+            inference=validation_inference(self.arguments),
+        )
+
+    def summary(self, scores: dict[str, Any]) -> str:
+        return f"{self.headline(scores)}, pixel accuracy {percent(scores['pixel_accuracy'])} %"
+
+    def headline(self, scores: dict[str, Any]) -> str:
+        return f"mIoU {percent(scores['mean_iou'])} %"
+
+
+def counted_pixels(labels: Tensor, config: PreTrainedConfig) -> float:
+    """(B, H, W) -> what `segmentation_loss` divides by; a model of transformers counts labelled pixels."""
+    if getattr(config, "loss_reduction", "valid") == "all":
+        return float(labels.numel())
+    is_labelled = labels != getattr(config, ignore_index_field(config))
+    weights = getattr(config, "class_weights", None)
+    if weights is None:
+        return float(is_labelled.sum())
+    known = labels[is_labelled].clamp(0, len(weights) - 1)  # the model tells of labels out of range
+    return float(torch.tensor(weights)[known].sum())
+
+
+def processor_of(data: SegmentationData, source: str | None = None) -> SegmentationImageProcessor:
+    """Images as they are, normalised as the checkpoint `source` had them; it remembers how the masks were coded."""
+    normalisation = {}
+    if source:
+        normalisation = dict(zip(("image_mean", "image_std"), encoder_normalisation(source), strict=True))
+    return SegmentationImageProcessor(
+        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index, **normalisation
+    )
+
+
+def base_size(arguments: "TrainArguments") -> tuple[int, int] | None:
+    return arguments.base_size and height_and_width(arguments.base_size, "--base-size")
+
+
+def resize_rule(arguments: "TrainArguments") -> dict[str, int] | None:
+    """What makes the processor fit images into the base size, in evaluation as in training."""
+    sides = base_size(arguments)
+    return sides and {"shortest_edge": min(sides), "longest_edge": max(sides)}
+
+
+class GeneratedPairs(Dataset):
+    """Two pictures of noise with masks of random rectangles."""
+
+    palette = label_map = None
+
+    def __init__(self, size: tuple[int, int], num_classes: int) -> None:
+        self.size = size
+        table = ClassTable([f"class {index}" for index in range(num_classes)])
+        self.classes, self.ignore_index = table.names, table.ignore_index
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        random = np.random.default_rng(index)
+        corner = random.integers(0, self.size)
+        mask = np.full(self.size, random.integers(len(self.classes)))
+        mask[corner[0] :, corner[1] :] = random.integers(len(self.classes))
+        image = random.integers(0, 256, (*self.size, 3), dtype=np.uint8)
+        return {"image": image, "mask": mask, "name": f"noise {index}"}
+
+
+def new_augmentation(
+    arguments: "TrainArguments", data: SegmentationData, processor: BaseImageProcessor
+) -> JointAugmentation:
+    fill = tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean)
+    shared = {
+        "crop_size": crop_size(arguments.crop_size),
+        "base_size": base_size(arguments),
+        "fill": fill,
+        "ignore_index": data.ignore_index,
+        "seed": arguments.seed,
+    }
+    if not arguments.augmentation:
+        return JointAugmentation(
+            **shared, scale_range=(1.0, 1.0), flip_probability=0.0, use_colour_distortion=False
+        )
+    return JointAugmentation(
+        **shared,
+        scale_range=(arguments.min_scale, arguments.max_scale),
+        flip_probability=0.5 if arguments.flip else 0.0,
+    )

@@ -1,0 +1,235 @@
+"""From the arguments of a run to its parts. `scripts/train.py` reads as the list of what is here."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from huggingface_hub.utils import validate_repo_id
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from ..processing.data.batches import SampleStream, training_loader
+from .checkpoints import has_checkpoint
+from .deepspeed_state import configure_deepspeed
+from .loop import Schedule, Training
+from .models import STARTS, build_model, parse_overrides
+from .optim import parameter_groups
+from .processes import check_sharding, num_processes, quiet_unless_first
+from .records import read_json
+from .tasks import Task, task_of
+
+if TYPE_CHECKING:
+    from .options import TrainArguments
+
+# What a resumed run may change: nothing that a number of the training depends on.
+CHANGEABLE = {
+    *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
+    *("push_to_hub", "traceback"),
+}
+DEFAULT_EPOCHS = 100
+CHECKED_SAMPLES = 32  # pairs of each split
+
+
+def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArguments":
+    """The arguments of a new run, or those of the run that is resumed with what `given` may change."""
+    arguments = kind(**given)
+    if not arguments.output:
+        raise ValueError(
+            "--output is missing. Name the folder that this run writes to, such as runs/streets."
+        )
+    record = Path(arguments.output) / "run.json"
+    if arguments.resume:
+        return resumed(kind, given, record)
+    if has_checkpoint(Path(arguments.output)):
+        raise ValueError(
+            f"{arguments.output} holds a run already. Continue it with --resume, or choose another --output."
+        )
+    if not arguments.train:
+        raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
+    if arguments.push_to_hub:
+        validate_repo_id(arguments.push_to_hub)  # now rather than after days
+    return arguments
+
+
+def resumed(kind: type["TrainArguments"], given: dict[str, Any], record: Path) -> "TrainArguments":
+    if not record.exists() or not has_checkpoint(record.parent):
+        raise ValueError(
+            f"there is no checkpoint in {record.parent} to resume from. Leave out --resume to start a new run."
+        )
+    known = {field.name for field in fields(kind)}
+    content = read_json(record)
+    stored = {name: value for name, value in content["arguments"].items() if name in known}
+    changeable = CHANGEABLE | changeable_batches({**stored, **given}, stored, content["processes"])
+    for name, value in given.items():
+        if name not in changeable and value != stored.get(name):
+            raise ValueError(
+                f"this run began with {name}={stored.get(name)} and cannot go on with {value}: resuming is exact. "
+                f"Leave the option out, or start a new run with --weights {record.parent}."
+            )
+    return kind(**{**stored, **given})
+
+
+def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: int) -> set[str]:
+    """Another number of processes may share the images of a step otherwise, as long as they stay the same."""
+    if num_processes() == processes:
+        return set()
+    images = {
+        "was": before["batch_size"] * before["accumulation"] * processes,
+        "is": now["batch_size"] * now["accumulation"] * num_processes(),
+    }
+    if images["is"] != images["was"]:
+        raise ValueError(
+            f"a step of this run had {images['was']} images ({before['batch_size']} x accumulation {before['accumulation']} x "
+            f"{processes} processes) and would have {images['is']} with {num_processes()} processes. "
+            f"Choose --batch-size and --accumulation so that it stays {images['was']}."
+        )
+    return {"batch_size", "accumulation"}
+
+
+def new_accelerator(arguments: "TrainArguments") -> Accelerator:
+    accelerator = Accelerator(
+        cpu=arguments.cpu,
+        mixed_precision=arguments.precision,
+        gradient_accumulation_steps=arguments.accumulation,
+        log_with=None if arguments.tracker == "none" else arguments.tracker,
+        project_dir=arguments.output,
+    )
+    check_sharding(accelerator)
+    configure_deepspeed(
+        accelerator,
+        batch_size=arguments.batch_size,
+        accumulation=arguments.accumulation,
+        clip_norm=arguments.clip_norm,
+        averages=arguments.ema is not None,
+    )
+    set_seed(arguments.seed)
+    quiet_unless_first(accelerator)
+    disable_progress_bar()  # of transformers, which would draw one over ours at every checkpoint
+    return accelerator
+
+
+def open_splits(arguments: "TrainArguments", task: Task) -> tuple[Dataset, Dataset | None]:
+    """Training and validation data, after a look at a sample of each."""
+    train = task.open(arguments.train, "train")
+    val = task.open(arguments.val, "val") if arguments.val else None
+    if val is not None:
+        if not len(val):
+            raise ValueError(f"{arguments.val} holds no images to validate on. Add some, or leave out --val.")
+        task.check_same_classes(train, val, arguments)
+    return train, val
+
+
+def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrainedModel:
+    model = build_model(
+        task.models,
+        arguments.model,
+        arguments.preset,
+        class_names=list(data.classes),
+        options=parse_overrides(arguments.set),
+        weights=arguments.weights,
+        starts={option: getattr(arguments, option) for option in STARTS},
+    )
+    task.prepare(model, data)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.compile:
+        model.compile()
+    return model
+
+
+def new_schedule(arguments: "TrainArguments", num_images: int, num_processes: int) -> Schedule:
+    """The run's length in steps of the optimizer, and what happens at which of them."""
+    batch = arguments.batch_size * num_processes
+    if batch > num_images:
+        raise ValueError(
+            f"a batch of {batch} is larger than the data set of {num_images} images. "
+            f"Pass --batch-size {max(1, num_images // num_processes)} or less."
+        )
+    if arguments.steps and arguments.epochs:
+        raise ValueError("--steps and --epochs both say how long to train. Give one of them.")
+    epochs = arguments.epochs or DEFAULT_EPOCHS
+    length = arguments.steps or epochs
+    steps = arguments.steps or math.ceil(epochs * num_images / (batch * arguments.accumulation))
+    warmup = min(1500, steps // 10) if arguments.warmup_steps is None else arguments.warmup_steps
+    return Schedule(
+        steps,
+        warmup,
+        arguments.schedule,
+        accumulation=arguments.accumulation,
+        clip_norm=arguments.clip_norm,
+        eval_interval=arguments.eval_interval or math.ceil(steps / 10),
+        log_interval=arguments.log_interval,
+        cooldown_steps=arguments.cooldown_steps,
+        floor=learning_rate_floor(arguments),
+        milestones=tuple(round(steps * place / length) for place in milestones(arguments, length)),
+    )
+
+
+def milestones(arguments: "TrainArguments", length: float) -> list[float]:
+    """Where the learning rate falls, in what the run's length is given in: epochs or steps."""
+    if (arguments.schedule == "step") != bool(arguments.milestones):
+        raise ValueError(
+            "--schedule step and --milestones belong together. Write for example "
+            "--schedule step --milestones 8 --milestones 11, or leave both out."
+        )
+    try:
+        places = [float(place) for place in arguments.milestones]
+    except ValueError:
+        raise ValueError(
+            f"--milestones {' '.join(map(str, arguments.milestones))} are no numbers. Give epochs or steps."
+        ) from None
+    if not all(0 < place < length for place in places):
+        raise ValueError(
+            f"--milestones {places} are not all within the run of {length:g}. Give earlier ones."
+        )
+    return places
+
+
+def learning_rate_floor(arguments: "TrainArguments") -> float:
+    """The lowest learning rate as a share of the highest."""
+    if not 0 <= arguments.min_learning_rate <= arguments.learning_rate:
+        raise ValueError(
+            f"--min-learning-rate {arguments.min_learning_rate} is not between 0 and --learning-rate "
+            f"{arguments.learning_rate}. Give a smaller one."
+        )
+    return arguments.min_learning_rate / arguments.learning_rate if arguments.min_learning_rate else 0.0
+
+
+def new_optimizer(arguments: "TrainArguments", model: PreTrainedModel) -> torch.optim.AdamW:
+    factors = {"head": arguments.head_lr_factor}
+    for setting in arguments.lr_factor:
+        part, _, factor = setting.partition("=")
+        try:
+            factors[part] = float(factor)
+        except ValueError:
+            raise ValueError(
+                f"--lr-factor {setting} is not PART=FACTOR. Write for example --lr-factor global_tokens=10."
+            ) from None
+    groups = parameter_groups(
+        model, learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, factors=factors
+    )
+    return torch.optim.AdamW(groups)
+
+
+def new_batches(
+    arguments: "TrainArguments", schedule: Schedule, samples: Dataset, training: Training
+) -> Iterator[dict[str, Any]]:
+    """This process's batches from the step that `training` has reached to the end of the run."""
+    accelerator = training.accelerator
+    stream = SampleStream(
+        len(samples),
+        arguments.batch_size,
+        seed=arguments.seed,
+        start=training.step * schedule.accumulation,
+        stop=schedule.steps * schedule.accumulation,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    on_gpu = accelerator.device.type == "cuda"
+    return iter(training_loader(samples, stream, workers=arguments.workers, pin_memory=on_gpu))
