@@ -68,6 +68,7 @@ def files_below(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.processes
 def test_two_processes_the_page_on_publishing_runs_as_written_from_training_to_a_strangers_pipeline(
     author, place, tmp_path
 ):

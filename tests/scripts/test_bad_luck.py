@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from cases import each
 from PIL import Image
 from tiny_runs import CLASSES, run_options, write_data
 from torch import nn
@@ -137,7 +138,7 @@ def flip_a_bit(state):
     return state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, lambda _: b""])
+@each("damage", [cut_off, flip_a_bit, lambda _: b""])
 def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_path):
     run = shutil.copytree(stored, tmp_path / "run")
     state = run / "last" / "training_state.pt"
@@ -192,7 +193,7 @@ def test_a_validation_set_without_images_is_refused():
         open_splits(task)
 
 
-@pytest.mark.parametrize(("workers", "world"), [(0, 1), (3, 1), (0, 2), (1, 3)])
+@each(("workers", "world"), [(0, 1), (3, 1), (0, 2), (1, 3)])
 def test_samples_depend_on_seed_epoch_and_index_alone(workers, world, data):
     """Not on workers, processes, or what was drawn from the global generators."""
     for seed in (torch.manual_seed, np.random.seed, random.seed):

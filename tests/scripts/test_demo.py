@@ -145,6 +145,7 @@ def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [4, 0])
+@pytest.mark.processes
 def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
     folder = tmp_path / "demo"
     assert main([*LITTLE, "--tokens", str(tokens), "--output", str(folder)]) == 0
@@ -157,6 +158,7 @@ def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_a_folder_that_the_stranger_cannot_open_is_told(tmp_path):
     with pytest.raises(CommandError, match="does not work in a Python without contextseg"):
         run_stranger(tmp_path, tmp_path, tmp_path)

@@ -1,6 +1,6 @@
 """Where a run came from: a command line that starts it anew, and names that the Hub knows."""
 
-import pytest
+from cases import each
 
 from contextseg.training.options import train_arguments, train_parser
 from contextseg.training.origin import origin, public_data, public_model, run_command
@@ -38,19 +38,19 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+@each("words", COMMANDS)
 def test_the_command_of_a_run_starts_the_same_run(words):
     program, *command = run_command(arguments_of(words))
     assert program == "contextseg-train"
     assert arguments_of(command) == arguments_of(words)
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+@each("words", COMMANDS)
 def test_the_command_names_only_what_differs_from_the_defaults(words):
     assert sorted(run_command(arguments_of(words))[1:]) == sorted(words)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@each("name", recipe_names())
 def test_a_recipe_of_ours_stands_for_all_its_options(name):
     assert run_command(arguments_of(["--recipe", name, "--train", "a"]))[1:] == [
         "--recipe",

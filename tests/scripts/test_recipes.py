@@ -3,7 +3,9 @@ import re
 import pytest
 import torch
 import yaml
+from cases import each, slow_but
 from coco_shapes import FEW
+from tiny_runs import RECIPES_OF_EACH_KIND
 
 from contextseg.configuration.configuration_maformer import MaformerConfig
 from contextseg.modeling.modeling_maformer import (
@@ -46,7 +48,7 @@ def write(folder, text):
     return str(path)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@each("name", recipe_names())
 def test_every_recipe_sets_options_of_the_command_line_and_names_its_source(name):
     given, recipe = with_recipe({"recipe": name})
     assert {option.replace("-", "_") for option in recipe.options} <= given.keys()
@@ -55,7 +57,7 @@ def test_every_recipe_sets_options_of_the_command_line_and_names_its_source(name
     assert not {"train", "val", "output"} & given.keys()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", slow_but(recipe_names(), *RECIPES_OF_EACH_KIND))
 def test_every_recipe_can_be_tried_without_data(name, capsys):
     options = read_recipe(name).options
     overrides = DETECTION_OVERRIDES if options.get("task") == "detection" else OVERRIDES
@@ -118,7 +120,7 @@ def test_every_printed_row_has_its_recipe_and_score():
     assert {name: read_recipe(name).paper["mIoU"] for name in SEGMENTATION} == printed
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@each("name", [*SEGMENTATION])
 def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
     given, recipe = with_recipe({"recipe": name})
     arguments = train_arguments(given)
@@ -133,7 +135,7 @@ def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
     )
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@each("name", [*SEGMENTATION])
 def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
     given, _ = with_recipe({"recipe": name})
     config = configuration(SEGMENTER, given["model"], given["preset"], parse_overrides(given["set"]))
@@ -146,7 +148,7 @@ def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
     assert config.use_auxiliary_head == has_auxiliary_head
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@each("name", [*SEGMENTATION])
 def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name):
     given, recipe = with_recipe({"recipe": name})
     arguments, data = train_arguments(given), recipe.paper["data"]
@@ -238,7 +240,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("text", "code", "message"), FAULTS.values(), ids=FAULTS)
+@each(("text", "code", "message"), FAULTS)
 def test_a_faulty_recipe_is_explained(text, code, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--recipe", write(tmp_path, text)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from cases import each
 from safetensors.torch import load_file
 from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
@@ -91,6 +92,7 @@ def stop_after(step, monkeypatch):
     monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
 
 
+@pytest.mark.usefixtures("own_sigterm")
 def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
     changes = [
         "--steps",
@@ -212,7 +214,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("changes", "message"), ERRORS.values(), ids=ERRORS)
+@each(("changes", "message"), ERRORS)
 def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path):
     options = run_options(data, tmp_path / "run", model=[] if "--weights" in changes else TINY_MODEL)
     with pytest.raises(SystemExit) as caught:
@@ -408,7 +410,7 @@ def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
     assert new_schedule(arguments, num_images=10, num_processes=1).steps == 8  # 30 images by 4, rounded up
 
 
-@pytest.mark.parametrize(
+@each(
     ("setting", "complaint"),
     [("reduction_ratio=0", "reduction_ratio is 0. Use 1"), ("window_size=abc", "'window_size' expected int")],
 )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import each
 from tiny import tiny_mit, tiny_segdeformer, tiny_segformer, tiny_upernet
 from transformers import (
     AutoImageProcessor,
@@ -71,7 +72,7 @@ def test_a_segformer_checkpoint_starts_a_run(data, tmp_path):
     assert model.config.neck == "segformer"
 
 
-@pytest.mark.parametrize("build", [tiny_segformer, tiny_upernet, tiny_segdeformer])
+@each("build", [tiny_segformer, tiny_upernet, tiny_segdeformer])
 def test_any_segmenter_ignores_the_label_that_the_data_ignores(build):
     """transformers has two names for it, and a label that is neither ignored nor a class is an error."""
     model = build().eval()
