@@ -12,7 +12,9 @@ from .command_line import MODEL_HELP, CommandOptions, option, required
 class FinetuneOptions(CommandOptions):
     """What is fine-tuned, and on what."""
 
-    weights: str = required(f"checkpoint to fine-tune: {MODEL_HELP}")
+    weights: str = required(
+        f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
+    )
     train: str = required(
         "training data: a folder with images/ and masks/, the folder of a published data set, or a name for `datasets`"
     )
