@@ -114,7 +114,7 @@ def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.M
     for step in range(steps):
         factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
         set_learning_rate(optimizer, factor)
-        chosen = torch.randint(len(pictures.labels), (task.batch,), generator=order)
+        chosen = torch.randint(len(pictures.labels), (task.batch_size,), generator=order)
         loss = model(pixel_values=pictures.pixel_values[chosen], labels=pictures.labels[chosen]).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
@@ -188,7 +188,7 @@ class Task:
     steps: int
     patience: int
     learning_rate: float
-    batch: int
+    batch_size: int
 
     def steps_of(self, network: Network) -> int:
         """The number of steps; more for networks to which most white pixels give no signal about the flag."""

@@ -99,7 +99,7 @@ def multiply_adds(model: nn.Module, size: int) -> MultiplyAdds:
     The backward pass has two products for each one of the forward pass. Fused attention stores no scores and
     recomputes them: its two products become seven in a training step.
     """
-    # PyTorch 2.7 has no formula for this kernel and would count zero.
+    # PyTorch has no formula for this kernel and would count zero.
     formulas = {FUSED_ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3])}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model.train()(torch.randn(1, 3, size, size))

@@ -353,6 +353,7 @@ def logits(repository):
         return GlamSwinForSemanticSegmentation.from_pretrained(repository)(**inputs).logits.numpy()
 
 
+@pytest.mark.processes
 def test_two_processes_without_contextseg_the_folder_gives_the_same_bits(stranger, logits):
     report = json.loads((stranger / "report.json").read_text())
     assert report["importable"] is False
@@ -361,19 +362,23 @@ def test_two_processes_without_contextseg_the_folder_gives_the_same_bits(strange
     assert np.array_equal(np.load(stranger / "0.npy"), logits)
 
 
+@pytest.mark.processes
 def test_two_processes_without_contextseg_both_backends_of_the_processor_open(stranger):
     report = json.loads((stranger / "report.json").read_text())
     assert report["processors"] == ["SegmentationImageProcessor", "SegmentationImageProcessorPil"]
 
 
+@pytest.mark.processes
 def test_two_processes_saved_again_without_contextseg_it_still_opens(stranger, logits):
     assert np.array_equal(np.load(stranger / "1.npy"), logits)
 
 
+@pytest.mark.processes
 def test_two_processes_pulled_from_the_hub_the_bits_are_the_same(stranger, logits):
     assert np.array_equal(np.load(stranger / "2.npy"), logits)
 
 
+@pytest.mark.processes
 def test_two_processes_a_model_that_trainer_pushed_opens(stranger, logits):
     trained = np.load(stranger / "3.npy")
     assert trained.shape == logits.shape
@@ -381,12 +386,14 @@ def test_two_processes_a_model_that_trainer_pushed_opens(stranger, logits):
     assert not np.array_equal(trained, logits)
 
 
+@pytest.mark.processes
 def test_two_processes_the_cards_lines_run_and_the_pipeline_agrees_with_the_model(stranger):
     report = json.loads((stranger / "report.json").read_text())
     assert report["printed"].splitlines()
     assert report["pipeline_agrees"] == [True] * report["classes_found"]
 
 
+@pytest.mark.processes
 def test_two_processes_every_push_holds_the_code_that_it_names(published):
     for name, commits in published.repositories.items():
         for files in commits:
@@ -395,6 +402,7 @@ def test_two_processes_every_push_holds_the_code_that_it_names(published):
     assert len(published.repositories["me/trained"]) >= 3  # empty, checkpoints, end
 
 
+@pytest.mark.processes
 def test_two_processes_the_pushed_repository_is_the_saved_one_under_its_own_name(published, repository):
     pushed, saved = published.files("me/pushed"), contents(repository)
     for name in ("photo.jpg", ".gitattributes"):
@@ -408,12 +416,14 @@ def test_two_processes_the_pushed_repository_is_the_saved_one_under_its_own_name
     assert "streets" in card.data.tags
 
 
+@pytest.mark.processes
 def test_two_processes_trainers_card_names_the_task(published):
     card = ModelCard(published.files("me/trained")["README.md"].decode())
     assert {"contextseg", "image-segmentation", "generated_from_trainer"} <= set(card.data.tags)
 
 
 @pytest.mark.parametrize("way", ["me/saved", "me/exported"])
+@pytest.mark.processes
 def test_two_processes_other_ways_to_push_bring_the_code_as_well(published, way):
     files = set(published.files(way))
     assert {"README.md", "config.json", "model.safetensors", "modeling_glam_swin.py"} <= files

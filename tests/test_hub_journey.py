@@ -18,7 +18,7 @@ from tiny_runs import run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from contextseg.scripts import evaluate, export, train
-from contextseg.training.command_line import given_options
+from contextseg.training.options import train_arguments, train_parser
 
 VISITOR = Path(__file__).with_name("hub_visitor.py")
 NAME = "me/streets"
@@ -61,13 +61,14 @@ def block(word):
 
 
 def parsed(words):
-    return train.TrainArguments(**given_options(train.TrainArguments, words, "", ""))
+    return train_arguments(train_parser().given(words))
 
 
 def files_below(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.processes
 def test_two_processes_the_page_on_publishing_runs_as_written_from_training_to_a_strangers_pipeline(
     author, place, tmp_path
 ):
@@ -113,7 +114,7 @@ def unproven(monkeypatch):
 @pytest.mark.usefixtures("unproven")
 def test_a_training_pushes_at_its_end(author, place, capsys):
     options = run_options(place / "data", place / "pushed")
-    assert train.main([*options, "--push-to-hub", NAME]) == 0
+    assert train.main([*options, "--push", NAME]) == 0
     assert capsys.readouterr().out.endswith(f"pushed to {author.url}/{NAME}\n")
     weights = (place / "pushed/best/model.safetensors").read_bytes()
     assert author.files(NAME)["model.safetensors"] == weights
@@ -126,7 +127,7 @@ def test_a_training_whose_push_fails_is_complete_and_says_how_to_push_it(author,
     run = place / "refused"
     again = re.escape(f"contextseg-export {run} --push {NAME}")
     with pytest.raises(SystemExit, match=f"hf auth login.*{again}"):
-        train.main([*run_options(place / "data", run), "--push-to-hub", NAME])
+        train.main([*run_options(place / "data", run), "--push", NAME])
     assert "next: contextseg-evaluate" in capsys.readouterr().out
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     author.faults.clear()
@@ -135,7 +136,7 @@ def test_a_training_whose_push_fails_is_complete_and_says_how_to_push_it(author,
 
 def test_a_name_that_the_hub_cannot_have_is_told_before_the_training(place):
     with pytest.raises(SystemExit, match="a/b/c"):
-        train.main([*run_options(place / "data", place / "never"), "--push-to-hub", "a/b/c"])
+        train.main([*run_options(place / "data", place / "never"), "--push", "a/b/c"])
     assert not (place / "never").exists()
 
 

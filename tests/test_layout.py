@@ -7,7 +7,7 @@ import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
+from cases import each
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("benchmarks", "configuration", "hub", "modeling", "processing", "scripts", "training")
@@ -223,7 +223,7 @@ def test_imports_are_written_so_that_the_hub_loader_finds_them():
     assert complaints(exported_files(), lambda path: wrong_imports(path.read_text())) == {}
 
 
-@pytest.mark.parametrize(
+@each(
     "source",
     [
         "from . import windows",

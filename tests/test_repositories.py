@@ -16,6 +16,8 @@ from transformers import AutoModelForSemanticSegmentation
 from contextseg import SegmentationImageProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.processes
+
 STRANGER = """
 import sys
 sys.modules["contextseg"] = None  # as if it had never been installed

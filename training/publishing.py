@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from .command_line import CommandError
+from .command_line import MODEL_HELP, CommandError, CommandOptions, option, positional
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -18,17 +18,23 @@ TASKS = {"ForImageClassification": "classification", "ForObjectDetection": "dete
 
 
 @dataclass
-class ExportArguments:
-    model: str  # a run of contextseg-train (its best/ is used), a folder of save_pretrained, or a Hub name
-    # Output
-    push: str | None = None  # upload it as this repository, such as me/streets (log in first: hf auth login)
-    private: bool = False  # make a new repository on the Hub private
-    output: str = ""  # folder to write; a README.md in it keeps what you wrote around the library's part
-    license: str | None = None  # of the weights, such as apache-2.0 (default: that of their card or run)
-    example: str | None = None  # PICTURE: shown on the model's page, so public (default: a generated scene)
-    # Proof
-    proof: bool = True  # write without opening the result in a second Python
-    traceback: bool = False  # show where in the code an error came from
+class ExportArguments(CommandOptions):
+    model: str = positional(MODEL_HELP)
+    push: str | None = option(
+        None,
+        "repository on the Hub, such as me/streets, to upload to (log in first: hf auth login)",
+        metavar="NAME",
+    )
+    private: bool = option(False, "make a new repository on the Hub private")
+    output: str = option("", "folder to write; text that you added to its README.md is kept")
+    license: str | None = option(
+        None,
+        "license of the weights, in the Hub's spelling, such as apache-2.0 (default: that of their card or run)",
+    )
+    example: str | None = option(
+        None, "image to show on the model's page, and so to publish (default: a generated scene)"
+    )
+    proof: bool = option(True, "check that a second Python without contextseg can use the result")
 
 
 def export(arguments: ExportArguments) -> None:

@@ -39,11 +39,13 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.processes
 def test_two_processes_an_export_opens_without_contextseg(run_folder, tmp_path, capsys):
     assert main([str(run_folder), "--output", str(tmp_path / "model")]) == 0
     assert "opens without contextseg and gives the same bits" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_two_processes_the_proof_notices_other_logits(run_folder):
     torch.manual_seed(1)
     config = GlamSwinConfig.from_pretrained(run_folder / "best")
