@@ -26,8 +26,8 @@ DESCRIPTION = """Train GLAM-Swin-Unet with and without global attention on gener
 depend on a distant cue, and write the IoU by distance from the cue to a Markdown page. Takes about half an hour on one
 core."""
 
-# Global tokens per window, whether G-MSA connects them, and the side of the windows in patches. Windows of 12 x 12 cover
-# the whole coarser stage: a control in which plain Swin-Unet sees the flag.
+# Global tokens per window, whether G-MSA connects them, and the side of the windows in patches. Windows of
+# 12 x 12 cover the whole coarser stage: a control in which plain Swin-Unet sees the flag.
 NETWORKS = ((0, True, 2), (10, False, 2), (1, True, 2), (5, True, 2), (10, True, 2), (0, True, 12))
 
 
