@@ -10,7 +10,6 @@ Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmen
 Legend: B batch, H, W image axes, K classes; `ids` are integer class ids. Rows of the matrix are labels, columns predictions.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -289,11 +288,6 @@ def scores_table(scores: dict[str, Any]) -> str:
         for line in [header, rule, *rows]
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
-
-
-def scores_json(scores: dict[str, Any]) -> str:
-    """Scores as strict JSON: NaN (a class that never occurs) becomes null."""
-    return json.dumps(without_nan(scores), indent=1, allow_nan=False)
 
 
 def without_nan(value: Any) -> Any:
