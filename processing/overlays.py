@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .atomic_write import atomic_write
 from .palettes import colorize
 
 Palette = Sequence[Sequence[int]]
@@ -161,8 +162,7 @@ def sans(size: int) -> ImageFont.FreeTypeFont:
 
 
 def save_png(picture: Image.Image, target: Path) -> None:
-    """Under a temporary name first, so that a full disk never leaves half a file."""
+    """Writes a PNG file and the folders that it needs; the file is never left incomplete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".writing")
-    picture.save(temporary, format="PNG")
-    temporary.replace(target)
+    with atomic_write(target) as temporary:
+        picture.save(temporary, format="PNG")
