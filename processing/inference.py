@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .image_reading import Source
-from .logits_to_masks import upsampled_rows
+from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
 BAND_VALUES = 1 << 22  # class scores of a band, 16 MiB; a few such tensors exist at once
@@ -115,13 +115,9 @@ class Inference:
     @torch.no_grad()
     def mask(self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """The mask of what `inputs` gave: (H, W) int32 class ids of the given `size`, on the model's device."""
-        mask = torch.empty(tuple(size), dtype=torch.int32, device=model.device)
-        row = 0
-        for logits in self.bands(model, inputs, size):
-            scores = logits[0] if len(logits) == 1 else mean_probabilities(logits)
-            mask[row : row + scores.shape[1]] = scores.max(0).indices  # several times as fast as argmax
-            row += scores.shape[1]
-        return mask
+        bands = self.bands(model, inputs, size)
+        scores = (logits[0] if len(logits) == 1 else mean_probabilities(logits) for logits in bands)
+        return argmax_of_bands(scores, size, model.device)
 
     @torch.no_grad()
     def probabilities(

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .logits_to_masks import upsampled_argmax
+
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
 MEANS = {"mean_iou": "iou", "mean_accuracy": "accuracy", "mean_precision": "precision", "mean_dice": "dice"}
@@ -184,19 +186,7 @@ def reduce_logits(logits: Tensor | tuple | list, labels: Tensor) -> Tensor:
     Resizes a few classes at a time under a running maximum, so that no (B, K, H, W) tensor exists.
     """
     logits = logits[0] if isinstance(logits, tuple | list) else logits  # hidden states may come along
-    size = labels.shape[-2:]
-    step = max(1, PIXELS_AT_ONCE // max(1, len(logits) * size.numel()))
-    best = classes = None
-    for start in range(0, logits.shape[1], step):
-        resized = F.interpolate(logits[:, start : start + step].float(), size=size, mode="bilinear")
-        value, index = resized.max(dim=1)
-        index = (index + start).to(torch.int32)  # NCCL gathers no int16
-        if best is None:
-            best, classes = value, index
-            continue
-        classes = torch.where(value > best, index, classes)
-        best = torch.maximum(value, best)
-    return classes
+    return upsampled_argmax(logits, tuple(labels.shape[-2:])).to(torch.int32)  # NCCL gathers no int16
 
 
 def as_equal_ids(prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:

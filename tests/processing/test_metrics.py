@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from contextseg.processing import metrics
+from contextseg.processing import logits_to_masks, metrics
 from contextseg.processing.metrics import (
     BoundaryIoU,
     ConfusionMatrix,
@@ -180,7 +180,7 @@ def test_reduced_logits_are_the_argmax_at_the_labels_size(monkeypatch):
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 4, 6), torch.zeros(2, 15, 22)
     expected = F.interpolate(logits, size=(15, 22), mode="bilinear").argmax(1)
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 2 * 15 * 22 * 2)  # two classes at a time
+    monkeypatch.setattr(logits_to_masks, "CHUNK_VALUES", 2 * 15 * 22 * 2)  # two classes at a time
     classes = reduce_logits((logits, "hidden states"), labels)
     assert classes.dtype == torch.int32
     torch.testing.assert_close(classes.long(), expected)
