@@ -10,9 +10,9 @@ from pathlib import Path
 def atomic_write(path: Path) -> Iterator[Path]:
     """Context manager that yields a temporary path next to `path`, and replaces `path` with it at the end.
 
-    The block writes the file under the temporary path and closes it. The content is flushed to disk before the rename,
-    so readers see the old file or the whole new one. The temporary name does not end in the suffix of `path`:
-    writers that derive the format from the name need it as an argument.
+    The block writes the file under the temporary path and closes it. The content is flushed to disk before
+    the rename, so readers see the old file or the whole new one. The temporary name does not end in the
+    suffix of `path`: writers that derive the format from the name need it as an argument.
 
     Args:
         path: The file to write. Its folder must exist.

@@ -123,7 +123,7 @@ def test_counting_in_pieces_equals_counting_at_once(pair, monkeypatch):
 
 
 def test_an_unknown_id_is_named_with_its_count():
-    with pytest.raises(ValueError, match=r"labels hold the class ids 7 \(3 pixels\)"):
+    with pytest.raises(ValueError, match=r"labels have the class ids 7 \(3 pixels\)"):
         scores_of(torch.zeros(1, 3, dtype=torch.long), torch.full((1, 3), 7))
 
 
