@@ -208,7 +208,7 @@ def test_16_bit_bands_keep_their_precision():
 
 
 def test_a_wrong_number_of_bands_is_named():
-    with pytest.raises(ImageReadError, match="3 bands, but 5 are needed"):
+    with pytest.raises(ImageReadError, match="3 channels, but 5 are needed"):
         read_bands(encoded(Image.fromarray(photo())), 5)
 
 

@@ -245,5 +245,5 @@ def test_settings_describe_themselves():
     assert str(Inference()) == "whole images"
     described = str(Inference(512, overlap=0.25, scales=(0.5, 1.0), flip=True))
     assert described == (
-        "windows of 512x512 pixels, 0.25 of them shared, gaussian weights, scales 0.5, 1, averaged with the mirrored image"
+        "windows of 512x512 pixels, overlap 0.25, gaussian weights, scales 0.5, 1, averaged with the mirrored image"
     )

@@ -81,7 +81,7 @@ def test_colour_masks_are_decoded_by_the_palette_and_ignored_colours(table_of):
 
 
 def test_an_id_without_a_class_raises(table_of):
-    with pytest.raises(ValueError, match=r"does not know: 2 \(1 pixels\)"):
+    with pytest.raises(ValueError, match=r"not in label_map: 2 \(1 pixels\)"):
         table_of(["road", "car"]).decoder().decode(np.array([[0, 1, 2, 255]]))
 
 
