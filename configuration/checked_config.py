@@ -118,9 +118,9 @@ class CheckedConfig(PreTrainedConfig):
         Keys of the file that are not options are kept; a warning names those that look misspelled.
 
         Args:
-            config_dict: Contents of `config.json`. **kwargs: Fields to change. Unknown keywords are left to
-            the caller, because transformers also passes options of models and processors, unless they
-            resemble an option.
+            config_dict: Contents of `config.json`.
+            **kwargs: Fields to change. Unknown keywords are left to the caller, because transformers also
+                passes options of models and processors, unless they resemble an option.
 
         Raises:
             ValueError: If a keyword looks like a misspelled option.

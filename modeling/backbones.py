@@ -157,7 +157,7 @@ class AnyBackbone(nn.Module):
 
 
 def accepted_options(encoder: nn.Module) -> tuple[str, ...]:
-    """The options of `AnyBackbone.forward` that an encoder accepts; for timm none, whatever it declares."""
+    """The options of `AnyBackbone.forward` that an encoder accepts; for timm's wrapper none."""
     if encoder.config.model_type == "timm_backbone":
         return ()
     parameters = inspect.signature(encoder.forward).parameters

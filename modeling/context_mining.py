@@ -40,8 +40,7 @@ class Reduction(WeightOwner):
     def forward(self, source: Tensor, tokens: Tensor | None = None) -> Tensor:
         """(B, h, w, C) -> (B, ceil(h / R), ceil(w / R), C).
 
-        If tokens (K, C) are given, `source` holds mixing weights (B, h, w, K), and the features are source @
-        tokens. The tokens are then multiplied into the kernel, which reads K channels: the same result
+        If tokens (K, C) are given, `source` holds mixing weights (B, h, w, K) of the features. The tokens are then multiplied into the kernel, which reads K channels: the same result
         without the features.
         """
         weight = self.weight if tokens is None else torch.einsum("ocrs,kc->okrs", self.weight, tokens)
@@ -51,8 +50,7 @@ class Reduction(WeightOwner):
 
 
 class ContextAttention(nn.Module):
-    """Attention from every position to every (optionally reduced) position of a source: eq. 5 and 7 of the
-    paper.
+    """Attention from every position to every (optionally reduced) position of a source: eq. 5 and 7.
 
     Args:
         config: Read only for its attention implementation.

@@ -85,9 +85,9 @@ def mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
         backbone: One of our backbones, or any module with `channels` whose output has `feature_maps`, fine to
             coarse, each half the size of the one before.
         num_labels: Number of object classes without background, such as 80 for COCO. In torchvision,
-        background is label 0. **options: Arguments of torchvision's `MaskRCNN`, such as `min_size` or
-        `box_score_thresh`. The default anchors suit a finest feature map of stride 4; pass
-        `rpn_anchor_generator` for others.
+            background is label 0.
+        **options: Arguments of torchvision's `MaskRCNN`, such as `min_size` or `box_score_thresh`. The
+            default anchors suit a finest feature map of stride 4; pass `rpn_anchor_generator` for others.
 
     Returns:
         The detector, with randomly initialized heads.
@@ -97,7 +97,8 @@ def mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
     """
     if num_labels < 1:
         raise ValueError(
-            f"num_labels is {num_labels}; 1 or more is required. Pass the number of object classes without background."
+            f"num_labels is {num_labels}; 1 or more is required. Pass the number of object classes, without "
+            "background."
         )
     reject_unknown_options("mask_rcnn", options, OPTIONS)
     levels = [str(level) for level in range(len(backbone.channels))]

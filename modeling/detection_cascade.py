@@ -151,9 +151,9 @@ def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> M
 
     Args:
         backbone: As for `mask_rcnn`.
-        num_labels: Number of object classes without background. **options: Arguments of torchvision's
-        `MaskRCNN`, except those that each stage sets itself: heads, predictors, IoU thresholds of the boxes
-        and `bbox_reg_weights`.
+        num_labels: Number of object classes without background.
+        **options: Arguments of torchvision's `MaskRCNN`, except those that each stage sets itself: heads,
+            predictors, IoU thresholds of the boxes and `bbox_reg_weights`.
 
     Returns:
         The detector, with randomly initialized heads.

@@ -43,7 +43,7 @@ def global_attention_maps(
 ) -> Tensor:
     """(B, C, H, W) -> (B, H, W): attention of the window around a pixel to each pixel of the image.
 
-    Memory grows linearly with the number of windows, whatever the attention implementation.
+    Memory grows linearly with the number of windows for every attention implementation.
 
     Args:
         model: A GLAM-Swin model for any task, with global attention.

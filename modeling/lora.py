@@ -66,10 +66,11 @@ def add_lora(
     lora_dropout: float = 0.0,
     **options: Any,
 ) -> LoraSegmenter:
-    """Adds LoRA to a model: freezes the backbone's linear layers, convolutions and embeddings, and gives each
-    linear layer a trainable update of rank `r`.
+    """Adds LoRA to the linear layers of a model's backbone.
 
-    The model is modified in place. Its outputs do not change until the first training step.
+    The backbone's linear layers, convolutions and embeddings are frozen, and each linear layer gets a
+    trainable update of rank `r`; everything else is trained in full. The model is modified in place, and its
+    outputs do not change until the first training step.
 
     Args:
         model: A segmenter of this package or of transformers, or any model with a head and a backbone.

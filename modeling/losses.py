@@ -94,7 +94,7 @@ def focal(pixels: Pixels, gamma: float = FOCAL_GAMMA) -> Tensor:
 
 
 def boundary(pixels: Pixels) -> Tensor:
-    """Mean cross-entropy of the pixels near a boundary, whatever the reduction.
+    """Mean cross-entropy of the pixels near a boundary, for any reduction.
 
     This is U-Net's additional weight near borders (Ronneberger et al. 2015, arXiv:1505.04597, eq. 2),
     restricted to a strip as in Boundary IoU (Cheng et al. 2021, arXiv:2103.16562): labeled pixels with a
