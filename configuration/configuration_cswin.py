@@ -8,8 +8,9 @@ from .staged import StagedConfig
 
 @strict
 class CswinConfig(StagedConfig):
-    """Configuration of the CSWin backbone, classifier and segmenter. The defaults are the authors' Tiny size
-    with UPerNet.
+    """Configuration of the CSWin backbone, classifier and segmenter.
+
+    The defaults are the authors' Tiny size with UPerNet.
 
     Besides the fields of `StagedConfig`:
 

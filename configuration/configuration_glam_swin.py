@@ -10,8 +10,9 @@ GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 
 @strict
 class GlamSwinConfig(StagedConfig):
-    """Configuration of the GLAM-Swin backbone, classifier and segmenter. The defaults are the paper's Tiny
-    size with UPerNet.
+    """Configuration of the GLAM-Swin backbone, classifier and segmenter.
+
+    The defaults are the paper's Tiny size with UPerNet.
 
     Besides the fields of `StagedConfig`:
 
@@ -96,8 +97,7 @@ class GlamSwinConfig(StagedConfig):
         return self.nominal_grid(stage) or self.window_size
 
     def upsampling_heads(self, stage: int) -> int:
-        """Attention heads of the upsampling to a stage: those of the stage itself, as in the authors'
-        code."""
+        """Attention heads of the upsampling to a stage: those of the stage itself, as the authors have it."""
         return self.num_heads[stage]
 
     def position_rows(self, stage: int) -> int:

@@ -16,13 +16,12 @@ PAPER_SIZES = {"hidden_sizes": (64, 128, 320, 512), "num_heads": (2, 4, 10, 16)}
 
 @strict
 class MaformerConfig(StagedConfig):
-    """Configuration of the MAFormer backbone, classifier and segmenter. The defaults are the paper's S with
-    Semantic FPN.
+    """Configuration of the MAFormer backbone, classifier and segmenter.
 
-    The authors published neither code nor weights. Where the paper is ambiguous, our choices reproduce its
-    numbers of parameters and multiply-adds (MACs) for B and L. The numbers for S are inconsistent with those
-    for B: with the printed depths (3, 5, 8, 3), S has 23.0M parameters and 5.1G MACs, where the paper reports
-    23M and 4.5G; depths (2, 4, 8, 3) give both numbers.
+    The defaults are the paper's S with Semantic FPN. The authors published neither code nor weights. Where
+    the paper is ambiguous, our choices reproduce its numbers of parameters and multiply-adds (MACs) for B and
+    L. The numbers for S are inconsistent with those for B: with the printed depths (3, 5, 8, 3), S has 23.0M
+    parameters and 5.1G MACs, where the paper reports 23M and 4.5G; depths (2, 4, 8, 3) give both numbers.
 
     Besides the fields of `StagedConfig`:
 

@@ -113,8 +113,7 @@ class SegDeformerConfig(DecodingConfig):
 
     @property
     def flat_maps(self) -> str:
-        """How the feature maps of a plain vision transformer are used: as they are ("keep"), or as a
-        "pyramid"."""
+        """How the feature maps of a plain vision transformer are used: "keep", unchanged, or "pyramid"."""
         return "keep" if self.decoder == "segdeformer" and self.neck in FLAT_NECKS else "pyramid"
 
     def context_mining(self) -> dict[str, Any]:

@@ -77,8 +77,7 @@ class DecodingConfig(CheckedConfig):
 
 @strict
 class UnetDecodingConfig(DecodingConfig):
-    """Fields of segmenters that also have the decoder "unet". Subclasses have `hidden_sizes`, `depths` and
-    `num_heads`.
+    """Fields of segmenters that also have the decoder "unet"; with `hidden_sizes`, `depths` and `num_heads`.
 
     decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet". "unet" mirrors the
         encoder's stages: GLAM-Swin-Unet, or Swin-Unet without global tokens. Its `decoder_hidden_size` is

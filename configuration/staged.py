@@ -10,8 +10,7 @@ from .decoding import UnetDecodingConfig
 
 @strict
 class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
-    """Fields shared by the configurations of our backbones. Subclasses have `hidden_sizes`, the channels of
-    each stage.
+    """Fields shared by the configurations of our backbones, which also have `hidden_sizes` for each stage.
 
     Besides the fields of `UnetDecodingConfig`:
 

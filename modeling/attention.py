@@ -84,8 +84,7 @@ def attend(
 
 
 def padded_width(tokens: Tensor) -> Tensor:
-    """(B, heads, N, d) -> (B, heads, N, d'), zero-padded to a multiple of 8, which leaves scores
-    unchanged."""
+    """(B, heads, N, d) -> (B, heads, N, d'), zero-padded to a multiple of 8; scores are unchanged."""
     missing = -tokens.shape[-1] % KERNEL_WIDTH
     return F.pad(tokens, (0, missing)) if missing else tokens
 

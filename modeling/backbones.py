@@ -1,5 +1,4 @@
-"""The adapter between encoders and decoders: feature maps (B, C_i, H/s_i, W/s_i) from any encoder and image
-size.
+"""The adapter between encoders and decoders: any encoder, any image size, maps (B, C_i, H/s_i, W/s_i).
 
 Supported are our backbones, those of transformers (every AutoBackbone, and SegFormer's MiT) and timm, and
 those that users register with AutoBackbone. Images are padded on the right and bottom to a size the encoder

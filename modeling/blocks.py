@@ -33,8 +33,7 @@ class Decoded(NamedTuple):
 
 
 class WeightOwner(nn.Module):
-    """Owns a weight and optionally a bias, shaped and initialized like those of a linear layer or
-    convolution.
+    """Owns a weight and optionally a bias, initialized like a linear layer or convolution.
 
     The base class of layers that apply their weights differently from `nn.Linear` and `nn.Conv2d`, such as a
     convolution over a pyramid of feature maps. It does not inherit from these classes on purpose: peft and

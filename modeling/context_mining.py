@@ -40,8 +40,8 @@ class Reduction(WeightOwner):
     def forward(self, source: Tensor, tokens: Tensor | None = None) -> Tensor:
         """(B, h, w, C) -> (B, ceil(h / R), ceil(w / R), C).
 
-        If tokens (K, C) are given, `source` holds mixing weights (B, h, w, K) of the features. The tokens are then multiplied into the kernel, which reads K channels: the same result
-        without the features.
+        If tokens (K, C) are given, `source` holds mixing weights (B, h, w, K) of the features. The tokens are
+        then multiplied into the kernel, which reads K channels: the same result without the features.
         """
         weight = self.weight if tokens is None else torch.einsum("ocrs,kc->okrs", self.weight, tokens)
         height, width = source.shape[1:3]

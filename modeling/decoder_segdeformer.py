@@ -52,8 +52,7 @@ class ContextMining(NamedTuple):
 
 
 class SegDeformerDecoder(nn.Module):
-    """The SegDeformer decoder: from feature maps at any number of scales to one map at the size of the
-    finest.
+    """The SegDeformer decoder: fuses feature maps of any number of scales at the finest resolution.
 
     Args:
         config: Read only for its attention implementation.

@@ -40,8 +40,7 @@ class FeaturePyramid(nn.Module):
 
 
 class SemanticFpnDecoder(nn.Module):
-    """The Semantic FPN decoder: from feature maps at any number of scales to one map at the size of the
-    finest.
+    """The Semantic FPN decoder: fuses feature maps of any number of scales at the finest resolution.
 
     Args:
         in_channels: Channels of the feature maps, fine to coarse.

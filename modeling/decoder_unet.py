@@ -1,6 +1,7 @@
-"""U-Net decoders that mirror their encoder: Swin-Unet (Cao et al., 2021) with GLAM's global tokens and
-non-local upsampling (Themyr et al., WACV 2023, Fig. 2 and 4), and the same for our other hierarchical
-encoders.
+"""U-Net decoders that mirror their encoder.
+
+Swin-Unet (Cao et al., 2021), with GLAM's global tokens and non-local upsampling (Themyr et al., WACV 2023,
+Fig. 2 and 4), and the same for our other hierarchical encoders.
 
 Each step upsamples, concatenates the skip connection, and runs a stage like the encoder's stage at that
 resolution, with weights of its own. As in Swin-Unet, skips are the inputs of the encoder's stages, and the
@@ -45,8 +46,7 @@ class UnetStep(nn.Module):
 
 
 class UnetDecoder(nn.Module):
-    """The U-Net decoder: from the inputs of all stages but the last, and the last stage's output, to one map
-    per pixel.
+    """The U-Net decoder: from the features of all encoder stages to one map at pixel resolution.
 
     Args:
         steps: Decoder steps, coarse to fine.

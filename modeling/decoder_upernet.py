@@ -1,5 +1,4 @@
-"""UPerNet (Xiao et al., ECCV 2018): pyramid pooling on the coarsest map, then a feature pyramid; and the
-auxiliary head.
+"""UPerNet (Xiao et al., ECCV 2018): pyramid pooling, feature pyramid, and auxiliary head.
 
 The parameters are those of the usual implementations. The two 3x3 convolutions over concatenated upsampled
 maps, which dominate the cost there, run at low resolution with the same result (`PyramidConv3x3`).
@@ -34,8 +33,7 @@ class PyramidConvNormAct(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """Average pooling to several grids (1, 2, 3 and 6 bins per side in UPerNet), upsampled and fused with the
-    input.
+    """Pyramid pooling, at 1, 2, 3 and 6 bins per side in UPerNet, upsampled and fused with the input.
 
     Args:
         in_channels: Channels C of the input.

@@ -1,10 +1,10 @@
-"""Mask R-CNN (He et al., "Mask R-CNN", ICCV 2017) on our backbones, with torchvision's detector and losses,
-as in Table 5 of the MAFormer paper (arXiv 2209.01620).
+"""Mask R-CNN (He et al., "Mask R-CNN", ICCV 2017) on our backbones, with torchvision's detector and losses.
 
-The detector has a feature pyramid of 256 channels with an extra max-pooled level, anchors of 32 to 512
-pixels, a box head of two linear layers and a mask head of four convolutions. In the paper's detectors, the
-background class has a score but neither box nor mask. In torchvision it has all three, the latter unused: 4 *
-1025 additional weights in the box predictor and 257 in the mask predictor.
+As in Table 5 of the MAFormer paper (arXiv 2209.01620), the detector has a feature pyramid of 256 channels
+with an extra max-pooled level, anchors of 32 to 512 pixels, a box head of two linear layers and a mask head
+of four convolutions. In the paper's detectors, the background class has a score but neither box nor mask. In
+torchvision it has all three, though box and mask are unused: 4 * 1025 additional weights in the box predictor
+and 257 in the mask predictor.
 
 Legend: B batch, C channels, H, W image height and width, h, w those of a feature map, N objects per image.
 """

@@ -1,5 +1,4 @@
-"""Cascade Mask R-CNN (Cai and Vasconcelos, "Cascade R-CNN", TPAMI 2019) on our backbones, built from
-torchvision's parts.
+"""Cascade Mask R-CNN (Cai and Vasconcelos, "Cascade R-CNN", TPAMI 2019), built from torchvision's parts.
 
 Three stages of heads refine the boxes of the previous stage with an increasing IoU threshold for positive
 samples. As in Table 6 of the MAFormer paper, each stage has a box head of four convolutions with batch norm

@@ -52,8 +52,7 @@ def average_of_visible(features: Tensor, visible: Tensor | None, side: int) -> T
 
 
 class GlobalLearning(nn.Module):
-    """GLD (eq. 2): the feature map averaged to R x R, then its resized copy plus a fully connected layer over
-    positions.
+    """GLD (eq. 2): the map averaged to R x R, then resized, plus a fully connected layer over positions.
 
     Args:
         dim: Channels; unused, because all channels share the layer.

@@ -1,5 +1,4 @@
-"""GLAM's global tokens: a few learned tokens that are added to each window and attend to those of all other
-windows.
+"""GLAM's global tokens: learned tokens that join each window and attend to those of all other windows.
 
 Themyr et al., "Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation", WACV
 2023, section 3.2. As in the authors' code, global tokens have no residual, norm or MLP of their own: each

@@ -24,8 +24,7 @@ FROZEN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 
 
 class LoraSegmenter(PeftModel):
-    """A model with LoRA, which is trained and saved like any peft model, for example with transformers'
-    Trainer.
+    """A model with LoRA, trained and saved like any peft model, for example with transformers' Trainer.
 
     The saved adapter contains everything that training changes, so that peft's
     `PeftModel.from_pretrained(model, folder)` restores it. `merge_and_unload()` returns the plain model,

@@ -116,8 +116,7 @@ def near_boundary(pixels: Pixels) -> Tensor:
 
 
 def dice(pixels: Pixels) -> Tensor:
-    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797, without its squares), over the batch as in
-    nnU-Net.
+    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797, without squares), over the batch.
 
     Mean over the classes present in the batch, as for the Lovasz loss. The Dice of an absent class is 0 for
     any probability above 0 and would only add a constant, and with 150 classes most are absent.
