@@ -132,7 +132,7 @@ def test_the_classifier_trains_every_parameter():
     ("options", "message"),
     [
         ({"stripe_widths": (1, 2)}, "one entry per stage"),
-        ({"stripe_widths": (1, -2, 7, 0)}, "0 or more"),
+        ({"stripe_widths": (1, -2, 7, 0)}, r"0 \(the whole grid\) or more"),
         ({"num_heads": (1, 4, 8, 16)}, "even number"),
         ({"stripe_padding": "none"}, "Use 'masked' or 'official'"),
     ],

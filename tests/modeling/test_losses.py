@@ -355,7 +355,7 @@ def test_labels_of_a_wrong_kind_are_refused(change, message):
             "no loss 'dise' in 'cross_entropy.dise', did you mean 'dice'.*lovasz",
         ),
         ({"terms": ""}, "no loss '' in ''.*: cross_entropy, dice, focal, lovasz, boundary"),
-        ({"terms": "half*dice"}, "'half' in 'half.dice' is no number"),
+        ({"terms": "half*dice"}, "'half' in 'half.dice' is not a number"),
         ({"reduction": "mean"}, "no reduction 'mean'.*'valid', 'all'"),
         ({"class_weights": [1.0, 2.0]}, "2 class_weights for 5 labels"),
     ],
