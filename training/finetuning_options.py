@@ -12,7 +12,9 @@ from .command_line import MODEL_HELP, CommandOptions, option, required
 class FinetuneOptions(CommandOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
-    weights: str = required(f"checkpoint to fine-tune: {MODEL_HELP}")
+    weights: str = required(
+        f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
+    )
     train: str = required(
         "training data: folder with images/ and masks/, folder of a published data set, or name for `datasets`"
     )
