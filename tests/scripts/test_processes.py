@@ -198,7 +198,7 @@ def test_another_number_of_processes_must_keep_the_images_of_a_step(alone, monke
 
 def test_sharding_is_refused_where_torch_cannot_gather_weights_for_evaluation(monkeypatch):
     monkeypatch.delattr(FSDPModule, "set_reshard_after_forward", raising=False)
-    with pytest.raises(ValueError, match="shards weights for training only. Install 2.8 or newer"):
+    with pytest.raises(ValueError, match="does not support evaluation. Install 2.8 or newer"):
         check_sharding(SimpleNamespace(distributed_type=DistributedType.FSDP))
 
 
