@@ -72,6 +72,31 @@ class ConfigurationOnDemand:
         return self._load()(*args, **options)
 
 
+class LoadedWhenRead(dict):
+    """Entries of which some are added by a function when the first is read."""
+
+    def __init__(self, known: dict, load: Callable[[], None]) -> None:
+        super().__init__(known)
+        self._load = load
+
+    def _loaded(self) -> dict:
+        load, self._load = self._load, lambda: None
+        load()
+        return dict(self)
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._loaded()
+
+    def keys(self) -> Any:
+        return self._loaded().keys()
+
+    def values(self) -> Any:
+        return self._loaded().values()
+
+    def items(self) -> Any:
+        return self._loaded().items()
+
+
 def announce_configurations() -> None:
     """AutoConfig finds our configurations by their `model_type`. Nothing may be imported: transformers itself is half loaded."""
     auto = sys.modules["transformers.models.auto.configuration_auto"]
@@ -83,6 +108,12 @@ def register_models() -> None:
     from .modeling.auto_classes import register_auto_classes
 
     register_auto_classes()
+
+
+def announce_image_processors() -> None:
+    """AutoImageProcessor finds ours. They are loaded when it looks: every module of a model imports its table halfway through."""
+    mapping = sys.modules["transformers.models.auto.image_processing_auto"].IMAGE_PROCESSOR_MAPPING
+    mapping._extra_content = LoadedWhenRead(mapping._extra_content, register_image_processors)
 
 
 def register_image_processors() -> None:
@@ -127,7 +158,7 @@ def save_image_processors_with_code() -> None:
 
 AFTER_IMPORT: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": announce_configurations,
-    "transformers.models.auto.image_processing_auto": register_image_processors,
+    "transformers.models.auto.image_processing_auto": announce_image_processors,
     f"{PACKAGE}.configuration": register_models,
     f"{PACKAGE}.modeling.pretrained": save_models_with_code,
     f"{PACKAGE}.processing.saving": save_image_processors_with_code,
