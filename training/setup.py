@@ -20,7 +20,7 @@ from .deepspeed_state import configure_deepspeed
 from .loop import Schedule, Training
 from .models import STARTS, build_model, parse_overrides
 from .optim import parameter_groups
-from .processes import check_sharding, num_processes, quiet_unless_first
+from .processes import num_processes, quiet_unless_first
 from .records import read_json
 from .tasks import Task, task_of
 
@@ -100,7 +100,6 @@ def new_accelerator(arguments: "TrainArguments") -> Accelerator:
         log_with=None if arguments.tracker == "none" else arguments.tracker,
         project_dir=arguments.output,
     )
-    check_sharding(accelerator)
     configure_deepspeed(
         accelerator,
         batch_size=arguments.batch_size,

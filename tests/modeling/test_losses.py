@@ -296,7 +296,6 @@ def test_one_compiled_graph_serves_all_image_sizes():
     assert len(graphs) == 1
 
 
-@pytest.mark.skipif(torch.__version__ < "2.8", reason="opcheck of torch 2.7 goes twice through one graph")
 def test_the_operators_keep_the_contract_that_compilation_relies_on():
     logits, labels = batch((2, 3), (4, 5), num_labels=3)
     is_labelled, labels = labels != 255, labels.where(labels != 255, 0)
