@@ -153,3 +153,9 @@ def test_a_block_of_queries_has_no_more_scores_than_asked_for_in_all_heads(monke
     monkeypatch.setattr(attention, "attended_block", counted)
     attend_in_blocks(None, *heads(2, 3, 7, 5), scaling=1.0, max_scores=2 * 3 * 7 * 2)
     assert counts == [2 * 3 * 7 * 2] * 3 + [2 * 3 * 7]
+
+
+def test_the_hiding_bias_is_zero_for_what_is_visible_and_keeps_the_rest_out_of_the_softmax():
+    visible = torch.tensor([[True, False, True]])
+    probabilities = (torch.tensor([[[[0.0, 50.0, 0.0]]]]) + hiding_bias(visible, torch.float32)).softmax(-1)
+    assert probabilities.flatten().tolist() == [0.5, 0.0, 0.5]

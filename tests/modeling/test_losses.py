@@ -1,12 +1,14 @@
 """The losses equal their definitions on the enlarged logits, and keep the promises on ignored and wrong labels."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from contextseg.modeling import loss_operators, losses
-from contextseg.modeling.losses import LOSS_TERMS, check_labels, parse_terms, segmentation_loss
+from contextseg.modeling.losses import LOSS_TERMS, check_labels, near_boundary, parse_terms, segmentation_loss
 from contextseg.modeling.upsampling import interpolation_matrix
 
 ALL_TERMS = "+".join(LOSS_TERMS)
@@ -370,3 +372,26 @@ def test_terms_are_read_with_their_factors():
         (0.5, "dice"),
         (2.0, "lovasz"),
     ]
+
+
+def test_the_boundary_is_three_pixels_wide_on_either_side():
+    labels = torch.zeros(1, 4, 20, dtype=torch.long)
+    labels[..., 10:] = 1
+    assert near_boundary(SimpleNamespace(labels=labels, is_labelled=labels >= 0)).tolist() == [
+        [[7 <= column < 13 for column in range(20)]] * 4
+    ]
+
+
+def test_the_scale_of_class_weights_does_not_matter():
+    logits, labels = batch(num_labels=3)
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    large, small = (
+        segmentation_loss(logits, labels, terms=ALL_TERMS, class_weights=weights * scale) for scale in (1, 1e-6)
+    )
+    torch.testing.assert_close(small, large)
+
+
+def test_the_first_label_beyond_the_classes_is_refused():
+    check_labels(torch.tensor([[[2, 255]]]), 3, ignore_index=255)
+    with pytest.raises(ValueError, match=r"labels hold 3 \(1 pixels\)"):
+        check_labels(torch.tensor([[[2, 3]]]), 3, ignore_index=255)

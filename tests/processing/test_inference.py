@@ -234,6 +234,7 @@ def test_a_call_gives_the_mask_at_the_images_own_size(segmenter):
         ({"blend": "gausian"}, "Known: gaussian, constant"),
         ({"scales": ()}, "at least one factor"),
         ({"scales": (1.0, -0.5)}, "all above 0"),
+        ({"scales": (1.0, 0.0)}, "all above 0"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(options, message):

@@ -125,3 +125,9 @@ def test_a_negative_entry_is_not_the_last_id_of_the_table():
 def test_ten_unknown_ids_are_named(count, end):
     with pytest.raises(ValueError, match=end):
         LabelMap({0: 0}).decode(np.arange(1, count + 1, dtype=np.uint8)[None])
+
+
+def test_a_mask_of_background_alone_needs_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelMap().decode(np.zeros((2, 2), np.uint8))
