@@ -101,3 +101,34 @@ def test_only_a_table_of_colours_needs_palette_images_as_colours():
     assert LabelMap(COLOURS).needs_colours
     assert not LabelMap({1: 0, "#000000": 1}).needs_colours
     assert not LabelMap().needs_colours
+
+
+@pytest.mark.parametrize("index", [1 << 8, 1 << 16, 1 << 24])
+def test_the_first_id_beyond_a_table_can_be_mapped(index):
+    decoded = LabelMap({0: 1, index: 4}).decode(np.array([[0, index]], np.int32))
+    np.testing.assert_array_equal(decoded, [[1, 4]])
+
+
+def test_the_last_class_id_is_that_of_the_16_bit_table():
+    assert normalize_label_map({0: 32767}) == {"0": 32767}
+    with pytest.raises(ValueError, match="class id of 0 to 32767"):
+        normalize_label_map({0: 32768})
+
+
+def test_a_negative_entry_is_not_the_last_id_of_the_table():
+    with pytest.raises(ValueError, match=r"label_map does not know: 255 \(1 pixels\)"):
+        LabelMap({-1: "ignore", 3: 0}).decode(np.array([[3, 255]], np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("count", "end"), [(10, r"10 \(1 pixels\)\. Add"), (11, r"10 \(1 pixels\), \.\.\.\. Add")]
+)
+def test_ten_unknown_ids_are_named(count, end):
+    with pytest.raises(ValueError, match=end):
+        LabelMap({0: 0}).decode(np.arange(1, count + 1, dtype=np.uint8)[None])
+
+
+def test_a_mask_of_background_alone_needs_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelMap().decode(np.zeros((2, 2), np.uint8))

@@ -216,3 +216,40 @@ def test_a_wrong_number_of_names_raises(pair):
     confusion.update(*pair)
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
         confusion.compute(["a", "b"])
+
+
+def test_boundary_iou_of_an_image_of_a_few_pixels_has_a_boundary_of_one_pixel():
+    labels = torch.zeros(8, 8, dtype=torch.long)
+    score = BoundaryIoU(1)
+    score.update(labels, labels)
+    assert score.counts.tolist() == [[28], [56]]
+
+
+def test_boundary_iou_of_a_perfect_prediction_is_one_around_an_ignored_region():
+    labels = torch.zeros(40, 40, dtype=torch.long)
+    labels[10:30, 10:30] = 255
+    score = BoundaryIoU(1)
+    score.update(torch.zeros_like(labels), labels)
+    assert score.compute()["boundary_iou"] == 1.0
+
+
+def test_of_equal_logits_the_first_class_is_reduced_to(monkeypatch):
+    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1)  # one class at a time
+    assert (reduce_logits(torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4)) == 0).all()
+
+
+@pytest.mark.parametrize("build", [ConfusionMatrix, BoundaryIoU])
+def test_the_first_id_beyond_the_classes_is_refused(build):
+    right, wrong = torch.tensor([[0, 2]]), torch.tensor([[0, 3]])
+    for pair in ((right, wrong), (wrong, right)):
+        with pytest.raises(ValueError, match=r"hold the class ids 3 \(1 pixels\), but there are 3 classes"):
+            build(3).update(*pair)
+
+
+def test_the_next_evaluation_of_trainer_scores_starts_afresh(pair):
+    prediction, labels = pair
+    batches = [SimpleNamespace(predictions=p[None], label_ids=y[None]) for p, y in zip(*pair, strict=True)]
+    scores = TrainerScores(3)
+    scores(batches[0])
+    assert scores(batches[1]) == TrainerScores(3)(batches[1])
+    assert scores.last["per_class"][0]["support"] == (labels[1] == 0).sum()
