@@ -1,1 +1,3 @@
-"""How a model learns: options of a run, loop, checkpoints, tasks, Trainer, recipes, records."""
+"""Training: options, loop, checkpoints, tasks, integration with transformers' Trainer, recipes and records of
+a run.
+"""

@@ -1,6 +1,7 @@
-"""Training of detectors: images with boxes and masks in COCO's format, whole images of several sizes, COCO's scores.
+"""Training of detectors: images with boxes and masks in COCO's format, multi-scale whole images, COCO's
+scores.
 
-Legend: N objects of one image, C channels, H, W axes of a resized image.
+Legend: N objects of one image, C channels, H, W height and width of a resized image.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ from .tasks import Task
 DETECTOR = ModelKind(
     "object detection", {MaskRcnnConfig: MaskRcnnForObjectDetection}, AutoModelForObjectDetection
 )
-SIDE_STEP = 32  # between the lengths of a range, as DETR and those after it draw them
+SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
 
 
 class DetectionTask(Task):
@@ -54,21 +55,25 @@ class DetectionTask(Task):
         data = open_coco(name, split)
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
-            raise ValueError(f"{name}: {' '.join(problems[:5])} Repair these files, or take them out.")
+            raise ValueError(
+                f"{name}: {' '.join(problems[:5])} Repair these files, or remove them from the annotations."
+            )
         return data
 
     def check_same_classes(self, train: CocoData, val: CocoData) -> None:
         if train.classes != val.classes:
             raise ValueError(
                 f"{self.arguments.train} has the categories {', '.join(train.classes)}, but {self.arguments.val} has "
-                f"{', '.join(val.classes)}. Give both the same categories with the same ids."
+                f"{', '.join(val.classes)}. Use the same categories with the same ids in both."
             )
 
     def generated(self, num_classes: int) -> Dataset:
         return GeneratedObjects(num_classes)
 
     def new_processor(self) -> DetrImageProcessor:
-        """Images are evaluated at the longest of the training's shorter sides, normalized as for the pretrained encoder."""
+        """Resizes to the largest of the shorter sides used in training, and normalizes as the pretrained
+        encoder expects.
+        """
         arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if arguments.backbone:
             mean, std = encoder_normalisation(model_folder(arguments.backbone))
@@ -112,20 +117,31 @@ class DetectionTask(Task):
 
 @dataclass(frozen=True)
 class DetectionAugmentation:
-    """Settings of the augmentation, and the augmentation itself when called: a size, and left and right.
+    """Random resizing and horizontal flips of an image with its boxes and masks.
 
-    What a sample becomes depends on (seed, epoch, index) alone.
+    The result depends on (seed, epoch, index) alone.
     """
 
-    shorter_sides: tuple[int, ...] = (800,)  # one is drawn for each image
-    longer_side: int = 1333  # at most; it wins over the shorter one
+    shorter_sides: tuple[int, ...] = (800,)  # pixels; one is drawn for each image
+    longer_side: int = 1333  # maximum; takes precedence over the shorter side
     flip_probability: float = 0.5
     seed: int = 0
 
     def __call__(
         self, picture: Image.Image, boxes: Tensor, masks: Tensor, *, epoch: int, index: int
     ) -> tuple[Image.Image, Tensor, Tensor]:
-        """An RGB picture, (N, 4) left, top, right, bottom in its pixels, (N, height, width) -> the same of another size."""
+        """Resizes, and possibly mirrors, an image with its boxes and masks.
+
+        Args:
+            picture: RGB image.
+            boxes: (N, 4) left, top, right, bottom in pixels of the image.
+            masks: (N, height, width).
+            epoch: Number of the epoch.
+            index: Number of the sample.
+
+        Returns:
+            Image, boxes (N, 4) in pixels of the new size, and masks (N, H, W).
+        """
         random = np.random.default_rng((self.seed, epoch, index))
         shorter = self.shorter_sides[random.integers(len(self.shorter_sides))]
         is_mirrored = random.random() < self.flip_probability
@@ -141,13 +157,15 @@ class DetectionAugmentation:
         return picture, boxes, masks
 
     def new_size(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
-        """Height and width with a shorter side of `shorter`, or less where the longer one would be too long."""
+        """Height and width with a shorter side of `shorter`, reduced if the longer side would exceed
+        `longer_side`.
+        """
         factor = min(shorter / min(size), self.longer_side / max(size))
         return tuple(max(1, round(side * factor)) for side in size)
 
 
 class DetectionSamples(Dataset):
-    """Augmented samples by (epoch, index), ready for the model."""
+    """Augmented and preprocessed training samples, indexed by (epoch, index)."""
 
     def __init__(
         self, data: Dataset, augmentation: DetectionAugmentation, processor: BaseImageProcessor
@@ -177,7 +195,7 @@ class DetectionSamples(Dataset):
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pads images and masks to the largest, and gives labels as `DetrImageProcessor` does."""
+        """Pads images and masks to the largest of the batch; labels have the format of `DetrImageProcessor`."""
         sizes = [sample["pixel_values"].shape[-2:] for sample in samples]
         size = tuple(max(sides) for sides in zip(*sizes, strict=True))
         shares = torch.tensor([size[1], size[0]] * 2)
@@ -198,7 +216,7 @@ class DetectionSamples(Dataset):
 
 
 class WholeImagesWithObjects(Dataset):
-    """Images as the processor prepares them for evaluation, and all their objects."""
+    """Images preprocessed for evaluation, one at a time, with all their objects."""
 
     def __init__(self, data: Dataset, processor: BaseImageProcessor) -> None:
         self.data, self.processor = data, processor
@@ -213,10 +231,10 @@ class WholeImagesWithObjects(Dataset):
 
 
 class GeneratedObjects(Dataset):
-    """Two pictures of noise of COCO's most frequent size, with a few rectangles each."""
+    """Two noise images of COCO's most frequent size, each with a few rectangles as objects."""
 
     SIZE = (480, 640)
-    OBJECTS = 7  # as many as an image of COCO has
+    OBJECTS = 7  # about COCO's average per image
 
     def __init__(self, num_classes: int) -> None:
         self.classes = [f"class {index}" for index in range(num_classes)]
@@ -244,13 +262,13 @@ class GeneratedObjects(Dataset):
 
 
 def grown(tensor: Tensor, size: Sequence[int]) -> Tensor:
-    """(..., H, W) -> (..., *size), with zeros right and below."""
+    """(..., H, W) -> (..., *size), padded with zeros on the right and at the bottom."""
     height, width = tensor.shape[-2:]
     return F.pad(tensor, (0, size[1] - width, 0, size[0] - height))
 
 
 def shorter_sides(text: str) -> tuple[int, ...]:
-    """`"800"` -> (800,); `"480-800"` -> (480, 512, ..., 800)."""
+    """Parses --shorter-side: `"800"` -> (800,), `"480-800"` -> (480, 512, ..., 800)."""
     parts = text.split("-")
     if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise ValueError(
@@ -258,5 +276,5 @@ def shorter_sides(text: str) -> tuple[int, ...]:
         )
     first, last = int(parts[0]), int(parts[-1])
     if first > last:
-        raise ValueError(f"--shorter-side {text} begins with the longer one. Write {last}-{first}.")
+        raise ValueError(f"--shorter-side {text} starts with the larger value. Write {last}-{first}.")
     return (*range(first, last, SIDE_STEP), last)

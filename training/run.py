@@ -1,4 +1,4 @@
-"""A training run, from its options to its exit code, on one screen."""
+"""A training run, from its options to its exit code."""
 
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from .tasks import task_of
 
 
 def train(arguments: TrainArguments) -> int:
-    """A whole run; returns the exit code: 0 when it came to its end, 128 + the signal's number when it was stopped."""
+    """Trains a model. Returns the exit code: 0 if the run finished, 128 + the signal number if a signal
+    stopped it.
+    """
     stop, task = StopSignal(), task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
     with stop.listening(), explained_loss_of_a_peer(accelerator, arguments.output):

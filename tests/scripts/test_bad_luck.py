@@ -144,7 +144,7 @@ def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_p
     state = run / "last" / "training_state.pt"
     state.write_bytes(damage(state.read_bytes()))
     with pytest.raises(
-        SystemExit, match="training_state.pt is damaged .* Start a new run, with --weights .*best"
+        SystemExit, match="training_state.pt is damaged .* Start a new run with --weights .*best"
     ):
         main(["--output", str(run), "--resume"])
 
@@ -163,8 +163,8 @@ def test_a_class_that_never_occurs_is_named_and_filter_the_means(tmp_path, caplo
     scores = read_json(tmp_path / "run" / "run.json")["scores"]
     assert [row["accuracy"] is None for row in scores["per_class"]] == [False] * 3 + [True] * 2
     assert 0 <= scores["mean_accuracy"] <= 1
-    warnings = [record.getMessage() for record in caplog.records if "shows none" in record.getMessage()]
-    assert warnings == [f"{data}/val shows none of 2 classes: river, snow"]
+    warnings = [record.getMessage() for record in caplog.records if "contains none" in record.getMessage()]
+    assert warnings == [f"{data}/val contains none of 2 classes: river, snow"]
 
 
 def test_validation_without_a_labelled_pixel_names_no_best_model(data, tmp_path):
@@ -189,7 +189,7 @@ def test_a_validation_set_without_images_is_refused():
         open=lambda split: [] if split == "val" else ["a sample"],
         arguments=SegmentationArguments(train="me/data:train", val="me/data:val"),
     )
-    with pytest.raises(ValueError, match="me/data:val holds no images to validate on"):
+    with pytest.raises(ValueError, match="me/data:val has no images to validate on"):
         open_splits(task)
 
 

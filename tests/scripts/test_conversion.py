@@ -375,7 +375,7 @@ def test_a_stage_of_one_block_has_no_global_attention():
 
 
 def test_the_largest_image_has_to_fit_the_table():
-    with pytest.raises(ValueError, match="needs .* global positions and the table has 18225"):
+    with pytest.raises(ValueError, match="needs .* global positions, but the table has 18225"):
         glam_swin_from_official(official_weights(), ARGUMENTS, max_image_size=(2000, 2000))
 
 

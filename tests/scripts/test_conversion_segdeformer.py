@@ -113,7 +113,7 @@ def test_a_tensor_too_few_or_too_many_is_named(tmp_path):
 
 def test_another_model_is_refused(tmp_path):
     torch.save({"state_dict": {"backbone.patch_embed.weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(SystemExit, match="holds no Mix Transformer"):
+    with pytest.raises(SystemExit, match="is not a Mix Transformer"):
         main(
             [
                 "--source",

@@ -149,7 +149,7 @@ def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
 def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
     folder = tmp_path / "demo"
     assert main([*LITTLE, "--tokens", str(tokens), "--output", str(folder)]) == 0
-    assert "8 masks, pixel for pixel" in capsys.readouterr().out
+    assert "8 masks, identical" in capsys.readouterr().out
     assert "contextseg-demo --steps 2 --scenes 8 --size 64" in (folder / "REPORT.md").read_text()
     for name in ("scenes.png", "loss.png"):
         with Image.open(folder / name) as image:
@@ -160,5 +160,5 @@ def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
 @pytest.mark.slow
 @pytest.mark.processes
 def test_two_processes_a_folder_that_the_stranger_cannot_open_is_told(tmp_path):
-    with pytest.raises(CommandError, match="does not work in a Python without contextseg"):
+    with pytest.raises(CommandError, match="does not work in a Python process without contextseg"):
         run_stranger(tmp_path, tmp_path, tmp_path)

@@ -42,7 +42,7 @@ def run_folder(tmp_path_factory):
 @pytest.mark.processes
 def test_two_processes_an_export_opens_without_contextseg(run_folder, tmp_path, capsys):
     assert main([str(run_folder), "--output", str(tmp_path / "model")]) == 0
-    assert "opens without contextseg and gives the same bits" in capsys.readouterr().out
+    assert "it loads without contextseg, and its logits are bit-identical" in capsys.readouterr().out
 
 
 @pytest.mark.processes

@@ -53,7 +53,7 @@ def test_a_factor_by_name_multiplies_the_learning_rate_of_the_parameters_it_name
 
 
 def test_a_factor_that_fits_no_parameter_fails(model):
-    with pytest.raises(ValueError, match="no parameter's name contains 'gobal'"):
+    with pytest.raises(ValueError, match="no parameter name contains 'gobal'"):
         parameter_groups(model, learning_rate=1.0, weight_decay=0.0, factors={"gobal": 5.0})
 
 

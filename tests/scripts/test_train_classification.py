@@ -226,10 +226,10 @@ def without_leaves(folder):
 
 FAULTS = {
     "unreadable": (broken, [], r"leaf/0.png.*Repair or remove these files"),
-    "missing class": (without_sky, [], r"val lacks 1 of the classes of .*train: sky. Give both the same"),
+    "missing class": (without_sky, [], r"val lacks 1 of the classes of .*train: sky. Both need the same"),
     "empty class": (without_leaves, [], r"has no images of leaf"),
     "no maps": (None, [*MAFORMER, "--token-labels", "./maps"], r"there is no label map maps/apple/0.pt"),
-    "no token head": (None, ["--token-labels", "./maps"], r"needs a model with a head for tokens"),
+    "no token head": (None, ["--token-labels", "./maps"], r"needs a model with a token classifier"),
     "bad notation": (None, ["--rand-augment", "strong"], r"--rand-augment strong is not in timm's notation"),
     "whole data set": (None, ["--train", "{folder}"], r"holds splits, not classes. Give one of them"),
     "no folder": (None, ["--train", "./nowhere/train"], r"nowhere/train' is not a folder"),
