@@ -1,8 +1,8 @@
-"""Swin's stages, with GLAM's global tokens in every window (none of them is plain Swin).
+"""Stages of Swin with GLAM's global tokens in every window; without global tokens they are plain Swin.
 
-Liu et al., "Swin Transformer", ICCV 2021; Themyr et al. (GLAM), WACV 2023, section 3.2 and Fig. 3. One block is
-W-MSA over [global tokens ; window], then G-MSA over all global tokens, then the MLP of the visual tokens. Relative
-positions and the shift mask act between visual tokens only.
+Liu et al., "Swin Transformer", ICCV 2021; Themyr et al. (GLAM), WACV 2023, section 3.2 and Fig. 3. One block
+is W-MSA over [global tokens ; window], then G-MSA over all global tokens, then the MLP of the visual tokens.
+Relative position bias and shift mask apply between visual tokens only.
 
 Legend: B batch, G... grid axes, C channels, W windows, N tokens of a window, T global tokens per window.
 """
@@ -25,7 +25,7 @@ from .windows import Windows, cut, join, plan_windows, shift_mask
 
 
 class StageSizes(NamedTuple):
-    """The numbers that make a stage."""
+    """Sizes of one stage."""
 
     dim: int
     depth: int
@@ -42,7 +42,7 @@ class StageSizes(NamedTuple):
 
 
 class WindowCut(NamedTuple):
-    """What the blocks of a stage share: how the grid is cut, and the masks and positions that follow from it."""
+    """The partition of a grid into windows that the blocks of a stage share, with its masks and positions."""
 
     windows: Windows
     shift_mask: Tensor | None
@@ -51,13 +51,13 @@ class WindowCut(NamedTuple):
 
 
 class SwinBlock(GradientCheckpointingLayer):
-    """Window attention with global tokens, attention across windows, MLP."""
+    """Window attention with global tokens (W-MSA), attention across windows (G-MSA), MLP."""
 
     def __init__(
         self, config: PreTrainedConfig, sizes: StageSizes, drop_path_rate: float, is_last: bool
     ) -> None:
         super().__init__()
-        self.is_last = is_last  # of its stage: nothing reads the global tokens that leave it
+        self.is_last = is_last  # of its stage: its global tokens are not used any more
         self.norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
         self.position_bias = RelativePositionBias(sizes.window, sizes.num_heads)
         self.attention = Attention(config, sizes.dim, sizes.num_heads)
@@ -96,7 +96,7 @@ class SwinBlock(GradientCheckpointingLayer):
         return mixed[:, :, num_tokens:], mixed[:, :, :num_tokens]
 
     def attention_bias(self, mask: Tensor | None, batch: int, num_tokens: int, dtype: torch.dtype) -> Tensor:
-        """-> (1 or B * W, heads, N or T + N, T + N); rows and columns of global tokens are zero."""
+        """-> (1 or B * W, heads, N or T + N, T + N), zero in rows and columns of global tokens."""
         asking_tokens = 0 if self.is_last else num_tokens
         bias = F.pad(self.position_bias()[None], (num_tokens, 0, asking_tokens, 0))
         if mask is not None:
@@ -116,7 +116,7 @@ class SwinBlock(GradientCheckpointingLayer):
 
 
 class SwinStage(nn.Module):
-    """The blocks of one resolution: regular and shifted windows in turn, global tokens handed from block to block."""
+    """The blocks of one resolution, with shifted windows in every other block and shared global tokens."""
 
     def __init__(self, config: PreTrainedConfig, sizes: StageSizes) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class SwinStage(nn.Module):
             )
 
     def forward(self, features: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
+        """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
         cuts = [self.cut(features, pixel_mask, shifted) for shifted in (False, True)]
         global_tokens = None
         if self.global_tokens is not None:
@@ -150,7 +150,7 @@ class SwinStage(nn.Module):
         return features
 
     def cut(self, features: Tensor, pixel_mask: Tensor | None, shifted: bool) -> WindowCut:
-        """The cut of regular or of shifted windows for features of this size."""
+        """Returns the partition into regular or shifted windows for features of this size."""
         windows = plan_windows(tuple(features.shape[1:-1]), self.window, shifted and self.shifts_windows)
         position = None
         if self.global_position is not None:
@@ -166,7 +166,7 @@ class SwinStage(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Patches, then stages with a merging of patches between them."""
+    """Patch embedding, then stages with patch merging between them."""
 
     def __init__(
         self, config: PreTrainedConfig, num_channels: int, patch: tuple[int, ...], stages: list[StageSizes]
@@ -178,7 +178,7 @@ class SwinEncoder(nn.Module):
         self.merges = nn.ModuleList(PatchMerge(sizes.dim, len(patch), eps) for sizes in stages[:-1])
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
-        """(B, C, S...), optional (B, S...) one where there is image -> features (B, G..., C) at each stage."""
+        """(B, C, S...), optional mask (B, S...), 1 for image -> features (B, G..., C) of each stage."""
         features = self.patch_embed(pixel_values)
         inputs, outputs = [], []
         for index, stage in enumerate(self.stages):

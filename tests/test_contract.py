@@ -149,9 +149,9 @@ def test_new_labels_go_with_other_options(build, tmp_path):
 def test_new_labels_are_announced_in_one_line(build, tmp_path, caplog):
     build().save_pretrained(tmp_path)
     type(build()).from_pretrained(tmp_path, num_labels=7)
-    lines = [record.getMessage() for record in caplog.records if "classifier renewed" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "classifier resized" in record.getMessage()]
     assert lines == [
-        "classifier renewed for 7 labels: 0 keep their weights by name, 7 are new and need training"
+        "classifier resized to 7 labels: 0 keep their weights by name, 7 are new and need training"
     ]
 
 

@@ -146,7 +146,7 @@ def test_a_class_of_the_users_own_is_saved_without_code_and_says_so(tmp_path, ca
     model = nano(Mine)
     model.config.auto_map = {"AutoModel": "gone.Gone"}
     model.save_pretrained(tmp_path)
-    assert "Mine is no class of contextseg" in caplog.text
+    assert "Mine is not a class of contextseg" in caplog.text
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
 
 

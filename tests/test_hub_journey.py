@@ -180,7 +180,7 @@ def test_publishing_asks_for_a_license_until_one_is_named(author, caplog):
 def test_the_page_shows_a_generated_scene_and_never_the_users_pictures_unasked(author, place):
     export.main(["runs/streets", "--push", NAME, "--no-proof"])
     card = ModelCard(author.files(NAME)["README.md"].decode())
-    title = "Generated scene, not of the training data"
+    title = "Generated scene, not from the training data"
     assert card.data.widget == [{"src": "example.png", "example_title": title}]
     assert f"![{title}](example.png)" in card.text
     assert [file for file in author.files(NAME) if file.endswith((".png", ".jpg"))] == ["example.png"]

@@ -140,7 +140,7 @@ def test_another_decoder_than_the_repositorys_is_answered_with_where_to_find_it(
 
 def test_reading_other_checkpoints_asks_for_the_library(reports):
     answer = reports["glam_swin"]["other checkpoint"]
-    assert answer.startswith("ImportError: reading other checkpoints needs the contextseg library")
+    assert answer.startswith("ImportError: loading other checkpoints needs the contextseg library")
     assert "pip install contextseg" in answer
 
 
@@ -169,9 +169,9 @@ def test_every_definition_is_used(repositories):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("glam_swin", "at 1/4 of the image's side"),
-        ("glam_swin_unet", "at the image's size, from patches of 4 pixels"),
-        ("segdeformer", "at the size of the encoder's finest feature map"),
+        ("glam_swin", "at 1/4 of the image's height and width"),
+        ("glam_swin_unet", "at full resolution from patches of 4 x 4 pixels"),
+        ("segdeformer", "at the resolution of the encoder's finest feature map"),
         ("maformer", "published neither code nor weights"),
     ],
 )

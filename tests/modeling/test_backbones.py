@@ -348,7 +348,7 @@ def test_an_encoders_checkpoint_loads_whatever_head_it_has(name, model_class, tm
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     ResNetForImageClassification(CONFIGS["resnet"]()).save_pretrained(tmp_path)
     SwinConfig(**SWIN).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="it is no checkpoint of this encoder"):
+    with pytest.raises(ValueError, match="it is not a checkpoint of this encoder"):
         load_pretrained_backbone(tmp_path)
 
 

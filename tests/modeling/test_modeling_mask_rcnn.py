@@ -340,9 +340,9 @@ def wrong(**changes):
 @each(
     ("inputs", "message"),
     [
-        ({"pixel_values": torch.rand(1, 3, 64, 64)}, "no labels were given in training mode"),
-        ({**batch((64, 64))[0], "labels": []}, "labels of 0 images were given"),
-        (wrong(class_labels=torch.tensor([0, 2])), r"holds \[0, 2\]; 0 to 1 are required"),
+        ({"pixel_values": torch.rand(1, 3, 64, 64)}, "got no labels in training mode"),
+        ({**batch((64, 64))[0], "labels": []}, "got labels of 0 images"),
+        (wrong(class_labels=torch.tensor([0, 2])), r"contains \[0, 2\]; 0 to 1 are required"),
         (wrong(boxes=torch.zeros(2, 4)), "a box without area"),
         (wrong(masks=torch.zeros(2, 32, 32)), r"shape \(2, 32, 32\); \(2, 64, 64\) is required"),
     ],
