@@ -47,9 +47,7 @@ class Log:
             file.write(json.dumps(without_nan(values)) + "\n")
 
     def cut_after(self, step: int) -> None:
-        """Removes the entries after `step`, which a resumed run repeats, and a last line that a crash cut
-        short.
-        """
+        """Removes entries after `step`, which a resumed run repeats, and an incomplete last line."""
         if self.path.exists():
             lines = [json.dumps(entry) for entry in read_log(self.path) if entry["step"] <= step]
             write_whole(self.path, "".join(line + "\n" for line in lines))
