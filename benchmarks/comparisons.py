@@ -136,7 +136,7 @@ def masks(logits: Tensor, size: tuple[int, int]) -> list[Tensor]:
     """(B, K, h, w) -> B masks (H, W). transformers' models enlarge the logits themselves, ours leave that to this step."""
     if logits.shape[-2:] == size:
         return list(logits.argmax(dim=1))
-    return [upsampled_argmax(image_logits, size) for image_logits in logits]
+    return [upsampled_argmax(image_logits[None], size)[0] for image_logits in logits]
 
 
 def segdeformer_head(is_small: bool, neck: str = "conv", reduction_ratio: int = 1) -> SegmentationHead:

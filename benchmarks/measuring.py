@@ -90,7 +90,7 @@ def multiply_adds(model: nn.Module, size: int) -> MultiplyAdds:
 
     Backward, each product becomes two. Fused attention keeps no scores and makes them again: seven products for its two.
     """
-    # PyTorch 2.7 has no formula for this kernel, and would count nothing.
+    # PyTorch has no formula for this kernel, and would count nothing.
     formulas = {FUSED_ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3])}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model.train()(torch.randn(1, 3, size, size))

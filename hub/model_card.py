@@ -16,6 +16,7 @@ from PIL import Image
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from yaml import YAMLError
 
+from ..processing.atomic_write import atomic_write
 from .card_data import EXAMPLE_NAME, front_matter
 from .card_sections import sections
 
@@ -146,9 +147,8 @@ def read_text(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Under a temporary name first, and not at all when the file says so already."""
+    """Writes a text file as a whole; does nothing when it has this text already."""
     if read_text(path) == text:
         return
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Masks and heat maps over photographs, markers, and grids of images with titles and a legend.
+"""Masks and heat maps over images, markers, and grids of images with titles and a legend.
 
-Legend: H, W image axes. Every function returns a new RGB image; masks and heat maps are arrays (H, W).
+Legend: H, W image axes. Drawing functions return new RGB images; masks and heat maps are arrays (H, W).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .atomic_write import atomic_write
 from .palettes import colorize
 
 Palette = Sequence[Sequence[int]]
@@ -18,7 +19,7 @@ BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 
 
 def mask_picture(mask: np.ndarray, palette: Palette, ignore_index: int | None = None) -> Image.Image:
-    """(H, W) class ids -> their colours; ignored pixels are black."""
+    """(H, W) class ids -> an RGB image of their colors; ignored pixels are black."""
     ignored = np.zeros_like(mask, dtype=bool) if ignore_index is None else mask == ignore_index
     picture = np.array(colorize(np.where(ignored, 0, mask), palette).convert("RGB"))
     picture[ignored] = 0
@@ -33,14 +34,20 @@ def mask_overlay(
     strength: float = 0.5,
     ignore_index: int | None = None,
 ) -> Image.Image:
-    """The image tinted with the colors of the classes.
+    """Tints an image with the colors of its classes.
 
     Args:
-        image: The image.
-        mask: (H, W) class ids of the same size.
-        palette: One (r, g, b) for each class.
-        strength: Share of the class color, from 0 to 1.
-        ignore_index: Id of pixels that keep their color.
+        image: The image; it is converted to RGB.
+        mask: Class ids (H, W), of the size of the image.
+        palette: One (red, green, blue) per class, 0 to 255.
+        strength: Weight of the class color, from 0 to 1. Default: 0.5.
+        ignore_index: Id of pixels that keep their color. Default: none.
+
+    Returns:
+        A new RGB image.
+
+    Raises:
+        ValueError: The sizes differ, or an id is outside 0..255 and not ignored.
     """
     tinted = Image.blend(image.convert("RGB"), mask_picture(mask, palette, ignore_index), strength)
     if ignore_index is not None:
@@ -51,15 +58,22 @@ def mask_overlay(
 def heat_overlay(
     image: Image.Image, heat: np.ndarray, *, strength: float = 0.8, colormap: str = "inferno"
 ) -> Image.Image:
-    """The image in gray under a map of values, such as attention; the highest value is brightest.
+    """Draws a map of values, such as attention, over the image in gray; the highest values are brightest.
 
-    The scale ends at the 99.5th percentile, so that a few extreme pixels do not leave the rest dark.
+    The scale goes from the minimum to the 99.5th percentile, so that a few extreme pixels do not leave the
+    rest dark.
 
     Args:
         image: The image.
-        heat: (H, W) values of the same size.
-        strength: Share of the map's color, from 0 to 1.
-        colormap: A colormap of matplotlib.
+        heat: Values (H, W), of the size of the image.
+        strength: Weight of the map's color, from 0 to 1. Default: 0.8.
+        colormap: Name of a matplotlib colormap. Default: "inferno".
+
+    Returns:
+        A new RGB image.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     heat = np.asarray(heat, dtype=np.float64)
     low, high = heat.min(), np.percentile(heat, 99.5)
@@ -72,7 +86,7 @@ def heat_overlay(
 def with_cross(
     image: Image.Image, position: tuple[int, int], *, colour: tuple[int, int, int] = (0, 255, 255)
 ) -> Image.Image:
-    """The picture with a cross at (x, y), outlined so that it shows on any ground."""
+    """The image with a cross at `position` (x, y), outlined so that it shows on any background."""
     marked = image.convert("RGB")
     draw = ImageDraw.Draw(marked)
     arm = max(4, round(0.025 * max(image.size)))
@@ -92,7 +106,7 @@ def grid_of_pictures(
     cell_width: int = 320,
     gap: int = 8,
 ) -> Image.Image:
-    """Rows of equally wide pictures, a title over each column, and names of classes with their colours below."""
+    """Draws rows of images of equal width, with a title above each column and a legend of colors below."""
     cells = [[fitted(picture, cell_width) for picture in row] for row in rows]
     heights = [max(cell.height for cell in row) for row in cells]
     columns = max(len(row) for row in cells)
@@ -121,7 +135,7 @@ def grid_of_pictures(
 def legend_lines(
     legend: Mapping[str, Sequence[int]], font: ImageFont.FreeTypeFont, width: int
 ) -> list[list[tuple[str, Sequence[int], int]]]:
-    """Names, colours and offsets, broken into lines of at most `width` pixels."""
+    """Lines of (name, color, offset), each at most `width` pixels long."""
     lines, x = [], width
     for name, colour in legend.items():
         needed = round(font.getlength(name)) + 3 * font.size
@@ -148,7 +162,7 @@ def draw_legend(
 
 
 def fitted(picture: Image.Image, width: int) -> Image.Image:
-    """RGB at the given width; small pictures are enlarged with sharp pixels."""
+    """RGB at the given width; small images are enlarged by nearest neighbor."""
     height = max(1, round(picture.height * width / picture.width))
     method = Image.Resampling.LANCZOS if picture.width > width else Image.Resampling.NEAREST
     return picture.convert("RGB").resize((width, height), method)
@@ -156,13 +170,12 @@ def fitted(picture: Image.Image, width: int) -> Image.Image:
 
 @lru_cache
 def sans(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib carries a font with it, so pictures look the same on every machine."""
+    """The font that comes with matplotlib, so that images look the same on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 def save_png(picture: Image.Image, target: Path) -> None:
-    """Under a temporary name first, so that a full disk never leaves half a file."""
+    """Writes a PNG file and the folders that it needs; the file is never left incomplete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".writing")
-    picture.save(temporary, format="PNG")
-    temporary.replace(target)
+    with atomic_write(target) as temporary:
+        picture.save(temporary, format="PNG")

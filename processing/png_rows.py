@@ -1,4 +1,4 @@
-"""Does a PNG hold all the rows that its header promises? Pillow fills missing ones with black and says nothing."""
+"""Detects PNG files with fewer rows than their header states; Pillow silently fills the rest with black."""
 
 import struct
 import zlib
@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the PNG colour types
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the PNG color types
 WHOLE_IMAGE = ((0, 0, 1, 1),)
 ADAM7_PASSES = (
     (0, 0, 8, 8),
@@ -21,9 +21,10 @@ ADAM7_PASSES = (
 
 
 def misses_rows(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether the pixel data of an already decoded PNG is shorter than its size demands.
+    """Returns whether a decoded PNG has less pixel data than its size requires.
 
-    Missing rows come out as zeros, so only a picture with a black last row (or an interlaced one) is counted again.
+    Missing rows are decoded as zeros, so the data is measured only if the last row is black or the image is
+    interlaced.
     """
     if image.format != "PNG" or not (image.info.get("interlace") or _last_row_is_black(image)):
         return False

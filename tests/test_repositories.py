@@ -132,8 +132,8 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
 def test_another_decoder_than_the_repositorys_is_answered_with_where_to_find_it(reports):
     for name, report in reports.items():
         assert re.fullmatch(
-            r"ValueError: this repository holds the code of decoder '\w+' only, not of '(unet|upernet)'\. contextseg has all of "
-            r"them: install it, and `import contextseg` in place of trust_remote_code=True\.",
+            r"ValueError: this repository contains the code of decoder '\w+' only, not of '(unet|upernet)'\. contextseg has all of "
+            r"them: install it, and use `import contextseg` instead of trust_remote_code=True\.",
             report["other decoder"],
         ), (name, report["other decoder"])
 

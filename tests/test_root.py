@@ -32,8 +32,10 @@ def test_importing_contextseg_loads_neither_torch_nor_transformers():
         ["from transformers import AutoConfig, AutoModelForSemanticSegmentation", "import contextseg"],
         ["import contextseg", "import torch, torchvision", "from transformers import AutoConfig, PreTrainedModel"],
         ["from contextseg.modeling.modeling_segdeformer import SegDeformerConfig", "from transformers import AutoConfig"],
+        ["import contextseg", "from transformers import SegformerForSemanticSegmentation, AutoConfig"],
+        ["import contextseg", "from transformers import DetrImageProcessor, AutoConfig"],
     ],
-    ids=["contextseg first", "transformers first", "between", "a module of ours first"],
+    ids=["contextseg first", "transformers first", "between", "a module of ours first", "a model first", "a processor first"],
 )  # fmt: skip
 def test_auto_classes_know_our_models_whatever_is_imported_first(lines):
     names = run(
@@ -42,11 +44,15 @@ def test_auto_classes_know_our_models_whatever_is_imported_first(lines):
         "from transformers import AutoModelForSemanticSegmentation as Auto",
         "model = Auto.from_config(config)",
         "print(type(config).__name__, type(model).__name__, model.save_pretrained.__module__)",
+        "from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING as known",
+        "print(*(kind.__name__ for kind in known[type(config)].values()))",
     )
     assert names == [
         "GlamSwinConfig",
         "GlamSwinForSemanticSegmentation",
         "contextseg.modeling.pretrained",
+        "SegmentationImageProcessor",
+        "SegmentationImageProcessorPil",
     ]
 
 

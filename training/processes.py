@@ -5,9 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -30,16 +29,6 @@ class PeerError(CommandError):
 def num_processes() -> int:
     """Number of processes, from the environment that torchrun and accelerate set."""
     return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def check_sharding(accelerator: Accelerator) -> None:
-    """Raises ValueError if this version of torch cannot keep FSDP weights unsharded during evaluation."""
-    is_sharded = accelerator.distributed_type == DistributedType.FSDP
-    if is_sharded and not hasattr(FSDPModule, "set_reshard_after_forward"):
-        raise ValueError(
-            f"FSDP of PyTorch {torch.__version__} does not support evaluation. Install 2.8 or newer, or launch with "
-            "scripts/accelerate/ddp.yaml."
-        )
 
 
 def quiet_unless_first(accelerator: Accelerator) -> None:

@@ -20,7 +20,7 @@ from .loop import Schedule, Training
 from .models import build_model, parse_overrides
 from .optim import parameter_groups
 from .options import TrainArguments, fields_of, train_arguments
-from .processes import check_sharding, num_processes, quiet_unless_first
+from .processes import num_processes, quiet_unless_first
 from .records import read_json
 from .tasks import Task, task_of
 
@@ -111,7 +111,6 @@ def new_accelerator(arguments: TrainArguments) -> Accelerator:
         log_with=None if arguments.tracker == "none" else arguments.tracker,
         project_dir=arguments.output,
     )
-    check_sharding(accelerator)
     configure_deepspeed(
         accelerator,
         batch_size=arguments.batch_size,

@@ -9,7 +9,13 @@ from tiny import SEGMENTERS
 from contextseg import GlamSwinConfig
 from contextseg.benchmarks.measuring import peak_memory
 from contextseg.modeling import attention
-from contextseg.modeling.attention import Attention, attend, attend_in_blocks, eager_attention_forward
+from contextseg.modeling.attention import (
+    Attention,
+    attend,
+    attend_in_blocks,
+    eager_attention_forward,
+    hiding_bias,
+)
 from contextseg.modeling.blocks import BatchNorm2d, DropPath
 
 
@@ -137,3 +143,27 @@ def test_an_image_of_padding_alone_has_finite_logits(name, dtype):
         with torch.no_grad():
             logits = model(torch.randn(2, 3, 21, 34, dtype=dtype), pixel_mask=mask).logits
         assert logits.isfinite().all(), implementation
+
+
+def test_scores_of_hidden_keys_stay_finite_in_half_precision():
+    bias = hiding_bias(torch.zeros(1, 4, dtype=torch.bool), torch.float16)
+    assert (bias - 100).isfinite().all()
+
+
+def test_a_block_of_queries_has_no_more_scores_than_asked_for_in_all_heads(monkeypatch):
+    counts = []
+    original = attention.attended_block
+
+    def counted(query, key, *rest):
+        counts.append(query.shape[:-1].numel() * key.shape[2])
+        return original(query, key, *rest)
+
+    monkeypatch.setattr(attention, "attended_block", counted)
+    attend_in_blocks(None, *heads(2, 3, 7, 5), scaling=1.0, max_scores=2 * 3 * 7 * 2)
+    assert counts == [2 * 3 * 7 * 2] * 3 + [2 * 3 * 7]
+
+
+def test_the_hiding_bias_is_zero_for_what_is_visible_and_keeps_the_rest_out_of_the_softmax():
+    visible = torch.tensor([[True, False, True]])
+    probabilities = (torch.tensor([[[[0.0, 50.0, 0.0]]]]) + hiding_bias(visible, torch.float32)).softmax(-1)
+    assert probabilities.flatten().tolist() == [0.5, 0.0, 0.5]

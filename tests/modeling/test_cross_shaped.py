@@ -9,6 +9,7 @@ from contextseg.modeling.cross_shaped import (
     COLUMNS,
     ROWS,
     CrossShapedAttention,
+    LocallyEnhancedPosition,
     StripeAttention,
     cut_stripes,
     join_stripes,
@@ -132,7 +133,7 @@ def test_the_classifier_trains_every_parameter():
     ("options", "message"),
     [
         ({"stripe_widths": (1, 2)}, "one entry per stage"),
-        ({"stripe_widths": (1, -2, 7, 0)}, "0 or more"),
+        ({"stripe_widths": (1, -2, 7, 0)}, r"0 \(the whole grid\) or more"),
         ({"num_heads": (1, 4, 8, 16)}, "even number"),
         ({"stripe_padding": "none"}, "Use 'masked' or 'official'"),
     ],
@@ -140,3 +141,17 @@ def test_the_classifier_trains_every_parameter():
 def test_settings_that_cannot_be_built_are_refused(options, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         CswinConfig(**options)
+
+
+def test_official_padding_puts_the_smaller_half_in_front():
+    before = [plan_stripes((4, size), COLUMNS, 7, pads_both_ends=True).before for size in (14, 13, 12, 11)]
+    assert before == [0, 0, 1, 1]
+
+
+def test_the_convolution_of_values_starts_as_torchs_own():
+    (position, *_) = (
+        module
+        for module in CswinBackbone(CswinConfig.preset("nano")).modules()
+        if isinstance(module, LocallyEnhancedPosition)
+    )
+    assert 0.3 < position.weight.abs().max() <= 1 / 3  # the bound for nine inputs

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
-from contextseg.modeling.context_mining import LowRankExternalAttention
+from contextseg.modeling.context_mining import ContextAttention, LowRankExternalAttention
 from contextseg.modeling.decoder_segdeformer import NECKS, ContextMining, SegDeformerDecoder
 
 CHANNELS = (4, 6, 8, 10)
@@ -343,3 +343,10 @@ def test_fresh_weights_are_the_authors():
     assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.05)
     assert external.q_proj.weight.abs().max().item() == pytest.approx(64**-0.5, rel=0.01)
     assert external.q_proj.bias.abs().max().item() <= 64**-0.5
+
+
+def test_a_reduced_position_is_visible_where_one_of_its_positions_is():
+    visible = torch.zeros(1, 5, 3, dtype=torch.bool)
+    visible[0, 4, 2] = True  # in a cell that zeros complete
+    bias = ContextAttention(SDPA, DIM, is_normed=False, reduction_ratio=2).key_bias(visible, torch.float32)
+    assert (bias == 0).flatten().tolist() == [False] * 5 + [True]

@@ -1,5 +1,7 @@
 """The losses equal their definitions on the enlarged logits, and keep the promises on ignored and wrong labels."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from cases import each, slow_but
 from torch.profiler import ProfilerActivity, profile
 
 from contextseg.modeling import loss_operators, losses
-from contextseg.modeling.losses import LOSS_TERMS, check_labels, parse_terms, segmentation_loss
+from contextseg.modeling.losses import LOSS_TERMS, check_labels, near_boundary, parse_terms, segmentation_loss
 from contextseg.modeling.upsampling import interpolation_matrix
 
 ALL_TERMS = "+".join(LOSS_TERMS)
@@ -297,7 +299,6 @@ def test_one_compiled_graph_serves_all_image_sizes():
     assert len(graphs) == 1
 
 
-@pytest.mark.skipif(torch.__version__ < "2.8", reason="opcheck of torch 2.7 goes twice through one graph")
 def test_the_operators_keep_the_contract_that_compilation_relies_on():
     logits, labels = batch((2, 3), (4, 5), num_labels=3)
     is_labelled, labels = labels != 255, labels.where(labels != 255, 0)
@@ -355,7 +356,7 @@ def test_labels_of_a_wrong_kind_are_refused(change, message):
             "no loss 'dise' in 'cross_entropy.dise', did you mean 'dice'.*lovasz",
         ),
         ({"terms": ""}, "no loss '' in ''.*: cross_entropy, dice, focal, lovasz, boundary"),
-        ({"terms": "half*dice"}, "'half' in 'half.dice' is no number"),
+        ({"terms": "half*dice"}, "'half' in 'half.dice' is not a number"),
         ({"reduction": "mean"}, "no reduction 'mean'.*'valid', 'all'"),
         ({"class_weights": [1.0, 2.0]}, "2 class_weights for 5 labels"),
     ],
@@ -372,3 +373,46 @@ def test_terms_are_read_with_their_factors():
         (0.5, "dice"),
         (2.0, "lovasz"),
     ]
+
+
+def test_the_boundary_is_three_pixels_wide_on_either_side():
+    labels = torch.zeros(1, 4, 20, dtype=torch.long)
+    labels[..., 10:] = 1
+    is_labelled = torch.ones_like(labels, dtype=torch.bool)
+    is_labelled[:, 3] = False
+    band = [7 <= column < 13 for column in range(20)]
+    assert near_boundary(SimpleNamespace(labels=labels, is_labelled=is_labelled)).tolist() == [
+        [band, band, band, [False] * 20]
+    ]
+
+
+def test_the_scale_of_class_weights_does_not_matter():
+    logits, labels = batch(num_labels=3)
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    large, small = (
+        segmentation_loss(logits, labels, terms=ALL_TERMS, class_weights=weights * scale)
+        for scale in (1, 1e-6)
+    )
+    torch.testing.assert_close(small, large)
+
+
+def test_the_first_label_beyond_the_classes_is_refused():
+    check_labels(torch.tensor([[[2, 255]]]), 3, ignore_index=255)
+    with pytest.raises(ValueError, match=r"labels hold 3 \(1 pixels\)"):
+        check_labels(torch.tensor([[[2, 3]]]), 3, ignore_index=255)
+
+
+def test_classes_weigh_the_pixels_of_the_boundary_too():
+    logits, labels = batch()
+    labels = labels * 0
+    labels[0, :, 9:] = 3
+    band = literal_band(labels, losses.BOUNDARY_RADIUS)
+    weights = (1.0, 2.0, 3.0, 4.0, 5.0)
+    expected = segmentation_loss(logits, labels.where(band, 255), class_weights=weights)
+    loss = segmentation_loss(logits, labels, terms="boundary", class_weights=weights)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_eight_wrong_labels_are_all_named():
+    with pytest.raises(ValueError, match=r"17 \(1 pixels\), but"):
+        check_labels(torch.arange(18).view(1, 3, 6), 10, ignore_index=255)

@@ -16,8 +16,17 @@ from contextseg import (
     MaformerModel,
 )
 from contextseg.modeling.cross_shaped import CrossShapedAttention
-from contextseg.modeling.global_learning import FusionAttention, GlobalLearning, MafBlock, average_to
+from contextseg.modeling.global_learning import (
+    FusionAttention,
+    GlobalConvolution,
+    GlobalLearning,
+    MafBlock,
+    ShiftedWindowBlock,
+    average_of_visible,
+    average_to,
+)
 from contextseg.modeling.pyramid_encoder import PreNormBlock
+from contextseg.modeling.swin_stages import StageSizes
 
 SIZES = {"hidden_sizes": (8, 16, 16), "depths": (1, 2, 1), "num_heads": (2, 4, 2), "drop_path_rate": 0.0}
 GRIDS = [(56, 56), (28, 28), (57, 29), (8, 8), (3, 40), (1, 1)]
@@ -285,3 +294,35 @@ def test_settings_that_cannot_be_built_are_refused(options, message):
 def test_shifted_windows_take_any_number_of_heads():
     backbone = MaformerBackbone(config(num_heads=(1, 1, 1), local_attention="shifted_window"))
     assert backbone(torch.randn(1, 3, 16, 16)).feature_maps[0].shape == (1, 8, 4, 4)
+
+
+def test_the_average_of_what_is_visible_of_a_constant_map_is_that_constant():
+    visible = torch.zeros(1, 28, 28, dtype=torch.bool)
+    visible[:, :20, :25] = True  # ends in the middle of a column of cells
+    averages = average_of_visible(torch.full((1, 28, 28, 2), 0.7), visible, 14)
+    seen = torch.zeros(1, 14, 14, 2)
+    seen[:, :10, :13] = 0.7
+    torch.testing.assert_close(averages, seen)
+
+
+def test_the_stride_of_the_ablation_is_the_nearest_whole_number():
+    branch = GlobalConvolution(dim=6, grid_size=14, ratio=0.6)
+    assert branch(torch.randn(1, 9, 9, 6)).shape == (1, 49, 6)
+
+
+@pytest.mark.parametrize("is_serial", [False, True])
+def test_the_global_branch_reads_the_input_or_after_the_local_branch_its_output(is_serial):
+    features = torch.randn(1, 3, 4, 8)
+    block = MafBlock(lambda given, _: given + 1, lambda _, source, __: source, is_serial)
+    torch.testing.assert_close(block(features), features + is_serial)
+
+
+def test_a_shifted_window_at_the_border_does_not_see_the_opposite_border():
+    sizes = StageSizes(8, depth=1, num_heads=2, window=(4, 4), mlp_ratio=2.0, drop_path_rates=(0.0,))
+    block = randomised(ShiftedWindowBlock(config(), sizes, 0.0, shifted=True))
+    features = torch.randn(1, 8, 8, 8)
+    changed = features.clone()
+    changed[:, 0, 0] = torch.randn(8)
+    differs = (block(features) != block(changed)).any(-1)[0]
+    assert differs[:2, :2].all()  # its window
+    assert differs.sum() == 4

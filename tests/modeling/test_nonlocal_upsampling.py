@@ -138,3 +138,19 @@ def test_global_attention_never_holds_its_matrix(implementation, holds_matrix):
     matrix = 2 * 64 * 64 * 32 * 32  # heads, fine and coarse tokens
     assert (largest.elements >= matrix) == holds_matrix
     assert holds_matrix or largest.elements <= 64 * 64 * 16
+
+
+@torch.no_grad()
+def test_the_bilinear_shortcut_has_equal_steps_between_the_corners():
+    built = upsample("nonlocal", shortcut="bilinear").shortcut
+    ramp = torch.arange(4.0)[None, :, None, None] * torch.ones(1, 4, 4, 8)
+    rows = built(ramp, (8, 8))[0, :, 0]
+    torch.testing.assert_close(rows[1:] - rows[:-1], ((rows[-1] - rows[0]) / 7).expand(7, 4))
+
+
+@torch.no_grad()
+def test_a_step_adds_attention_to_normalized_features_and_an_mlp_to_the_shortcut():
+    built, (features, skip) = upsample("nonlocal_global"), inputs((8, 8))
+    normalized = torch.nn.functional.layer_norm(features, (8,), built.norm1.weight, built.norm1.bias)
+    upsampled = built.shortcut(features, (8, 8)) + built.attend(skip, normalized)
+    torch.testing.assert_close(built(features, skip), upsampled + built.mlp(built.norm2(upsampled)))

@@ -60,3 +60,9 @@ def test_tokens_of_one_window_share_its_place():
     torch.testing.assert_close(
         codes - position.token_code, codes[:, :1] - position.token_code[:1] + torch.zeros(4, 2, 8)
     )
+
+
+def test_wavelengths_go_from_two_pi_to_a_thousand_times_that():
+    places = sincos_places((3,), 8, torch.device("cpu"))
+    angles = torch.arange(3.0)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.001])
+    torch.testing.assert_close(places, torch.cat([angles.sin(), angles.cos()], dim=1))

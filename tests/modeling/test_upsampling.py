@@ -92,3 +92,11 @@ def test_autocast_keeps_bfloat16_and_stays_close_to_float32():
     assert result.dtype is torch.bfloat16
     exact = pyramid_conv3x3(feature_maps, weight)
     assert (result.float() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_weights_in_half_precision_are_the_rounded_exact_ones():
+    half, exact = (
+        interpolation_matrix(300, 700, dtype=dtype, device=torch.device("cpu"))
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert torch.equal(half, exact.bfloat16())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
-from PIL import Image
+from PIL import ExifTags, Image
 
 from contextseg.processing.image_reading import (
     ImageReadError,
@@ -208,7 +208,7 @@ def test_16_bit_bands_keep_their_precision():
 
 
 def test_a_wrong_number_of_bands_is_named():
-    with pytest.raises(ImageReadError, match="3 bands, but 5 are needed"):
+    with pytest.raises(ImageReadError, match="3 channels, but 5 are needed"):
         read_bands(encoded(Image.fromarray(photo())), 5)
 
 
@@ -311,3 +311,47 @@ def test_a_mask_is_turned_by_its_own_orientation():
     exif[0x0112] = 8
     ids = np.arange(6, dtype=np.uint8).reshape(2, 3)
     np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(ids), exif=exif)), turn_upright(ids, 8))
+
+
+def test_true_is_white():
+    mask = np.array([[False, True]])
+    assert np.asarray(read_image(mask))[..., 0].tolist() == [[0, 255]]
+
+
+def test_a_mask_of_several_jpeg_frames_is_refused_too():
+    frame = Image.new("RGB", (8, 8))
+    file = encoded(frame, "MPO", save_all=True, append_images=[frame])
+    with pytest.raises(ImageReadError, match="MPO mask: lossy"):
+        read_mask(file)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    with pytest.raises(ImageReadError, match="NaN or infinite"):
+        read_image(np.array([[0.5, value]], np.float32), value_range=(0, 1))
+
+
+def test_a_stream_that_cannot_go_back_is_read():
+    class Stream(io.BytesIO):
+        def seekable(self):
+            return False
+
+        def seek(self, *_):
+            raise io.UnsupportedOperation("seek")
+
+    stream = Stream(encoded(Image.new("L", (3, 2), 7), "PNG"))
+    assert (read_mask(stream) == np.full((2, 3), 7)).all()
+
+
+def test_32_bit_integers_of_a_tiff_need_a_range_as_they_are():
+    file = encoded(Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF")
+    with pytest.raises(ImageReadError, match="0 to 70000: which of them is black"):
+        read_image(file)
+    assert np.asarray(read_image(file, value_range=(0, 70_000)))[..., 0].tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("code", [0, 9])
+def test_an_orientation_that_does_not_exist_is_upright(code):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = code
+    assert read_orientation(encoded(Image.new("L", (3, 2)), "JPEG", exif=exif)) == 1

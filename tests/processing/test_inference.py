@@ -14,6 +14,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from contextseg import Inference, SegmentationImageProcessor
 from contextseg.benchmarks.measuring import peak_memory
+from contextseg.processing.inference import logits_stride
 
 SIZES = [(1, 1), (1, 40), (23, 7), (64, 96), (61, 83)]
 
@@ -234,6 +235,7 @@ def test_a_call_gives_the_mask_at_the_images_own_size(segmenter):
         ({"blend": "gausian"}, "Known: gaussian, constant"),
         ({"scales": ()}, "at least one factor"),
         ({"scales": (1.0, -0.5)}, "all above 0"),
+        ({"scales": (1.0, 0.0)}, "all above 0"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(options, message):
@@ -245,5 +247,25 @@ def test_settings_describe_themselves():
     assert str(Inference()) == "whole images"
     described = str(Inference(512, overlap=0.25, scales=(0.5, 1.0), flip=True))
     assert described == (
-        "windows of 512x512 pixels, 0.25 of them shared, gaussian weights, scales 0.5, 1, averaged with the mirrored image"
+        "windows of 512x512 pixels, overlap 0.25, gaussian weights, scales 0.5, 1, averaged with the mirrored image"
     )
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_mask_is_the_likeliest_class_of_all_views(flip):
+    model, views, inference = PixelModel(4), [noise(16, 24), noise(24, 36)], Inference(flip=flip)
+    likeliest = torch.cat(list(inference.probabilities(model, views, (32, 48))), dim=1).argmax(0)
+    assert torch.equal(inference.mask(model, views, (32, 48)), likeliest.int())
+    assert not torch.equal(inference.mask(model, views[:1], (32, 48)), likeliest.int())
+
+
+def test_an_image_of_one_pixel_has_a_pixel_at_every_scale():
+    processor = SegmentationImageProcessor(do_resize=False)
+    (pixels,) = Inference(scales=(0.25,)).inputs(processor, Image.new("RGB", (1, 1)))
+    assert pixels.shape == (1, 3, 1, 1)
+
+
+def test_cells_that_differ_between_the_axes_have_no_stride():
+    model = PixelModel(tells_stride=False)
+    model.forward = lambda pixel_values: SimpleNamespace(logits=pixel_values[..., ::4, ::3])
+    assert logits_stride(model, noise(32, 32)) == 1

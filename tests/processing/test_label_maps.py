@@ -42,7 +42,7 @@ def test_a_table_lookup_equals_a_loop_over_the_entries(dtype):
 def test_unknown_ids_are_named_with_their_pixel_count():
     mask = np.array([[1, 1, 1], [7, 7, 9]], np.uint8)
     with pytest.raises(
-        ValueError, match=r"a\.png has 2 values.*7 \(2 pixels\), 9 \(1 pixels\).*known are 1\."
+        ValueError, match=r"a\.png has 2 values.*7 \(2 pixels\), 9 \(1 pixels\).*known values: 1\."
     ):
         LabelMap({1: 0}).decode(mask, "a.png")
 
@@ -53,7 +53,7 @@ def test_unknown_colours_are_named_with_their_pixel_count():
 
 
 def test_colours_without_a_table_are_refused():
-    with pytest.raises(ValueError, match="holds colours, but no colour is known"):
+    with pytest.raises(ValueError, match="has colors, but label_map has none"):
         LabelMap().decode(np.zeros((2, 2, 3), np.uint8))
 
 
@@ -80,7 +80,7 @@ def test_a_table_survives_json():
 
 @each("key", ["road", "#12345", (1, 2), (0, 0, 256), 1.5])
 def test_a_key_that_is_no_mask_value_is_refused(key):
-    with pytest.raises(ValueError, match="Give an id such as 7, or a colour"):
+    with pytest.raises(ValueError, match="Give an id such as 7, or a color"):
         LabelMap({key: 0})
 
 
@@ -91,9 +91,9 @@ def test_a_label_that_is_no_class_is_refused(label):
 
 
 def test_one_value_cannot_have_two_classes():
-    with pytest.raises(ValueError, match="names 1 twice"):
+    with pytest.raises(ValueError, match="has 1 twice"):
         LabelMap({1: 0, "1": 2})
-    with pytest.raises(ValueError, match="one colour to several classes"):
+    with pytest.raises(ValueError, match="the same color for several classes"):
         LabelMap.from_palette([[0, 0, 0], [0, 0, 0]])
 
 
@@ -101,3 +101,34 @@ def test_only_a_table_of_colours_needs_palette_images_as_colours():
     assert LabelMap(COLOURS).needs_colours
     assert not LabelMap({1: 0, "#000000": 1}).needs_colours
     assert not LabelMap().needs_colours
+
+
+@pytest.mark.parametrize("index", [1 << 8, 1 << 16, 1 << 24])
+def test_the_first_id_beyond_a_table_can_be_mapped(index):
+    decoded = LabelMap({0: 1, index: 4}).decode(np.array([[0, index]], np.int32))
+    np.testing.assert_array_equal(decoded, [[1, 4]])
+
+
+def test_the_last_class_id_is_that_of_the_16_bit_table():
+    assert normalize_label_map({0: 32767}) == {"0": 32767}
+    with pytest.raises(ValueError, match="class id of 0 to 32767"):
+        normalize_label_map({0: 32768})
+
+
+def test_a_negative_entry_is_not_the_last_id_of_the_table():
+    with pytest.raises(ValueError, match=r"label_map does not know: 255 \(1 pixels\)"):
+        LabelMap({-1: "ignore", 3: 0}).decode(np.array([[3, 255]], np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("count", "end"), [(10, r"10 \(1 pixels\)\. Add"), (11, r"10 \(1 pixels\), \.\.\.\. Add")]
+)
+def test_ten_unknown_ids_are_named(count, end):
+    with pytest.raises(ValueError, match=end):
+        LabelMap({0: 0}).decode(np.arange(1, count + 1, dtype=np.uint8)[None])
+
+
+def test_a_mask_of_background_alone_needs_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelMap().decode(np.zeros((2, 2), np.uint8))

@@ -83,3 +83,7 @@ def test_rows_are_the_same_however_the_map_arrives(lengths, spans):
     rows = torch.randn(2, 10, 3)
     reader = RowReader(rows.split(lengths, dim=1))
     assert all(torch.equal(reader.read(*span), rows[:, slice(*span)]) for span in spans)
+
+
+def test_the_bell_is_one_at_the_centre_between_two_cells_too():
+    assert gaussian_weights((4, 6)).max() == 1

@@ -227,3 +227,11 @@ def test_contrast_of_bands_stays_in_the_range_of_their_type():
 def test_a_fill_of_the_wrong_length_says_how_many_bands_there_are():
     with pytest.raises(ValueError, match="3 values, but the image has 5 bands"):
         augment(0, np.zeros((9, 9, 5), np.uint8), np.zeros((9, 9), np.int64))
+
+
+def test_the_share_of_a_class_is_one_of_the_labelled_pixels():
+    mask = np.full((40, 40), 255)
+    mask[:10] = 0
+    mask[0, :8] = 1  # 98 % of what is labelled is class 0, but it is a quarter of all pixels
+    region = draw_region(mask.shape, (40, 40), 1.0, np.random.default_rng(0))
+    assert not JointAugmentation((40, 40)).is_balanced(mask, region)

@@ -81,7 +81,7 @@ def test_colour_masks_are_decoded_by_the_palette_and_ignored_colours(table_of):
 
 
 def test_an_id_without_a_class_raises(table_of):
-    with pytest.raises(ValueError, match=r"does not know: 2 \(1 pixels\)"):
+    with pytest.raises(ValueError, match=r"not in label_map: 2 \(1 pixels\)"):
         table_of(["road", "car"]).decoder().decode(np.array([[0, 1, 2, 255]]))
 
 
@@ -118,3 +118,15 @@ def test_no_table_is_found_for_a_name_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "classes.json").write_text('["not meant"]')
     monkeypatch.chdir(tmp_path)
     assert find_class_table(tmp_path.relative_to(tmp_path) / "streets", None) is None
+
+
+def test_a_byte_order_mark_is_not_part_of_the_table(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text('["road", "car"]', encoding="utf-8-sig")
+    assert read_class_table(path).names == ["road", "car"]
+
+
+@pytest.mark.parametrize("levels", [[1, 2], [1, 2, 3, 4], "#01020304"])
+def test_a_color_has_three_levels(levels, table_of):
+    with pytest.raises(ValueError, match="is not a colour"):
+        table_of({"classes": ["road"], "palette": [levels]})

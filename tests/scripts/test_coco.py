@@ -443,3 +443,20 @@ def test_detections_become_coco_rows():
     (row,) = detected({**found, "masks": masks})
     assert row["bbox"] == [4, 5, 10, 7]
     assert np.array_equal(coco_masks.decode(row["segmentation"]), square_mask())
+
+
+def test_precision_at_an_overlap_counts_what_overlaps_as_much():
+    """The box and the mask that are found cover 0.72 of the object."""
+    rectangles = [np.zeros((64, 64), dtype=np.uint8, order="F") for _ in range(2)]
+    for rectangle, width in zip(rectangles, (25, 18), strict=True):
+        rectangle[:40, :width] = 1
+    known, found = (
+        {"class": 0, "bbox": [0, 0, width, 40], "segmentation": coco_masks.encode(rectangle), "iscrowd": 0}
+        for rectangle, width in zip(rectangles, (25, 18), strict=True)
+    )
+    image = {"id": 0, "height": 64, "width": 64}
+    truth = [{**image, "objects": [{**known, "area": 1000.0}]}]
+    scores = average_precision(truth, [{**image, "objects": [{**found, "score": 0.9}]}], ["square"])
+    for kind in ("box", "mask"):
+        assert (scores[f"{kind}_ap_50"], scores[f"{kind}_ap_75"]) == (pytest.approx(1.0), 0.0)
+        assert scores[f"{kind}_ap"] == pytest.approx(5 / 10)  # at 0.5, 0.55, ... 0.7

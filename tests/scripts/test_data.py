@@ -17,6 +17,7 @@ from contextseg.processing.data.datasets import (
     open_data,
     split_source,
 )
+from contextseg.processing.data.pairing import listed
 from contextseg.processing.image_reading import ImageReadError
 
 DATA = Path(os.environ.get("CONTEXTSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -262,3 +263,8 @@ def test_camvid_opens_by_its_folder_alone():
     sample = data[0]
     assert (len(data), len(data.classes), data.palette[0]) == (101, 11, (128, 128, 128))
     assert set(np.unique(sample["mask"])) <= {*range(11), 255}
+
+
+def test_five_names_are_listed_and_more_are_counted():
+    assert listed(range(5)) == "0, 1, 2, 3, 4"
+    assert listed(range(6)) == "0, 1, 2, 3, 4, and 1 more"

@@ -72,7 +72,7 @@ def test_a_training_that_resizes_and_slides_windows_scores_as_the_command_that_i
     scores = evaluated(command[1], command[2], tmp_path, *command[3].split())
     best = json.loads((tmp_path / "run/run.json").read_text())["best"]
     assert scores["mean_iou"] == best["mean_iou"]
-    assert scores["protocol"].startswith("windows of 8x12 pixels, 0.25 of them shared, constant weights")
+    assert scores["protocol"].startswith("windows of 8x12 pixels, overlap 0.25, constant weights")
     assert sum(row["support"] for row in scores["per_class"]) == 2 * 20 * 35  # at the masks' own size
 
 

@@ -8,19 +8,16 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from tiny_runs import TINY_MODEL, TINY_RUN, write_data, write_pairs
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from contextseg.scripts.evaluate import main as evaluate
 from contextseg.scripts.train import main as train
-from contextseg.training.processes import PeerError, check_sharding, explained_loss_of_a_peer
+from contextseg.training.processes import PeerError, explained_loss_of_a_peer
 from contextseg.training.records import read_json, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,12 +109,6 @@ def test_two_machines_train_as_one_process_with_the_doubled_batch(data, alone, t
     assert files(tmp_path / "run") == files(alone)  # and each line of the log once, see `losses`
 
 
-shards_whole_weights = pytest.mark.skipif(
-    not hasattr(FSDPModule, "set_reshard_after_forward"), reason="needs PyTorch 2.8"
-)
-
-
-@shards_whole_weights
 @pytest.mark.processes
 def test_two_sharded_processes_train_as_one_and_one_continues(data, alone, tmp_path):
     """FSDP2: four steps in two processes, the last two in one."""
@@ -194,12 +185,6 @@ def test_another_number_of_processes_must_keep_the_images_of_a_step(alone, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match=r"resume with 8 images.* started with 4"):
         train(["--output", str(alone), "--resume"])
-
-
-def test_sharding_is_refused_where_torch_cannot_gather_weights_for_evaluation(monkeypatch):
-    monkeypatch.delattr(FSDPModule, "set_reshard_after_forward", raising=False)
-    with pytest.raises(ValueError, match="does not support evaluation. Install 2.8 or newer"):
-        check_sharding(SimpleNamespace(distributed_type=DistributedType.FSDP))
 
 
 def test_only_errors_about_peers_are_explained():
