@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def splits(source: str) -> list[str]:
-    """Returns the folder itself, its subfolders with images/ and masks/, or the splits of a published data
-    set.
-    """
+    """Returns the folder, its subfolders with images/ and masks/, or the splits of a published data set."""
     from ..processing.data.official_layouts import sources_of_splits
 
     folder = Path(source)

@@ -155,9 +155,7 @@ def save_and_reload(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
 
 
 def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
-    """Draws the figures, and measures over more scenes whether predictions follow the flag and attention
-    finds it.
-    """
+    """Draws the figures, and measures whether predictions follow the flag and attention finds it."""
     from ..training.plots import plot_curves
     from ..training.records import read_log
     from .demo_report import ASKED

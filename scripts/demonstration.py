@@ -1,5 +1,4 @@
-"""Analysis of the trained model in `contextseg-demo`: use without contextseg, paired scenes, attention and
-figures.
+"""Analysis of the model of `contextseg-demo`: use without contextseg, attention, figures.
 
 Legend: H, W height and width of a scene.
 """
@@ -24,7 +23,7 @@ from ..training.command_line import CommandError
 
 PALETTE = list(CLASSES.values())
 
-# Code of the second Python process. Arguments: the folder of the model, of the images and of the masks to write.
+# Code of the second Python process. Arguments: the folders of the model, the images and the masks to write.
 STRANGER = """
 import sys
 sys.modules["contextseg"] = None
@@ -85,9 +84,7 @@ class Asked:
         return global_attention_maps(self.model, pixel_values, self.position, stage=stage)[0].numpy()
 
     def attention_on_flag(self, stage: int) -> float:
-        """Ratio of the attention around the flag to the mean of the image; 1 if the flag gets no extra
-        attention.
-        """
+        """Attention around the flag over the mean of the image; 1 if the flag gets no extra attention."""
         size, reach = self.scene.mask.shape[0], 2 * FLAG_REACH
         around = tuple(slice(max(0, at - reach), min(size, at + reach + 1)) for at in self.scene.flag)
         attention = self.attention(stage)
@@ -103,9 +100,7 @@ def ask(
     size: int,
     distance: float,
 ) -> list[Asked]:
-    """Returns the first `count` scenes of the series `seed`, each with its twin; `size` and `distance` in
-    pixels.
-    """
+    """Returns the first scenes of a series with their twins; `size` and `distance` in pixels."""
     return [
         Asked(
             model,
@@ -142,16 +137,13 @@ def attention_of_stages(asked: Sequence[Asked]) -> list[StageAttention]:
 
 
 def best_stage(rows: Sequence[StageAttention], size: int) -> StageAttention | None:
-    """Returns the stage with the most attention on flags, among those with more than one window; None if
-    there is none.
-    """
+    """Returns the stage with the most attention on flags among those with several windows, if any."""
     crossing = [row for row in rows if row.window < size]
     return max(crossing, key=lambda row: row.red + row.blue, default=None)
 
 
 def compare_elsewhere(asked: Sequence[Asked], model: Path, work: Path) -> int:
-    """Segments the scenes with the saved model in a Python process without contextseg, and compares the
-    masks.
+    """Segments the scenes in a Python process without contextseg, and compares the masks.
 
     Returns:
         The number of masks, all identical to those of this process.
@@ -190,9 +182,7 @@ def run_stranger(model: Path, images: Path, masks: Path) -> None:
 
 
 def picture(asked: Sequence[Asked], stage: int | None) -> Image.Image:
-    """Draws one row per scene: image, ground truth, prediction, attention of the cross, twin and its
-    prediction.
-    """
+    """Draws one row per scene: image, ground truth, prediction, attention, twin, and its prediction."""
     titles = ["image", "ground truth", "prediction", "attention of the cross", "other flag", "prediction"]
     rows = []
     for case in asked:

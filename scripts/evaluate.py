@@ -111,9 +111,7 @@ def output_folder(arguments: EvaluateArguments) -> Path:
 
 
 def report(scores: dict[str, Any], facts: dict[str, Any], confusion: "ConfusionMatrix", folder: Path) -> None:
-    """Prints the table and writes it as JSON, Markdown and CSV, and the confusion matrix as CSV and as a
-    figure.
-    """
+    """Prints the table, and writes table and confusion matrix."""
     from ..processing.metrics import percent, scores_table
     from ..training.plots import plot_confusion
     from ..training.records import environment, write_json

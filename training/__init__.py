@@ -1,3 +1,1 @@
-"""Training: options, loop, checkpoints, tasks, integration with transformers' Trainer, recipes and records of
-a run.
-"""
+"""Training: options, loop, checkpoints, tasks, transformers' Trainer, recipes and records."""

@@ -1,5 +1,4 @@
-"""Checkpoints of a run, written to a temporary folder that is then renamed, so that `best/` and `last/` are
-always complete.
+"""Checkpoints of a run, written atomically: `best/` and `last/` are always complete.
 
 A run folder holds `best/` and `last/`, both complete `from_pretrained` folders; `last/` also holds the
 training state. After a crash there may also be `last.writing`, which is never read, and `last.previous`,
@@ -103,9 +102,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def newest(target: Path) -> Path:
-    """Returns `target`, or the folder that it replaces if a crash came between the two renames of
-    `replace_folder`.
-    """
+    """Returns `target`, or the folder that it was about to replace when a crash came between two renames."""
     previous = beside(target, "previous")
     return previous if previous.exists() and not target.exists() else target
 
@@ -123,8 +120,7 @@ def clear_leftovers(run: Path) -> None:
 
 
 def model_folder(name: str) -> str:
-    """Returns the folder or Hub name to load a model from: `best/` of a run folder, or `last/` if there is no
-    `best/`.
+    """Returns the folder or Hub name to load: of a run folder, `best/`, or `last/` if there is no `best/`.
 
     Args:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
@@ -184,8 +180,7 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Loads the training state of a checkpoint with `weights_only=True`: tensors and plain values are
-    unpickled, never code.
+    """Loads the training state of a checkpoint; unpickles tensors and plain values only, never code.
 
     Raises:
         CheckpointError: If the state is missing or damaged.
@@ -198,9 +193,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_intact(path: Path) -> None:
-    """Raises CheckpointError if a file of `torch.save` is truncated or altered; `torch.load` would silently
-    read wrong values.
-    """
+    """Raises CheckpointError if a file of `torch.save` is damaged, which `torch.load` may not notice."""
     try:
         with zipfile.ZipFile(path) as records:
             damaged = records.testzip()  # reads everything and compares checksums

@@ -43,9 +43,7 @@ def score_classes(
 
 
 def outcomes(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, K), (B,) -> (4, B): for each image 1, whether the top-1 and the top-5 predictions are right, and
-    the loss.
-    """
+    """(B, K), (B,) -> (4, B): per image 1, whether top-1 and top-5 are right, and the loss."""
     ranked = logits.topk(min(5, logits.shape[1])).indices
     hits = ranked == labels[:, None]
     losses = F.cross_entropy(logits, labels, reduction="none")

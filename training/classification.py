@@ -1,5 +1,4 @@
-"""Training of image classifiers: labeled images, timm's augmentation, soft labels, and token labels for
-models that take them.
+"""Training of image classifiers: labeled images, timm's augmentation, soft labels, token labels.
 
 Legend: B batch, K classes, h, w axes of the token grid.
 """
@@ -78,16 +77,12 @@ class ClassificationTask(Task):
         return GeneratedImages(crop_size(self.arguments.crop_size), num_classes)
 
     def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
-        """Replaces the loss: labels are soft, and transformers' own loss would treat them as multi-label
-        targets.
-        """
+        """Sets a loss for soft labels, which transformers' own loss would treat as multi-label targets."""
         super().prepare(model, data)
         model.loss_function = soft_cross_entropy
 
     def new_processor(self) -> BitImageProcessor:
-        """For evaluation: resize so that the center crop is 0.875 of the shorter side, crop, normalize by
-        ImageNet's mean and std.
-        """
+        """Resizes for a center crop of 0.875 of the shorter side, crops, and normalizes as for ImageNet."""
         height, width = crop_size(self.arguments.crop_size)
         return BitImageProcessor(
             size={"shortest_edge": round(max(height, width) / EVALUATED_SHARE)},
@@ -247,9 +242,7 @@ def open_label_maps(folder: str, data: Dataset, targets: SoftLabels) -> LabelMap
 def new_augmentation(
     arguments: "ClassificationArguments", processor: BaseImageProcessor
 ) -> ImageAugmentation:
-    """The augmentation that the arguments describe; with --no-augmentation, the largest center square,
-    resized.
-    """
+    """Builds the augmentation; with --no-augmentation, it is the largest center square, resized."""
     size = crop_size(arguments.crop_size)
     if not arguments.augmentation:
         return ImageAugmentation(size, (1.0, 1.0), (1.0, 1.0), 0.0, NO_RAND_AUGMENT, 0.0, 0.0)

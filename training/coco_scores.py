@@ -67,9 +67,7 @@ def with_rle(known: Object, size: tuple[int, int]) -> Object:
 
 
 def detected(instances: dict[str, Tensor]) -> list[Object]:
-    """Detections of one image in pycocotools' format, from the output of
-    `MaskRcnnForObjectDetection.instances`.
-    """
+    """Converts detections from `MaskRcnnForObjectDetection.instances` to pycocotools' format."""
     boxes = instances["boxes"].double()
     boxes[:, 2:] -= boxes[:, :2]
     masks = instances["masks"].permute(1, 2, 0).to("cpu", torch.uint8).numpy()

@@ -111,9 +111,7 @@ class CommandLine(HfArgumentParser):
         self.usage = " ".join(["%(prog)s", *places, "[options]"])
 
     def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
-        """Parses `argv` (default: `sys.argv`) and returns only the options that it names, without the
-        defaults of the others.
-        """
+        """Parses `argv` (default: `sys.argv`) and returns the options that it names, without defaults."""
         return vars(self.parse_args(argv))
 
     def arguments(self, argv: Sequence[str] | None = None) -> Any:
@@ -126,7 +124,7 @@ class CommandLine(HfArgumentParser):
         return same[0] if same else super().add_argument_group(title, *args, **settings)
 
     def _parse_dataclass_field(self, parser: Any, field: dataclasses.Field) -> None:
-        """Adds one field to `parser`, a group or this parser, unless a base dataclass has added it already."""
+        """Adds a field to `parser`, a group or this parser, unless a base has added it already."""
         if any(action.dest == field.name for action in self._actions):
             return
         text = field.metadata["help"].replace("%", "%%") + default_text(field)
@@ -150,9 +148,7 @@ class CommandLine(HfArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As in argparse, but checks for misspelled options first, which would otherwise be reported as
-        missing arguments.
-        """
+        """As in argparse, but reports misspelled options before missing arguments."""
         args = sys.argv[1:] if args is None else [str(word) for word in args]
         known = [*self._option_string_actions, *self.known_elsewhere]
         for word in takewhile(lambda word: word != "--", args):
@@ -189,8 +185,7 @@ def default_text(field: dataclasses.Field) -> str:
 
 @contextmanager
 def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
-    """Context manager in which an error that a user can cause ends the program with its message, without a
-    traceback.
+    """Context manager that ends the program with a message, without traceback, for errors of the user.
 
     Args:
         program: Name of the command, printed before the message.
@@ -229,9 +224,7 @@ def is_wrong_setting(error: BaseException) -> bool:
 
 
 def is_death_of_a_worker(error: BaseException) -> bool:
-    """Whether a data loader process died: torch says so, or a connection broke while a batch was fetched from
-    it.
-    """
+    """Whether a data loader process died: by torch's message, or by the broken connection to it."""
     if isinstance(error, OSError | EOFError):
         places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         return any(place.endswith("resource_sharer.py") for place in places)
@@ -239,7 +232,7 @@ def is_death_of_a_worker(error: BaseException) -> bool:
 
 
 def plain_message(error: BaseException) -> str:
-    """Returns the message of the error, without the traceback that a data loader process puts before its own."""
+    """Returns the message, without the traceback that a data loader process puts before its own."""
     text = str(error.__cause__ if is_wrong_setting(error) else error)
     if "Original Traceback (most recent call last)" in text:
         text = re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()

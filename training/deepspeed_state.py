@@ -1,5 +1,4 @@
-"""Optimizer state under DeepSpeed ZeRO. Only its engine can write the shards, so they go to a folder beside
-`last/`.
+"""Optimizer state under DeepSpeed ZeRO, which only its engine can write: a folder beside `last/`.
 
     runs/streets/engine/step-1200/    written first, by all processes
     runs/streets/last/                then this, atomically; its state names the folder, and older ones are removed

@@ -1,5 +1,4 @@
-"""Training of detectors: images with boxes and masks in COCO's format, multi-scale whole images, COCO's
-scores.
+"""Training of detectors: data in COCO's format, multi-scale whole images, COCO's scores.
 
 Legend: N objects of one image, C channels, H, W height and width of a resized image.
 """
@@ -71,9 +70,7 @@ class DetectionTask(Task):
         return GeneratedObjects(num_classes)
 
     def new_processor(self) -> DetrImageProcessor:
-        """Resizes to the largest of the shorter sides used in training, and normalizes as the pretrained
-        encoder expects.
-        """
+        """Resizes to the largest shorter side of training; normalizes as the pretrained encoder expects."""
         arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if arguments.backbone:
             mean, std = encoder_normalisation(model_folder(arguments.backbone))
@@ -157,9 +154,7 @@ class DetectionAugmentation:
         return picture, boxes, masks
 
     def new_size(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
-        """Height and width with a shorter side of `shorter`, reduced if the longer side would exceed
-        `longer_side`.
-        """
+        """Height and width for a shorter side of `shorter`, or less, to keep within `longer_side`."""
         factor = min(shorter / min(size), self.longer_side / max(size))
         return tuple(max(1, round(side * factor)) for side in size)
 
@@ -195,7 +190,7 @@ class DetectionSamples(Dataset):
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pads images and masks to the largest of the batch; labels have the format of `DetrImageProcessor`."""
+        """Pads images and masks to the largest of the batch; labels are as from `DetrImageProcessor`."""
         sizes = [sample["pixel_values"].shape[-2:] for sample in samples]
         size = tuple(max(sides) for sides in zip(*sizes, strict=True))
         shares = torch.tensor([size[1], size[0]] * 2)

@@ -23,11 +23,17 @@ GIGABYTE = 1e9
 
 
 def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
-    """Prints the plan of a run. Without --train, samples are noise, and the size of the data is that of the
-    recipe's `paper`.
+    """Builds a run, tries it on two samples, and prints its plan.
+
+    Args:
+        arguments: Options of the run. Without `train`, samples are noise.
+        recipe: Recipe of the run, if any; without `train`, its `paper` gives the size of the data.
 
     Returns:
         The exit code, 0.
+
+    Raises:
+        ValueError: If the options do not fit together, or the loss is not finite.
     """
     paper, task = recipe.paper if recipe else {}, task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
@@ -113,9 +119,7 @@ def optimizer_line(optimizer: torch.optim.Optimizer) -> str:
 
 
 def memory_line(model: nn.Module, trial: Trial, arguments: "TrainArguments") -> str:
-    """Memory of weights, gradients, AdamW's two moments and the averaged weights in float32, and of a batch's
-    activations.
-    """
+    """Memory of weights, gradients, AdamW's moments and the EMA in float32, and of the activations."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     fixed = weights * (5 if arguments.ema else 4) / GIGABYTE
     activations = trial.kept_bytes / SAMPLES * arguments.batch_size / GIGABYTE

@@ -1,6 +1,4 @@
-"""Implementation of `contextseg-finetune`: builds a Trainer, trains, evaluates, and saves or uploads the
-model.
-"""
+"""Implementation of `contextseg-finetune`: trains with Trainer, evaluates, saves or uploads."""
 
 import inspect
 import shlex
@@ -89,7 +87,7 @@ def trainer_arguments(output: str, words: Sequence[str]) -> SegmentationTraining
 
 
 def push(trainer: SegmentationTrainer) -> None:
-    """Saves and uploads. If the upload fails, the error names the command that repeats it without training."""
+    """Saves and uploads; if that fails, the error names the command that uploads without training."""
     try:
         with explained(trainer.hub_model_id):
             trainer.push_to_hub(tags=["image-segmentation"])
@@ -151,9 +149,7 @@ def new_trainer(
 
 
 def new_model(weights: str, data: SegmentationData) -> PreTrainedModel:
-    """Loads the checkpoint with a classifier for the classes of `data`, and sets the loss to ignore the
-    data's `ignore_index`.
-    """
+    """Loads the checkpoint for the classes and the `ignore_index` of the data."""
     config = AutoConfig.from_pretrained(model_folder(weights))
     model = build_model(
         SEGMENTER,
@@ -174,9 +170,7 @@ def record(
     argv: Sequence[str],
     result: TrainOutput,
 ) -> dict[str, Any]:
-    """The content of `run.json`, from which the model card is written; Trainer's part of the card lists its
-    own settings.
-    """
+    """Returns the content of `run.json`, from which our part of the model card is written."""
     data = [public_data(source) for source in (options.train, options.val) if source]
     program = ["contextseg-finetune"]
     if arguments.world_size > 1:

@@ -35,9 +35,7 @@ class FinetuneOptions(CommandOptions):
 
 
 def trainer_options() -> list[str]:
-    """Returns the options of TrainingArguments, read from its source: importing it takes seconds, and imports
-    torch.
-    """
+    """Returns the options of TrainingArguments, read from its source: importing it would import torch."""
     source = Path(find_spec("transformers.training_args").origin).read_text(encoding="utf-8")
     (kind,) = (
         node

@@ -1,5 +1,4 @@
-"""Full weights and optimizer state in one file, whether each process holds all of them (DDP) or a shard
-(FSDP).
+"""Full weights and optimizer state in one file, whether processes hold all (DDP) or shards (FSDP).
 
 Parameter names are the keys, so a run can resume with another number of processes or another kind of
 sharding.
@@ -50,9 +49,7 @@ def restore_weights(model: nn.Module, weights: State) -> None:
 
 
 def copied(state: Any) -> Any:
-    """Clones all tensors: on a CPU they would share the model's memory, or be unfinished results of a
-    collective.
-    """
+    """Clones all tensors, which on a CPU may share the model's memory or be unfinished collectives."""
     return tree_map_only(Tensor, torch.clone, state)
 
 

@@ -32,9 +32,7 @@ class WindowOptions:
         return Inference(window=size, overlap=self.overlap, blend=self.blend)
 
     def window_words(self) -> str:
-        """The options that make contextseg-evaluate and -predict use the same windows; starts with a space
-        unless empty.
-        """
+        """Options that make other commands use the same windows; starts with a space unless empty."""
         if self.window is None:
             return ""
         return f" --window {self.window} --overlap {self.overlap} --blend {self.blend}"

@@ -88,9 +88,7 @@ class Training:
         return self.accelerator.unwrap_model(self.model)
 
     def published_weights(self) -> AbstractContextManager:
-        """Context manager in which the model has the weights to evaluate and publish: with --ema, the
-        averaged ones.
-        """
+        """Context manager in which the model has the weights to publish: with --ema, the averaged ones."""
         return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
 
     def state(self) -> dict[str, Any]:
@@ -311,8 +309,7 @@ def train_loop(
 def optimizer_step(
     training: Training, batches: list[dict[str, Any]], schedule: Schedule
 ) -> tuple[Tensor, list[str]]:
-    """Performs one optimizer step over its micro-batches; returns the loss, a scalar on the device, and the
-    sample names.
+    """Performs one optimizer step; returns its loss, a scalar on the device, and the sample names.
 
     The loss is the mean over the labels of the whole step, so it does not depend on how images are
     distributed over micro-batches and processes. (Batch norm, and losses that are not means, such as Dice,
@@ -339,7 +336,7 @@ def optimizer_step(
 
 
 def shares(training: Training, batches: list[dict[str, Any]]) -> Tensor:
-    """Weight of each micro-batch in the mean of the step's losses; 1 if all have the same number of labels."""
+    """Weight of each micro-batch in the loss of the step; 1 if all have the same number of labels."""
     accelerator = training.accelerator
     counts = torch.tensor([training.count(batch) for batch in batches], device=accelerator.device)
     mean = accelerator.reduce(counts.mean(), reduction="mean")

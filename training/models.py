@@ -44,7 +44,8 @@ CLASSIFIER = ModelKind(
 )
 
 
-# Options that name a checkpoint of transformers or timm to start from: the classmethod that loads it, and models that have it.
+# Options that name a checkpoint of transformers or timm to start from: the classmethod that loads it, and the
+# models that have it.
 STARTS = {
     "swin": ("from_swin", "glam_swin"),
     "segformer": ("from_segformer", "segdeformer"),
@@ -134,14 +135,12 @@ def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
 
 
 def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Loads a checkpoint and adapts its classifier to the new classes; the model logs in one line what it
-    kept.
-    """
+    """Loads a checkpoint and adapts its classifier to the new classes, which the model logs."""
     return kind.auto_class.from_pretrained(model_folder(weights), ignore_mismatched_sizes=True, **options)
 
 
 def ignore_index_field(config: PreTrainedConfig) -> str:
-    """Returns the name of the field with the label that the loss ignores; transformers has two names for it."""
+    """Returns the field of the label that the loss ignores; transformers has two names for it."""
     field = next((name for name in IGNORE_INDEX_FIELDS if hasattr(config, name)), None)
     if field is None:
         raise ValueError(
@@ -209,7 +208,7 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """Parses a number, list, boolean or null, in the syntax of JSON or Python; everything else is a string."""
+    """Parses a number, list, boolean or null, in JSON or Python syntax; otherwise a string."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)

@@ -1,6 +1,4 @@
-"""Parameter groups for AdamW as in the papers, learning-rate schedules, and an exponential moving average of
-the weights.
-"""
+"""Parameter groups for AdamW, learning-rate schedules, and an exponential moving average of weights."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

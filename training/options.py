@@ -199,9 +199,7 @@ class TrainArguments(
     task: ClassVar[str]
 
     def starting_points(self) -> dict[str, str | None]:
-        """Returns the values of the options that name a checkpoint of another model, as far as this task has
-        them.
-        """
+        """Returns the options of this task that name a checkpoint of another model, by name."""
         names = [
             field.name for kind in STARTS if isinstance(self, kind) for field in dataclasses.fields(kind)
         ]

@@ -25,9 +25,7 @@ def origin(arguments: TrainArguments, num_processes: int) -> dict[str, Any]:
 
 
 def run_command(arguments: TrainArguments, num_processes: int = 1) -> list[str]:
-    """Returns the command that repeats this run, as words; a built-in recipe stands for the options that it
-    sets.
-    """
+    """Returns the words of the command that repeats this run; a built-in recipe is given by name."""
     program = ["contextseg-train"]
     if num_processes > 1:
         program = f"accelerate launch --num_processes {num_processes} -m contextseg.scripts.train".split()
@@ -60,9 +58,7 @@ def words(arguments: Any, defaults: Any) -> list[str]:
 
 
 def public_data(source: str) -> str | None:
-    """Returns the Hub name of a data set, given as for `open_data`; None for a folder that is not a published
-    data set.
-    """
+    """Returns the Hub name of a data set, given as for `open_data`; None for an own folder."""
     source, _ = split_source(source, None)
     folder = Path(source).expanduser()
     if layout := find_layout(folder):

@@ -80,7 +80,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
 
 
 def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
-    """Moving average over (step, value) points; the window reaches at most `share` of the curve to each side."""
+    """Moving average of (step, value) points; the window reaches `share` of the curve to each side."""
     steps, values = zip(*points, strict=True)
     reach = max(1, round(share * len(points)))
     sums = np.concatenate([[0.0], np.cumsum(values)])

@@ -27,9 +27,7 @@ class PeerError(CommandError):
 
 
 def num_processes() -> int:
-    """Number of processes of this run, from the environment that torchrun and accelerate set, before torch is
-    initialized.
-    """
+    """Number of processes, from the environment that torchrun and accelerate set."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -49,15 +47,13 @@ def spread_random_numbers(accelerator: Accelerator, seed: int) -> None:
 
 
 def with_synchronised_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Converts batch norm to SyncBatchNorm, as in the papers' configurations; torch supports it on GPUs only."""
+    """Converts batch norm to SyncBatchNorm, as in the papers' configurations; for GPUs only."""
     on_several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_several_gpus else model
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
-    """Broadcasts the buffers of the first process, whose running statistics are saved; they differ between
-    processes.
-    """
+    """Broadcasts the buffers of the first process, which are saved: running statistics differ."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             broadcast(buffer)
@@ -65,9 +61,7 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 @contextmanager
 def whole_weights(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
-    """Context manager in which FSDP weights are unsharded, so that processes may call the model different
-    numbers of times.
-    """
+    """Context manager without FSDP sharding, so that processes may call the model unequally often."""
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
@@ -84,8 +78,7 @@ def whole_weights(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explained_loss_of_a_peer(accelerator: Accelerator, run: str) -> Iterator[None]:
-    """Context manager that turns the failure of a collective, because another process is gone, into a short
-    error.
+    """Context manager that explains a collective that fails because another process is gone.
 
     Raises:
         PeerError: If another process has ended or does not respond.

@@ -75,7 +75,7 @@ def export_to(folder: Path, arguments: ExportArguments) -> None:
     )
     if arguments.proof:
         try:
-            # Both sides load the saved file: the memory layout of weights affects the last bit of some matrix products.
+            # Both sides load the saved file: where weights lie in memory affects the last bit of some products.
             saved = type(model).from_pretrained(folder).eval()
             prove(saved, processor, folder, kind_of(model.config).auto_class.__name__)
         except ProofError as error:

@@ -1,4 +1,4 @@
-"""Model cards of recipes: the paper's scores, how to train the model, and that it has not been trained here."""
+"""Model cards of recipes: the paper's scores, and how to train the model, which was not trained here."""
 
 import re
 import shlex
@@ -131,9 +131,7 @@ def front_matter(row: Row, arguments: TrainArguments) -> str:
 
 
 def base_model(row: Row) -> str | None:
-    """Returns the Hub name of the checkpoint that the command starts from; None for RUN, which has to be
-    trained first.
-    """
+    """Returns the Hub name of the checkpoint in the command; None for RUN, which is trained first."""
     pairs = zip(row.command, row.command[1:], strict=False)
     start = next((word for option, word in pairs if option.removeprefix("--") in STARTS), None)
     return None if start == "RUN" else public_model(start)

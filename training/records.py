@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..processing.atomic_write import atomic_write
 from ..processing.metrics import without_nan
 
 PACKAGES = ("contextseg", "torch", "torchvision", "transformers", "accelerate", "numpy", "pillow")
@@ -23,12 +24,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file atomically, so that neither a full disk nor a power cut leaves half a file."""
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,9 +44,7 @@ class Log:
             file.write(json.dumps(without_nan(values)) + "\n")
 
     def cut_after(self, step: int) -> None:
-        """Removes the entries after `step`, which a resumed run repeats, and a last line that a crash cut
-        short.
-        """
+        """Removes entries after `step`, which a resumed run repeats, and an incomplete last line."""
         if self.path.exists():
             lines = [json.dumps(entry) for entry in read_log(self.path) if entry["step"] <= step]
             write_whole(self.path, "".join(line + "\n" for line in lines))

@@ -14,9 +14,7 @@ from .tasks import task_of
 
 
 def train(arguments: TrainArguments) -> int:
-    """Trains a model. Returns the exit code: 0 if the run finished, 128 + the signal number if a signal
-    stopped it.
-    """
+    """Trains a model; returns 0 if the run finished, 128 + the signal number if a signal stopped it."""
     stop, task = StopSignal(), task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
     with stop.listening(), explained_loss_of_a_peer(accelerator, arguments.output):

@@ -168,7 +168,7 @@ class RunFolder:
         return 128 + stopped_by
 
     def push(self) -> None:
-        """Uploads the model, if requested. If that fails, the run is complete, and the error says how to retry."""
+        """Uploads the model, if requested. If that fails, the error says how to retry; the run is complete."""
         if self.arguments.push:
             export(ExportArguments(str(self.path), push=self.arguments.push))
 

@@ -115,9 +115,7 @@ class SegmentationTask(Task):
 
 
 def counted_pixels(labels: Tensor, config: PreTrainedConfig) -> float:
-    """(B, H, W) labels -> the divisor of `segmentation_loss`; for models of transformers, the number of
-    labeled pixels.
-    """
+    """(B, H, W) labels -> the divisor of the loss; for models of transformers, the labeled pixels."""
     if getattr(config, "loss_reduction", "valid") == "all":
         return float(labels.numel())
     is_labelled = labels != getattr(config, ignore_index_field(config))

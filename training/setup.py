@@ -86,7 +86,7 @@ def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
 
 
 def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: int) -> set[str]:
-    """Options that may change with the number of processes, provided that the images per step stay the same."""
+    """Options that may change with the number of processes; images per step must stay the same."""
     if num_processes() == processes:
         return set()
     images = {

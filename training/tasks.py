@@ -70,9 +70,7 @@ class Task(ABC):
         """Builds the augmented training samples, indexed by (epoch, index)."""
 
     def count(self, batch: dict[str, Any]) -> float:
-        """Returns the number of items that the loss of this batch averages over; by default, the number of
-        images.
-        """
+        """Returns the number of items that the loss averages over; by default, the number of images."""
         return float(len(batch["name"]))
 
     @abstractmethod

@@ -71,15 +71,22 @@ class SegmentationTrainingArguments(TrainingArguments):
 
 
 class SegmentationTrainer(Trainer):
-    """Trainer for semantic segmentation: evaluates images of any size on any number of processes, each image
-    once.
+    """Trainer for semantic segmentation, with evaluation on images of any size and several processes.
 
     Predictions are resized to their masks before they are padded and gathered. Trainer itself pads the height
     of label maps first, resizes logits to the padded map, and cannot gather maps of different widths.
 
-    The constructor is that of `transformers.Trainer`. Pass `SegmentationTrainingArguments` as `args`, a
-    `SegmentationCollator` as `data_collator`, `TrainerScores` as `compute_metrics`, and `SetEpoch()` among
-    the `callbacks` if the training data is augmented. `preprocess_logits_for_metrics` is not needed.
+    The constructor is that of `transformers.Trainer`; `preprocess_logits_for_metrics` is not needed.
+
+    Args:
+        model: Any model that `AutoModelForSemanticSegmentation` loads.
+        args: Settings, a `SegmentationTrainingArguments`.
+        data_collator: A `SegmentationCollator`.
+        train_dataset: Image-mask pairs, augmented by an `AugmentedDataset`.
+        eval_dataset: Image-mask pairs of any size.
+        processing_class: The image processor, which is saved with the model.
+        compute_metrics: A `TrainerScores`.
+        callbacks: Callbacks; `SetEpoch()` is one of them if the training data is augmented.
     """
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
@@ -91,9 +98,7 @@ class SegmentationTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> EvalLoopOutput:
-        """As in Trainer, after broadcasting the buffers of the first process: batch norm statistics differ
-        between processes.
-        """
+        """As in Trainer, after broadcasting the buffers: batch norm statistics differ between processes."""
         for buffer in self.model.buffers():
             broadcast(buffer)
         return super().evaluation_loop(*arguments, **options)
@@ -117,9 +122,7 @@ class SegmentationTrainer(Trainer):
         return loss, *(self.padded(ids) for ids in (reduce_logits(logits, labels), labels))
 
     def padded(self, ids: Tensor) -> Tensor:
-        """(B, H, W) -> (B, H', W'), padded to the largest H and W of all processes with an id that the
-        metrics ignore.
-        """
+        """(B, H, W) -> (B, H', W'), padded to the largest of all processes with an id that metrics ignore."""
         for axis in (1, 2):
             ids = self.accelerator.pad_across_processes(ids, dim=axis, pad_index=PADDING)
         return ids

@@ -40,7 +40,7 @@ CLASSIFIER = RenamingTable(
     (*STEM, (r"^(encoder|norm)\.", r"backbone.\1."), (r"^head\.", "classifier.")), BLOCKS.split
 )
 
-# Arguments of the authors' constructors with the same value in all their models; no other value is supported here.
+# Arguments with the same value in all models of the authors; no other value is supported here.
 FIXED = {
     "patch_size": 4,
     "qkv_bias": True,
@@ -59,8 +59,7 @@ UNDERSTOOD = {"split_size", "num_heads", "mlp_ratio", "drop_path_rate"}
 def cswin_from_official(
     weights: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> CswinBackbone | CswinForImageClassification:
-    """Builds our model with the authors' weights: a classifier if they include a `head`, otherwise a
-    backbone.
+    """Builds our model with the authors' weights: a classifier if they have a `head`, else a backbone.
 
     Args:
         weights: The authors' state dict.

@@ -81,8 +81,6 @@ def check_arguments(
 
 
 def dead_parts(stage: str, depth: int) -> list[str]:
-    """Returns patterns of the tensors without effect in a stage of the given depth, whose names start with
-    `stage`.
-    """
+    """Returns patterns of the tensors without effect in a stage whose names start with `stage`."""
     last_attention = rf"^{stage}blocks\.{depth - 1}\.gt_attn\."
     return [last_attention, rf"^{stage}pe\b"] if depth == 1 else [last_attention]

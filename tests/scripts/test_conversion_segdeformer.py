@@ -104,10 +104,10 @@ def test_sizes_are_read_from_the_tensors(tmp_path):
 
 def test_a_tensor_too_few_or_too_many_is_named(tmp_path):
     weights = in_mmseg_names(SegformerModel(tiny_mit()), tmp_path)
-    with pytest.raises(ValueError, match=r"no Mix Transformer of mmsegmentation: .*cls_token"):
+    with pytest.raises(ValueError, match=r"not a Mix Transformer of mmsegmentation: .*cls_token"):
         mit_from_mmseg({**weights, "cls_token": torch.zeros(1)} | {"layers.0.1.0.cls_token": torch.zeros(1)})
     del weights["layers.0.2.bias"]
-    with pytest.raises(ValueError, match=r"no Mix Transformer of mmsegmentation: .*layer_norm"):
+    with pytest.raises(ValueError, match=r"not a Mix Transformer of mmsegmentation: .*layer_norm"):
         mit_from_mmseg(weights)
 
 
