@@ -6,11 +6,11 @@ command answers `--help` at once.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
@@ -37,18 +37,23 @@ class AfterImport(MetaPathFinder):
 
     def __init__(self, module: str, function: Callable[[], None]) -> None:
         self.module, self.function = module, function
+        self.is_asking_others = False
 
     def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
         """The module's own spec, with the call added to its loader; None for every other module."""
-        if name != self.module:
+        if name != self.module or self.is_asking_others:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self.is_asking_others = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self.is_asking_others = False
         execute = spec.loader.exec_module
 
         def execute_and_call(module: ModuleType) -> None:
             execute(module)
             self.function()
+            sys.meta_path.remove(self)
 
         spec.loader.exec_module = execute_and_call
         return spec
@@ -72,64 +77,46 @@ class ConfigurationOnDemand:
         return self._load()(*args, **options)
 
 
-class LoadedWhenRead(dict):
-    """Entries of which some are added by a function when the first is read."""
+class ImageProcessorsOnDemand(Mapping):
+    """Our image processor classes by backend, in transformers' AutoImageProcessor: imported when it looks through its classes."""
 
-    def __init__(self, known: dict, load: Callable[[], None]) -> None:
-        super().__init__(known)
-        self._load = load
+    def _load(self) -> dict[str, type]:
+        from .processing.image_processing_segmentation import IMAGE_PROCESSORS
 
-    def _loaded(self) -> dict:
-        load, self._load = self._load, lambda: None
-        load()
-        return dict(self)
+        return IMAGE_PROCESSORS
 
-    def __contains__(self, key: Any) -> bool:
-        return key in self._loaded()
+    def __getitem__(self, backend: str) -> type:
+        return self._load()[backend]
 
-    def keys(self) -> Any:
-        return self._loaded().keys()
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._load())
 
-    def values(self) -> Any:
-        return self._loaded().values()
+    def __len__(self) -> int:
+        return len(self._load())
 
-    def items(self) -> Any:
-        return self._loaded().items()
+
+# Right after these two, transformers itself may be half loaded, so that nothing can be imported.
 
 
 def announce_configurations() -> None:
-    """AutoConfig finds our configurations by their `model_type`. Nothing may be imported: transformers itself is half loaded."""
+    """AutoConfig finds our configurations by their `model_type`."""
     auto = sys.modules["transformers.models.auto.configuration_auto"]
     for model_type, name in CONFIGURATIONS.items():
         auto.CONFIG_MAPPING.register(model_type, ConfigurationOnDemand(name), exist_ok=True)
 
 
-def register_models() -> None:
-    from .modeling.auto_classes import register_auto_classes
-
-    register_auto_classes()
-
-
 def announce_image_processors() -> None:
-    """AutoImageProcessor finds ours. They are loaded when it looks: every module of a model imports its table halfway through."""
-    mapping = sys.modules["transformers.models.auto.image_processing_auto"].IMAGE_PROCESSOR_MAPPING
-    mapping._extra_content = LoadedWhenRead(mapping._extra_content, register_image_processors)
+    """AutoImageProcessor finds our image processors by their class name."""
+    auto = sys.modules["transformers.models.auto.image_processing_auto"]
+    auto.IMAGE_PROCESSOR_MAPPING.register(ImageProcessorsOnDemand, ImageProcessorsOnDemand(), exist_ok=True)
 
 
-def register_image_processors() -> None:
-    from transformers import AutoImageProcessor, DetrImageProcessor, DetrImageProcessorPil
+def register_models() -> None:
+    """Every Auto class finds our models, and their image processors, by the configuration's class."""
+    from .modeling.auto_classes import register_auto_classes
+    from .processing.image_processing_segmentation import IMAGE_PROCESSORS
 
-    from .configuration.auto_configurations import CONFIGURATIONS, MaskRcnnConfig
-    from .processing.image_processing_segmentation import (
-        SegmentationImageProcessor,
-        SegmentationImageProcessorPil,
-    )
-
-    for config in CONFIGURATIONS:
-        processors = {"torchvision": SegmentationImageProcessor, "pil": SegmentationImageProcessorPil}
-        if config is MaskRcnnConfig:
-            processors = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}
-        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
+    register_auto_classes(IMAGE_PROCESSORS)
 
 
 def save(saved: Any, write: Callable[..., Any], folder: Any, **options: Any) -> None:
@@ -145,15 +132,15 @@ def push(saved: Any, repo_id: str, **options: Any) -> Any:
 
 
 def save_models_with_code() -> None:
-    from .modeling.pretrained import ContextsegPreTrainedModel
+    from .modeling.pretrained import ContextsegPreTrainedModel, HubHooks
 
-    ContextsegPreTrainedModel.hub = SimpleNamespace(save=save, push=push)
+    ContextsegPreTrainedModel.hub_hooks = HubHooks(save, push)
 
 
 def save_image_processors_with_code() -> None:
-    from .processing.saving import SavedWithCode
+    from .processing.saving import HubHooks, SavedWithCode
 
-    SavedWithCode.hub = SimpleNamespace(save=save, push=push)
+    SavedWithCode.hub_hooks = HubHooks(save, push)
 
 
 AFTER_IMPORT: dict[str, Callable[[], None]] = {

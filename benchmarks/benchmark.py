@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
     import torch
@@ -32,21 +32,22 @@ LARGE_SIZE = (1024, 2048)
 
 
 @dataclass
-class BenchmarkArguments:
-    size: str = "512"  # N,N: height and width of the images
-    batches: str = "1,2"  # N,N: batch sizes, separated by commas
-    attention_sizes: str = "512,1024,2048"  # N,N: image sizes for the memory of global attention
-    repeats: int = 7  # rounds of ours and theirs
-    works: str = ""  # NAME,NAME: comparisons to run (default: all)
-    large: bool = False  # also SegDeformer's head, ours alone, on an image of 1024x2048 (minutes)
-    # Machine
-    device: str = "cpu"  # NAME: where to run: cpu, cuda, ...
-    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast
-    threads: int | None = None  # CPU threads (default: PyTorch's choice)
-    # Output
-    output: str = "benchmarks/speed.md"  # FILE: the page to write
-    quick: bool = False  # very small models and images: does everything still run?
-    traceback: bool = False  # show where in the code an error came from
+class BenchmarkArguments(CommandOptions):
+    sizes: str = option("512", "heights and widths of the images, separated by commas", metavar="N,N")
+    batches: str = option("1,2", "batch sizes, separated by commas", metavar="N,N")
+    attention_sizes: str = option(
+        "512,1024,2048", "image sizes at which the memory of global attention is measured", metavar="N,N"
+    )
+    repeats: int = option(7, "rounds, each of our model and the other one")
+    works: str = option("", "comparisons to run, separated by commas (default: all)", metavar="NAME,NAME")
+    large: bool = option(
+        False, "also run SegDeformer's head, ours alone, on an image of 1024x2048 (takes minutes)"
+    )
+    device: str = option("cpu", "device to run on: cpu, cuda, ...")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "data type; bfloat16 is run by autocast")
+    threads: int | None = option(None, "CPU threads (default: PyTorch's choice)")
+    output: str = option("benchmarks/speed.md", "page to write", metavar="FILE")
+    quick: bool = option(False, "use very small models and images, to see whether everything still runs")
 
 
 class Row(NamedTuple):
@@ -59,10 +60,14 @@ class Row(NamedTuple):
     memory: tuple[int, int]
 
 
+def new_parser() -> CommandLine:
+    return CommandLine(BenchmarkArguments, PROGRAM, DESCRIPTION)
+
+
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(BenchmarkArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     if arguments.quick:
-        arguments.size, arguments.batches, arguments.attention_sizes, arguments.repeats = (
+        arguments.sizes, arguments.batches, arguments.attention_sizes, arguments.repeats = (
             "64",
             "1",
             "64,128",
@@ -166,7 +171,7 @@ def measure(
     for mode in work.modes:
         is_training = mode == "training step"
         models = [model.to(device).train(is_training) for model in (pair.ours, pair.theirs)]
-        sizes, batches = integers(arguments.size, "--size"), integers(arguments.batches, "--batches")
+        sizes, batches = integers(arguments.sizes, "--sizes"), integers(arguments.batches, "--batches")
         for side, batch in product(sizes, batches):
             computed = [work.job(model, batch, (side, side)) for model in models]
             ours, theirs = (

@@ -107,7 +107,7 @@ def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.M
     for step in range(steps):
         factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
         set_learning_rate(optimizer, factor)
-        chosen = torch.randint(len(pictures.labels), (task.batch,), generator=order)
+        chosen = torch.randint(len(pictures.labels), (task.batch_size,), generator=order)
         loss = model(pixel_values=pictures.pixel_values[chosen], labels=pictures.labels[chosen]).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
@@ -181,7 +181,7 @@ class Task:
     steps: int
     patience: int
     learning_rate: float
-    batch: int
+    batch_size: int
 
     def steps_of(self, network: Network) -> int:
         """Where most of the white cannot teach what the flag means, networks get more time."""

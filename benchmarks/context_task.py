@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
     from .context_networks import Pictures, Places, Result, Task
@@ -31,28 +31,36 @@ NETWORKS = ((0, True, 2), (10, False, 2), (1, True, 2), (5, True, 2), (10, True,
 
 
 @dataclass
-class ContextArguments:
-    # Scenes
-    scenes: int = 1500  # to train on
-    scored: int = 200  # to score, each of them under both flags
-    size: int = 96  # sides of a scene in pixels
-    nearest: float = 12  # the nearest white is at most this many pixels from the flag
-    edges: str = "0,16,24,32,40,48"  # N,N: distances at which the columns of the table begin
-    # Training
-    steps: int = 700  # steps of the optimizer
-    patience: int = 2  # times as many steps for networks with small windows and no global attention
-    batch: int = 8  # scenes in each step
-    learning_rate: float = 1e-3  # of AdamW, at the end of the warm-up
-    seeds: int = 2  # repetitions: other training scenes, weights and order; the same scored scenes
-    jobs: int = 1  # networks that are trained at the same time, each on one thread
-    # Output
-    output: str = "benchmarks/context.md"  # FILE: the page to write; its pictures go into pictures/ beside it
-    quick: bool = False  # few steps and scenes: does everything still run?
-    traceback: bool = False  # show where in the code an error came from
+class ContextArguments(CommandOptions):
+    scenes: int = option(1500, "scenes to train on")
+    scored: int = option(200, "scenes to score, each under both flags")
+    size: int = option(96, "side of a scene in pixels")
+    nearest: float = option(12, "largest distance in pixels from the flag to the nearest white area")
+    edges: str = option(
+        "0,16,24,32,40,48", "distances at which the columns of the table begin", metavar="N,N"
+    )
+    steps: int = option(700, "optimizer steps")
+    patience: int = option(
+        2, "factor of the steps of networks with small windows and without global attention"
+    )
+    batch_size: int = option(8, "scenes in each step")
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
+    seeds: int = option(
+        2, "repetitions with other training scenes, weights and order, and the same scored scenes"
+    )
+    jobs: int = option(1, "networks that are trained at the same time, each on one thread")
+    output: str = option(
+        "benchmarks/context.md", "page to write; its pictures go to pictures/ beside it", metavar="FILE"
+    )
+    quick: bool = option(False, "use few steps and scenes, to see whether everything still runs")
+
+
+def new_parser() -> CommandLine:
+    return CommandLine(ContextArguments, PROGRAM, DESCRIPTION)
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(ContextArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     if arguments.quick:
         arguments.scenes, arguments.scored, arguments.steps, arguments.seeds = 8, 4, 2, 1
     command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
@@ -247,7 +255,7 @@ A perfect network is at 100. 0 without a decimal is exactly none: the flag arriv
 |---|---|---|
 {sizes}
 
-Training: {scenes} scenes, {steps} steps of {batch} ({patience} times as many with small windows and without G-MSA), AdamW with learning rate {learning_rate:g}, seeds: {seeds}, scored after
+Training: {scenes} scenes, {steps} steps of {batch_size} ({patience} times as many with small windows and without G-MSA), AdamW with learning rate {learning_rate:g}, seeds: {seeds}, scored after
 the last step: nothing was chosen by its score. With several seeds, tables give the mean first, then each seed. Processor time also
 depends on what else the machine does.
 

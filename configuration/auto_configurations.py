@@ -1,4 +1,4 @@
-"""Every configuration of this package, as transformers' AutoConfig knows them."""
+"""Every configuration of this package, for those who look one up by its name."""
 
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
@@ -6,4 +6,4 @@ from .configuration_maformer import MaformerConfig
 from .configuration_mask_rcnn import MaskRcnnConfig
 from .configuration_segdeformer import SegDeformerConfig
 
-CONFIGURATIONS = (CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, SegDeformerConfig)
+__all__ = ["CswinConfig", "GlamSwinConfig", "MaformerConfig", "MaskRcnnConfig", "SegDeformerConfig"]

@@ -4,13 +4,13 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .checked_config import choose
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
-from .custom_backbones import REGISTERED_HERE  # noqa: F401 - in an exported repository, the import registers them
 
 # Found without transformers' registry, which knows other copies of these classes where code comes from the Hub.
-OWN_BACKBONES = {config.model_type: config for config in (CswinConfig, GlamSwinConfig, MaformerConfig)}
+OWN_BACKBONES = {"cswin": CswinConfig, "glam_swin": GlamSwinConfig, "maformer": MaformerConfig}
 
 
 def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> PreTrainedConfig:
@@ -21,7 +21,7 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
     if model_type in OWN_BACKBONES:
-        config_class = OWN_BACKBONES[model_type]
+        config_class = choose("backbone", model_type, OWN_BACKBONES)
         return config_class.from_dict(settings) if is_stored else config_class(**settings)
     if model_type is None:
         raise ValueError(

@@ -51,9 +51,18 @@ def reject_unknown_options(owner: str, options: Iterable[str], known: Iterable[s
 
 
 def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
-    """The entry of `table` called `name`, or an error that lists what there is."""
+    """The entry of `table` called `name`, or an error that lists what there is.
+
+    In a repository that was saved with its code, entries that its model does not use are `NotImplemented`.
+    """
     if name not in table:
         raise ValueError(f"no {kind} '{name}'{did_you_mean(name, table)}")
+    if table[name] is NotImplemented:
+        held = " and ".join(f"'{key}'" for key, entry in table.items() if entry is not NotImplemented)
+        raise ValueError(
+            f"this repository holds the code of {kind} {held or 'None'} only, not of '{name}'. contextseg has all of them: "
+            "install it, and `import contextseg` in place of trust_remote_code=True."
+        )
     return table[name]
 
 

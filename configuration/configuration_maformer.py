@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from .checked_config import choose
 from .staged import StagedConfig
 
-CHOICES = {
+BLOCK_CHOICES = {
     "local_attention": ("cross_shaped", "shifted_window"),
     "global_branch": ("gld", "conv", "none"),
     "fusion": ("maf", "local_enhanced"),
@@ -81,7 +81,7 @@ class MaformerConfig(StagedConfig):
             self.check_stripes(self.stripe_widths)
 
     def validate_blocks(self) -> None:
-        for field, names in CHOICES.items():
+        for field, names in BLOCK_CHOICES.items():
             choose(field, getattr(self, field), dict.fromkeys(names))
         if not 0 < self.gld_ratio <= 1 or self.gld_grid_size * self.gld_ratio < 1:
             raise ValueError(

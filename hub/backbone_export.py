@@ -1,7 +1,7 @@
 """The code of a backbone that a user registered with AutoBackbone, for the repository of a model that is built on it.
 
-The user's module takes the place of `custom_backbones.py`, with its registration at the end. Both the configuration's and
-the model's file import it, because transformers may load each with its own copy of the classes.
+The user's module becomes the file `custom_backbones.py`, with its registration at the end. Both the configuration's and the
+model's file import it, because transformers may load each with its own copy of the classes.
 """
 
 import ast

@@ -47,7 +47,9 @@ def front_matter(
     """Task, licence, tags, data, encoder and scores; only what has a name on the Hub is linked to."""
     names = run.get("hub_names") or {}
     base_model = names.get("base_model")
-    fields = {"library_name": "transformers", "pipeline_tag": task_of(config), **license_of(base_model)}
+    said = (run.get("arguments") or {}).get("license")
+    license = {"license": said} if said else license_of(base_model)
+    fields = {"library_name": "transformers", "pipeline_tag": task_of(config), **license}
     fields |= {"datasets": names.get("datasets") or None, "base_model": base_model}
     if example:
         fields["widget"] = [{"src": EXAMPLE_NAME, "example_title": example}]
@@ -62,10 +64,8 @@ def front_matter(
 
 
 def license_of(base_model: str | None) -> dict[str, str]:
-    """Apache-2.0 for weights of one's own; else what holds for the checkpoint, and nothing where that is not known."""
-    if base_model is None:
-        return {"license": "apache-2.0"}
-    return next((terms for start, terms in LICENSES.items() if base_model.startswith(start)), {})
+    """The license of the checkpoint that the weights start from; nothing where it is not known, or they start from none."""
+    return next((terms for start, terms in LICENSES.items() if (base_model or "").startswith(start)), {})
 
 
 def eval_results(task: str, scores: Mapping[str, Any], run: Mapping[str, Any]) -> list[EvalResult]:

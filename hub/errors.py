@@ -25,6 +25,10 @@ class HubError(OSError):
     """An upload that did not come to its end."""
 
 
+class ProofError(RuntimeError):
+    """An exported repository that does not work without contextseg, or gives other logits there."""
+
+
 @contextmanager
 def explained(repo_id: str, has_token: bool = False) -> Iterator[None]:
     """Inside the block, what huggingface_hub raises becomes a `HubError`.

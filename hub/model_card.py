@@ -30,6 +30,7 @@ EMPTY_FORM = "This model card has been automatically generated."
 TRAINER_LOG = "generated automatically according to the information the Trainer had access to"
 # Front matter that follows from the weights: an older card's values would not hold for new ones.
 OF_THE_WEIGHTS = ("base_model", "datasets", "metrics", "model-index")
+NAMED_LICENSE = ("license", "license_name", "license_link")
 
 
 def write_model_card(
@@ -46,14 +47,14 @@ def write_model_card(
 
     repository: the name that the lines of use give to `from_pretrained`; "." is the folder itself.
     scores, run: contents of `evaluation.json` and `run.json`, by default those in the folder.
-    license, tags, metadata: further front matter, such as `widget`. A new card's licence is Apache-2.0, or that of the checkpoint
-        the weights start from where it is known, unless told; what a card has and is not named here, it keeps.
+    license, tags, metadata: further front matter, such as `widget`; what a card has and is not named here, it keeps. Without
+        `license` a new card has the run's, or that of the checkpoint the weights start from where it is known, or none.
     """
     folder = Path(folder)
     config = read_settings(folder / CONFIG_NAME)
     processor = read_settings(folder / IMAGE_PROCESSOR_NAME)
     path = folder / CARD_NAME
-    existing = path.read_text(encoding="utf-8") if path.is_file() else ""
+    existing = read_text(path)
     run = without_own_folders(run or read_settings(folder / RUN_NAME))
     scores = without_own_folders(scores or read_settings(folder / SCORES_NAME)) or scores_of_training(run)
     example = title_of(folder / EXAMPLE_NAME)
@@ -69,6 +70,16 @@ def write_model_card(
     write_text(path, card)
 
 
+def ask_for_license(folder: Path) -> None:
+    """A log line where the card of a folder that becomes public, one that we wrote, names no license."""
+    card = read_text(folder / CARD_NAME)
+    if BEGIN in card and ModelCard(card).data.license is None:
+        logger.warning(
+            "the model card names no license for these weights. Name the one that you give them: license=... of push_to_hub "
+            "and save_pretrained, --license of the commands, or `license:` at the top of the card."
+        )
+
+
 def merged(existing: str, data: Mapping[str, Any], given: Mapping[str, Any], part: str) -> str:
     """The card's new text: its own words stay, and its front matter where not `given` nor of the weights."""
     if BEGIN in existing and END in existing:
@@ -82,6 +93,8 @@ def merged(existing: str, data: Mapping[str, Any], given: Mapping[str, Any], par
         text = f"---\n{{}}\n---\n{part}\n"
     card = ModelCard(text)
     kept = card.data.to_dict()
+    if "license" in given:  # the name and link are those of another license
+        data, kept = ({k: v for k, v in part.items() if k not in NAMED_LICENSE} for part in (data, kept))
     if TRAINER_LOG not in existing:
         kept = {name: value for name, value in kept.items() if name not in ("model-index", "metrics")}
     if [item.get("src") for item in kept.get("widget") or []] == [EXAMPLE_NAME]:
@@ -123,12 +136,18 @@ def without_own_folders(value: Any) -> Any:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = read_text(path)
+    return json.loads(text) if text else {}
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, "" where there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def write_text(path: Path, text: str) -> None:
     """Under a temporary name first, and not at all when the file says so already."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    if read_text(path) == text:
         return
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text, encoding="utf-8")

@@ -8,7 +8,6 @@ A save is completed in a hidden folder inside the target and moved into place fi
 last: whatever fails meanwhile, no file is half-written and no configuration points to code that is not there.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -21,95 +20,64 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from transformers import AutoBackbone, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from ..modeling.auto_classes import MODELS
 from ..modeling.pretrained import ContextsegPreTrainedModel
-from .backbone_export import custom_backbone_file
 from .card_data import EXAMPLE_NAME, card_tags
 from .errors import explained
-from .flattening import flatten
-from .model_card import CARD_NAME, RECORDS, read_settings, write_model_card, write_text
+from .model_card import CARD_NAME, RECORDS, ask_for_license, read_settings, read_text, write_model_card
+from .repository_code import (
+    PACKAGE,
+    code_files,
+    model_classes,
+    model_code,
+    processor_classes,
+    processor_code,
+    reference,
+)
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = __name__.partition(".")[0]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 COMMIT_OPTIONS = ("commit_message", "commit_description", "create_pr", "private", "revision", "tags", "token")
 
 
-# -- repositories ----------------------------------------------------------------------------------------------------
+# -- code --------------------------------------------------------------------------------------------------------------
 
 
-def add_code(folder: Path) -> bool:
-    """Writes the code of the folder's model and image processor, then the `auto_map` that names it; whether any was ours."""
-    is_ours = False
-    for name, classes_of in ((CONFIG_NAME, model_classes), (IMAGE_PROCESSOR_NAME, processor_classes)):
-        settings = read_settings(folder / name)
-        classes = classes_of(settings)
+def add_code(staging: Path, folder: Path) -> set[str]:
+    """Completes what is about to move from `staging` into `folder`: code, and the `auto_map` that names it.
+
+    Settings that lie in the folder already are completed as well, because Trainer copies a checkpoint's configuration there
+    and saves only the processor anew. What the folder holds already is not written again.
+
+    Returns the names of the code files that the settings in `staging` need; none if they describe no class of ours.
+    """
+    needed: set[str] = set()
+    for name, classes_of, code_of in (
+        (CONFIG_NAME, model_classes, model_code),
+        (IMAGE_PROCESSOR_NAME, processor_classes, processor_code),
+    ):
+        is_new = (staging / name).is_file()
+        settings = read_settings((staging if is_new else folder) / name)
+        classes, files = classes_of(settings), code_of(settings, folder)
+        needed |= files.keys() if is_new else set()
         if classes:
-            modules = [
-                cls.__module__
-                for found in classes.values()
-                for cls in (found.values() if isinstance(found, dict) else [found])
-            ]
-            for file, source in {**flatten(modules), **custom_backbone_file(settings, folder)}.items():
-                write_text(folder / file, source)
             settings["auto_map"] = {auto_class: reference(found) for auto_class, found in classes.items()}
-        elif any(not (folder / file).is_file() for file in code_files(settings)):
+        elif any(
+            not ((staging / file).is_file() or (folder / file).is_file()) for file in code_files(settings)
+        ):
             del settings["auto_map"]  # from an earlier life: it must not stay without its code
         else:
             continue
-        write_text(folder / name, json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        is_ours |= bool(classes)
-    return is_ours
-
-
-def model_classes(config: dict[str, Any]) -> dict[str, type]:
-    """Auto class -> class of this package, for all that open the weights which this configuration describes.
-
-    Features can be had from every model's weights; a head only by the class that was saved.
-    """
-    name = (config.get("architectures") or [""])[0]
-    for config_class, models in MODELS.items():
-        if any(model.__name__ == name for model in models.values()):
-            opening = {
-                auto_class.__name__: model
-                for auto_class, model in models.items()
-                if model.__name__ == name or auto_class in (AutoModel, AutoBackbone)
-            }
-            return {"AutoConfig": config_class, **opening}
-    return {}
-
-
-def processor_classes(settings: dict[str, Any]) -> dict[str, dict[str, type]]:
-    """The same for a preprocessor_config.json: one class for each backend."""
-    name = settings.get("image_processor_type", "")
-    package = importlib.import_module(PACKAGE)
-    if not name or name not in package.__all__:
-        return {}
-    return {
-        "AutoImageProcessor": {"torchvision": getattr(package, name), "pil": getattr(package, f"{name}Pil")}
-    }
-
-
-def reference(found: type | dict[str, type]) -> str | dict[str, str]:
-    """`file.Class`, as an `auto_map` writes it."""
-    if isinstance(found, dict):
-        return {backend: reference(cls) for backend, cls in found.items()}
-    return f"{found.__module__.rpartition('.')[2]}.{found.__name__}"
-
-
-def code_files(settings: dict[str, Any]) -> list[str]:
-    """The files of its own repository that an `auto_map` names."""
-    references = []
-    for entry in settings.get("auto_map", {}).values():
-        references += (
-            entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else [entry]
-        )
-    return [f"{entry.partition('.')[0]}.py" for entry in references if entry and "--" not in entry]
+        files[name] = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        for file, text in files.items():
+            (staging / file).unlink(missing_ok=True)
+            if read_text(folder / file) != text:
+                (staging / file).write_text(text, encoding="utf-8")
+    return needed
 
 
 # -- saving and pushing ----------------------------------------------------------------------------------------------
@@ -120,30 +88,39 @@ def save(
     write: Callable[..., Any],
     folder: str | os.PathLike,
     *,
+    license: str | None = None,
     push_to_hub: bool = False,
     repo_id: str | None = None,
     **options: Any,
 ) -> None:
     """`save_pretrained` of a model or image processor: `write` is transformers' own, the rest makes a repository of it.
 
-    The code and card are completed for all that lies in the folder, because Trainer copies a checkpoint's
-    configuration there and saves only the processor anew.
+    license: of the weights, in the Hub's spelling, for the model card.
+    push_to_hub, repo_id: whether to upload what was saved, and to which repository; by default it is called as the folder.
+    options: what `upload` takes, and for `write`.
     """
     folder = Path(folder)
+    commit = commit_options(saved, options)
     with staged(folder) as staging:
         write(staging, **options)
-        if not add_code(staging):
-            logger.warning(
-                "%s is no class of %s: %s holds no code for it.", type(saved).__name__, PACKAGE, folder
-            )
-    add_code(folder)
-    complete_card(folder)
+        files = {path.name for path in staging.iterdir()}
+        code = add_code(staging, folder)
+    if not code:
+        logger.warning(
+            "%s is no class of %s: %s holds no code for it.", type(saved).__name__, PACKAGE, folder
+        )
+    complete_card(folder, license=license)
     if isinstance(saved, ContextsegPreTrainedModel):
-        saved.add_model_tags(
-            card_tags(saved.config.to_dict())
-        )  # Trainer writes a card of its own, with these
+        saved.add_model_tags(card_tags(saved.config.to_dict()))  # for the card that Trainer writes
     if push_to_hub:
-        push(saved, repo_id or folder.name, **options)
+        files |= {*code, CARD_NAME}
+        upload(folder, repo_id or folder.name, files=files, license=license, **commit)
+
+
+def commit_options(saved: object, options: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of `options` what `upload` takes."""
+    commit = {name: options.pop(name) for name in COMMIT_OPTIONS if name in options}
+    return {"commit_message": f"Upload {type(saved).__name__}", **commit}
 
 
 @contextmanager
@@ -177,19 +154,22 @@ def is_weights(file: str) -> bool:
     return any(fnmatch(file, pattern) for pattern in WEIGHTS)
 
 
-def push(saved: PreTrainedModel | ImageProcessingMixin, repo_id: str, **options: Any) -> CommitInfo:
+def push(
+    saved: PreTrainedModel | ImageProcessingMixin, repo_id: str, *, license: str | None = None, **options: Any
+) -> CommitInfo:
     """`push_to_hub` of a model or image processor: takes what `upload` takes, the rest goes to `save_pretrained`."""
-    commit = {name: options.pop(name) for name in COMMIT_OPTIONS if name in options}
-    commit.setdefault("commit_message", f"Upload {type(saved).__name__}")
+    commit = commit_options(saved, options)
     with TemporaryDirectory() as folder:
-        saved.save_pretrained(folder, **options)
-        return upload(Path(folder), repo_id, **commit)
+        saved.save_pretrained(folder, license=license, **options)
+        return upload(Path(folder), repo_id, license=license, **commit)
 
 
 def upload(
     folder: Path,
     repo_id: str,
     *,
+    files: Collection[str] | None = None,
+    license: str | None = None,
     token: str | bool | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -198,22 +178,29 @@ def upload(
 ) -> CommitInfo:
     """The folder's files as one commit on top of the one that was read. What people wrote on a model card there is kept.
 
+    files: names of those to upload; by default all.
+    license: of the weights, for the model card; by default the one that the card has.
+
     Raises `HubError`, with nothing committed, where the Hub refuses, fails, or was pushed to by somebody else meanwhile.
     """
     api = HfApi(token=token)
-    files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    local = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    if files is not None:
+        local = {name: path for name, path in local.items() if name in files}
     with explained(repo_id, has_token=isinstance(token, str)), TemporaryDirectory() as name:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision and not commit.get("create_pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         head, draft = api.model_info(repo_id, revision=revision), Path(name)
         present = [sibling.rfilename for sibling in head.siblings or []]
-        collect_card_sources(api, repo_id, head.sha, files, draft)
-        complete_card(draft, repository=repo_id, tags=[tags] if isinstance(tags, str) else tags or [])
+        collect_card_sources(api, repo_id, head.sha, local, draft)
+        tags = [tags] if isinstance(tags, str) else tags or []
+        complete_card(draft, repository=repo_id, license=license, tags=tags)
         if (draft / CARD_NAME).exists():
-            files[CARD_NAME] = draft / CARD_NAME
-        operations = [CommitOperationAdd(file, path) for file, path in sorted(files.items())]
-        operations += [CommitOperationDelete(file) for file in outdated(present, files)]
+            ask_for_license(draft)
+            local[CARD_NAME] = draft / CARD_NAME
+        operations = [CommitOperationAdd(file, path) for file, path in sorted(local.items())]
+        operations += [CommitOperationDelete(file) for file in outdated(present, local)]
         return api.create_commit(repo_id, operations, revision=revision, parent_commit=head.sha, **commit)
 
 

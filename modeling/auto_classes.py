@@ -3,10 +3,13 @@
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
+    DetrImageProcessor,
+    DetrImageProcessorPil,
     PreTrainedConfig,
 )
 from transformers.models.auto import modeling_auto
@@ -59,6 +62,7 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
     },
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
 }
+DETECTION_PROCESSORS = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}
 # Pipelines check these lists of names, and without an entry log an error before they work all the same.
 NAMES_FOR_PIPELINES = {
     AutoModelForObjectDetection: modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
@@ -66,10 +70,12 @@ NAMES_FOR_PIPELINES = {
 }
 
 
-def register_auto_classes() -> None:
-    """Makes `Auto*.from_pretrained` and `pipeline` find our models."""
+def register_auto_classes(image_processors: dict[str, type]) -> None:
+    """Makes `Auto*.from_pretrained` and `pipeline` find our models and their image processors (by backend)."""
     for config, models in MODELS.items():
+        processors = DETECTION_PROCESSORS if AutoModelForObjectDetection in models else image_processors
         AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         for auto_class, model in models.items():
             auto_class.register(config, model, exist_ok=True)
             if auto_class in NAMES_FOR_PIPELINES:

@@ -22,7 +22,6 @@ from transformers.utils import is_timm_available
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..configuration.checked_config import did_you_mean
-from ..configuration.custom_backbones import REGISTERED_HERE  # noqa: F401 - in an exported repository, the import registers them
 
 if is_timm_available():
     import timm

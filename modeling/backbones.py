@@ -17,9 +17,6 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from ..configuration.checked_config import choose
-from ..configuration.configuration_cswin import CswinConfig
-from ..configuration.configuration_glam_swin import GlamSwinConfig
-from ..configuration.configuration_maformer import MaformerConfig
 from .backbone_building import build_encoder
 from .backbone_info import EncoderFacts, measure
 from .modeling_cswin import CswinBackbone
@@ -32,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 # By `model_type`, which is the same in every copy of a configuration's class.
 OWN_BACKBONES: dict[str, Callable[[PreTrainedConfig], nn.Module]] = {
-    CswinConfig.model_type: CswinBackbone,
-    GlamSwinConfig.model_type: GlamSwinBackbone,
-    MaformerConfig.model_type: MaformerBackbone,
+    "cswin": CswinBackbone,
+    "glam_swin": GlamSwinBackbone,
+    "maformer": MaformerBackbone,
 }
 FLAT = {"keep": False, "pyramid": True}
 
@@ -186,10 +183,26 @@ def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> Any
     flat: for plain vision transformers, whose maps have one stride: "keep" leaves them so, "pyramid" adds layers that
         make strides 4, 8, 16, 32 of them.
     """
-    if backbone_config.model_type in OWN_BACKBONES:
-        return adapted(OWN_BACKBONES[backbone_config.model_type](backbone_config), flat)
+    origin = "ours" if backbone_config.model_type in OWN_BACKBONES else "foreign"
+    return choose("backbones that are", origin, BACKBONE_BUILDERS)(backbone_config, flat)
+
+
+def own_backbone(backbone_config: PreTrainedConfig, flat: str) -> AnyBackbone:
+    """One of ours in its adapter."""
+    build = choose("backbone", backbone_config.model_type, OWN_BACKBONES)
+    return adapted(build(backbone_config), flat)
+
+
+def foreign_backbone(backbone_config: PreTrainedConfig, flat: str) -> AnyBackbone:
+    """An encoder of transformers, timm or a user in its adapter."""
     facts = measure(backbone_config)
     return adapted(build_encoder(backbone_config, facts.out_indices), flat, facts)
+
+
+BACKBONE_BUILDERS: dict[str, Callable[[PreTrainedConfig, str], AnyBackbone]] = {
+    "ours": own_backbone,
+    "foreign": foreign_backbone,
+}
 
 
 def adapted(encoder: nn.Module, flat: str, facts: EncoderFacts | None = None) -> AnyBackbone:

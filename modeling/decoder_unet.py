@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..configuration.checked_config import choose
 from .blocks import Decoded
 from .nonlocal_upsampling import UPSAMPLINGS, UpsamplingSizes
 from .patches import PatchExpand, patches_with_image
@@ -73,9 +74,10 @@ def build_unet(config: PreTrainedConfig, build_stage: Callable[[int], nn.Module]
             "Use another decoder, or a model of the family 'cswin', 'glam_swin' or 'maformer'."
         )
     config.validate_unet()  # once more: `from_pretrained` changes fields of a configuration that was checked before
+    upsample = choose("upsampling", config.upsampling, UPSAMPLINGS)
     steps = [
         UnetStep(
-            UPSAMPLINGS[config.upsampling](config, upsampling_sizes(config, stage)),
+            upsample(config, upsampling_sizes(config, stage)),
             config.hidden_sizes[stage],
             build_stage(stage),
         )

@@ -44,7 +44,10 @@ class LabelRows(nn.Module):
 
 
 class LabelClassifier(LabelRows, nn.Conv2d):
-    """The convolution from features to the logits of each label; built like `nn.Conv2d`, as peft builds its adapters."""
+    """A 1x1 convolution from features to the logits of each label.
+
+    Its constructor is `nn.Conv2d`'s, with which peft builds the adapters of a convolution.
+    """
 
     def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
         """As above, and keeps `out_channels` true."""

@@ -16,7 +16,7 @@ from .pretrained import ContextsegPreTrainedModel
 from .pyramid_encoder import BlockStage, OverlappingEmbed, PreNormBlock, PyramidEncoder
 
 
-def build_stage(config: CswinConfig, stage: int) -> BlockStage:
+def build_cswin_stage(config: CswinConfig, stage: int) -> BlockStage:
     """The blocks of one stage."""
     dim, heads, width = config.hidden_sizes[stage], config.num_heads[stage], config.stripe_widths[stage]
     return BlockStage(
@@ -31,7 +31,7 @@ def build_stage(config: CswinConfig, stage: int) -> BlockStage:
     )
 
 
-def build_encoder(config: CswinConfig, num_stages: int) -> PyramidEncoder:
+def build_cswin_encoder(config: CswinConfig, num_stages: int) -> PyramidEncoder:
     """The first stages of the encoder that the configuration describes."""
     widths = [config.num_channels, *config.hidden_sizes]
     steps = [config.patch_size] + [2] * (num_stages - 1)
@@ -45,7 +45,7 @@ def build_encoder(config: CswinConfig, num_stages: int) -> PyramidEncoder:
         )
         for stage, step in enumerate(steps)
     ]
-    return PyramidEncoder(embeds, [build_stage(config, stage) for stage in range(num_stages)])
+    return PyramidEncoder(embeds, [build_cswin_stage(config, stage) for stage in range(num_stages)])
 
 
 class CswinPreTrainedModel(ContextsegPreTrainedModel):
@@ -60,14 +60,14 @@ class CswinModel(StagedModel, CswinPreTrainedModel):
     """The encoder with a final layer norm: `last_hidden_state` (B, N, C) and its mean `pooler_output` (B, C)."""
 
     def __init__(self, config: CswinConfig) -> None:
-        super().__init__(config, build_encoder(config, config.num_layers))
+        super().__init__(config, build_cswin_encoder(config, config.num_layers))
 
 
 class CswinBackbone(StagedBackbone, CswinPreTrainedModel):
     """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
 
     def __init__(self, config: CswinConfig) -> None:
-        super().__init__(config, build_encoder(config, config.num_backbone_stages))
+        super().__init__(config, build_cswin_encoder(config, config.num_backbone_stages))
 
 
 class CswinForImageClassification(StagedForImageClassification, CswinPreTrainedModel):
@@ -81,7 +81,7 @@ class CswinForSemanticSegmentation(SegmentationModel, CswinPreTrainedModel):
     """CSWin with a decoder, by default UPerNet. `decoder="unet"` mirrors its stages as Swin-Unet does Swin's."""
 
     def __init__(self, config: CswinConfig) -> None:
-        super().__init__(config, CswinBackbone(config), partial(build_stage, config))
+        super().__init__(config, CswinBackbone(config), partial(build_cswin_stage, config))
 
 
 __all__ = [

@@ -17,12 +17,11 @@ from ..configuration.configuration_glam_swin import GlamSwinConfig
 from .attention import Attention
 from .modeling_segmentation import SegmentationModel
 from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel
-from .pretrained import ContextsegPreTrainedModel
-from .swin_checkpoints import model_from_swin
+from .pretrained import ContextsegPreTrainedModel, library_module
 from .swin_stages import StageSizes, SwinEncoder, SwinStage
 
 
-def stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
+def all_stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
     """The numbers of each of the encoder's stages."""
     return [
         StageSizes(
@@ -43,15 +42,15 @@ def stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
     ]
 
 
-def build_stage(config: GlamSwinConfig, stage: int) -> SwinStage:
+def build_glam_swin_stage(config: GlamSwinConfig, stage: int) -> SwinStage:
     """The blocks of one stage, with global tokens of their own."""
-    return SwinStage(config, stage_sizes(config)[stage])
+    return SwinStage(config, all_stage_sizes(config)[stage])
 
 
-def build_encoder(config: GlamSwinConfig, num_stages: int) -> SwinEncoder:
+def build_glam_swin_encoder(config: GlamSwinConfig, num_stages: int) -> SwinEncoder:
     """The first stages of the encoder that the configuration describes."""
     patch = (config.patch_size,) * 2
-    return SwinEncoder(config, config.num_channels, patch, stage_sizes(config)[:num_stages])
+    return SwinEncoder(config, config.num_channels, patch, all_stage_sizes(config)[:num_stages])
 
 
 class GlamSwinPreTrainedModel(ContextsegPreTrainedModel):
@@ -69,7 +68,8 @@ class GlamSwinPreTrainedModel(ContextsegPreTrainedModel):
         revision: branch, tag or commit on the Hub.
         overrides: fields of the configuration, such as `id2label`; sizes are the checkpoint's.
         """
-        return model_from_swin(cls, checkpoint, revision, **overrides)
+        swin = library_module("modeling.swin_checkpoints")
+        return swin.model_from_swin(cls, checkpoint, revision, **overrides)
 
 
 class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):
@@ -80,14 +80,14 @@ class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):
     """
 
     def __init__(self, config: GlamSwinConfig) -> None:
-        super().__init__(config, build_encoder(config, config.num_layers))
+        super().__init__(config, build_glam_swin_encoder(config, config.num_layers))
 
 
 class GlamSwinBackbone(StagedBackbone, GlamSwinPreTrainedModel):
     """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
 
     def __init__(self, config: GlamSwinConfig) -> None:
-        super().__init__(config, build_encoder(config, config.num_backbone_stages))
+        super().__init__(config, build_glam_swin_encoder(config, config.num_backbone_stages))
 
 
 class GlamSwinForImageClassification(StagedForImageClassification, GlamSwinPreTrainedModel):
@@ -104,7 +104,7 @@ class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel
     """
 
     def __init__(self, config: GlamSwinConfig) -> None:
-        super().__init__(config, GlamSwinBackbone(config), partial(build_stage, config))
+        super().__init__(config, GlamSwinBackbone(config), partial(build_glam_swin_stage, config))
 
 
 __all__ = [

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
+from ..configuration.checked_config import choose
 from ..configuration.configuration_maformer import MaformerConfig
 from .attention import Attention
 from .cross_shaped import CrossShapedAttention, StripeAttention
@@ -62,7 +63,8 @@ def maf_block(config: MaformerConfig, sizes: StageSizes, stripe_width: int, inde
         local = pre_norm_block(attention, sizes, index)
     if config.global_branch == "none":
         return MafBlock(local, None)
-    branch = GLOBAL_BRANCHES[config.global_branch](sizes.dim, config.gld_grid_size, config.gld_ratio)
+    build_branch = choose("global branch", config.global_branch, GLOBAL_BRANCHES)
+    branch = build_branch(sizes.dim, config.gld_grid_size, config.gld_ratio)
     fusion = GlobalFusion(config, sizes, branch, rate)
     return MafBlock(local, fusion, is_serial=config.fusion == "local_enhanced")
 
@@ -73,13 +75,13 @@ def pre_norm_block(attention: nn.Module, sizes: StageSizes, index: int) -> PreNo
     )
 
 
-def build_stage(config: MaformerConfig, stage: int) -> BlockStage:
+def build_maformer_stage(config: MaformerConfig, stage: int) -> BlockStage:
     """The blocks of one stage."""
     blocks = range(config.depths[stage])
     return BlockStage(build_block(config, stage, index) for index in blocks)
 
 
-def build_encoder(config: MaformerConfig, num_stages: int) -> PyramidEncoder:
+def build_maformer_encoder(config: MaformerConfig, num_stages: int) -> PyramidEncoder:
     """The first stages of the encoder that the configuration describes."""
     eps = config.layer_norm_eps
     widths = [config.num_channels, *config.hidden_sizes]
@@ -87,7 +89,7 @@ def build_encoder(config: MaformerConfig, num_stages: int) -> PyramidEncoder:
     embeds = [
         PatchEmbed(widths[stage], widths[stage + 1], (step, step), eps) for stage, step in enumerate(steps)
     ]
-    return PyramidEncoder(embeds, [build_stage(config, stage) for stage in range(num_stages)])
+    return PyramidEncoder(embeds, [build_maformer_stage(config, stage) for stage in range(num_stages)])
 
 
 class MaformerPreTrainedModel(ContextsegPreTrainedModel):
@@ -106,14 +108,14 @@ class MaformerModel(StagedModel, MaformerPreTrainedModel):
     """
 
     def __init__(self, config: MaformerConfig) -> None:
-        super().__init__(config, build_encoder(config, config.num_layers))
+        super().__init__(config, build_maformer_encoder(config, config.num_layers))
 
 
 class MaformerBackbone(StagedBackbone, MaformerPreTrainedModel):
     """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
 
     def __init__(self, config: MaformerConfig) -> None:
-        super().__init__(config, build_encoder(config, config.num_backbone_stages))
+        super().__init__(config, build_maformer_encoder(config, config.num_backbone_stages))
 
 
 class MaformerForImageClassification(StagedForImageClassification, MaformerPreTrainedModel):
@@ -170,7 +172,7 @@ class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel
     """
 
     def __init__(self, config: MaformerConfig) -> None:
-        super().__init__(config, MaformerBackbone(config), partial(build_stage, config))
+        super().__init__(config, MaformerBackbone(config), partial(build_maformer_stage, config))
 
 
 def token_label_loss(token_logits: Tensor, token_labels: Tensor) -> Tensor:

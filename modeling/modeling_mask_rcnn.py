@@ -32,8 +32,7 @@ from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
 from .backbones import build_backbone
 from .detection import fused_maps, mask_rcnn
 from .detection_cascade import cascade_mask_rcnn
-from .pretrained import ContextsegPreTrainedModel, check_images
-from .pretrained_backbones import model_on_backbone
+from .pretrained import ContextsegPreTrainedModel, check_images, library_module
 
 SIDE_MULTIPLE = 32  # of padded images, as torchvision has it: the anchors' strides come out whole
 # How torchvision's constructors fill the convolutions of its parts; biases start at zero.
@@ -155,7 +154,8 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
         revision: branch, tag or commit on the Hub.
         overrides: fields of the configuration, such as `id2label` or `use_cascade`.
         """
-        return model_on_backbone(cls, checkpoint, out_indices, revision, **overrides)
+        backbones = library_module("modeling.pretrained_backbones")
+        return backbones.model_on_backbone(cls, checkpoint, out_indices, revision, **overrides)
 
 
 def is_within(layer: nn.Module, kind: type[nn.Module], model: nn.Module) -> bool:

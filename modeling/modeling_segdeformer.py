@@ -14,8 +14,7 @@ from ..configuration.configuration_segdeformer import SegDeformerConfig
 from .backbones import build_backbone
 from .blocks import Decoded
 from .modeling_segmentation import SegmentationModel
-from .pretrained_backbones import model_on_backbone
-from .segformer_checkpoints import model_from_segformer
+from .pretrained import library_module
 
 
 class SegDeformerForSemanticSegmentation(SegmentationModel):
@@ -51,7 +50,8 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
         revision: branch, tag or commit on the Hub.
         overrides: fields of the configuration, such as `id2label` or `neck`.
         """
-        return model_on_backbone(cls, checkpoint, out_indices, revision, **overrides)
+        backbones = library_module("modeling.pretrained_backbones")
+        return backbones.model_on_backbone(cls, checkpoint, out_indices, revision, **overrides)
 
     @classmethod
     def from_segformer(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:
@@ -61,7 +61,8 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
         revision: branch, tag or commit on the Hub.
         overrides: fields of the configuration, such as `id2label`; sizes are the checkpoint's.
         """
-        return model_from_segformer(cls, checkpoint, revision, **overrides)
+        segformer = library_module("modeling.segformer_checkpoints")
+        return segformer.model_from_segformer(cls, checkpoint, revision, **overrides)
 
 
 __all__ = ["SegDeformerForSemanticSegmentation"]

@@ -58,9 +58,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         config.logits_stride = backbone.strides[0]
         if config.decoder == "unet":  # single pixels, and as in Swin-Unet no bias
             config.logits_stride = 1
-            self.classifier = LabelClassifier(
-                config.decoder_hidden_size, config.num_labels, kernel_size=1, bias=False
-            )
+            self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, 1, bias=False)
         self.post_init()
 
     @can_return_tuple

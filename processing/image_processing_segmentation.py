@@ -216,3 +216,9 @@ def _pad_labels(
     if isinstance(label, Tensor):
         return torch.nn.functional.pad(label, (0, columns, 0, rows), value=ignore_index)
     return np.pad(label, ((0, rows), (0, columns)), constant_values=ignore_index)
+
+
+IMAGE_PROCESSORS = {
+    "torchvision": SegmentationImageProcessor,
+    "pil": SegmentationImageProcessorPil,
+}  # by backend

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import CommandLine, CommandOptions, option, positional, short_errors
 
 if TYPE_CHECKING:
     from ..processing.data.report import CheckReport
@@ -22,21 +22,28 @@ files. Exits with 1 if something would break a training. A folder of splits (tra
 
 
 @dataclass
-class CheckArguments:
-    data: str  # folder with images/ and masks/, a folder of such folders, or NAME:SPLIT of a `datasets` data set
-    # Reading
-    classes: str | None = None  # file with the class names (default: classes.json beside the data)
-    image_column: str | None = None  # of a `datasets` data set (default: found by type and name)
-    mask_column: str | None = None  # the same for masks
-    num_bands: int = 3  # bands of the images
-    sample: int | None = None  # check so many pairs, spread evenly (default: all)
-    # Output
-    json: bool = False  # print the report as JSON
-    traceback: bool = False  # show where in the code an error came from
+class CheckArguments(CommandOptions):
+    data: str = positional(
+        "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a `datasets` data set"
+    )
+    classes: str | None = option(None, "file with the class names (default: classes.json beside the data)")
+    image_column: str | None = option(
+        None, "column of the images in a `datasets` data set (default: found by type and name)"
+    )
+    mask_column: str | None = option(
+        None, "column of the masks in a `datasets` data set (default: found by type and name)"
+    )
+    num_channels: int = option(3, "channels of the images")
+    sample: int | None = option(None, "number of pairs to check, spread evenly over the data (default: all)")
+    json: bool = option(False, "print the report as JSON")
+
+
+def new_parser() -> CommandLine:
+    return CommandLine(CheckArguments, PROGRAM, DESCRIPTION)
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(CheckArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback):
         reports = [check(source, arguments) for source in splits(arguments.data)]
     if arguments.json:
@@ -70,7 +77,7 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
         classes=arguments.classes,
         image_column=arguments.image_column,
         mask_column=arguments.mask_column,
-        num_bands=arguments.num_bands,
+        num_bands=arguments.num_channels,
         needs_all_pairs=False,
     )
     return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())

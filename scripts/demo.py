@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
     from .demonstration import Asked
@@ -23,85 +23,38 @@ PROGRAM = "contextseg-demo"
 DESCRIPTION = """Draw scenes, train the smallest GLAM-Swin on them, score, save, reload without contextseg, predict. Needs no data and no
 network, and up to 5 minutes on 2 cores. REPORT.md in the output folder tells how it went."""
 
-NEXT = """
-Next, on your own images (data/train and data/val, each with images/ and masks/, and data/classes.json beside them):
-  contextseg-check data/train
-  contextseg-train --preset tiny --train data/train --val data/val --output runs/mine
-  contextseg-evaluate runs/mine --data data/val
-  contextseg-predict runs/mine photo.jpg --output masks/ --explain 120,45
-"""
-REPORT = """# The contextseg demonstration
-
-{summary}
-
-![Image, truth, prediction, where the model looks, and the same scene under the other flag](scenes.png)
-
-## What was done
-
-`contextseg-demo --steps {steps} --scenes {scenes} --size {size} --distance {distance:g} --tokens {tokens} --seed {seed}`: {minutes:.1f} minutes on
-{machine}. {scenes} generated scenes to train on, GLAM-Swin `nano` with {tokens} global tokens in each window and UPerNet, {steps} steps with 8
-scenes each. The saved model ([model/](model)) then segmented {pipeline_masks} pictures through transformers' `pipeline` in a Python
-that cannot import contextseg: the masks are the same, pixel for pixel.
-
-The white areas are snow fields or frozen lakes, drawn by the same code; one flag tells which (red: ice, blue: snow). In the scenes
-that are scored no white pixel is nearer to the flag than {distance:g} of {size} pixels. Who cannot see the flag is right on half of the white
-pixels, and on none under *both* flags.
-
-## Scores
-
-{table}
-
-![Loss and mIoU](loss.png)
-
-## Where the model looks
-
-{attention}
-## What this shows, and what not
-
-Training, evaluation, saving and the pipeline work on this machine, and the model decides by a cue that lies outside the window of a
-white pixel at the finer stages. It does not show that global tokens are the only way to the cue: the coarsest windows of this small
-model and UPerNet's pooling cover the whole scene. `contextseg-demo --tokens 0 --output demo-swin` trains it without them; with seed 0
-we saw the same scores (mIoU 86.3 %, and 86.1 % with tokens).
-"""
-ATTENTION = """The map asks, for the window around the cross, how much its global tokens take from each pixel of the image (GLAM's eq. 7).
-Around the flag it is this many times the image's mean, over {asked} scenes; the picture shows stage {shown}. (One colour is enough: who has
-learnt to look for a red flag knows the blue one by its absence.)
-
-| stage | window | around a red flag | around a blue flag |
-|---|---|---|---|
-{rows}
-"""
 MARKER = ".contextseg-demo"  # a folder without it is never cleared
 SPLITS = ("train", "val", "test")
-SHOWN, ASKED = (
-    4,
-    40,
-)  # test scenes in the picture; those whose flags are repainted, and in which attention is measured
+SHOWN = 4  # test scenes in the picture
 
 
 @dataclass
-class DemoArguments:
-    # Scenes
-    scenes: int = 1500  # to train on
-    size: int = 96  # sides of a scene in pixels
-    distance: float = 48  # pixels from the flag to the nearest white, in the scenes that are scored
-    # Training
-    steps: int = 800  # steps of the optimizer, of 8 scenes each
-    tokens: int = 4  # global tokens in each window; 0 is plain Swin, for comparison
-    seed: int = 0  # of the scenes, the initial weights and the order of training
-    # Run
-    output: str = "demo"  # folder for everything; replaces an earlier demonstration
-    traceback: bool = False  # show where in the code an error came from
+class DemoArguments(CommandOptions):
+    scenes: int = option(1500, "scenes to train on")
+    size: int = option(96, "side of a scene in pixels")
+    distance: float = option(
+        48, "pixels from the flag to the nearest white area, in the scenes that are scored"
+    )
+    steps: int = option(800, "optimizer steps, of 8 scenes each")
+    tokens: int = option(4, "global tokens in each window; 0 is plain Swin, for comparison")
+    seed: int = option(0, "seed of the scenes, the initial weights and the order of training")
+    output: str = option("demo", "folder for everything; replaces an earlier demonstration")
+
+
+def new_parser() -> CommandLine:
+    return CommandLine(DemoArguments, PROGRAM, DESCRIPTION)
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(DemoArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback):
         return demo(arguments)
 
 
 def demo(arguments: DemoArguments) -> int:
     """The five steps; the exit code, which is that of the training when it was stopped."""
+    from .demo_report import NEXT, report, summary
+
     started, folder = time.perf_counter(), fresh_folder(Path(arguments.output))
     say(1, f"drawing {arguments.scenes} scenes to train on, and others to score")
     draw(arguments, folder)
@@ -115,7 +68,7 @@ def demo(arguments: DemoArguments) -> int:
     say(5, "asking the model where it looks, and drawing pictures")
     facts |= explain(arguments, folder)
     facts["minutes"] = (time.perf_counter() - started) / 60
-    (folder / "REPORT.md").write_text(report(arguments, facts), encoding="utf-8")
+    (folder / "REPORT.md").write_text(report(vars(arguments), facts), encoding="utf-8")
     print(
         f"{summary(facts)}\nRead {folder / 'REPORT.md'} and look at {folder / 'scenes.png'}.\n{NEXT}", end=""
     )
@@ -158,12 +111,12 @@ def series(arguments: DemoArguments, split: str) -> int:
 def train_nano(arguments: DemoArguments, folder: Path) -> int:
     """What `contextseg-train` with these options does."""
     from ..processing.data.scenes import CLASSES, FLAGS
-    from ..training.options import TrainArguments
+    from ..training.options import SegmentationArguments
     from ..training.run import train
 
     weights = [10 if label in FLAGS else 1 for label in range(len(CLASSES))]  # flags are 0.5 % of the pixels
     return train(
-        TrainArguments(
+        SegmentationArguments(
             train=str(folder / "data" / "train"),
             val=str(folder / "data" / "val"),
             output=str(folder / "run"),
@@ -201,6 +154,7 @@ def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
     """Pictures, and over more scenes: does the white follow the flag, and does attention find it?"""
     from ..training.plots import plot_curves
     from ..training.records import read_log
+    from .demo_report import ASKED
     from .demonstration import attention_of_stages, best_stage, picture
 
     asked = test_scenes(arguments, folder, ASKED)
@@ -219,47 +173,6 @@ def test_scenes(arguments: DemoArguments, folder: Path, count: int) -> "list[Ask
     model, processor, _ = open_model(str(folder / "model"))
     seed = series(arguments, "test")
     return ask(model, processor, seed=seed, count=count, size=arguments.size, distance=arguments.distance)
-
-
-def summary(facts: dict[str, Any]) -> str:
-    from ..processing.data.scenes import AMBIGUOUS
-    from ..processing.metrics import percent
-
-    scores = facts["scores"]
-    white = ", ".join(
-        f"{row['name']} {percent(row['iou'])} %" for row in (scores["per_class"][at] for at in AMBIGUOUS)
-    )
-    return (
-        f"mIoU {percent(scores['mean_iou'])} %; IoU of {white}; "
-        f"{percent(facts['right'])} % of the white pixels are right under either flag, which is 0 % for who cannot see it."
-    )
-
-
-def report(arguments: DemoArguments, facts: dict[str, Any]) -> str:
-    """REPORT.md: what was done, how well it went, and what that does and does not show."""
-    from ..processing.metrics import scores_table
-    from ..training.records import environment
-
-    hardware = environment()["hardware"]
-    return REPORT.format(
-        **vars(arguments),
-        summary=summary(facts),
-        table=scores_table(facts["scores"]),
-        attention=attention_section(facts),
-        pipeline_masks=facts["pipeline_masks"],
-        minutes=facts["minutes"],
-        machine=f"{hardware['cores']} cores of {hardware['processor']}",
-    )
-
-
-def attention_section(facts: dict[str, Any]) -> str:
-    if not facts["attention"]:
-        return "Plain Swin has no global tokens, so there is no global attention to show.\n"
-    rows = [
-        f"| {row.stage + 1} | {row.window} px | {row.red:.1f} | {row.blue:.1f} |"
-        for row in facts["attention"]
-    ]
-    return ATTENTION.format(rows="\n".join(rows), shown=facts["shown"].stage + 1, asked=ASKED)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,18 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import (
+    MODEL_HELP,
+    CommandLine,
+    CommandOptions,
+    option,
+    positional,
+    required,
+    short_errors,
+)
+from ..training.inference_options import InferenceOptions
 
 if TYPE_CHECKING:
     from ..processing.metrics import ConfusionMatrix
@@ -26,27 +35,24 @@ left out of the means."""
 
 
 @dataclass
-class EvaluateArguments:
-    model: str  # a run of contextseg-train (its best/), a folder of save_pretrained, or a Hub name
-    # Data
-    data: str = ""  # folder with images/ and masks/ or of a published data set, or a name for `datasets`
-    workers: int | None = None  # processes that load data (default: one fewer than cores, at most 8)
-    # Protocol
-    window: str | None = None  # predict in windows of so many pixels, or HEIGHTxWIDTH (default: whole images)
-    overlap: float = 0.5  # share of a window that its neighbour covers as well
-    blend: Literal["gaussian", "constant"] = "gaussian"  # weights of the pixels of overlapping windows
-    batch_size: int = 4  # windows of one forward pass
-    scales: str = "1"  # F,F: average the probabilities of the image at these scales, such as 0.75,1,1.25
-    flip: bool = False  # average with the prediction for the mirrored image
-    # Output
-    output: str | None = None  # folder for the results (default: the model's folder)
-    # Machine
-    cpu: bool = False  # leave GPUs alone
-    traceback: bool = False  # show where in the code an error came from
+class EvaluateArguments(CommandOptions, InferenceOptions):
+    model: str = positional(MODEL_HELP)
+    data: str = required(
+        "folder with images/ and masks/, folder of a published data set, or a name for `datasets`"
+    )
+    workers: int | None = option(
+        None, "processes that load data (default: one fewer than there are cores, at most 8)"
+    )
+    output: str | None = option(None, "folder for the results (default: the model's folder)")
+    cpu: bool = option(False, "run on the CPU even if there is a GPU")
+
+
+def new_parser() -> CommandLine:
+    return CommandLine(EvaluateArguments, PROGRAM, DESCRIPTION)
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(EvaluateArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback):
         evaluate(arguments)
     return 0
@@ -61,13 +67,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from ..processing.data.official_layouts import with_split
     from ..processing.data.unreadable import UnreadableImages
     from ..processing.metrics import BoundaryIoU, ConfusionMatrix
-    from ..training.inference_options import inference_of
     from ..training.models import check_classes, open_model
     from ..training.scoring import add_boundaries, count, whole_images
 
-    if not arguments.data:
-        raise ValueError("--data is missing. Give a folder with images/ and masks/, such as data/val.")
-    inference = inference_of(arguments)
+    inference = arguments.inference()
     model, processor, source = open_model(arguments.model)
     data = open_data(with_split(arguments.data, "val"))
     names = check_classes(model, data)

@@ -6,7 +6,7 @@ contextseg-export runs/streets --output streets-model
 
 import sys
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import CommandLine, short_errors
 from ..training.publishing import PROGRAM, ExportArguments, export
 
 DESCRIPTION = """Make a repository of a trained model, on the Hub or in a folder, that transformers opens with
@@ -14,8 +14,12 @@ trust_remote_code=True where contextseg is not installed: weights, settings, ima
 example picture. A second Python that cannot import contextseg proves it."""
 
 
+def new_parser() -> CommandLine:
+    return CommandLine(ExportArguments, PROGRAM, DESCRIPTION)
+
+
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(ExportArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback):
         export(arguments)
     return 0

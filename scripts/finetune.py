@@ -1,42 +1,62 @@
 """contextseg-finetune: fine-tunes any segmenter, ours or transformers' own, with transformers' Trainer.
 
-    contextseg-finetune --model runs/streets --train data/train --val data/val --output_dir runs/tuned
-    contextseg-finetune --model nvidia/segformer-b0-finetuned-ade-512-512 --lora 8 --train data/train --output_dir runs/tuned
+    contextseg-finetune --weights runs/streets --train data/train --val data/val --output runs/tuned
+    contextseg-finetune --weights nvidia/segformer-b0-finetuned-ade-512-512 --lora 8 --train data/train --output runs/tuned
 
-contextseg-train is our own loop, with the papers' recipes; this one has all that TrainingArguments offers.
+contextseg-train is our own loop, with the papers' recipes; this one has all that TrainingArguments offers. Heavy imports come
+after the command line is read, so that `--help` answers at once.
 """
 
+import argparse
 import sys
-
-from transformers import HfArgumentParser
+from typing import Any
 
 from ..training.command_line import CommandLine, short_errors
-from ..training.finetuning_options import FinetuneArguments
+from ..training.finetuning_options import FinetuneOptions, trainer_options
 
 PROGRAM = "contextseg-finetune"
 DESCRIPTION = """Fine-tune a segmenter with transformers' Trainer: any checkpoint that AutoModelForSemanticSegmentation opens, ours
-or not. Ours are the options at the end; all others are those of TrainingArguments. The output folder receives the model and
-its image processor, evaluation.json, and checkpoint-N/ to resume from."""
+or not. The output folder receives the model and its image processor, evaluation.json, and checkpoint-N/ to resume from."""
+MORE = "Options of transformers.TrainingArguments"
+OFTEN_USED = """All of them are accepted as well, and --help-all lists them. Often used: --num_train_epochs, --max_steps,
+--learning_rate, --lr_scheduler_type, --warmup_steps, --weight_decay, --per_device_train_batch_size, --gradient_accumulation_steps,
+--bf16, --gradient_checkpointing, --torch_compile, --eval_strategy, --save_strategy, --load_best_model_at_end, --logging_steps,
+--report_to, --dataloader_num_workers, --seed, --use_cpu, --push_to_hub, --hub_model_id."""
 
 
-class FinetuneParser(CommandLine, HfArgumentParser):
-    """transformers' parser, which proposes the nearest option for a misspelt one."""
+class HelpAll(argparse.Action):
+    """Shows the options of TrainingArguments as well, and exits."""
 
-    def arguments(self, argv: list[str] | None) -> FinetuneArguments:
-        _, unknown = self.parse_known_args(argv)
-        if unknown:
-            self.error(f"unrecognized arguments: {unknown[0]}")
-        return self.parse_args_into_dataclasses(argv)[0]
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from ..training.finetuning import trainer_parser
+
+        parser.print_help()
+        print(f"\n{MORE}:\n{trainer_parser().format_help()}")
+        parser.exit()
+
+
+def new_parser() -> CommandLine:
+    parser = CommandLine(FinetuneOptions, PROGRAM, DESCRIPTION)
+    parser.add_argument(
+        "--help-all",
+        action=HelpAll,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="also show the options of TrainingArguments, and exit",
+    )
+    parser.add_argument_group(MORE, OFTEN_USED)
+    parser.known_elsewhere = trainer_options()
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    with short_errors(PROGRAM, "--traceback" in argv):
-        parser = FinetuneParser(FinetuneArguments, prog=PROGRAM, description=DESCRIPTION, allow_abbrev=False)
-        arguments = parser.arguments(argv)
-        from ..training.finetuning import finetune
+    given, others = new_parser().parse_known_args(argv)
+    options = FinetuneOptions(**vars(given))
+    with short_errors(PROGRAM, options.traceback):
+        from ..training.finetuning import finetune, trainer_arguments
 
-        finetune(arguments, argv)
+        finetune(options, trainer_arguments(options.output, others), argv)
     return 0
 
 

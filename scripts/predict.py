@@ -6,12 +6,20 @@ contextseg-predict runs/streets big.tif --window 1024 --confidence --entropy
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from ..training.command_line import parse, short_errors
+from ..training.command_line import (
+    MODEL_HELP,
+    CommandLine,
+    CommandOptions,
+    option,
+    positional,
+    short_errors,
+)
+from ..training.inference_options import InferenceOptions
 
 if TYPE_CHECKING:
-    from .prediction import Job
+    from ..processing.prediction_files import Job
 
 PROGRAM = "contextseg-predict"
 DESCRIPTION = """Segment image files. Each mask is a PNG as large as its file, pixel for pixel (also for rotated photographs), whose
@@ -19,30 +27,37 @@ values are class ids and whose palette shows them in colours. Files that cannot 
 
 
 @dataclass
-class PredictArguments:
-    model: str  # a run of contextseg-train (its best/), a folder of save_pretrained, or a Hub name
-    images: list[str]  # image files, and folders of them, searched through
-    # Output
-    output: str = "masks"  # folder for the masks, which keep the images' names and paths below a folder
-    overlay: bool = False  # also write pictures tinted with the classes, to overlays/ in there
-    confidence: bool = False  # also the probability of the class, to confidence/: 16-bit PNG, 65535 is 1
-    entropy: bool = False  # also the entropy over log K, to entropy/: 16-bit PNG, 65535 is 1, all alike
-    probabilities: bool = False  # also those of all classes, to probabilities/: .npy of float16 (K, H, W)
-    explain: str | None = None  # X,Y: also show where this pixel looks (GLAM's eq. 7), to attention/
-    # Protocol
-    window: str | None = None  # predict in windows of so many pixels, or HEIGHTxWIDTH (default: whole images)
-    overlap: float = 0.5  # share of a window that its neighbour covers as well
-    blend: Literal["gaussian", "constant"] = "gaussian"  # weights of the pixels of overlapping windows
-    batch_size: int = 4  # windows of one forward pass
-    scales: str = "1"  # F,F: average the probabilities of the image at these scales, such as 0.75,1,1.25
-    flip: bool = False  # average with the prediction for the mirrored image
-    # Machine
-    cpu: bool = False  # leave GPUs alone
-    traceback: bool = False  # show where in the code an error came from
+class PredictArguments(CommandOptions, InferenceOptions):
+    model: str = positional(MODEL_HELP)
+    images: list[str] = positional("image files, and folders that are searched for them")
+    output: str = option(
+        "masks", "folder for the masks, which keep the names of the images and their subfolders"
+    )
+    overlay: bool = option(
+        False, "also write the images tinted with the classes, to overlays/ in the output folder"
+    )
+    confidence: bool = option(
+        False, "also write the probability of the predicted class to confidence/: 16-bit PNG, 65535 is 1"
+    )
+    entropy: bool = option(
+        False,
+        "also write the entropy divided by log K to entropy/: 16-bit PNG; at 65535 all classes are equally likely",
+    )
+    probabilities: bool = option(
+        False, "also write the probabilities of all K classes to probabilities/: .npy, float16 (K, H, W)"
+    )
+    explain: str | None = option(
+        None, "also show which pixels this one attends to (GLAM's eq. 7), in attention/", metavar="X,Y"
+    )
+    cpu: bool = option(False, "run on the CPU even if there is a GPU")
+
+
+def new_parser() -> CommandLine:
+    return CommandLine(PredictArguments, PROGRAM, DESCRIPTION)
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(PredictArguments, argv, PROGRAM, DESCRIPTION)
+    arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback):
         failures = predict(arguments)
     for job, message in failures:
@@ -55,18 +70,22 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from ..training.inference_options import inference_of
+    from ..modeling.explanations import global_attention_maps
+    from ..processing.prediction import Predictor
+    from ..processing.prediction_files import find_jobs
+    from ..processing.prediction_maps import MAPS
     from ..training.models import open_model
-    from .prediction import Predictor, find_jobs, parse_position
-    from .prediction_maps import MAPS
 
     position = parse_position(arguments.explain) if arguments.explain else None
-    inference = inference_of(arguments)
+    inference = arguments.inference()
     jobs = find_jobs(arguments.images, arguments.output)
     model, processor, _ = open_model(arguments.model)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
-    predictor = Predictor(model, processor, inference, maps=maps, overlay=arguments.overlay, explain=position)
+    results = {"maps": maps, "overlay": arguments.overlay}
+    predictor = Predictor(
+        model, processor, inference, **results, explain=position, attention=global_attention_maps
+    )
     failures = []
     for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
         try:
@@ -75,6 +94,16 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
             failures.append((job, str(error)))
     print(f"{len(jobs) - len(failures)} of {len(jobs)} images segmented into {arguments.output}")
     return failures
+
+
+def parse_position(text: str) -> tuple[int, int]:
+    """`"120,45"` -> (120, 45): pixels from the left and from the top."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(
+            f"--explain {text} is not a position. Write X,Y in pixels from the left and the top: 120,45."
+        )
+    return int(parts[0]), int(parts[1])
 
 
 if __name__ == "__main__":

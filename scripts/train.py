@@ -11,32 +11,36 @@ Heavy imports come after the command line is read, so that `--help` answers at o
 
 import sys
 
-from ..training.command_line import given_options, short_errors
-from ..training.options import TrainArguments
+from ..training.command_line import CommandLine, short_errors
+from ..training.options import train_arguments, train_parser
 
 PROGRAM = "contextseg-train"
-DESCRIPTION = """Train a semantic segmenter on pairs of images and masks, with --task classification an image classifier on
-images with labels, or with --task detection a detector on images in COCO's format. The output folder receives best/ and last/
-(both load with from_pretrained), run.json, log.jsonl and TensorBoard curves. Stop it with Ctrl-C or SIGTERM: it saves, and
---resume continues exactly there."""
+DESCRIPTION = """Train a semantic segmenter on images and masks, with --task classification an image classifier on images
+with labels, or with --task detection a detector on images in COCO's format. The output folder receives best/ and last/ (both
+load with from_pretrained), run.json, log.jsonl and TensorBoard curves. Stop a run with Ctrl-C or SIGTERM: it saves, and --resume
+continues from exactly there."""
+
+
+def new_parser() -> CommandLine:
+    return train_parser(PROGRAM, DESCRIPTION)
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = given_options(TrainArguments, argv, PROGRAM, DESCRIPTION)
+    given = new_parser().given(argv)
     from ..training.recipes import with_recipe
 
     with short_errors(PROGRAM, given.get("traceback", False)):
-        given, recipe = with_recipe(TrainArguments, given)
+        given, recipe = with_recipe(given)
         if recipe:
             print(recipe)
         if given.get("dry_run"):
             from ..training.dry_run import plan
 
-            return plan(TrainArguments(**given), recipe)
+            return plan(train_arguments(given), recipe)
         from ..training.run import train
         from ..training.setup import resolve
 
-        return train(resolve(TrainArguments, given))
+        return train(resolve(given))
 
 
 if __name__ == "__main__":

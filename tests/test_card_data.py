@@ -80,7 +80,7 @@ def test_folders_of_ones_own_are_named_but_not_linked(folder):
 @pytest.mark.parametrize(
     ("base_model", "license"),
     [
-        (None, "apache-2.0"),
+        (None, None),
         ("microsoft/swin-tiny-patch4-window7-224", "apache-2.0"),
         ("nvidia/mit-b1", "other"),
         ("me/x", None),
@@ -91,6 +91,22 @@ def test_the_licence_is_that_of_the_checkpoint_that_the_weights_start_from(folde
     card = card_of(folder, run={"hub_names": {"base_model": base_model}})
     assert card.data.license == license
     assert ("whose licence holds for them as well" in card.text) == (base_model is not None)
+
+
+def test_the_license_that_a_run_was_given_comes_first(folder):
+    base = {"hub_names": {"base_model": "nvidia/mit-b1"}}
+    assert card_of(folder, run=base).data.license_name == "nvidia-segformer"
+    (folder / "README.md").unlink()
+    data = card_of(folder, run=base | {"arguments": {"license": "mit"}}).data.to_dict()
+    assert data["license"] == "mit"
+    assert "license_name" not in data
+
+
+def test_a_license_that_is_named_takes_the_name_of_the_old_one_away(folder):
+    base = {"hub_names": {"base_model": "nvidia/mit-b1"}}
+    card_of(folder, run=base)
+    data = card_of(folder, run=base, license="mit").data.to_dict()
+    assert {name: value for name, value in data.items() if "license" in name} == {"license": "mit"}
 
 
 def test_other_data_than_the_runs_gets_no_link(folder):

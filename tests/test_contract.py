@@ -5,6 +5,7 @@ from math import ceil
 
 import pytest
 import torch
+from cases import each, slow_but
 from tiny import CLASSIFIER_OPTIONS, LABELS, OTHER_VALUES, SEGMENTERS
 from transformers import PreTrainedConfig
 
@@ -59,11 +60,6 @@ VARIANTS = [
 SIZES = [(1, 1), (1, 40), (33, 3), (17, 31), (32, 32)]
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=SEGMENTERS)
 def build(request):
     return SEGMENTERS[request.param]
@@ -79,23 +75,24 @@ def segment(model, *inputs, **options):
         return model.eval()(*inputs, **options)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_any_image_size_gives_logits_at_the_stride(build, size):
+def test_any_image_size_gives_logits_at_the_stride(build):
     model = build()
     stride = model.config.logits_stride
     patch = getattr(model.config, "patch_size", stride)  # images are padded to whole patches
-    logits = segment(model, torch.randn(2, 3, *size)).logits
-    assert logits.shape == (2, len(LABELS), *(ceil(side / patch) * patch // stride for side in size))
-    assert logits.isfinite().all()
+    for size in SIZES:
+        logits = segment(model, torch.randn(2, 3, *size)).logits
+        assert logits.shape == (2, len(LABELS), *(ceil(side / patch) * patch // stride for side in size))
+        assert logits.isfinite().all(), size
 
 
-@pytest.mark.parametrize("size", [(1, 1), (17, 31)], ids=str)
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
-def test_a_batch_of_one_gives_every_parameter_a_gradient(name, options, size):
+@each(("name", "options"), VARIANTS)
+def test_a_batch_of_one_gives_every_parameter_a_gradient(name, options):
     model = SEGMENTERS[name](**options).train()
-    pixels, labels = batch(1, *size)
-    model(pixels, labels=labels).loss.backward()
-    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+    for size in [(1, 1), (17, 31)]:
+        model.zero_grad()
+        pixels, labels = batch(1, *size)
+        model(pixels, labels=labels).loss.backward()
+        assert [key for key, value in model.named_parameters() if value.grad is None] == [], size
 
 
 def test_gradients_reach_every_parameter_with_a_value(build):
@@ -116,7 +113,7 @@ def test_an_all_ignored_batch_has_loss_zero_and_keeps_its_graph(build):
     assert all(value.grad is not None and not value.grad.any() for value in model.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@each("dtype", [torch.bfloat16, torch.float16])
 def test_the_loss_is_float32_and_finite_under_autocast(build, dtype):
     pixels, labels = batch()
     labels[:] = 255
@@ -198,6 +195,7 @@ def test_bfloat16_weights_stay_close_to_float32(build):
     torch.testing.assert_close(rough.float(), exact, atol=0.02, rtol=0.1)
 
 
+@pytest.mark.parametrize("build", slow_but(SEGMENTERS, "glam_swin_fpn"), indirect=True)
 def test_compiles_without_graph_breaks(build):
     model, (pixels, labels) = build().train(), batch()
     torch.manual_seed(2)
@@ -208,6 +206,7 @@ def test_compiles_without_graph_breaks(build):
     torch.testing.assert_close(compiled, expected)
 
 
+@pytest.mark.parametrize("build", slow_but(SEGMENTERS, "glam_swin_fpn"), indirect=True)
 def test_exports_with_free_batch_height_and_width(build):
     model, free = build().eval(), torch.export.Dim.AUTO
     sizes = {"pixel_values": {0: free, 2: free, 3: free}}
@@ -280,7 +279,7 @@ def test_hidden_states_are_the_patches_and_every_stage(build):
     assert segment(model, pixels).hidden_states is None
 
 
-@pytest.mark.parametrize("pixels", [torch.randn(3, 8, 8), torch.randn(1, 5, 8, 8)], ids=["3-d", "5 bands"])
+@each("pixels", {"3-d": torch.randn(3, 8, 8), "5 bands": torch.randn(1, 5, 8, 8)})
 def test_images_of_a_wrong_shape_are_refused(build, pixels):
     with pytest.raises(ValueError, match=r"pixel_values has shape .* is required"):
         build()(pixels)
@@ -326,34 +325,42 @@ def fingerprint(model):
     return {key: value.shape for key, value in model.state_dict().items()}, loss.item()
 
 
-each_option = pytest.mark.parametrize(
-    ("name", "option"), [(name, option) for name in SEGMENTERS for option in own_options(name)]
-)
-
-
 def changed(name, option):
     value = OTHER_VALUES[name][option]
     return value if isinstance(value, dict) else {option: value}
 
 
-@each_option
-def test_no_option_leaves_a_parameter_unused(name, option):
+# One for each configuration class; the others are the same fields under other decoders.
+each_configuration = pytest.mark.parametrize(
+    "name", slow_but(SEGMENTERS, "glam_swin", "maformer", "cswin", "segdeformer")
+)
+
+
+@each_configuration
+def test_no_option_leaves_a_parameter_unused(name):
     """DistributedDataParallel would wait for its gradient."""
-    model = SEGMENTERS[name](**changed(name, option)).train()
-    pixels, labels = batch(channels=model.config.num_channels)
-    model(pixels, labels=labels).loss.backward()
-    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+    unused = {}
+    for option in own_options(name):
+        model = SEGMENTERS[name](**changed(name, option)).train()
+        pixels, labels = batch(channels=model.config.num_channels)
+        model(pixels, labels=labels).loss.backward()
+        unused[option] = [key for key, value in model.named_parameters() if value.grad is None]
+    assert {option: keys for option, keys in unused.items() if keys} == {}
 
 
-@each_option
-def test_every_option_changes_the_model(name, option):
-    change = changed(name, option)
-    base = {key: setting for key, setting in change.items() if key != option}
-    prints = []
-    for overrides in (base, change):
+@each_configuration
+def test_every_option_changes_the_model(name):
+    def print_of(overrides):
         torch.manual_seed(0)
-        prints.append(fingerprint(SEGMENTERS[name](**overrides)))
-    assert prints[0] != prints[1]
+        return fingerprint(SEGMENTERS[name](**overrides))
+
+    plain, without_effect = print_of({}), []
+    for option in own_options(name):
+        change = changed(name, option)
+        base = {key: setting for key, setting in change.items() if key != option}
+        if print_of(change) == (print_of(base) if base else plain):
+            without_effect.append(option)
+    assert without_effect == []
 
 
 def test_a_wrong_loss_is_refused_when_the_model_is_built(build):

@@ -57,8 +57,9 @@ def command_lines():
 
 
 def all_options():
-    actions = [action for command in commands() for action in parser_of(command)._actions]
-    return {option for action in actions for option in action.option_strings}
+    parsers = [parser_of(command) for command in commands()]
+    ours = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+    return ours.union(*(parser.known_elsewhere for parser in parsers))
 
 
 def with_python():

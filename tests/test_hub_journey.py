@@ -18,8 +18,7 @@ from tiny_runs import run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from contextseg.scripts import evaluate, export, train
-from contextseg.training import publishing
-from contextseg.training.command_line import given_options
+from contextseg.training.options import train_arguments, train_parser
 
 VISITOR = Path(__file__).with_name("hub_visitor.py")
 NAME = "me/streets"
@@ -62,13 +61,14 @@ def block(word):
 
 
 def parsed(words):
-    return train.TrainArguments(**given_options(train.TrainArguments, words, "", ""))
+    return train_arguments(train_parser().given(words))
 
 
 def files_below(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.processes
 def test_two_processes_the_page_on_publishing_runs_as_written_from_training_to_a_strangers_pipeline(
     author, place, tmp_path
 ):
@@ -108,13 +108,13 @@ def test_a_model_and_its_processor_are_pushed_from_python_as_the_page_says(autho
 @pytest.fixture
 def unproven(monkeypatch):
     """Exports without the second Python that opens them, see test_export_hub.py."""
-    monkeypatch.setattr(publishing, "prove", lambda *_: None)
+    monkeypatch.setattr("contextseg.hub.export.prove", lambda *_: None)
 
 
 @pytest.mark.usefixtures("unproven")
 def test_a_training_pushes_at_its_end(author, place, capsys):
     options = run_options(place / "data", place / "pushed")
-    assert train.main([*options, "--push-to-hub", NAME]) == 0
+    assert train.main([*options, "--push", NAME]) == 0
     assert capsys.readouterr().out.endswith(f"pushed to {author.url}/{NAME}\n")
     weights = (place / "pushed/best/model.safetensors").read_bytes()
     assert author.files(NAME)["model.safetensors"] == weights
@@ -127,7 +127,7 @@ def test_a_training_whose_push_fails_is_complete_and_says_how_to_push_it(author,
     run = place / "refused"
     again = re.escape(f"contextseg-export {run} --push {NAME}")
     with pytest.raises(SystemExit, match=f"hf auth login.*{again}"):
-        train.main([*run_options(place / "data", run), "--push-to-hub", NAME])
+        train.main([*run_options(place / "data", run), "--push", NAME])
     assert "next: contextseg-evaluate" in capsys.readouterr().out
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     author.faults.clear()
@@ -136,7 +136,7 @@ def test_a_training_whose_push_fails_is_complete_and_says_how_to_push_it(author,
 
 def test_a_name_that_the_hub_cannot_have_is_told_before_the_training(place):
     with pytest.raises(SystemExit, match="a/b/c"):
-        train.main([*run_options(place / "data", place / "never"), "--push-to-hub", "a/b/c"])
+        train.main([*run_options(place / "data", place / "never"), "--push", "a/b/c"])
     assert not (place / "never").exists()
 
 
@@ -163,6 +163,18 @@ def test_the_card_is_made_of_the_run_and_its_evaluation(author, place):
     assert "4 steps in " in card.text
     assert str(place) not in card.content
     assert "# streets\n" in card.text
+
+
+@pytest.mark.usefixtures("place")
+def test_publishing_asks_for_a_license_until_one_is_named(author, caplog):
+    words = ["runs/streets", "--push", NAME, "--no-proof"]
+    export.main(words)
+    assert ModelCard(author.files(NAME)["README.md"].decode()).data.license is None
+    assert caplog.text.count("names no license") == 1
+    caplog.clear()
+    export.main([*words, "--license", "mit"])
+    assert ModelCard(author.files(NAME)["README.md"].decode()).data.license == "mit"
+    assert "license" not in caplog.text
 
 
 def test_the_page_shows_a_generated_scene_and_never_the_users_pictures_unasked(author, place):

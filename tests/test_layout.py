@@ -7,7 +7,7 @@ import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
+from cases import each
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("benchmarks", "configuration", "hub", "modeling", "processing", "scripts", "training")
@@ -172,6 +172,15 @@ def test_imports_point_down_and_nothing_imports_scripts():
     assert complaints(package_files(), upward) == {}
 
 
+def test_configurations_need_neither_torch_nor_timm():
+    may = {"contextseg", "huggingface_hub", "transformers"} | sys.stdlib_module_names
+
+    def foreign(path):
+        return sorted({name.split(".")[0] for name in imported_modules(path)} - may)
+
+    assert complaints(python_files("configuration"), foreign) == {}
+
+
 def test_images_and_masks_do_not_know_data_sets():
     files = [path for path in python_files("processing") if "data" not in path.relative_to(ROOT).parts]
     assert complaints(files, lambda path: [n for n in own_imports(path) if ".processing.data" in n]) == {}
@@ -180,14 +189,6 @@ def test_images_and_masks_do_not_know_data_sets():
 def test_imports_run_in_no_circle():
     """Those under `TYPE_CHECKING` count as well."""
     TopologicalSorter({name: own_imports(path) for name, path in MODULES.items()}).prepare()  # or CycleError
-
-
-def test_configurations_need_neither_torch_nor_timm():
-    def packages(path):
-        names = {name.split(".")[0] for name in imported_modules(path)}
-        return sorted(names - {"contextseg", "huggingface_hub", "transformers"} - sys.stdlib_module_names)
-
-    assert complaints(python_files("configuration"), packages) == {}
 
 
 def test_no_import_inside_modeling_points_to_a_higher_level():
@@ -222,7 +223,7 @@ def test_imports_are_written_so_that_the_hub_loader_finds_them():
     assert complaints(exported_files(), lambda path: wrong_imports(path.read_text())) == {}
 
 
-@pytest.mark.parametrize(
+@each(
     "source",
     [
         "from . import windows",

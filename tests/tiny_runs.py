@@ -16,6 +16,12 @@ TINY_RUN = [
     *("--learning-rate", "1e-3", "--steps", "4", "--eval-interval", "4"),
 ]
 
+RECIPES_OF_EACH_KIND = [
+    *("maformer_small_imagenet1k", "maformer_small_semantic_fpn_ade20k", "maformer_small_mask_rcnn_1x_coco"),
+    *("glam_swin_upernet_tiny_ade20k", "glam_swin_unet_tiny_cityscapes", "swin_unet_nlu_tiny_ade20k"),
+    *("segdeformer_mit_b1_ade20k", "segformer_mit_b1_ade20k", "upernet_deit_small_ade20k"),
+]
+
 
 def write_pairs(folder, count, *, size=(24, 30), seed=0):
     """Images whose colours are their classes, with a row of ignored pixels."""

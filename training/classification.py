@@ -36,7 +36,7 @@ from .setup import CHECKED_SAMPLES
 from .tasks import Task
 
 if TYPE_CHECKING:
-    from .options import TrainArguments
+    from .options import ClassificationArguments
 
 EVALUATED_SHARE = 0.875  # of the shorter side: what the central crop shows, as in timm
 BICUBIC = 3
@@ -51,17 +51,16 @@ class ClassificationTask(Task):
     logged = ("top_1", "top_5", "val_loss")
     next_commands = ()
 
-    def open(self, name: str, split: str) -> LabelledImages:  # noqa: ARG002
+    def open(self, split: str) -> LabelledImages:
+        name = getattr(self.arguments, split)
         data = open_labelled_images(name)
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair or remove these files.")
         return data
 
-    def check_same_classes(
-        self, train: LabelledImages, val: LabelledImages, arguments: "TrainArguments"
-    ) -> None:
-        splits = [(arguments.train, train.classes), (arguments.val, val.classes)]
+    def check_same_classes(self, train: LabelledImages, val: LabelledImages) -> None:
+        splits = [(self.arguments.train, train.classes), (self.arguments.val, val.classes)]
         for (here, classes), (there, others) in (splits, splits[::-1]):
             if missing := sorted(set(others) - set(classes)):
                 raise ValueError(
@@ -70,16 +69,21 @@ class ClassificationTask(Task):
                 )
         if train.classes != val.classes:
             raise ValueError(
-                f"{arguments.train} and {arguments.val} have the same classes in different orders, beginning with "
+                f"{self.arguments.train} and {self.arguments.val} have the same classes in different orders, beginning with "
                 f"{listed(train.classes)} and {listed(val.classes)}. Give both the same order."
             )
 
-    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:
-        return GeneratedImages(crop_size(arguments.crop_size), num_classes)
+    def generated(self, num_classes: int) -> Dataset:
+        return GeneratedImages(crop_size(self.arguments.crop_size), num_classes)
 
-    def new_processor(self, arguments: "TrainArguments", data: Dataset) -> BitImageProcessor:  # noqa: ARG002
-        """The shorter side to a seventh more than the crop, its centre, ImageNet's mean and deviation."""
-        height, width = crop_size(arguments.crop_size)
+    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
+        """Labels are soft, and transformers' own loss would treat them as labels of several classes at once."""
+        super().prepare(model, data)
+        model.loss_function = soft_cross_entropy
+
+    def new_processor(self) -> BitImageProcessor:
+        """The shorter side to a seventh more than the crop, its center, ImageNet's mean and standard deviation."""
+        height, width = crop_size(self.arguments.crop_size)
         return BitImageProcessor(
             size={"shortest_edge": round(max(height, width) / EVALUATED_SHARE)},
             crop_size={"height": height, "width": width},
@@ -88,25 +92,16 @@ class ClassificationTask(Task):
             image_std=IMAGENET_DEFAULT_STD,
         )
 
-    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:  # noqa: ARG002
-        """Labels are soft, and transformers' own loss would take such for labels of several classes at once."""
-        model.loss_function = soft_cross_entropy
-
-    def new_samples(
-        self,
-        arguments: "TrainArguments",
-        data: Dataset,
-        processor: BaseImageProcessor,
-        model: PreTrainedModel,
-    ) -> "LabelledSamples":
+    def new_samples(self, processor: BaseImageProcessor) -> "LabelledSamples":
+        arguments, data = self.arguments, self.data
         if empty := data.empty_classes():
             raise ValueError(
                 f"{arguments.train} has no images of {listed(empty)}. Add some, or remove the folder."
             )
         targets = SoftLabels(len(data.classes), arguments.label_smoothing)
-        size, cell = crop_size(arguments.crop_size), getattr(model.config, "patch_size", 4)
-        if getattr(model.config, "use_token_labels", False):
-            cell = token_stride(model.config)
+        size, cell = crop_size(arguments.crop_size), getattr(self.config, "patch_size", 4)
+        if getattr(self.config, "use_token_labels", False):
+            cell = token_stride(self.config)
             targets.grid = tuple(-(-side // cell) for side in size)
         if arguments.token_labels:
             targets.maps = open_label_maps(arguments.token_labels, data, targets)
@@ -120,19 +115,15 @@ class ClassificationTask(Task):
         )
 
     def evaluation_images(
-        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
         indices = range(accelerator.process_index, len(data), accelerator.num_processes)
-        options = loader_options(workers, accelerator.device.type == "cuda")
+        options = loader_options(self.arguments.workers, accelerator.device.type == "cuda")
         crops = ReadableImages(CentralCrops(data, processor))
         return DataLoader(crops, 32, sampler=indices, collate_fn=collate, **options)
 
     def score(
-        self,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,  # noqa: ARG002
-        images: Iterable[dict[str, Any]],
-        accelerator: Accelerator,
+        self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
     ) -> dict[str, Any]:
         return score_classes(model, images, accelerator)
 
@@ -245,7 +236,9 @@ def open_label_maps(folder: str, data: Dataset, targets: SoftLabels) -> LabelMap
     return maps
 
 
-def new_augmentation(arguments: "TrainArguments", processor: BaseImageProcessor) -> ImageAugmentation:
+def new_augmentation(
+    arguments: "ClassificationArguments", processor: BaseImageProcessor
+) -> ImageAugmentation:
     """What the arguments say; without augmentation the central square, as large as it fits."""
     size = crop_size(arguments.crop_size)
     if not arguments.augmentation:
@@ -253,9 +246,9 @@ def new_augmentation(arguments: "TrainArguments", processor: BaseImageProcessor)
     return ImageAugmentation(
         size,
         area_range=(arguments.min_area, 1.0),
-        flip_probability=0.5 if arguments.flip else 0.0,
+        flip_probability=0.5 if arguments.horizontal_flip else 0.0,
         rand_augment=arguments.rand_augment,
-        colour_jitter=arguments.colour_jitter,
+        colour_jitter=arguments.color_jitter,
         erasing_probability=arguments.random_erasing,
         mean_colour=tuple(round(255 * mean) for mean in processor.image_mean),
         seed=arguments.seed,

@@ -1,122 +1,166 @@
-"""Command lines from dataclasses: the comment behind a field is its help.
+"""Command lines from dataclasses, by transformers' HfArgumentParser.
 
     @dataclass
-    class Arguments:
-        images: list[str]  # a field without a default is a positional argument
-        # Masks
-        output: str = "masks"  # a comment alone on its line opens a group of the help text
+    class Arguments(CommandOptions, InferenceOptions):
+        images: list[str] = positional("image files, and folders of them")
+        output: str = option("masks", "folder for the masks")
 
-Only the standard library is imported here, so that `--help` and a misspelt option answer at once.
+A dataclass with an `_argument_group_name` is a group of the help text. Neither this module nor the dataclasses import torch,
+so that `--help` and a misspelt option are answered without waiting for it.
 """
 
 import argparse
 import dataclasses
 import difflib
 import errno
-import inspect
 import re
 import shutil
+import sys
 import traceback
-import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from copy import copy
+from itertools import takewhile
+from typing import Any
 
-FIELD = re.compile(r"^    (\w+):.*?  # (.+)$")
-METAVAR = re.compile(r"^([A-Z][A-Z,=]*): (.+)$")
-GROUP = re.compile(r"^    # (.+)$")
+from transformers import HfArgumentParser
+
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
+NUMBERS = {int: "N", float: "X"}  # what a value is called in the help text
+MODEL_HELP = "run of contextseg-train (its best/ is used), folder of save_pretrained, or name on the Hub"
 
 
 class CommandError(RuntimeError):
     """Something went wrong while a command ran, and its message says what to do."""
 
 
-class CommandLine(argparse.ArgumentParser):
-    """A parser that proposes the nearest option for a misspelt one."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown:
-            close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
-            message = f"no option {unknown[1]}" + (
-                f", did you mean {close[0]}?" if close else "; see --help."
-            )
-        super().error(message)
+def option(default: Any, text: str, **settings: Any) -> Any:
+    """A field that is the option `--name`; `settings` go to `add_argument`. An option with a list may be repeated."""
+    metadata = {"help": text, **settings}
+    if isinstance(default, list):
+        return dataclasses.field(
+            default_factory=lambda: list(default), metadata={"action": "extend", **metadata}
+        )
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def given_options(cls: type, argv: list[str] | None, program: str, description: str) -> dict[str, Any]:
-    """The options named in `argv` (or on the command line), without the defaults of the others."""
-    return vars(command_line(cls, program, description).parse_args(argv))
+def required(text: str, **settings: Any) -> Any:
+    """A field that is an option which must be given."""
+    return dataclasses.field(metadata={"help": text, **settings})
 
 
-def parse(cls: type, argv: list[str] | None, program: str, description: str) -> Any:
-    """An instance of the dataclass `cls`, filled from `argv` (or the command line)."""
-    return cls(**given_options(cls, argv, program, description))
+def positional(text: str) -> Any:
+    """A field that is given by its position; several values if it is a list."""
+    return dataclasses.field(metadata={"help": text, "positional": True})
 
 
-def command_line(cls: type, program: str, description: str) -> CommandLine:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    positional = [field.name.upper() for field in fields.values() if not has_default(field)]
-    width = min(120, shutil.get_terminal_size().columns)
-    parser = CommandLine(
-        prog=program,
-        usage=" ".join(["%(prog)s", *positional, "[options]"]),
-        description=description,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=width),
-    )
-    target, hints = parser, typing.get_type_hints(cls)
-    for line in inspect.getsource(cls).splitlines():
-        if group := GROUP.match(line):
-            target = parser.add_argument_group(group[1])
-        elif match := FIELD.match(line):
-            add_field(target, fields.pop(match[1]), hints[match[1]], match[2])
-    if fields:
-        raise TypeError(f"{cls.__name__}.{next(iter(fields))} has no comment on its line to be its help.")
-    return parser
+@dataclasses.dataclass(kw_only=True)
+class CommandOptions:
+    """What every command has; the first base of its dataclass, whose options then open the help text."""
+
+    _argument_group_name = "options"  # argparse's own
+
+    traceback: bool = option(False, "show where in the code an error occurred")
 
 
-def add_field(target: argparse._ActionsContainer, field: dataclasses.Field, hint: Any, text: str) -> None:
-    """One field as one argument; its type decides how it is written, and a text such as "X,Y: where" names its value."""
-    metavar, text = METAVAR.match(text).groups() if METAVAR.match(text) else (field.name.upper(), text)
-    options: dict[str, Any] = {"help": text.replace("%", "%%") + default_text(field)}
-    kind = plain_type(hint)
-    name = "--" + field.name.replace("_", "-")
-    if not has_default(field):
-        options["nargs"] = "+" if typing.get_origin(kind) is list else None
-        target.add_argument(field.name, metavar=metavar, **options)
-    elif kind is bool:
-        name = "--no-" + name[2:] if field.default is True else name
-        action = "store_false" if field.default is True else "store_true"
-        target.add_argument(name, dest=field.name, action=action, help=text)
-    elif typing.get_origin(kind) is typing.Literal:
-        target.add_argument(name, choices=typing.get_args(kind), **options)
-    elif typing.get_origin(kind) is list:
-        target.add_argument(name, action="append", metavar=metavar, **options)
-    else:
-        metavar = {int: "N", float: "X", str: metavar}[kind]
-        target.add_argument(name, type=kind, metavar=metavar, **options)
+class CommandLine(HfArgumentParser):
+    """The command line of a dataclass and of the dataclasses that it is composed of.
+
+    To transformers' parser it adds positional arguments, `--no-NAME` for every switch, the nearest option for a misspelt
+    one, and the difference between an option that was given and a default.
+    """
+
+    def __init__(self, kinds: type | Sequence[type], program: str, description: str, **settings: Any) -> None:
+        super().__init__(
+            prog=program,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=OptionsFormatter,
+            **settings,
+        )
+        self.known_elsewhere: list[str] = []  # options that another parser reads
+        if isinstance(kinds, type):
+            kinds = [*filter(dataclasses.is_dataclass, kinds.__bases__), kinds]
+        self.dataclass_types = list(kinds)
+        for kind in kinds:
+            self._add_dataclass_arguments(kind)
+        needed = [action for action in self._actions if action.required]
+        places = [
+            " ".join([*getattr(action, "shown", []), action.metavar or action.dest.upper()])
+            for action in needed
+        ]
+        self.usage = " ".join(["%(prog)s", *places, "[options]"])
+
+    def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """The options named in `argv` (or on the command line), without the defaults of the others."""
+        return vars(self.parse_args(argv))
+
+    def arguments(self, argv: Sequence[str] | None = None) -> Any:
+        """An instance of the last dataclass, filled from `argv` (or the command line)."""
+        return self.dataclass_types[-1](**self.given(argv))
+
+    def add_argument_group(self, title: str | None = None, *args: Any, **settings: Any) -> Any:
+        """The group of this title, which several dataclasses may fill."""
+        same = [group for group in self._action_groups if group.title == title]
+        return same[0] if same else super().add_argument_group(title, *args, **settings)
+
+    def _parse_dataclass_field(self, parser: Any, field: dataclasses.Field) -> None:
+        """Adds one field to `parser`, which is a group or this parser, unless a base has brought it."""
+        if any(action.dest == field.name for action in self._actions):
+            return
+        text = field.metadata["help"].replace("%", "%%") + default_text(field)
+        names = [f"--{field.name.replace('_', '-')}", *[f"--{field.name}"] * ("_" in field.name)]
+        if field.metadata.get("positional"):
+            count = "+" if typing.get_origin(field.type) is list else None
+            self.add_argument(field.name, metavar=field.name.upper(), nargs=count, help=text)
+            return
+        if field.type is bool:
+            switch = argparse.BooleanOptionalAction
+            action = parser.add_argument(*names, action=switch, default=argparse.SUPPRESS, help=text)
+            action.shown = [f"--no-{names[0][2:]}"] if field.default else []
+        else:
+            super()._parse_dataclass_field(parser, field)
+            action, action.shown = self._actions[-1], []
+            action.default, action.help = argparse.SUPPRESS, text
+            if action.choices is None:
+                action.metavar = action.metavar or NUMBERS.get(action.type, field.name.upper())
+        action.shown = [names[0], *action.shown]
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As in argparse, after a look for misspelt options, which would otherwise be reported as missing ones."""
+        args = sys.argv[1:] if args is None else [str(word) for word in args]
+        known = [*self._option_string_actions, *self.known_elsewhere]
+        for word in takewhile(lambda word: word != "--", args):
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                spelled_alike = [other for other in known if "_" in name or "_" not in other]
+                close = difflib.get_close_matches(name, spelled_alike, n=1)
+                self.error(
+                    f"no option {name}" + (f", did you mean {close[0]}?" if close else "; see --help.")
+                )
+        return super().parse_known_args(args, namespace)
 
 
-def plain_type(hint: Any) -> Any:
-    """`int | None` -> `int`; every other type stays."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-    return hint
+class OptionsFormatter(argparse.HelpFormatter):
+    """Shows one spelling of each option, and `--no-NAME` only where it changes something."""
 
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(120, shutil.get_terminal_size().columns))
 
-def has_default(field: dataclasses.Field) -> bool:
-    return dataclasses.MISSING is not field.default or dataclasses.MISSING is not field.default_factory
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy(action)
+        shown.option_strings = getattr(action, "shown", action.option_strings)
+        return super()._format_action_invocation(shown)
 
 
 def default_text(field: dataclasses.Field) -> str:
-    is_shown = (
-        has_default(field) and field.default is not dataclasses.MISSING and field.default not in (None, "")
-    )
-    return f" (default: {field.default})" if is_shown else ""
+    """ " (default: 4)"; nothing for an option that is off by default, and for one whose text tells its default."""
+    if any(field.default is nothing for nothing in (dataclasses.MISSING, None, "", False)):
+        return ""
+    return f" (default: {'yes' if field.default is True else field.default})"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Legend: N objects of one image, C channels, H, W axes of a resized image.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +34,6 @@ from .models import ModelKind
 from .setup import CHECKED_SAMPLES
 from .tasks import Task
 
-if TYPE_CHECKING:
-    from .options import TrainArguments
-
 DETECTOR = ModelKind(
     "object detection", {MaskRcnnConfig: MaskRcnnForObjectDetection}, AutoModelForObjectDetection
 )
@@ -52,70 +49,57 @@ class DetectionTask(Task):
     logged = ("box_ap", "box_ap_50", "mask_ap", "mask_ap_50")
     next_commands = ()
 
-    def open(self, name: str, split: str) -> CocoData:
+    def open(self, split: str) -> CocoData:
+        name = getattr(self.arguments, split)
         data = open_coco(name, split)
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair these files, or take them out.")
         return data
 
-    def check_same_classes(self, train: CocoData, val: CocoData, arguments: "TrainArguments") -> None:
+    def check_same_classes(self, train: CocoData, val: CocoData) -> None:
         if train.classes != val.classes:
             raise ValueError(
-                f"{arguments.train} has the categories {', '.join(train.classes)}, but {arguments.val} has "
+                f"{self.arguments.train} has the categories {', '.join(train.classes)}, but {self.arguments.val} has "
                 f"{', '.join(val.classes)}. Give both the same categories with the same ids."
             )
 
-    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:  # noqa: ARG002
+    def generated(self, num_classes: int) -> Dataset:
         return GeneratedObjects(num_classes)
 
-    def new_processor(self, arguments: "TrainArguments", data: Dataset) -> DetrImageProcessor:  # noqa: ARG002
-        """Images are evaluated at the longest of the training's shorter sides, normalised as the pretrained encoder had them."""
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    def new_processor(self) -> DetrImageProcessor:
+        """Images are evaluated at the longest of the training's shorter sides, normalized as for the pretrained encoder."""
+        arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if arguments.backbone:
             mean, std = encoder_normalisation(model_folder(arguments.backbone))
         shorter = max(shorter_sides(arguments.shorter_side))
         size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
         return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
 
-    def new_samples(
-        self,
-        arguments: "TrainArguments",
-        data: Dataset,
-        processor: BaseImageProcessor,
-        model: PreTrainedModel,  # noqa: ARG002
-    ) -> "DetectionSamples":
-        if arguments.crop_size:
-            raise ValueError(
-                f"--crop-size is {arguments.crop_size}, and detectors see whole images. Leave it out, or set --shorter-side and "
-                "--longer-side."
-            )
+    def new_samples(self, processor: BaseImageProcessor) -> "DetectionSamples":
+        arguments = self.arguments
         sides = shorter_sides(arguments.shorter_side)
         augmentation = DetectionAugmentation(
             shorter_sides=sides if arguments.augmentation else sides[-1:],
             longer_side=arguments.longer_side,
-            flip_probability=0.5 if arguments.augmentation and arguments.flip else 0.0,
+            flip_probability=0.5 if arguments.augmentation and arguments.horizontal_flip else 0.0,
             seed=arguments.seed,
         )
-        return DetectionSamples(data, augmentation, processor)
+        return DetectionSamples(self.data, augmentation, processor)
 
     def evaluation_images(
-        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
         return evaluation_loader(
             WholeImagesWithObjects(data, processor),
-            workers=workers,
+            workers=self.arguments.workers,
             pin_memory=accelerator.device.type == "cuda",
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
 
     def score(
-        self,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,  # noqa: ARG002
-        images: Iterable[dict[str, Any]],
-        accelerator: Accelerator,
+        self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
     ) -> dict[str, Any]:
         return score_objects(model, images, accelerator)
 

@@ -24,18 +24,18 @@ GIGABYTE = 1e9
 
 def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     """Without --train, the samples are noise and the size of the data is what the recipe's `paper` says."""
-    paper, task = recipe.paper if recipe else {}, task_of(arguments.task, arguments)
+    paper, task = recipe.paper if recipe else {}, task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
     if arguments.train:
-        data, _ = setup.open_splits(arguments, task)
+        data, _ = setup.open_splits(task)
         num_images = len(data)
     else:
-        data = task.generated(arguments, int(paper.get("classes", CLASSES)))
+        data = task.generated(int(paper.get("classes", CLASSES)))
         num_images = int(paper.get("images", 0))
     batch = arguments.batch_size * accelerator.num_processes
     schedule = setup.new_schedule(arguments, num_images or batch, accelerator.num_processes)
-    model = setup.new_model(arguments, task, data)
-    samples = task.new_samples(arguments, data, task.new_processor(arguments, data), model)
+    model = setup.new_model(task, data)
+    samples = task.new_samples(task.new_processor())
     optimizer = setup.new_optimizer(arguments, model)
     batch_of_two = samples.collate([samples[0, index] for index in range(SAMPLES)])
     UnreadableImages(skip=task.skips_unreadable).check(batch_of_two)

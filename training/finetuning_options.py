@@ -1,48 +1,48 @@
-"""The options of `contextseg-finetune`: those of transformers' TrainingArguments, and what is tuned on what."""
+"""The options of `contextseg-finetune` that are ours; all others are those of transformers' TrainingArguments."""
 
-from dataclasses import dataclass, field
+import ast
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
-from transformers import TrainingArguments
-from transformers.training_args import trainer_log_levels
-
-
-def option(default: object, text: str, **more: object) -> object:
-    return field(default=default, metadata={"help": text, **more})
+from .command_line import MODEL_HELP, CommandOptions, option, required
 
 
-@dataclass
-class FinetuneArguments(TrainingArguments):
-    """TrainingArguments with other defaults where segmentation needs them, and what is to be tuned on what."""
+@dataclass(kw_only=True)
+class FinetuneOptions(CommandOptions):
+    """What is fine-tuned, and on what."""
 
-    remove_unused_columns: bool = option(False, "Must stay: the collator reads images and masks.")
-    batch_eval_metrics: bool = option(True, "Must stay: score batch by batch, in memory that does not grow.")
-    per_device_eval_batch_size: int = option(1, "Images of one size only, for models without a pixel_mask.")
-    dataloader_drop_last: bool = option(True, "Train on full batches only; evaluation takes every image.")
-    log_level: str = option("warning", "Of messages beside the bar.", choices=trainer_log_levels)
-    resume_from_checkpoint: str | None = option(None, "A checkpoint's folder, or 'last' for the newest one.")
-
-    model: str = option("", "The checkpoint to fine-tune: a run of ours, a folder, or a name on the Hub.")
-    train: str = option(
-        "", "Folder with images/ and masks/, of a published data set, or a name for `datasets`."
+    weights: str = required(
+        f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
     )
-    val: str = option("", "The same, to evaluate on.")
-    crop_size: str = option("512", "Side of a training sample, or HEIGHTxWIDTH.")
-    min_scale: float = option(0.5, "Smallest factor of the random resizing before the crop.")
-    max_scale: float = option(2.0, "Largest factor.")
-    flip: bool = option(True, "Mirror half of the samples.")
-    augmentation: bool = option(True, "Scale, mirror and recolour samples; without it, random crops alone.")
-    lora: int = option(0, "Rank of LoRA's updates of the backbone; 0 trains all weights.")
-    traceback: bool = option(False, "Show where in the code an error came from.")
+    train: str = required(
+        "training data: a folder with images/ and masks/, the folder of a published data set, or a name for `datasets`"
+    )
+    val: str = option("", "validation data, of the same kinds")
+    output: str = required("folder of this run", aliases=["--output-dir", "--output_dir"])
+    resume: bool = option(False, "continue from the newest checkpoint in --output")
+    augmentation: bool = option(
+        True, "scale, mirror and recolor training images at random; without it they are only cropped"
+    )
+    horizontal_flip: bool = option(True, "mirror half of the training images left to right")
+    crop_size: str = option("512", "side of a training sample in pixels, or HEIGHTxWIDTH")
+    min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
+    max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
+    lora: int = option(0, "rank of the LoRA updates of the backbone; 0 trains all weights")
+    license: str | None = option(
+        None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("model", "train"):
-            if not getattr(self, name):
-                raise ValueError(
-                    f"--{name} is missing. {type(self).__dataclass_fields__[name].metadata['help']}"
-                )
-        if self.remove_unused_columns or not self.batch_eval_metrics:
-            raise ValueError(
-                "the collator needs --remove_unused_columns false, and the scores --batch_eval_metrics true. "
-                "Leave both options out."
-            )
+
+def trainer_options() -> list[str]:
+    """The options of TrainingArguments, read from its source: to import it takes seconds, and torch."""
+    source = Path(find_spec("transformers.training_args").origin).read_text(encoding="utf-8")
+    (kind,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    )
+    names = [node.target.id for node in kind.body if isinstance(node, ast.AnnAssign)]
+    # output_dir is our --output. HfArgumentParser knows each with underscores and with dashes, and as --no-NAME.
+    names = [f"{prefix}{name}" for name in names if name != "output_dir" for prefix in ("", "no_")]
+    return [f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-"))]

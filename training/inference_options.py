@@ -1,52 +1,55 @@
-"""How images are predicted, from the words of the command line."""
+"""How images are predicted, in the options of the command lines."""
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-from ..processing.inference import Inference
-from .command_line import height_and_width
+from .command_line import height_and_width, option
 
 if TYPE_CHECKING:
-    from .options import TrainArguments
+    from ..processing.inference import Inference
 
 
-class InferenceOptions(Protocol):
-    """The options of `contextseg-evaluate` and `contextseg-predict` that say how an image is predicted."""
+@dataclass(kw_only=True)
+class WindowOptions:
+    """Options of `contextseg-train`, `-evaluate` and `-predict`."""
 
-    window: str | None
-    overlap: float
-    blend: str
-    batch_size: int
-    scales: str
-    flip: bool
+    _argument_group_name = "Inference"
 
-
-def inference_of(arguments: "InferenceOptions") -> Inference:
-    return Inference(
-        window=arguments.window and height_and_width(arguments.window, "--window"),
-        overlap=arguments.overlap,
-        blend=arguments.blend,
-        scales=factors(arguments.scales),
-        flip=arguments.flip,
-        batch_size=arguments.batch_size,
+    window: str | None = option(
+        None,
+        "sliding-window inference with windows of this side in pixels, or HEIGHTxWIDTH (default: the whole image at once)",
+    )
+    overlap: float = option(0.5, "share of a window that the next window covers as well")
+    blend: Literal["gaussian", "constant"] = option(
+        "gaussian", "how pixels in overlapping windows are weighted"
     )
 
+    def inference(self) -> "Inference":
+        from ..processing.inference import Inference
 
-def validation_inference(arguments: "TrainArguments") -> Inference:
-    """How a training evaluates: windows as asked for, at the images' own scale."""
-    return Inference(
-        window=arguments.eval_window and height_and_width(arguments.eval_window, "--eval-window"),
-        overlap=arguments.eval_overlap,
-        blend=arguments.eval_blend,
+        size = self.window and height_and_width(self.window, "--window")
+        return Inference(window=size, overlap=self.overlap, blend=self.blend)
+
+    def window_words(self) -> str:
+        """What makes contextseg-evaluate and -predict use the same windows; begins with a space unless empty."""
+        if self.window is None:
+            return ""
+        return f" --window {self.window} --overlap {self.overlap} --blend {self.blend}"
+
+
+@dataclass(kw_only=True)
+class InferenceOptions(WindowOptions):
+    """Options of `contextseg-evaluate` and `contextseg-predict`."""
+
+    window_batch_size: int = option(4, "windows in one forward pass")
+    scales: str = option(
+        "1", "average the probabilities over these scales of the image, such as 0.75,1,1.25", metavar="X,X"
     )
+    flip: bool = option(False, "average with the prediction for the mirrored image")
 
-
-def window_options(arguments: "TrainArguments") -> str:
-    """What makes contextseg-evaluate and -predict do as the evaluations of this training."""
-    if arguments.eval_window is None:
-        return ""
-    return (
-        f" --window {arguments.eval_window} --overlap {arguments.eval_overlap} --blend {arguments.eval_blend}"
-    )
+    def inference(self) -> "Inference":
+        batch_size, scales = self.window_batch_size, factors(self.scales)
+        return replace(super().inference(), batch_size=batch_size, scales=scales, flip=self.flip)
 
 
 def factors(text: str) -> tuple[float, ...]:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-DECAYED = (nn.Linear, nn.modules.conv._ConvNd)
+from ..modeling.blocks import WeightOwner
+
+DECAYED = (nn.Linear, nn.modules.conv._ConvNd, WeightOwner)
 
 
 def poly(progress: float) -> float:

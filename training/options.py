@@ -1,85 +1,285 @@
-"""The options of a training run. Only the standard library is imported here, so that `--help` answers at once."""
+"""The options of a training run: what all tasks share, and one dataclass for each task.
 
-from dataclasses import dataclass, field
-from typing import Literal
+Nothing heavy is imported here, so that `--help` is answered at once.
+"""
 
-CROP_SIZES = {"segmentation": "512", "classification": "224", "detection": None}  # None is whole images
-MODELS = {"segmentation": "glam_swin", "classification": "glam_swin", "detection": "mask_rcnn"}
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from .command_line import CommandLine, CommandOptions, option
+from .inference_options import WindowOptions
 
 
-@dataclass
-class TrainArguments:
-    """What a run is made of; the comments are the help of the command line."""
+@dataclass(kw_only=True)
+class TaskOptions:
+    """Which task is trained, and a recipe for it."""
 
-    task: Literal["segmentation", "classification", "detection"] = "segmentation"  # what is learned
-    recipe: str | None = None  # options from a YAML file, or from one of ours by name; those given here win
-    # Data
-    train: str = ""  # images/ and masks/ (or a folder a class, or images/ and annotations.json), a published data set's folder, or a name for `datasets`
-    val: str = ""  # the same, to evaluate on; without it there is no best/
-    base_size: str | None = None  # LONGxSHORT edges that images are resized to fit, also to evaluate
-    crop_size: str | None = None  # side of a sample, or HEIGHTxWIDTH (default: 512; classification: 224)
-    min_scale: float = 0.5  # smallest factor of the random resizing before the crop
-    max_scale: float = 2.0  # largest factor
-    flip: bool = True  # never mirror an image
-    augmentation: bool = True  # random crops alone (classification: the central square), nothing else
-    workers: int | None = None  # processes that load data (default: one fewer than cores, at most 8)
-    unreadable: Literal["raise", "skip"] = "raise"  # what to do at an image that cannot be read
-    # Evaluation
-    eval_window: str | None = None  # predict in windows of this side, or HEIGHTxWIDTH (default: whole images)
-    eval_overlap: float = 0.5  # share of a window that its neighbour covers as well
-    eval_blend: Literal["gaussian", "constant"] = "gaussian"  # weights of the pixels of overlapping windows
-    # Classification
-    min_area: float = 0.08  # smallest share of the image that a random crop takes
-    rand_augment: str = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's words, or "none"
-    colour_jitter: float = 0.4  # strength of random colours; as in timm, only without RandAugment
-    random_erasing: float = 0.25  # probability that a rectangle is filled with noise
-    label_smoothing: float = 0.1  # share of a label that is spread over all classes
-    mix_token: bool = True  # never exchange rectangles of patches between images of a batch
-    token_labels: str | None = None  # folder of LV-ViT's label maps (default: a token's label is its image's)
-    # Detection
-    shorter_side: str = "800"  # images are resized to it; or a range, such as 480-800, from which it is drawn
-    longer_side: int = 1333  # at most; the shorter side gives way
-    # Model
-    model: str | None = None  # glam_swin (default), segdeformer, maformer, cswin, mask_rcnn, or transformers'
-    preset: str | None = None  # size by name: nano, tiny, small, base (default: the model's own, tiny)
-    set: list[str] = field(default_factory=list)  # NAME=VALUE: an option of its configuration; repeatable
-    weights: str | None = None  # fine-tune this: a run, a folder of save_pretrained, or a Hub name
-    swin: str | None = None  # start from this Swin checkpoint of transformers: folder or Hub name
-    segformer: str | None = None  # start segdeformer from this SegFormer checkpoint
-    backbone: str | None = None  # start segdeformer or mask_rcnn from this encoder: checkpoint, timm's name
-    # Optimisation
-    steps: int | None = None  # steps of the optimizer; or give --epochs
-    epochs: float | None = None  # passes over the training images (default: 100)
-    batch_size: int = 8  # images of one forward pass of one process
-    accumulation: int = 1  # forward passes for one step of the optimizer
-    learning_rate: float = 6e-5  # of AdamW, at its highest
-    head_lr_factor: float = 1.0  # factor of the learning rate outside the backbone
-    lr_factor: list[str] = field(default_factory=list)  # PART=FACTOR: where names have PART; repeatable
-    weight_decay: float = 0.01  # of the weights of linear layers and convolutions; nothing else decays
-    schedule: Literal["poly", "cosine", "constant", "step"] = "poly"  # course of the rate after warm-up
-    milestones: list[str] = field(default_factory=list)  # N: epoch (or step) of a "step"; repeatable
-    min_learning_rate: float = 0.0  # where the schedule ends
-    cooldown_steps: int = 0  # last steps of the run, at that learning rate
-    warmup_steps: int | None = None  # linear warm-up (default: a tenth of the steps, at most 1500)
-    clip_norm: float | None = None  # largest norm of the gradient (default: not clipped)
-    ema: float | None = None  # decay of an average of the weights, such as 0.999, that takes their place
-    seed: int = 0  # of the initial weights, the order of images, augmentation and dropout
-    # Machine
-    precision: Literal["no", "bf16", "fp16"] | None = None  # mixed; default: as accelerate is configured
-    compile: bool = False  # torch.compile the model: slow to start, faster afterwards on a GPU
-    gradient_checkpointing: bool = False  # compute blocks again backwards: less memory, more time
-    cpu: bool = False  # leave GPUs alone
-    sync_batch_norm: bool = True  # several GPUs: batch norm sees each GPU's images alone
-    # Run
-    output: str = ""  # folder of this run
-    push_to_hub: str | None = None  # name on the Hub: at the end, upload the best weights there
-    resume: bool = False  # continue the run in --output; its options are known, give only those to change
-    eval_interval: int | None = None  # steps between evaluations and checkpoints (default: a tenth of all)
-    log_interval: int = 10  # steps between reports on a GPU; a CPU reports every step
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"  # where curves go beside log.jsonl
-    dry_run: bool = False  # build everything, try it on two generated samples, print the plan, and stop
-    traceback: bool = False  # show where in the code an error came from
+    _argument_group_name = "options"
 
-    def __post_init__(self) -> None:
-        self.crop_size = self.crop_size or CROP_SIZES[self.task]
-        self.model = self.model or MODELS[self.task]
+    task: Literal["segmentation", "classification", "detection"] = option(
+        "segmentation", "what the model learns"
+    )
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    _argument_group_name = "Data"
+
+    train: str = option(
+        "",
+        "training data: a folder with images/ and masks/ (classification: a folder for each class; detection: images/ and "
+        "annotations.json), the folder of a published data set, or a name for `datasets`",
+    )
+    val: str = option("", "validation data, of the same kinds; without it there is no best/")
+    workers: int | None = option(
+        None, "processes that load data (default: one fewer than there are cores, at most 8)"
+    )
+    unreadable: Literal["raise", "skip"] = option("raise", "what to do about an image that cannot be read")
+
+    augmentation: bool = option(
+        True, "change training images at random; without it they are only cropped or resized"
+    )
+    horizontal_flip: bool = option(True, "mirror half of the training images left to right")
+
+
+@dataclass(kw_only=True)
+class CropOptions:
+    _argument_group_name = "Segmentation and classification"
+
+    crop_size: str = option(
+        "512", "side of a training sample in pixels, or HEIGHTxWIDTH; 224 for classification"
+    )
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    _argument_group_name = "Model"
+
+    model: str = option(
+        "glam_swin",
+        "type of the model: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or one of transformers'",
+    )
+    preset: str | None = option(
+        None, "size of the model: nano, tiny, small, base, ... (default: that of the model's configuration)"
+    )
+    set: list[str] = option([], "set a field of the model's configuration; repeatable", metavar="NAME=VALUE")
+    weights: str | None = option(
+        None, "checkpoint to fine-tune: a run, a folder of save_pretrained, or a name on the Hub"
+    )
+
+
+@dataclass(kw_only=True)
+class SwinOptions:
+    _argument_group_name = "Model"
+
+    swin: str | None = option(
+        None,
+        "start glam_swin from a Swin checkpoint of transformers: a folder or a name on the Hub (not for detection)",
+    )
+
+
+@dataclass(kw_only=True)
+class SegformerOptions:
+    _argument_group_name = "Model"
+
+    segformer: str | None = option(None, "start segdeformer from a SegFormer checkpoint (segmentation only)")
+
+
+@dataclass(kw_only=True)
+class BackboneOptions:
+    _argument_group_name = "Model"
+
+    backbone: str | None = option(
+        None,
+        "start segdeformer or mask_rcnn from an encoder: a checkpoint or a name of timm (not for classification)",
+    )
+
+
+@dataclass(kw_only=True)
+class OptimizationOptions:
+    _argument_group_name = "Optimization"
+
+    steps: int | None = option(None, "optimizer steps; or give --epochs")
+    epochs: float | None = option(None, "passes over the training data (default: 100)")
+    batch_size: int = option(8, "images in one forward pass of one process")
+    accumulation: int = option(1, "forward passes whose gradients are accumulated for one optimizer step")
+    learning_rate: float = option(6e-5, "peak learning rate of AdamW")
+    head_lr_factor: float = option(1.0, "factor of the learning rate for all weights outside the backbone")
+    lr_factor: list[str] = option(
+        [],
+        "factor of the learning rate for weights whose names contain PART; repeatable",
+        metavar="PART=FACTOR",
+    )
+    weight_decay: float = option(
+        0.01, "weight decay of linear and convolution weights; biases and norms are not decayed"
+    )
+    schedule: Literal["poly", "cosine", "constant", "step"] = option(
+        "poly", "shape of the learning rate schedule after the warm-up"
+    )
+    milestones: list[str] = option(
+        [], "epochs (or steps, if --steps is given) where the step schedule drops; repeatable", metavar="N"
+    )
+    min_learning_rate: float = option(0.0, "learning rate at the end of the schedule")
+    cooldown_steps: int = option(0, "last steps of the run, all at the lowest learning rate")
+    warmup_steps: int | None = option(
+        None, "steps of linear warm-up (default: a tenth of all steps, at most 1500)"
+    )
+    clip_norm: float | None = option(None, "clip the gradient to this norm (default: no clipping)")
+    ema: float | None = option(
+        None, "keep an exponential moving average of the weights with this decay, such as 0.999, and save it"
+    )
+    seed: int = option(0, "seed of the initial weights, the order of images, augmentation and dropout")
+
+
+@dataclass(kw_only=True)
+class MachineOptions:
+    _argument_group_name = "Machine"
+
+    precision: Literal["no", "bf16", "fp16"] | None = option(
+        None, "mixed precision (default: as accelerate is configured)"
+    )
+    compile: bool = option(False, "compile the model by torch.compile: a slow start, then faster on a GPU")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
+    cpu: bool = option(False, "run on the CPU even if there is a GPU")
+    sync_batch_norm: bool = option(True, "with several GPUs, batch norm over the images of all of them")
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    _argument_group_name = "Run"
+
+    recipe: str | None = option(
+        None,
+        "take options from a YAML file, or from a recipe of ours by name; options given here override it",
+    )
+    output: str = option("", "folder of this run")
+    license: str | None = option(
+        None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
+    )
+    push: str | None = option(
+        None,
+        "repository on the Hub, such as me/streets, to which the best weights are uploaded at the end",
+        metavar="NAME",
+    )
+    resume: bool = option(
+        False, "continue the run in --output with its own options; give only those that change"
+    )
+    eval_interval: int | None = option(
+        None, "steps between evaluations and checkpoints (default: a tenth of all steps)"
+    )
+    log_interval: int = option(10, "steps between log entries on a GPU; on a CPU every step is logged")
+    tracker: Literal["tensorboard", "wandb", "none"] = option(
+        "tensorboard", "where curves are written, besides log.jsonl"
+    )
+    dry_run: bool = option(False, "build everything, try it on two samples, print the plan, and stop")
+
+
+SHARED = (DataOptions, ModelOptions, OptimizationOptions, MachineOptions, RunOptions)
+
+
+@dataclass(kw_only=True)
+class TrainArguments(
+    CommandOptions,
+    DataOptions,
+    ModelOptions,
+    OptimizationOptions,
+    MachineOptions,
+    RunOptions,
+):
+    """The options that all tasks read; a run has those of its task, one of `ARGUMENTS`."""
+
+    task: ClassVar[str]
+
+    def starting_points(self) -> dict[str, str | None]:
+        """What the options that name a checkpoint of another model say, as far as this task has them."""
+        names = [
+            field.name for kind in STARTS if isinstance(self, kind) for field in dataclasses.fields(kind)
+        ]
+        return {name: getattr(self, name) for name in names}
+
+
+STARTS = (SwinOptions, SegformerOptions, BackboneOptions)
+
+
+@dataclass(kw_only=True)
+class SegmentationArguments(
+    TrainArguments, CropOptions, SwinOptions, SegformerOptions, BackboneOptions, WindowOptions
+):
+    _argument_group_name = "Segmentation"
+    task = "segmentation"
+
+    min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
+    max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
+    base_size: str | None = option(
+        None,
+        "resize images to fit these edges before the random resizing, and to evaluate",
+        metavar="LONGxSHORT",
+    )
+
+
+@dataclass(kw_only=True)
+class ClassificationArguments(TrainArguments, CropOptions, SwinOptions):
+    _argument_group_name = "Classification"
+    task = "classification"
+
+    crop_size: str = option("224", "side of a training sample in pixels, or HEIGHTxWIDTH")
+    min_area: float = option(0.08, "smallest share of the image's area that a random crop takes")
+    rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment in timm's notation, or none")
+    color_jitter: float = option(
+        0.4, "strength of color jitter, which is used, as in timm, only without RandAugment"
+    )
+    random_erasing: float = option(0.25, "probability that a rectangle of the image is replaced by noise")
+    label_smoothing: float = option(0.1, "share of each label that is spread over all classes")
+    mix_token: bool = option(True, "exchange rectangles of patches between the images of a batch (MixToken)")
+    token_labels: str | None = option(
+        None, "folder of LV-ViT's label maps (default: each token has the label of its image)"
+    )
+
+
+@dataclass(kw_only=True)
+class DetectionArguments(TrainArguments, BackboneOptions):
+    _argument_group_name = "Detection"
+    task = "detection"
+
+    model: str = option("mask_rcnn", "type of the model")
+    shorter_side: str = option(
+        "800", "resize images to this shorter side, or to one drawn from a range such as 480-800"
+    )
+    longer_side: int = option(
+        1333, "largest longer side; the shorter side is reduced where it would be exceeded"
+    )
+
+
+ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationArguments, DetectionArguments)}
+
+
+def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
+    """The command line of all tasks together."""
+    kinds = [TaskOptions, CommandOptions, *SHARED, *STARTS, CropOptions, *ARGUMENTS.values()]
+    return CommandLine(kinds, program, description)
+
+
+def train_arguments(given: Mapping[str, Any]) -> TrainArguments:
+    """The arguments of a run, from options by name, `task` among them.
+
+    Raises:
+        ValueError: If an option belongs to another task.
+    """
+    task = given.get("task", TaskOptions.task)
+    own = fields_of(task)
+    for name in given:
+        if name not in {"task", *own}:
+            others = [other for other in ARGUMENTS if name in fields_of(other)]
+            raise ValueError(
+                f"--{name.replace('_', '-')} is an option of {' and '.join(others)}, and the task of this run is {task}. "
+                f"Leave it out, or choose --task {others[0]}."
+            )
+    return ARGUMENTS[task](**{name: value for name, value in given.items() if name != "task"})
+
+
+def fields_of(task: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(ARGUMENTS[task])]

@@ -2,55 +2,48 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 
 from ..modeling.pretrained_backbones import is_timm_name, timm_name
 from ..processing.data.datasets import is_path, split_source
 from ..processing.data.official_layouts import find_layout
-from .command_line import has_default
-from .models import STARTS
+from .options import TaskOptions, TrainArguments, train_arguments
 from .recipes import recipe_names, with_recipe
 
-if TYPE_CHECKING:
-    from .options import TrainArguments
 
-
-def origin(arguments: "TrainArguments", num_processes: int) -> dict[str, Any]:
+def origin(arguments: TrainArguments, num_processes: int) -> dict[str, Any]:
     """The entries `command` and `hub_names` of a `run.json`."""
     sources = [public_data(source) for source in (arguments.train, arguments.val) if source]
+    starts = [*arguments.starting_points().values(), arguments.weights]
     names = {
         "datasets": list(dict.fromkeys(filter(None, sources))),
-        "base_model": next(
-            filter(None, (public_model(getattr(arguments, name)) for name in (*STARTS, "weights"))), None
-        ),
+        "base_model": next(filter(None, map(public_model, starts)), None),
     }
     return {"command": run_command(arguments, num_processes), "hub_names": names}
 
 
-def run_command(arguments: "TrainArguments", num_processes: int = 1) -> list[str]:
+def run_command(arguments: TrainArguments, num_processes: int = 1) -> list[str]:
     """The words that start this run anew; a recipe of ours stands for the options that it sets."""
-    kind, program = type(arguments), ["contextseg-train"]
+    program = ["contextseg-train"]
     if num_processes > 1:
         program = f"accelerate launch --num_processes {num_processes} -m contextseg.scripts.train".split()
     has_recipe = arguments.recipe in recipe_names()
-    options = with_recipe(kind, {"recipe": arguments.recipe})[0] if has_recipe else {}
-    # Some defaults depend on the task, which is an option itself.
-    defaults = kind(**{"task": arguments.task, **options, "recipe": None})
-    if "task" not in options:
-        defaults.task = kind.task
+    options = with_recipe({"recipe": arguments.recipe})[0] if has_recipe else {}
+    defaults = train_arguments({**options, "task": arguments.task, "recipe": None})
+    task = ["--task", arguments.task] * (arguments.task != options.get("task", TaskOptions.task))
     run = dataclasses.replace(arguments, resume=False, recipe=arguments.recipe if has_recipe else None)
-    return [*program, *words(run, defaults)]
+    return [*program, *task, *words(run, defaults)]
 
 
 def words(arguments: Any, defaults: Any) -> list[str]:
-    """The options in which a dataclass differs from `defaults`, as one would type them: what `parse` reads."""
+    """The options in which a dataclass differs from `defaults`, as one would type them."""
     typed = []
     for field in dataclasses.fields(arguments):
         value, default = getattr(arguments, field.name), getattr(defaults, field.name, None)
         option = "--" + field.name.replace("_", "-")
-        if not has_default(field):
+        if field.metadata.get("positional"):
             typed += value if isinstance(value, list) else [value]
         elif value == default or value is None:
             continue

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from ..configuration.checked_config import did_you_mean
-from .command_line import given_options
+from .options import train_parser
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
 STARTING_POINTS = {"preset", "weights", "swin", "segformer", "backbone"}  # each settles the model's size
@@ -49,7 +49,7 @@ class Recipe:
         return words
 
 
-def with_recipe(kind: type, given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
+def with_recipe(given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
     """`given` on top of the options of the recipe that it names; repeatable options add up, the given ones last.
 
     A starting point that is given takes the place of the recipe's, so that a recipe can name a preset and still be run on
@@ -58,7 +58,7 @@ def with_recipe(kind: type, given: dict[str, Any]) -> tuple[dict[str, Any], Reci
     if not given.get("recipe"):
         return given, None
     recipe = read_recipe(given["recipe"])
-    options = given_options(kind, recipe.command_line(), f"recipe {recipe.path}", "")
+    options = train_parser(f"recipe {recipe.path}").given(recipe.command_line())
     if any(given.get(name) for name in STARTING_POINTS):
         options = {name: value for name, value in options.items() if name not in STARTING_POINTS}
     joined = {

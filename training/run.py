@@ -1,6 +1,5 @@
 """A training run, from its options to its exit code, on one screen."""
 
-from functools import partial
 from pathlib import Path
 
 from . import setup
@@ -16,21 +15,20 @@ from .tasks import task_of
 
 def train(arguments: TrainArguments) -> int:
     """A whole run; returns the exit code: 0 when it came to its end, 128 + the signal's number when it was stopped."""
-    stop, task = StopSignal(), task_of(arguments.task, arguments)
+    stop, task = StopSignal(), task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
     with stop.listening(), explained_loss_of_a_peer(accelerator, arguments.output):
-        train_data, val_data = setup.open_splits(arguments, task)
+        train_data, val_data = setup.open_splits(task)
         schedule = setup.new_schedule(arguments, len(train_data), accelerator.num_processes)
-        model = setup.new_model(arguments, task, train_data)
-        processor = task.new_processor(arguments, train_data)
-        samples = task.new_samples(arguments, train_data, processor, model)
+        model = setup.new_model(task, train_data)
+        processor = task.new_processor()
+        samples = task.new_samples(processor)
         accelerator.print(f"{describe(model)}, {len(train_data.classes)} classes, {len(train_data)} images")
-        count = partial(task.count, model=model)
         if arguments.sync_batch_norm:
             model = with_synchronised_batch_norm(accelerator, model)
         model, optimizer = accelerator.prepare(model, setup.new_optimizer(arguments, model))
         spread_random_numbers(accelerator, arguments.seed)
-        training = Training(accelerator, model, optimizer, Path(arguments.output), count)
+        training = Training(accelerator, model, optimizer, Path(arguments.output), task.count)
         training.average = WeightAverage(training.plain_model, arguments.ema) if arguments.ema else None
         if arguments.resume:
             training.restore(load_state(Path(arguments.output) / "last"))

@@ -56,7 +56,7 @@ class RunFolder:
         self.origin = origin(arguments, self.accelerator.num_processes)
         self.images = None
         if val_data is not None:
-            self.images = task.evaluation_images(val_data, processor, self.accelerator, arguments.workers)
+            self.images = task.evaluation_images(val_data, processor, self.accelerator)
         self.begin()
 
     def begin(self) -> None:
@@ -105,7 +105,7 @@ class RunFolder:
         ):
             readable = training.unreadable.filter(images)
             share_buffers(self.accelerator, training.plain_model)
-            scores = self.task.score(training.plain_model, self.processor, readable, self.accelerator)
+            scores = self.task.score(training.plain_model, readable, self.accelerator)
         seconds = time.perf_counter() - started
         if not training.scores:
             self.warn_of_absent_classes(scores)
@@ -135,7 +135,7 @@ class RunFolder:
             {
                 "status": status,
                 **self.origin,
-                "arguments": asdict(self.arguments) | {"resume": False},
+                "arguments": {"task": self.arguments.task, **asdict(self.arguments), "resume": False},
                 "seed": self.arguments.seed,
                 "processes": self.accelerator.num_processes,
                 "steps_done": training.step,
@@ -165,8 +165,8 @@ class RunFolder:
 
     def push(self) -> None:
         """Uploads the weights, if asked. What fails is said last, with the command that repeats it: the run is complete."""
-        if self.arguments.push_to_hub:
-            export(ExportArguments(str(self.path), push=self.arguments.push_to_hub))
+        if self.arguments.push:
+            export(ExportArguments(str(self.path), push=self.arguments.push))
 
     def summary(self) -> str:
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]

@@ -22,14 +22,14 @@ from ..processing.image_processing_segmentation import SegmentationImageProcesso
 from ..processing.metrics import percent
 from .checkpoints import model_folder
 from .command_line import crop_size, height_and_width
-from .inference_options import validation_inference, window_options
-from .models import SEGMENTER, STARTS, class_names, ignore_index_field
+from .models import SEGMENTER, class_names, ignore_index_field
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES
 from .tasks import Task
 
 if TYPE_CHECKING:
-    from .options import TrainArguments
+    from .finetuning_options import FinetuneOptions
+    from .options import SegmentationArguments
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +44,14 @@ class SegmentationTask(Task):
 
     @property
     def next_commands(self) -> tuple[str, ...]:
-        windows = window_options(self.arguments)
+        windows = self.arguments.window_words()
         return (
             f"contextseg-evaluate {{run}} --data {{val}}{windows}",
             f"contextseg-predict {{run}} photo.jpg --output masks/{windows}",
         )
 
-    def open(self, name: str, split: str) -> SegmentationData:
+    def open(self, split: str) -> SegmentationData:
+        name = getattr(self.arguments, split)
         data = open_data(with_split(name, split))
         report = check_data(data, CHECKED_SAMPLES, name=name, skip_unreadable=self.skips_unreadable)
         for warning in report.warnings:
@@ -59,55 +60,43 @@ class SegmentationTask(Task):
             raise ValueError(f"{name}: {' '.join(report.problems)} contextseg-check {name} tells more.")
         return data
 
-    def check_same_classes(
-        self, train: SegmentationData, val: SegmentationData, arguments: "TrainArguments"
-    ) -> None:
+    def check_same_classes(self, train: SegmentationData, val: SegmentationData) -> None:
         if list(train.classes) != list(val.classes):
             raise ValueError(
-                f"{arguments.train} has the classes {', '.join(train.classes)}, but {arguments.val} has "
+                f"{self.arguments.train} has the classes {', '.join(train.classes)}, but {self.arguments.val} has "
                 f"{', '.join(val.classes)}. Give both the same classes.json."
             )
 
-    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:
-        return GeneratedPairs(crop_size(arguments.crop_size), num_classes)
-
-    def new_processor(
-        self,
-        arguments: "TrainArguments",
-        data: SegmentationData,
-    ) -> SegmentationImageProcessor:
-        source = next(filter(None, (getattr(arguments, option) for option in (*STARTS, "weights"))), None)
-        processor = processor_of(data, source and model_folder(source))
-        processor.size = resize_rule(arguments)
-        return processor
+    def generated(self, num_classes: int) -> Dataset:
+        return GeneratedPairs(crop_size(self.arguments.crop_size), num_classes)
 
     def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
+        super().prepare(model, data)
         setattr(model.config, ignore_index_field(model.config), data.ignore_index)
 
-    def new_samples(
-        self,
-        arguments: "TrainArguments",
-        data: SegmentationData,
-        processor: BaseImageProcessor,
-        model: PreTrainedModel,  # noqa: ARG002
-    ) -> TrainingSamples:
-        return TrainingSamples(data, new_augmentation(arguments, data, processor), processor)
+    def new_processor(self) -> SegmentationImageProcessor:
+        source = self.arguments.weights or next(filter(None, self.arguments.starting_points().values()), None)
+        processor = processor_of(self.data, source and model_folder(source))
+        processor.size = resize_rule(self.arguments)
+        return processor
 
-    def count(self, batch: dict[str, Any], model: PreTrainedModel) -> float:
+    def new_samples(self, processor: BaseImageProcessor) -> TrainingSamples:
+        augmentation = new_augmentation(
+            self.arguments, processor, seed=self.arguments.seed, base_size=base_size(self.arguments)
+        )
+        return TrainingSamples(self.data, augmentation, processor)
+
+    def count(self, batch: dict[str, Any]) -> float:
         """The pixels that the mean of the cross-entropy is over, each times the weight of its class."""
-        return counted_pixels(batch["labels"], model.config)
+        return counted_pixels(batch["labels"], self.config)
 
     def evaluation_images(
-        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
-        return whole_images(data, processor, validation_inference(self.arguments), accelerator, workers)
+        return whole_images(data, processor, self.arguments.inference(), accelerator, self.arguments.workers)
 
     def score(
-        self,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,  # noqa: ARG002
-        images: Iterable[dict[str, Any]],
-        accelerator: Accelerator,
+        self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
     ) -> dict[str, Any]:
         return score(
             model,
@@ -115,7 +104,7 @@ class SegmentationTask(Task):
             accelerator,
             class_names=class_names(model),
             ignore_index=getattr(model.config, ignore_index_field(model.config)),
-            inference=validation_inference(self.arguments),
+            inference=self.arguments.inference(),
         )
 
     def summary(self, scores: dict[str, Any]) -> str:
@@ -147,11 +136,11 @@ def processor_of(data: SegmentationData, source: str | None = None) -> Segmentat
     )
 
 
-def base_size(arguments: "TrainArguments") -> tuple[int, int] | None:
+def base_size(arguments: "SegmentationArguments") -> tuple[int, int] | None:
     return arguments.base_size and height_and_width(arguments.base_size, "--base-size")
 
 
-def resize_rule(arguments: "TrainArguments") -> dict[str, int] | None:
+def resize_rule(arguments: "SegmentationArguments") -> dict[str, int] | None:
     """What makes the processor fit images into the base size, in evaluation as in training."""
     sides = base_size(arguments)
     return sides and {"shortest_edge": min(sides), "longest_edge": max(sides)}
@@ -180,22 +169,21 @@ class GeneratedPairs(Dataset):
 
 
 def new_augmentation(
-    arguments: "TrainArguments", data: SegmentationData, processor: BaseImageProcessor
+    options: "SegmentationArguments | FinetuneOptions",
+    processor: SegmentationImageProcessor,
+    *,
+    seed: int,
+    base_size: tuple[int, int] | None = None,
 ) -> JointAugmentation:
-    fill = tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean)
-    shared = {
-        "crop_size": crop_size(arguments.crop_size),
-        "base_size": base_size(arguments),
-        "fill": fill,
-        "ignore_index": data.ignore_index,
-        "seed": arguments.seed,
-    }
-    if not arguments.augmentation:
-        return JointAugmentation(
-            **shared, scale_range=(1.0, 1.0), flip_probability=0.0, use_colour_distortion=False
-        )
+    """What the options ask for; without augmentation random crops alone."""
+    is_full = options.augmentation
     return JointAugmentation(
-        **shared,
-        scale_range=(arguments.min_scale, arguments.max_scale),
-        flip_probability=0.5 if arguments.flip else 0.0,
+        crop_size=crop_size(options.crop_size),
+        base_size=base_size,
+        scale_range=(options.min_scale, options.max_scale) if is_full else (1.0, 1.0),
+        flip_probability=0.5 if is_full and options.horizontal_flip else 0.0,
+        use_colour_distortion=is_full,
+        fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
+        ignore_index=processor.ignore_index,
+        seed=seed,
     )

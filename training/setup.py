@@ -1,10 +1,9 @@
-"""From the arguments of a run to its parts. `scripts/train.py` reads as the list of what is here."""
+"""The parts of a run, from its arguments. `run.py` puts them together."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,65 +17,64 @@ from ..processing.data.batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
 from .deepspeed_state import configure_deepspeed
 from .loop import Schedule, Training
-from .models import STARTS, build_model, parse_overrides
+from .models import build_model, parse_overrides
 from .optim import parameter_groups
+from .options import TrainArguments, fields_of, train_arguments
 from .processes import num_processes, quiet_unless_first
 from .records import read_json
 from .tasks import Task, task_of
 
-if TYPE_CHECKING:
-    from .options import TrainArguments
-
-# What a resumed run may change: nothing that a number of the training depends on.
+# Options that a resumed run may change: those on which no number of the training depends.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push_to_hub", "traceback"),
+    *("push", "license", "traceback"),
 }
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
 
 
-def resolve(kind: type["TrainArguments"], given: dict[str, Any]) -> "TrainArguments":
+def resolve(given: dict[str, Any]) -> TrainArguments:
     """The arguments of a new run, or those of the run that is resumed with what `given` may change."""
-    arguments = kind(**given)
-    if not arguments.output:
+    if not given.get("output"):
         raise ValueError(
             "--output is missing. Name the folder that this run writes to, such as runs/streets."
         )
-    record = Path(arguments.output) / "run.json"
-    if arguments.resume:
-        return resumed(kind, given, record)
+    if given.get("resume"):
+        return resumed(given, Path(given["output"]) / "run.json")
+    arguments = train_arguments(given)
     if has_checkpoint(Path(arguments.output)):
         raise ValueError(
             f"{arguments.output} holds a run already. Continue it with --resume, or choose another --output."
         )
     if not arguments.train:
         raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
-    if arguments.push_to_hub:
-        validate_repo_id(arguments.push_to_hub)  # now rather than after days
+    if arguments.push:
+        validate_repo_id(arguments.push)  # now rather than after days
     return arguments
 
 
-def resumed(kind: type["TrainArguments"], given: dict[str, Any], record: Path) -> "TrainArguments":
+def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
     if not record.exists() or not has_checkpoint(record.parent):
         raise ValueError(
             f"there is no checkpoint in {record.parent} to resume from. Leave out --resume to start a new run."
         )
-    known = {field.name for field in fields(kind)}
     content = read_json(record)
+    task = content["arguments"]["task"]
+    known = {"task", *fields_of(task)}
     stored = {name: value for name, value in content["arguments"].items() if name in known}
+    arguments = train_arguments({**stored, **given, "task": task})
     changeable = CHANGEABLE | changeable_batches({**stored, **given}, stored, content["processes"])
     for name, value in given.items():
         if name not in changeable and value != stored.get(name):
             raise ValueError(
-                f"this run began with {name}={stored.get(name)} and cannot go on with {value}: resuming is exact. "
+                f"Cannot resume with {name}={value}: the run was started with {name}={stored.get(name)}. "
                 f"Leave the option out, or start a new run with --weights {record.parent}."
             )
-    return kind(**{**stored, **given})
+    return arguments
 
 
 def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: int) -> set[str]:
-    """Another number of processes may share the images of a step otherwise, as long as they stay the same."""
+    """Another number of processes may divide the images of a step differently, as long as their number stays the same."""
     if num_processes() == processes:
         return set()
     images = {
@@ -85,14 +83,14 @@ def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: i
     }
     if images["is"] != images["was"]:
         raise ValueError(
-            f"a step of this run had {images['was']} images ({before['batch_size']} x accumulation {before['accumulation']} x "
-            f"{processes} processes) and would have {images['is']} with {num_processes()} processes. "
+            f"Cannot resume with {images['is']} images a step on {num_processes()} processes: the run was started with "
+            f"{images['was']} ({before['batch_size']} x accumulation {before['accumulation']} x {processes} processes). "
             f"Choose --batch-size and --accumulation so that it stays {images['was']}."
         )
     return {"batch_size", "accumulation"}
 
 
-def new_accelerator(arguments: "TrainArguments") -> Accelerator:
+def new_accelerator(arguments: TrainArguments) -> Accelerator:
     accelerator = Accelerator(
         cpu=arguments.cpu,
         mixed_precision=arguments.precision,
@@ -113,18 +111,22 @@ def new_accelerator(arguments: "TrainArguments") -> Accelerator:
     return accelerator
 
 
-def open_splits(arguments: "TrainArguments", task: Task) -> tuple[Dataset, Dataset | None]:
+def open_splits(task: Task) -> tuple[Dataset, Dataset | None]:
     """Training and validation data, after a look at a sample of each."""
-    train = task.open(arguments.train, "train")
-    val = task.open(arguments.val, "val") if arguments.val else None
+    train = task.open("train")
+    val = task.open("val") if task.arguments.val else None
     if val is not None:
         if not len(val):
-            raise ValueError(f"{arguments.val} holds no images to validate on. Add some, or leave out --val.")
-        task.check_same_classes(train, val, arguments)
+            raise ValueError(
+                f"{task.arguments.val} holds no images to validate on. Add some, or leave out --val."
+            )
+        task.check_same_classes(train, val)
     return train, val
 
 
-def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrainedModel:
+def new_model(task: Task, data: Dataset) -> PreTrainedModel:
+    """A model for the classes of `data`, for which the task is prepared as well."""
+    arguments = task.arguments
     model = build_model(
         task.models,
         arguments.model,
@@ -132,7 +134,7 @@ def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrai
         class_names=list(data.classes),
         options=parse_overrides(arguments.set),
         weights=arguments.weights,
-        starts={option: getattr(arguments, option) for option in STARTS},
+        starts=arguments.starting_points(),
     )
     task.prepare(model, data)
     if arguments.gradient_checkpointing:
@@ -142,7 +144,7 @@ def new_model(arguments: "TrainArguments", task: Task, data: Dataset) -> PreTrai
     return model
 
 
-def new_schedule(arguments: "TrainArguments", num_images: int, num_processes: int) -> Schedule:
+def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int) -> Schedule:
     """The run's length in steps of the optimizer, and what happens at which of them."""
     batch = arguments.batch_size * num_processes
     if batch > num_images:
@@ -170,7 +172,7 @@ def new_schedule(arguments: "TrainArguments", num_images: int, num_processes: in
     )
 
 
-def milestones(arguments: "TrainArguments", length: float) -> list[float]:
+def milestones(arguments: TrainArguments, length: float) -> list[float]:
     """Where the learning rate falls, in what the run's length is given in: epochs or steps."""
     if (arguments.schedule == "step") != bool(arguments.milestones):
         raise ValueError(
@@ -190,7 +192,7 @@ def milestones(arguments: "TrainArguments", length: float) -> list[float]:
     return places
 
 
-def learning_rate_floor(arguments: "TrainArguments") -> float:
+def learning_rate_floor(arguments: TrainArguments) -> float:
     """The lowest learning rate as a share of the highest."""
     if not 0 <= arguments.min_learning_rate <= arguments.learning_rate:
         raise ValueError(
@@ -200,7 +202,7 @@ def learning_rate_floor(arguments: "TrainArguments") -> float:
     return arguments.min_learning_rate / arguments.learning_rate if arguments.min_learning_rate else 0.0
 
 
-def new_optimizer(arguments: "TrainArguments", model: PreTrainedModel) -> torch.optim.AdamW:
+def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.optim.AdamW:
     factors = {"head": arguments.head_lr_factor}
     for setting in arguments.lr_factor:
         part, _, factor = setting.partition("=")
@@ -217,7 +219,7 @@ def new_optimizer(arguments: "TrainArguments", model: PreTrainedModel) -> torch.
 
 
 def new_batches(
-    arguments: "TrainArguments", schedule: Schedule, samples: Dataset, training: Training
+    arguments: TrainArguments, schedule: Schedule, samples: Dataset, training: Training
 ) -> Iterator[dict[str, Any]]:
     """This process's batches from the step that `training` has reached to the end of the run."""
     accelerator = training.accelerator

@@ -1,4 +1,4 @@
-"""What tells one kind of training from another. The loop, checkpoints, resuming and records are shared by all of them."""
+"""What distinguishes one kind of training from another; the loop, checkpoints, resuming and records are shared by all."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from .models import ModelKind
 if TYPE_CHECKING:
     from .options import TrainArguments
 
-# Imported when asked for, so that a task pays for its own packages only.
+# Imported on demand, so that a task pays for its own packages only.
 TASKS = {
     "segmentation": ("segmentation", "SegmentationTask"),
     "classification": ("classification", "ClassificationTask"),
@@ -23,7 +23,10 @@ TASKS = {
 
 
 class Task(ABC):
-    """A kind of training. Data sets tell their `classes`; samples of training have a method `collate`."""
+    """The part of a run that depends on its task. Data sets have `classes`, and training samples a method `collate`.
+
+    `prepare` comes before all that needs the training data or the model's configuration.
+    """
 
     models: ClassVar[ModelKind]
     data_example: ClassVar[str]  # what --train takes, for messages
@@ -31,58 +34,47 @@ class Task(ABC):
     logged: ClassVar[tuple[str, ...]]  # the scores that make curves
     next_commands: ClassVar[tuple[str, ...]]  # what to do with {run} and {val} after training
 
-    def __init__(self, arguments: "TrainArguments | None" = None) -> None:
-        self.arguments = arguments  # of the run, where there is one
-        self.skips_unreadable = arguments is not None and arguments.unreadable == "skip"
+    def __init__(self, arguments: "TrainArguments") -> None:
+        self.arguments = arguments
+        self.skips_unreadable = arguments.unreadable == "skip"
 
     @abstractmethod
-    def open(self, name: str, split: str) -> Dataset:
-        """The data of this name, after a look at a sample of it.
-
-        split: "train" or "val", what it is for, and which part of a data set that is published in parts.
-        """
+    def open(self, split: str) -> Dataset:
+        """The data that the arguments name for a split, "train" or "val", after a look at a sample of it."""
 
     @abstractmethod
-    def check_same_classes(self, train: Dataset, val: Dataset, arguments: "TrainArguments") -> None:
-        """Raises where the splits disagree."""
+    def check_same_classes(self, train: Dataset, val: Dataset) -> None:
+        """Raises ValueError if the splits have different classes."""
 
     @abstractmethod
-    def generated(self, arguments: "TrainArguments", num_classes: int) -> Dataset:
+    def generated(self, num_classes: int) -> Dataset:
         """Two samples made of noise, for a dry run."""
 
-    @abstractmethod
-    def new_processor(self, arguments: "TrainArguments", data: Dataset) -> BaseImageProcessor: ...
-
-    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:  # noqa: B027
-        """Changes what training on this data needs otherwise than the model was built."""
+    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
+        """Adapts the model to the training data, and remembers the data and the model's configuration."""
+        self.config, self.data = model.config, data
 
     @abstractmethod
-    def new_samples(
-        self,
-        arguments: "TrainArguments",
-        data: Dataset,
-        processor: BaseImageProcessor,
-        model: PreTrainedModel,
-    ) -> Dataset:
-        """Augmented samples by (epoch, index)."""
+    def new_processor(self) -> BaseImageProcessor:
+        """The image processor that is saved with the model."""
 
-    def count(self, batch: dict[str, Any], model: PreTrainedModel) -> float:  # noqa: ARG002
-        """What the model's loss of this batch is the mean over: its images."""
+    @abstractmethod
+    def new_samples(self, processor: BaseImageProcessor) -> Dataset:
+        """Augmented training samples by (epoch, index)."""
+
+    def count(self, batch: dict[str, Any]) -> float:
+        """The number of things that the loss of this batch is the mean over: images, if nothing else is said."""
         return float(len(batch["name"]))
 
     @abstractmethod
     def evaluation_images(
-        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator, workers: int | None
+        self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
         """This process's share of the images of `data`, for `score`."""
 
     @abstractmethod
     def score(
-        self,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,
-        images: Iterable[dict[str, Any]],
-        accelerator: Accelerator,
+        self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
     ) -> dict[str, Any]:
         """Scores over the images of all processes."""
 
@@ -95,6 +87,7 @@ class Task(ABC):
         """The score that `best_by` names, in words."""
 
 
-def task_of(name: str, arguments: "TrainArguments | None" = None) -> Task:
+def task_of(name: str) -> type[Task]:
+    """The class of a task by its name, such as "segmentation"."""
     module, kind = TASKS[name]
-    return getattr(import_module(f".{module}", __package__), kind)(arguments)
+    return getattr(import_module(f".{module}", __package__), kind)

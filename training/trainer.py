@@ -3,6 +3,7 @@
 Legend: B batch, H, W image axes.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.training_args import trainer_log_levels
 
+from ..hub.model_card import ask_for_license
 from ..hub.repositories import complete_card
 from ..processing.metrics import PADDING, reduce_logits
+from .command_line import option
 
 
 class SetEpoch(TrainerCallback):
@@ -31,6 +35,27 @@ class SetEpoch(TrainerCallback):
         **_: Any,
     ) -> None:
         train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+
+@dataclass
+class SegmentationTrainingArguments(TrainingArguments):
+    """TrainingArguments with the defaults that segmentation needs."""
+
+    remove_unused_columns: bool = option(False, "must stay false: the collator reads images and masks")
+    batch_eval_metrics: bool = option(True, "must stay true: scores are computed batch by batch")
+    per_device_eval_batch_size: int = option(
+        1, "images in one forward pass of evaluation; a model without pixel_mask needs images of one size"
+    )
+    dataloader_drop_last: bool = option(True, "train on full batches only; evaluation takes every image")
+    log_level: str = option("warning", "level of log messages", choices=trainer_log_levels)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns or not self.batch_eval_metrics:
+            raise ValueError(
+                "the collator needs --remove_unused_columns false, and the scores --batch_eval_metrics true. "
+                "Leave both options out."
+            )
 
 
 class SegmentationTrainer(Trainer):
@@ -78,3 +103,5 @@ class SegmentationTrainer(Trainer):
         super().create_model_card(*arguments, **options)
         if self.is_world_process_zero():
             complete_card(Path(self.args.output_dir))
+            if self.args.push_to_hub:
+                ask_for_license(Path(self.args.output_dir))

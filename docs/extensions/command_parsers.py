@@ -1,26 +1,14 @@
-"""The parser of every command, as the command itself builds it: for the reference pages, and for the test of all examples.
-
-Nothing here knows how the commands are written. A command's `main` is called, and the moment at which argparse parses is
-caught, so the documentation cannot differ from what the command accepts.
-"""
+"""The parser of every command: for the reference pages, and for the test of all examples."""
 
 import argparse
 import tomllib
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-from unittest import mock
+
+from contextseg.training.command_line import CommandLine
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Parsed(BaseException):
-    """Ends a command as soon as its arguments are read."""
-
-    def __init__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace | None) -> None:
-        self.parser, self.arguments = parser, arguments
 
 
 def commands() -> dict[str, str]:
@@ -29,43 +17,15 @@ def commands() -> dict[str, str]:
         return tomllib.load(file)["project"]["scripts"]
 
 
-def main_of(command: str) -> Callable[[Sequence[str]], Any]:
-    """The function that a command, or `python -m` with its module, calls."""
-    module, _, function = commands()[command].partition(":")
-    return getattr(import_module(module), function)
-
-
-def parser_of(command: str) -> argparse.ArgumentParser:
+def parser_of(command: str) -> CommandLine:
     """The parser of a command."""
-    return parsed(command, None).parser
+    return import_module(commands()[command].partition(":")[0]).new_parser()
 
 
 def parse(command: str, words: Sequence[str]) -> argparse.Namespace:
     """The values that a command reads from `words`. Unknown options and wrong values end in SystemExit, as they do for a user."""
-    return parsed(command, words).arguments
-
-
-def parsed(command: str, words: Sequence[str] | None) -> Parsed:
-    """What a command's `main` had when it parsed `words`, or, for None, before it parsed anything."""
-    with stopped_when_parsed(only_parser=words is None):
-        try:
-            main_of(command)(list(words or []))
-        except Parsed as end:
-            return end
-    raise RuntimeError(f"{command} ran without parsing its arguments")
-
-
-@contextmanager
-def stopped_when_parsed(*, only_parser: bool) -> Any:
-    original = argparse.ArgumentParser.parse_known_args
-
-    def parse_known_args(parser: argparse.ArgumentParser, *arguments: Any, **options: Any) -> Any:
-        if only_parser:
-            raise Parsed(parser, None)
-        namespace, unknown = original(parser, *arguments, **options)
-        if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-        raise Parsed(parser, namespace)
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", parse_known_args):
-        yield
+    parser = parser_of(command)
+    values, others = parser.parse_known_args(words)
+    if others and not parser.known_elsewhere:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return values

@@ -21,7 +21,6 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
-from transformers import TrainingArguments
 
 import contextseg
 
@@ -48,7 +47,10 @@ class CommandOptions(Generated):
     def lines(self, command: str) -> Iterator[str]:
         parser = parser_of(command)
         yield f"{one_line(parser.description or '')}\n"
-        groups = [(group, list(filter(is_ours, group._group_actions))) for group in parser._action_groups]
+        groups = [
+            (group, [action for action in group._group_actions if action.dest != "help"])
+            for group in parser._action_groups
+        ]
         groups = [(group, actions) for group, actions in groups if actions]
         for group, actions in groups:
             if len(groups) > 1:
@@ -89,26 +91,21 @@ def definition(term: str, text: str) -> str:
     return f"\n{term}\n: {text}\n"
 
 
-def is_ours(action: argparse.Action) -> bool:
-    """Neither --help nor, in contextseg-finetune, one of transformers' TrainingArguments."""
-    theirs = TrainingArguments.__dataclass_fields__.get(action.dest)
-    is_theirs = theirs is not None and action.help == theirs.metadata.get("help")
-    return action.dest != "help" and action.help is not argparse.SUPPRESS and not is_theirs
-
-
 def option_text(action: argparse.Action) -> str:
     """`--steps N`, `--schedule {poly,cosine}` or `MODEL`."""
     choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
     value = " ".join([action.metavar or choices] if not isinstance(action.metavar, tuple) else action.metavar)
     if not action.option_strings:
         return value
-    return ", ".join(action.option_strings) + (f" {value}" if action.nargs != 0 else "")
+    return ", ".join(getattr(action, "shown", action.option_strings)) + (
+        f" {value}" if action.nargs != 0 else ""
+    )
 
 
 def help_text(action: argparse.Action) -> str:
     """The help with its values filled in, safe in Markdown."""
     text = one_line((action.help or "") % {**vars(action), "prog": ""})
-    return re.sub(r"([*_<>\[\]])", r"\\\1", text)
+    return re.sub(r"([*_<>\[\]]|--)", r"\\\1", text)
 
 
 def entries(docstring: str, without: dict[str, str] | None = None) -> dict[str, str]:

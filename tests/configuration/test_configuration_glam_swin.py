@@ -1,4 +1,5 @@
 import pytest
+from cases import each
 from huggingface_hub.errors import StrictDataclassError
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation
@@ -34,7 +35,7 @@ def test_table_rows_are_the_authors():
     assert GlamSwinConfig(global_position_rows=(4, 3, 2, 1)).position_rows(3) == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"depths": (2, 2)}, "depths has 2, num_heads has 4 stages"),

@@ -1,6 +1,7 @@
 """Claims about SegDeformer's configuration."""
 
 import pytest
+from cases import each
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ConvNextConfig, SegformerConfig
 
@@ -14,9 +15,7 @@ def test_the_default_is_the_smallest_mit_with_the_authors_neck():
     assert not config.use_auxiliary_head
 
 
-@pytest.mark.parametrize(
-    "backbone", [ConvNextConfig(depths=[1, 1, 1, 1]), GlamSwinConfig(depths=(1, 1), num_heads=(1, 2))]
-)
+@each("backbone", [ConvNextConfig(depths=[1, 1, 1, 1]), GlamSwinConfig(depths=(1, 1), num_heads=(1, 2))])
 def test_any_backbone_survives_a_round_trip(backbone, tmp_path):
     SegDeformerConfig(backbone_config=backbone).save_pretrained(tmp_path)
     loaded = SegDeformerConfig.from_pretrained(tmp_path).backbone_config
@@ -24,7 +23,7 @@ def test_any_backbone_survives_a_round_trip(backbone, tmp_path):
     assert list(loaded.depths) == list(backbone.depths)
 
 
-@pytest.mark.parametrize("preset", SegDeformerConfig.presets)
+@each("preset", [*SegDeformerConfig.presets])
 def test_presets_are_separate_objects(preset):
     first, second = SegDeformerConfig.preset(preset), SegDeformerConfig.preset(preset)
     assert first.backbone_config is not second.backbone_config
@@ -36,7 +35,7 @@ def test_the_attention_implementation_reaches_the_backbone():
     assert config.backbone_config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"neck": "cnov"}, "neck is 'cnov'. Use one of conv, linear"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import slow_but
 from golden_cases import golden_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +25,7 @@ ABLATIONS = {
     "conv2x2_stride2_instead_of_gld": {"global_branch": "conv"},
 }
 each_size = pytest.mark.parametrize("name", SIZES)
+each_size_counted = pytest.mark.parametrize("name", slow_but(SIZES, "MAFormer-S"))
 
 
 def facts() -> dict:
@@ -93,7 +95,7 @@ def test_parameters_of_a_maf_block(dim, expected):
     assert count(block) == 23 * dim**2 + 37 * dim + 9653 == expected
 
 
-@each_size
+@each_size_counted
 def test_multiply_adds_of_the_classifier(name):
     expected = facts()["recommended"][name]
     for use_token_labels, key in ((False, "macs_224"), (True, "macs_224_with_token_label_head")):
@@ -104,7 +106,7 @@ def test_multiply_adds_of_the_classifier(name):
 
 
 @pytest.mark.parametrize("size", ["512x2048"])
-@each_size
+@each_size_counted
 def test_multiply_adds_of_the_backbone(name, size):
     expected = facts()["recommended"][name]["backbone_macs"][size]["full"]
     backbone = build(MaformerBackbone, SIZES[name])

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from tiny import SEGMENTERS
 
 from contextseg import GlamSwinConfig
@@ -42,7 +43,7 @@ def module():
     return Attention(GlamSwinConfig(attn_implementation="sdpa"), dim=30, num_heads=3)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@each("implementation", ["eager", "sdpa"])
 def test_attention_is_torchs_multi_head_attention(implementation):
     ours = Attention(GlamSwinConfig(attn_implementation=implementation), dim=12, num_heads=3)
     projections = (ours.q_proj, ours.k_proj, ours.v_proj)
@@ -55,7 +56,14 @@ def test_attention_is_torchs_multi_head_attention(implementation):
     torch.testing.assert_close(ours(tokens, context, bias)[0], expected.transpose(0, 1))
 
 
-@pytest.mark.parametrize("max_scores", [1, 2 * 3 * 7 * 2, 10**6], ids=["rows", "uneven blocks", "one block"])
+@each(
+    "max_scores",
+    {
+        "rows": 1,
+        "uneven blocks": 2 * 3 * 7 * 2,
+        "one block": 10**6,
+    },
+)
 def test_attention_in_blocks_is_eager_attention(max_scores):
     parts = heads(2, 3, 7, 5)
     blocks = with_gradients(attend_in_blocks, *parts, max_scores=max_scores)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import each, slow_but
 from transformers import (
     BeitConfig,
     ConvNextConfig,
@@ -157,7 +158,12 @@ def custom_config():
 CONFIGS["custom"] = custom_config
 
 
-@pytest.fixture(params=CONFIGS)
+# One of each kind of encoder; the others are its relatives.
+ALWAYS = ("glam_swin", "segformer", "swin", "convnext", "resnet", "hiera", "dinov2", "beit", "custom")
+ALWAYS_OF_TIMM = ("timm resnet", "timm vit", "timm swin")
+
+
+@pytest.fixture(params=slow_but(CONFIGS, *ALWAYS, *ALWAYS_OF_TIMM))
 def config(request):
     torch.manual_seed(0)
     return CONFIGS[request.param]()
@@ -176,7 +182,7 @@ def segmenter(backbone_config, **options):
     )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@each("size", SIZES)
 def test_maps_of_any_image_size_have_the_stated_widths_and_strides(config, size):
     backbone = build_backbone(config).eval()
     with torch.no_grad():
@@ -221,7 +227,7 @@ def test_a_segmenter_trains_on_one_image(config):
     assert model.config.logits_stride == model.backbone.strides[0]
 
 
-@pytest.mark.parametrize("name", ["dinov2", "timm vit", "beit"])
+@each("name", ["dinov2", "timm vit", "beit"])
 def test_flat_maps_become_a_pyramid_on_request(name):
     config = CONFIGS[name]()
     flat, pyramid = build_backbone(config), build_backbone(config, flat="pyramid")
@@ -282,7 +288,7 @@ def test_attentions_and_hidden_states_are_the_encoders():
     assert [len(outputs.attentions), len(outputs.hidden_states)] == [4, 4]
 
 
-@pytest.mark.parametrize("name", ["swin", "timm vit"])
+@each("name", ["swin", "timm vit"])
 def test_gradient_checkpointing_changes_no_gradient(name):
     model = segmenter(CONFIGS[name]()).train()
     pixels, gradients = torch.randn(1, 3, 33, 45), []
@@ -301,7 +307,7 @@ def test_an_encoder_without_gradient_checkpointing_says_so(caplog):
     assert "'resnet' has no gradient checkpointing" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["segformer", "dinov2", "timm resnet", "custom"])
+@pytest.mark.parametrize("name", slow_but(["segformer", "dinov2", "timm resnet", "custom"], "custom"))
 def test_adapters_compile_without_graph_breaks(name):
     backbone, pixels = build_backbone(CONFIGS[name]()).eval(), torch.randn(2, 3, 37, 53)
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
@@ -311,7 +317,7 @@ def test_adapters_compile_without_graph_breaks(name):
 # -- pretrained encoders -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "model_class"),
     [
         ("swin", SwinModel),
@@ -381,6 +387,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.processes
 def test_two_processes_repositories_open_without_contextseg(tmp_path):
     torch.manual_seed(0)
     pixels = torch.randn(1, 3, 33, 45)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from contextseg import CswinBackbone, CswinConfig, CswinForImageClassification
@@ -32,19 +33,19 @@ def attended(query, key, value):
     return (scores @ heads[2]).transpose(0, 1).flatten(1)
 
 
-@pytest.mark.parametrize("pads_both_ends", [False, True])
-@pytest.mark.parametrize("width", [0, 1, 2, 3])
-@pytest.mark.parametrize("axis", [COLUMNS, ROWS])
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@each("pads_both_ends", [False, True])
+@each("width", [0, 1, 2, 3])
+@each("axis", [COLUMNS, ROWS])
+@each("grid", GRIDS)
 def test_joining_undoes_cutting(grid, axis, width, pads_both_ends):
     features = torch.randn(2, *grid, 4)
     stripes = plan_stripes(grid, axis, width, pads_both_ends)
     assert torch.equal(join_stripes(cut_stripes(features, stripes), stripes), features)
 
 
-@pytest.mark.parametrize("width", [1, 2, 3])
-@pytest.mark.parametrize("axis", [COLUMNS, ROWS])
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@each("width", [1, 2, 3])
+@each("axis", [COLUMNS, ROWS])
+@each("grid", GRIDS)
 def test_each_stripe_attends_to_its_real_places_alone(grid, axis, width):
     module = stripe_attention(axis, width)
     maps = torch.randn(3, 1, *grid, 8)
@@ -104,7 +105,7 @@ def test_a_window_over_the_whole_grid_has_one_branch():
     assert len(probabilities) == 2 * (1 + 2 + 4) + 1
 
 
-@pytest.mark.parametrize(("padding", "grid"), [("masked", (18, 24)), ("official", (17, 23))])
+@each(("padding", "grid"), [("masked", (18, 24)), ("official", (17, 23))])
 def test_official_backbones_leave_out_pixels_that_fill_no_patch(padding, grid):
     backbone = CswinBackbone(CswinConfig.preset("nano", stripe_padding=padding)).eval()
     assert backbone(torch.randn(1, 3, 70, 93)).feature_maps[0].shape[2:] == grid
@@ -128,7 +129,7 @@ def test_the_classifier_trains_every_parameter():
     assert [key for key, value in model.named_parameters() if value.grad is None] == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"stripe_widths": (1, 2)}, "one entry per stage"),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from golden_cases import golden_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,7 +38,7 @@ STRUCTURES = {
     "reduced": {"reduction_ratio": 2},
     "reduced by 3, two layers": {"reduction_ratio": 3, "internal_depth": 2},
 }  # fmt: skip
-each_structure = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=list(STRUCTURES))
+each_structure = each("structure", STRUCTURES)
 
 
 def build(neck="conv", num_labels=FEW, config=SDPA, **structure):
@@ -160,23 +161,29 @@ def both(decoder, mining, feature_maps):
 
 
 @each_structure
-@pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize(("neck", "num_labels"), [("linear", FEW), ("linear", MANY), ("conv", FEW)])
+@each("is_training", {"training": True, "evaluation": False})
+@each(("neck", "num_labels"), [("linear", FEW), ("linear", MANY), ("conv", FEW)])
 def test_the_decoder_is_the_equations_written_out(neck, num_labels, is_training, structure):
     decoder = build(neck, num_labels, **structure).train(is_training)
     ours, expected = both(decoder, ContextMining(neck=neck, **structure), maps())
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("neck", ["segformer", "upernet", "semantic_fpn"])
+@each(
+    "is_training",
+    {
+        "training": True,
+        "evaluation": False,
+    },
+)
+@each("neck", ["segformer", "upernet", "semantic_fpn"])
 def test_every_neck_carries_the_authors_mining(neck, is_training):
     decoder = build(neck).train(is_training)
     ours, expected = both(decoder, ContextMining(neck=neck), maps())
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(("num_labels", "is_low_rank"), [(FEW, True), (DIM, False), (MANY, False)])
+@each(("num_labels", "is_low_rank"), [(FEW, True), (DIM, False), (MANY, False)])
 def test_the_papers_external_attention_is_as_wide_as_the_fewer_of_labels_and_channels(
     num_labels, is_low_rank
 ):
@@ -184,7 +191,7 @@ def test_the_papers_external_attention_is_as_wide_as_the_fewer_of_labels_and_cha
     assert isinstance(attention, LowRankExternalAttention) == is_low_rank
 
 
-@pytest.mark.parametrize("neck", NECKS)
+@each("neck", [*NECKS])
 @each_structure
 def test_one_small_image_trains_every_parameter(neck, structure):
     decoder = build(neck, **structure).train()
@@ -198,7 +205,7 @@ def test_one_small_image_trains_every_parameter(neck, structure):
         assert missing == []
 
 
-@pytest.mark.parametrize("neck", ["linear", "conv"])
+@each("neck", ["linear", "conv"])
 @each_structure
 def test_eager_attention_is_sdpa_and_gives_its_probabilities(neck, structure):
     sdpa, eager = (build(neck, config=config, **structure).eval() for config in (SDPA, EAGER))
@@ -235,7 +242,7 @@ def largest_tensor(config, neck, **structure):
     return largest.elements
 
 
-@pytest.mark.parametrize("neck", ["linear", "conv"])
+@each("neck", ["linear", "conv"])
 def test_no_training_step_holds_positions_by_positions(neck):
     positions = 24 * 24
     assert largest_tensor(EAGER, neck) == positions**2
@@ -302,7 +309,7 @@ def test_half_precision_autocast_trains():
     decoded.feature_map.float().sum().backward()
 
 
-@pytest.mark.parametrize(
+@each(
     ("structure", "complaint"),
     [
         ({"num_heads": 3}, "num_heads=3 does not divide the decoder's width 8"),

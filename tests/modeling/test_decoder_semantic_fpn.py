@@ -1,6 +1,6 @@
-import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 
 from contextseg.modeling.decoder_semantic_fpn import SemanticFpnDecoder
 
@@ -41,7 +41,7 @@ def test_the_decoder_is_the_papers_figure():
     torch.testing.assert_close(decoder(feature_maps).feature_map, written_out(decoder, feature_maps))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 13), (16, 9)], ids=str)
+@each("size", [(1, 1), (7, 13), (16, 9)])
 def test_any_size_gives_a_map_as_large_as_the_finest(size):
     assert SemanticFpnDecoder(CHANNELS, hidden_size=8)(maps(*size, batch=1)).feature_map.shape == (
         1,

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 from tiny import tiny_cswin_unet, tiny_glam_swin_unet, tiny_maformer_unet
 from torch import nn
 
@@ -50,7 +51,7 @@ def test_expansion_is_cropped_at_its_end():
     torch.testing.assert_close(expand(features, (5, 9)), expand(features)[:, :5, :9])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each("family", [*FAMILIES])
 def test_stages_mirror_the_encoder_without_its_bottleneck(family):
     model = unet(family)
     mirrored = [step.stage for step in model.decoder.steps][::-1]
@@ -68,8 +69,8 @@ def test_upsampling_drops_paths_at_the_first_rate_of_the_stage_that_it_reaches()
     assert model.decoder.steps[0].upsample.drop_path.rate > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+@each("family", [*FAMILIES])
+@each("upsampling", UPSAMPLINGS)
 def test_the_decoder_is_its_figure_written_out(upsampling, family):
     model = unet(family, upsampling=upsampling)
     pixels = torch.randn(1, 3, 50, 75)
@@ -84,7 +85,7 @@ def test_the_decoder_is_its_figure_written_out(upsampling, family):
     assert logits.shape[2:] == (52, 76)
 
 
-@pytest.mark.parametrize(("family", "widths"), [("glam_swin", (8, 16, 32)), ("maformer", (8, 16, 16))])
+@each(("family", "widths"), [("glam_swin", (8, 16, 32)), ("maformer", (8, 16, 16))])
 def test_feature_maps_have_the_strides_and_widths_of_the_pyramid(family, widths):
     maps = unet(family).backbone(torch.randn(1, 3, 50, 75)).feature_maps
     grids = [(13, 19), (7, 10), (4, 5)]
@@ -97,8 +98,8 @@ def test_feature_maps_have_the_strides_and_widths_of_the_pyramid(family, widths)
 SIZES = {"glam_swin": {"depths": (2, 2)}, "maformer": {"depths": (1, 2), "hidden_sizes": (8, 16)}}
 
 
-@pytest.mark.parametrize("family", SIZES)
-@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+@each("family", [*SIZES])
+@each("upsampling", UPSAMPLINGS)
 @torch.no_grad()
 def test_padding_does_not_reach_the_image_through_the_decoder(upsampling, family):
     decoder = unet(family, upsampling=upsampling, num_heads=(2, 2), **SIZES[family]).decoder
@@ -150,6 +151,7 @@ def test_global_attention_maps_show_the_encoder():
     torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(2))
 
 
+@pytest.mark.slow
 def test_global_upsampling_exports_with_free_batch_height_and_width():
     model, free = tiny_glam_swin_unet(upsampling="nonlocal_global").eval(), torch.export.Dim.AUTO
     sizes = {"pixel_values": {0: free, 2: free, 3: free}}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -51,7 +52,7 @@ def random_pyramid(height: int, width: int, batch: int = 2, channels=CHANNELS) -
     return [torch.randn(batch, c, *side) for c, side in zip(channels, sides, strict=True)]
 
 
-@pytest.mark.parametrize("size", [(16, 16), (13, 22), (8, 8), (1, 1), (5, 3), (1, 17)])
+@each("size", [(16, 16), (13, 22), (8, 8), (1, 1), (5, 3), (1, 17)])
 def test_decoder_equals_the_figure_of_the_paper(size):
     decoder, feature_maps = random_decoder(), random_pyramid(*size)
     torch.testing.assert_close(
@@ -70,7 +71,7 @@ def test_decoder_equals_the_figure_while_training_too():
     )
 
 
-@pytest.mark.parametrize("channels", [(4, 6), (4, 6, 8), (2, 3, 4, 5, 6)])
+@each("channels", [(4, 6), (4, 6, 8), (2, 3, 4, 5, 6)])
 def test_decoder_takes_any_number_of_scales(channels):
     decoder, feature_maps = random_decoder(channels), random_pyramid(11, 12, channels=channels)
     torch.testing.assert_close(
@@ -78,7 +79,7 @@ def test_decoder_takes_any_number_of_scales(channels):
     )
 
 
-@pytest.mark.parametrize("size", [(8, 8), (1, 1)])
+@each("size", [(8, 8), (1, 1)])
 def test_a_batch_of_one_trains_every_parameter(size):
     decoder = random_decoder().train()
     decoder(random_pyramid(*size, batch=1)).feature_map.square().sum().backward()
@@ -136,6 +137,7 @@ class PyramidThenDecoder(nn.Module):
         return self.decoder(feature_maps).feature_map
 
 
+@pytest.mark.slow
 def test_exported_decoder_takes_any_batch_height_and_width():
     model = PyramidThenDecoder().eval()
     free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import each
 from coco_shapes import DISK, SQUARE, shapes
 from torch import nn
 from torchvision.models.detection import MaskRCNN
@@ -96,7 +97,7 @@ def test_it_is_torchvisions_detector_with_another_backbone():
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
+@each(
     ("build", "channels", "heads_of_the_paper", "stages"),
     [
         (mask_rcnn, (64, 128, 320, 512), 20_167_408, 1),
@@ -111,7 +112,7 @@ def test_heads_have_the_papers_parameters_and_an_unused_background(
     assert count(heads_on(channels, build=build)) == heads_of_the_paper + stages * UNUSED_BACKGROUND
 
 
-@pytest.mark.parametrize(
+@each(
     ("preset", "mask", "cascade"),
     [
         ("small", 42_623_192, 80_458_394),
@@ -209,12 +210,15 @@ def test_an_image_without_objects_trains(build):
     assert losses["loss_classifier"].isfinite()
 
 
-@pytest.mark.parametrize("sizes", [[(37, 53)], [(64, 41), (33, 90)], [(1, 1)], [(7, 300)]], ids=str)
-@each_detector
-def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(build, sizes):
-    model = tiny_detector(build, box_score_thresh=0.0, box_detections_per_img=5).eval()
+@pytest.fixture(scope="module", params=[mask_rcnn, cascade_mask_rcnn])
+def finds_everything(request):
+    return tiny_detector(request.param, box_score_thresh=0.0, box_detections_per_img=5).eval()
+
+
+@each("sizes", [[(37, 53)], [(64, 41), (33, 90)], [(1, 1)], [(7, 300)]])
+def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(finds_everything, sizes):
     with torch.no_grad():
-        outputs = model([torch.rand(3, *size) for size in sizes])
+        outputs = finds_everything([torch.rand(3, *size) for size in sizes])
     for (height, width), found in zip(sizes, outputs, strict=True):
         objects = len(found["boxes"])
         assert {name: (*value.shape,) for name, value in found.items()} == {

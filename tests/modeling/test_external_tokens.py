@@ -2,6 +2,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from contextseg.modeling.external_tokens import MOMENTUM, LearnedTokens, MomentumTokens
@@ -83,6 +84,7 @@ def test_coupled_tokens_are_one_parameter():
     assert len(list(LearnedTokens(4, 3, decouple=True).parameters())) == 2
 
 
+@pytest.mark.processes
 def test_two_processes_move_their_tokens_as_one_would(tmp_path):
     memory, features = tokens(), torch.randn(3, 3, 4, 4)
     labels = torch.randint(0, 3, (3, 4, 4))

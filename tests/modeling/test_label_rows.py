@@ -33,8 +33,8 @@ def test_kept_rows_take_the_type_of_the_fresh_ones():
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: LabelClassifier(2, 3, kernel_size=1),
-        lambda: LabelClassifier(2, 3, bias=False, kernel_size=1),
+        lambda: LabelClassifier(2, 3, 1),
+        lambda: LabelClassifier(2, 3, 1, bias=False),
         lambda: LearnedTokens(3, 2, decouple=True),
         lambda: LearnedTokens(3, 2, decouple=False),
         lambda: MomentumTokens(3, 2),
@@ -53,7 +53,7 @@ def test_every_tensor_keeps_the_named_rows_and_has_fresh_ones_besides(build):
 
 
 def test_a_frozen_classifier_in_half_precision_stays_so():
-    classifier = LabelClassifier(2, 3, kernel_size=1).to(torch.bfloat16).requires_grad_(False)
+    classifier = LabelClassifier(2, 3, 1).to(torch.bfloat16).requires_grad_(False)
     classifier.replace_labels(ROWS, fill)
     assert (classifier.weight.dtype, classifier.weight.requires_grad) == (torch.bfloat16, False)
     assert (classifier.out_channels, classifier(torch.ones(1, 2, 1, 1).bfloat16()).shape[1]) == (4, 4)

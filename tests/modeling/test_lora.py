@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from cases import each, slow_but
 from peft import PeftModel
 from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, SwinModel
@@ -47,7 +48,7 @@ def trained(model, images):
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "glam_swin", "maformer", "segdeformer", "upernet"))
 def test_an_adapter_changes_nothing_until_trained_and_merges_and_reloads_to_the_same_logits(
     name, images, tmp_path
 ):
@@ -68,7 +69,7 @@ def test_an_adapter_changes_nothing_until_trained_and_merges_and_reloads_to_the_
 
 
 # All but UPerNet: transformers' Swin has a norm that nothing reads.
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"upernet"}))
+@each("name", sorted(MODELS.keys() - {"upernet"}))
 def test_gradient_goes_to_lora_head_norms_and_bare_parameters_and_nowhere_else(name, images):
     model = add_lora(MODELS[name](), r=2)
     frozen = {

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each, slow_but
 from torch.profiler import ProfilerActivity, profile
 
 from contextseg.modeling import loss_operators, losses
@@ -43,7 +44,7 @@ def assert_same_loss(ours, theirs, logits):
     torch.testing.assert_close(gradient(ours, logits), gradient(theirs, logits))
 
 
-@pytest.mark.parametrize(("grid", "size"), SIZES)
+@each(("grid", "size"), SIZES)
 def test_cross_entropy_is_that_of_the_enlarged_logits(grid, size):
     logits, labels = batch(grid, size)
     expected = F.cross_entropy(enlarge(logits, labels), labels, ignore_index=255)
@@ -65,8 +66,8 @@ def test_reduction_all_counts_ignored_pixels_as_zero():
     assert_same_loss(segmentation_loss(logits, labels, reduction="all"), expected, logits)
 
 
-@pytest.mark.parametrize("elements", [1, 500, 900])
-@pytest.mark.parametrize(("grid", "size"), SIZES)
+@each("elements", [1, 500, 900])
+@each(("grid", "size"), SIZES)
 def test_the_size_of_a_block_does_not_matter(grid, size, elements, monkeypatch):
     logits, labels = batch(grid, size)
     whole = segmentation_loss(logits, labels, terms=ALL_TERMS)
@@ -77,9 +78,9 @@ def test_the_size_of_a_block_does_not_matter(grid, size, elements, monkeypatch):
     torch.testing.assert_close(gradient(in_blocks, logits), expected)
 
 
-@pytest.mark.parametrize("source", [1, 3, 8, 45, 128])
-@pytest.mark.parametrize("target", [1, 2, 7, 64, 90, 509, 512])
-@pytest.mark.parametrize("rows", [1, 5, 64])
+@each("source", [1, 3, 8, 45, 128])
+@each("target", [1, 2, 7, 64, 90, 509, 512])
+@each("rows", [1, 5, 64])
 def test_the_rows_of_the_blocks_are_exactly_those_of_the_full_resize(source, target, rows):
     matrix = interpolation_matrix(source, target, dtype=torch.float32, device="cpu")
     blocks = torch.zeros_like(matrix)
@@ -99,7 +100,7 @@ def test_dice_is_the_mean_over_classes_present():
     assert_same_loss(segmentation_loss(logits, labels, terms="dice"), expected, logits)
 
 
-@pytest.mark.parametrize("terms", ["dice", "lovasz", "cross_entropy", "focal", "boundary"])
+@each("terms", ["dice", "lovasz", "cross_entropy", "focal", "boundary"])
 def test_a_perfect_mask_has_no_loss(terms):
     _, labels = batch(ignored=0.0)
     logits = 1000.0 * F.one_hot(labels, 5).movedim(-1, 1).float()
@@ -189,8 +190,8 @@ def test_terms_add_up_with_their_factors():
     torch.testing.assert_close(segmentation_loss(logits, labels, terms="cross_entropy + 0.5*dice"), expected)
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@each("terms", [*LOSS_TERMS])
+@each("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_batch_without_labels_has_loss_zero_and_zero_gradients(terms, dtype):
     logits, labels = batch(ignored=1.0, dtype=dtype)
     loss = segmentation_loss(logits, labels, terms=terms)
@@ -198,8 +199,8 @@ def test_a_batch_without_labels_has_loss_zero_and_zero_gradients(terms, dtype):
     assert torch.equal(gradient(loss, logits), torch.zeros_like(logits))
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@each("terms", [*LOSS_TERMS])
+@each("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_labelled_pixel_suffices(terms, dtype):
     logits, labels = batch(ignored=1.0, dtype=dtype)
     labels[1, 3, 4] = 2
@@ -208,14 +209,14 @@ def test_one_labelled_pixel_suffices(terms, dtype):
     assert gradient(loss, logits).isfinite().all()
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
+@each("terms", [*LOSS_TERMS])
 def test_weights_of_zero_for_all_labelled_classes_stay_finite(terms):
     logits, labels = batch()
     assert segmentation_loss(logits, labels, terms=terms, class_weights=[0.0] * 5).isfinite()
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
-@pytest.mark.parametrize("ignore_index", [255, -100, -1, 2])
+@each("terms", [*LOSS_TERMS])
+@each("ignore_index", [255, -100, -1, 2])
 def test_logits_seen_by_ignored_pixels_only_change_nothing(terms, ignore_index):
     logits, labels = batch(size=(16, 20), ignore_index=ignore_index)
     labels[:, :8] = ignore_index  # rows 0 and 1 of the grid of 4 reach up to image row 9, row 0 up to row 5
@@ -228,8 +229,8 @@ def test_logits_seen_by_ignored_pixels_only_change_nothing(terms, ignore_index):
     assert not gradient(loss, logits)[:, :, 0].any()
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@each("terms", [*LOSS_TERMS])
+@each("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_and_autocast_are_computed_in_float32(terms, dtype):
     logits, labels = batch(dtype=dtype)
     expected = segmentation_loss(logits.float(), labels, terms=terms)
@@ -241,16 +242,16 @@ def test_half_precision_logits_and_autocast_are_computed_in_float32(terms, dtype
     assert torch.equal(slope, gradient(expected, logits))
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
-@pytest.mark.parametrize("elements", [1, 200, 2**21])
+@each("terms", [*LOSS_TERMS])
+@each("elements", [1, 200, 2**21])
 def test_gradients_are_those_of_the_loss(terms, elements, monkeypatch):
     monkeypatch.setitem(loss_operators.BLOCK_ELEMENTS, "cpu", elements)
     logits, labels = batch((2, 3), (7, 8), num_labels=3)
     assert torch.autograd.gradcheck(lambda logits: segmentation_loss(logits, labels, terms=terms), logits)
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", slow_but(["eager", "aot_eager"], "eager"))
+@each("terms", [*LOSS_TERMS])
 def test_compiles_without_graph_breaks(terms, backend):
     logits, labels = batch(num_labels=4)
     labels[labels == 3] = 255  # the compiled loop over classes meets an absent one
@@ -269,7 +270,7 @@ def allocations(step):
     return torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
 
 
-@pytest.mark.parametrize("terms", LOSS_TERMS)
+@each("terms", [*LOSS_TERMS])
 def test_forward_and_backward_take_a_fraction_of_the_memory_of_the_enlarged_logits(terms, monkeypatch):
     monkeypatch.setitem(loss_operators.BLOCK_ELEMENTS, "cpu", 2 * 100 * 64 * 2)
     logits, labels = batch((16, 16), (64, 64), num_labels=100, dtype=torch.float32)
@@ -325,13 +326,13 @@ def test_many_wrong_labels_are_summed_up():
         check_labels(torch.arange(20).view(1, 4, 5), 10, ignore_index=255)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@each("dtype", [torch.uint8, torch.int32])
 def test_any_integer_labels_will_do(dtype):
     logits, labels = batch()
     assert torch.equal(segmentation_loss(logits, labels.to(dtype)), segmentation_loss(logits, labels))
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "message"),
     [
         (lambda labels: labels.float(), "labels are torch.float32"),
@@ -347,7 +348,7 @@ def test_labels_of_a_wrong_kind_are_refused(change, message):
         segmentation_loss(logits, change(labels))
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         (

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 from tiny import tiny_glam_swin
 from transformers import (
     AutoBackbone,
@@ -26,7 +27,7 @@ def config(**options):
     return GlamSwinConfig(**{**SIZES, "num_global_tokens": 2, "drop_path_rate": 0.0, **options})
 
 
-@pytest.mark.parametrize("size", [(32, 32), (61, 90), (33, 7), (5, 70), (64, 16)], ids=str)
+@each("size", [(32, 32), (61, 90), (33, 7), (5, 70), (64, 16)])
 def test_zero_global_tokens_is_transformers_swin(size):
     torch.manual_seed(0)
     swin = SwinBackbone(SwinConfig(**SIZES, out_features=["stage1", "stage2", "stage3"])).eval()
@@ -75,7 +76,7 @@ def test_the_classifier_trains_every_parameter():
     assert [key for key, value in model.named_parameters() if value.grad is None] == []
 
 
-@pytest.mark.parametrize("pretrained", [GlamSwinModel, GlamSwinBackbone, GlamSwinForImageClassification])
+@each("pretrained", [GlamSwinModel, GlamSwinBackbone, GlamSwinForImageClassification])
 def test_a_segmenter_starts_from_any_trained_encoder(pretrained, tmp_path):
     source = pretrained(config(num_labels=2))
     source.save_pretrained(tmp_path)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from tiny import tiny_maformer
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
@@ -48,7 +49,7 @@ def gld() -> GlobalLearning:
 # -- Global Learning with Down-sampling ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@each("grid", GRIDS)
 def test_gld_of_a_constant_map_follows_from_its_row_sums(grid):
     module = gld()
     tokens = module(torch.full((1, *grid, 6), 0.7))
@@ -56,7 +57,7 @@ def test_gld_of_a_constant_map_follows_from_its_row_sums(grid):
     torch.testing.assert_close(tokens, expected[None, :, None].expand(1, 49, 6))
 
 
-@pytest.mark.parametrize("grid", [(56, 56), (28, 28), (28, 56)], ids=str)
+@each("grid", [(56, 56), (28, 28), (28, 56)])
 def test_gld_without_weights_is_average_pooling(grid):
     module, features = gld(), torch.randn(2, *grid, 6)
     torch.nn.init.zeros_(module.fc.weight)
@@ -78,14 +79,14 @@ def test_gld_treats_every_channel_alike():
     torch.testing.assert_close(module(features[..., order]), module(features)[..., order])
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@each("grid", GRIDS)
 def test_gld_hears_every_place(grid):
     features = torch.randn(1, *grid, 6, requires_grad=True)
     (gld()(features) * torch.randn(1, 49, 6)).sum().backward()
     assert features.grad.all()
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@each("grid", GRIDS)
 def test_averages_of_equal_areas_keep_the_mean(grid):
     features = torch.randn(2, *grid, 3)
     torch.testing.assert_close(average_to(features, 14).mean(dim=(1, 2)), features.mean(dim=(1, 2)))
@@ -100,7 +101,7 @@ def test_gld_does_not_read_padding():
     torch.testing.assert_close(module(features, torch.ones_like(visible)), module(features))
 
 
-@pytest.mark.parametrize(("ratio", "tokens"), [(0.25, 16), (0.5, 49), (1.0, 196)])
+@each(("ratio", "tokens"), [(0.25, 16), (0.5, 49), (1.0, 196)])
 def test_the_ratio_is_one_of_sides(ratio, tokens):
     assert GlobalLearning(dim=6, grid_size=14, ratio=ratio)(torch.randn(1, 9, 9, 6)).shape == (1, tokens, 6)
 
@@ -192,7 +193,7 @@ def test_attentions_come_in_order_of_execution():
     assert attentions[-1].shape == (2, 2, 6, 6)
 
 
-@pytest.mark.parametrize("auto_class", [AutoModel, AutoBackbone, AutoModelForImageClassification])
+@each("auto_class", [AutoModel, AutoBackbone, AutoModelForImageClassification])
 def test_auto_classes_know_the_family(auto_class, tmp_path):
     config().save_pretrained(tmp_path)
     model = auto_class.from_config(AutoConfig.from_pretrained(tmp_path))
@@ -231,7 +232,7 @@ def test_the_token_head_votes_with_its_highest_logits():
     torch.testing.assert_close(model(pixels).logits, expected)
 
 
-@pytest.mark.parametrize("weight", [0.5, 1.0])
+@each("weight", [0.5, 1.0])
 def test_token_labels_add_their_weighted_cross_entropy(weight):
     model, pixels = classifier(token_label_loss_weight=weight), torch.randn(2, 3, 32, 48)
     labels, shares = torch.tensor([1, 3]), torch.rand(2, 4, 2, 3).softmax(dim=1)
@@ -271,7 +272,7 @@ def test_token_labels_without_a_head_are_refused():
 # -- configuration ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"local_attention": "cross_shape"}, "did you mean 'cross_shaped'"),

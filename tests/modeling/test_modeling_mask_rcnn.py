@@ -1,10 +1,13 @@
 """The detectors as models of transformers: beside torchvision's own, and what a user of transformers expects of them."""
 
+import functools
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
+from cases import each
 from coco_shapes import FEW, shapes
 from PIL import Image
 from transformers import (
@@ -30,7 +33,7 @@ NAMES = {0: "square", 1: "disk"}
 SIZES = {"hidden_sizes": (8, 16, 16), "depths": (1, 1, 1), "num_heads": (2, 2, 2), "gld_grid_size": 4}
 
 
-def detector(**overrides):
+def build(**overrides):
     torch.manual_seed(0)
     options = {
         "backbone_config": MaformerConfig(**SIZES, drop_path_rate=0.0),
@@ -38,6 +41,14 @@ def detector(**overrides):
         "id2label": NAMES,
     }
     return MaskRcnnForObjectDetection(MaskRcnnConfig(**{**options, **overrides}))
+
+
+plain = functools.cache(build)  # to draw the weights of three heads takes longer than to copy them
+
+
+def detector(**overrides):
+    is_plain = overrides.keys() <= {"use_cascade"}
+    return deepcopy(plain(**overrides)) if is_plain else build(**overrides)
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +142,14 @@ def test_an_image_without_objects_trains_and_leaves_no_parameter_out(use_cascade
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "build"),
-    [({"use_cascade": False}, mask_rcnn), ({"use_cascade": True}, cascade_mask_rcnn)],
-    ids=["mask_rcnn", "cascade"],
+    {
+        "mask_rcnn": ({"use_cascade": False}, mask_rcnn),
+        "cascade": ({"use_cascade": True}, cascade_mask_rcnn),
+    },
 )
-@pytest.mark.parametrize("preset", ["small", "base", "large"])
+@each("preset", ["small", "base", "large"])
 def test_presets_have_the_parameters_of_the_detectors_they_wrap(preset, options, build):
     name = f"maformer_{preset}" + "_cascade" * options["use_cascade"]
     with torch.device("meta"):
@@ -200,6 +213,7 @@ assert found and {one["label"] for one in found} <= {"square", "disk"}, found
 """
 
 
+@pytest.mark.processes
 @torch.no_grad()
 def test_a_saved_detector_opens_without_the_package(model, tmp_path, monkeypatch):
     pixels = torch.rand(1, 3, 64, 64)
@@ -297,13 +311,12 @@ def test_stochastic_depth_can_be_changed_on_a_checkpoint(model, tmp_path):
     assert MaskRcnnForObjectDetection.from_pretrained(tmp_path).backbone.config.drop_path_rate == 0.4
 
 
-@pytest.mark.parametrize(
+@each(
     "backbone_config",
     [
         GlamSwinConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, num_global_tokens=2),
         ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"),
     ],
-    ids=lambda config: config.model_type,
 )
 def test_any_backbone_detects(backbone_config, tmp_path):
     model = detector(backbone_config=backbone_config)
@@ -324,7 +337,7 @@ def wrong(**changes):
     return inputs
 
 
-@pytest.mark.parametrize(
+@each(
     ("inputs", "message"),
     [
         ({"pixel_values": torch.rand(1, 3, 64, 64)}, "no labels were given in training mode"),
@@ -346,7 +359,7 @@ def test_labels_without_masks_are_refused():
         detector().train()(**inputs)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"detector_options": {"min_size": 64}}, "detector_options has no option 'min_size'"),

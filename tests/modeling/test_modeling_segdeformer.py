@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import each
 from tiny import LABELS, tiny_mit, tiny_segdeformer
 from torch import nn
 from transformers import (
@@ -120,7 +121,7 @@ def test_the_mid_level_map_is_trained_with_the_weight_of_the_configuration():
     assert losses[1] > losses[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction_ratio": 2}, {"neck": "linear"}], ids=str)
+@each("options", [{}, {"reduction_ratio": 2}, {"neck": "linear"}])
 def test_padding_is_no_context(options):
     model = tiny_segdeformer(**options)
     maps = [torch.randn(2, 8, 8, 12), torch.randn(2, 16, 4, 6)]

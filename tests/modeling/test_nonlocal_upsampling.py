@@ -1,5 +1,5 @@
-import pytest
 import torch
+from cases import each
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contextseg import GlamSwinConfig
@@ -65,7 +65,7 @@ def test_the_clean_index_is_the_offset_from_the_coarse_place_that_a_fine_one_lie
     assert index.unique().tolist() == list(range(5 * 9))
 
 
-@pytest.mark.parametrize("window", range(2, 9))
+@each("window", range(2, 9))
 def test_the_official_index_is_the_clean_one_with_the_columns_of_keys_permuted(window):
     clean, official = (
         cross_position_index((window, window), bias, torch.device("cpu")).unflatten(1, (window, window))
@@ -82,8 +82,8 @@ def test_the_bias_is_the_tables_row():
     torch.testing.assert_close(bias()[:, 0, 0], bias.table[4])  # no offset: the middle of 3 x 3
 
 
-@pytest.mark.parametrize("kind", UPSAMPLINGS)
-@pytest.mark.parametrize("grid", [(1, 1), (7, 12), (16, 9)], ids=str)
+@each("kind", [*UPSAMPLINGS])
+@each("grid", [(1, 1), (7, 12), (16, 9)])
 def test_any_grid_is_reached(kind, grid):
     features, skip = inputs(grid, batch=2)
     assert upsample(kind)(features, skip).shape == skip.shape
@@ -129,7 +129,7 @@ class LargestTensor(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize(("implementation", "holds_matrix"), [("sdpa", False), ("eager", True)])
+@each(("implementation", "holds_matrix"), [("sdpa", False), ("eager", True)])
 @torch.no_grad()
 def test_global_attention_never_holds_its_matrix(implementation, holds_matrix):
     built, (features, skip) = upsample("nonlocal_global", implementation=implementation), inputs((64, 64))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 
 from contextseg.modeling.positions import (
     GlobalPositionSinCos,
@@ -11,7 +12,7 @@ from contextseg.modeling.positions import (
 from contextseg.modeling.windows import plan_windows
 
 
-@pytest.mark.parametrize("window", [(3,), (2, 3), (2, 3, 2)], ids=str)
+@each("window", [(3,), (2, 3), (2, 3, 2)])
 def test_each_offset_between_places_has_its_own_row(window):
     index = relative_position_index(window, torch.device("cpu"))
     places = torch.cartesian_prod(*(torch.arange(size) for size in window)).reshape(-1, len(window))
@@ -22,7 +23,7 @@ def test_each_offset_between_places_has_its_own_row(window):
     assert sorted(rows.values()) == list(range(RelativePositionBias(window, 1).table.shape[0]))
 
 
-@pytest.mark.parametrize(("rows", "tokens"), [(10, 3), (10, 4), (11, 3), (11, 4), (12, 12)])
+@each(("rows", "tokens"), [(10, 3), (10, 4), (11, 3), (11, 4), (12, 12)])
 def test_the_table_gives_its_centre_rows_as_the_authors_count_them(rows, tokens):
     table = GlobalPositionTable(rows, tokens, dim=1)
     table.table.data = torch.arange(rows).float()[:, None]
@@ -37,7 +38,7 @@ def test_a_table_that_is_too_small_says_what_to_do():
         GlobalPositionTable(7, 2, dim=4)(plan_windows((8, 8), (4, 4)))
 
 
-@pytest.mark.parametrize("dim", [8, 10, 7])
+@each("dim", [8, 10, 7])
 def test_every_window_has_another_place(dim):
     places = sincos_places((5, 6), dim, torch.device("cpu"))
     assert places.shape == (30, dim)

@@ -1,5 +1,5 @@
-import pytest
 import torch
+from cases import each
 
 from contextseg import GlamSwinConfig
 from contextseg.modeling.global_tokens import tokens_with_image
@@ -53,9 +53,7 @@ def test_the_last_block_of_a_stage_has_no_global_attention():
     assert [block.global_attention is not None for block in stage(depth=3).blocks] == [True, True, False]
 
 
-@pytest.mark.parametrize(
-    "options", [{"num_global_tokens": 0}, {"depth": 1}, {"use_global_attention": False}], ids=str
-)
+@each("options", [{"num_global_tokens": 0}, {"depth": 1}, {"use_global_attention": False}])
 def test_positions_exist_only_where_they_are_read(options):
     assert (
         stage(global_position_embedding="table", global_position_rows=99, **options).global_position is None

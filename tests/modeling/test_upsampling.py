@@ -1,8 +1,8 @@
 """Claims about interpolation by matrices and about 3x3 convolutions over upsampled maps."""
 
-import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import Tensor
 
 from contextseg.modeling.upsampling import interpolation_matrix, pyramid_conv3x3, upsample, upsampled_conv3x3
@@ -17,7 +17,7 @@ PYRAMIDS = {
     "one row": [(1, 9), (1, 5), (1, 3)],
     "unrelated sizes": [(11, 6), (4, 5), (9, 1)],
 }
-pyramids = pytest.mark.parametrize("sizes", PYRAMIDS.values(), ids=PYRAMIDS.keys())
+pyramids = each("sizes", PYRAMIDS)
 
 
 def plain_formula(feature_maps: list[Tensor], weight: Tensor, size: tuple[int, int]) -> Tensor:
@@ -32,8 +32,8 @@ def random_pyramid(sizes, dtype=torch.float32) -> tuple[list[Tensor], Tensor]:
     return maps, torch.randn(5, sum(channels), 3, 3, dtype=dtype)
 
 
-@pytest.mark.parametrize("source", [1, 2, 3, 8, 13])
-@pytest.mark.parametrize("target", [1, 2, 7, 8, 16, 33])
+@each("source", [1, 2, 3, 8, 13])
+@each("target", [1, 2, 7, 8, 16, 33])
 def test_interpolation_matrix_is_bilinear_interpolation_of_one_axis(source, target):
     line = torch.randn(source, dtype=torch.float64)
     matrix = interpolation_matrix(source, target, dtype=line.dtype, device=line.device)

@@ -1,13 +1,13 @@
-import pytest
 import torch
+from cases import each
 
 from contextseg.modeling.windows import cut, join, plan_windows, shift_mask
 
 GRIDS = [((8, 12), (4, 4)), ((5, 9), (4, 3)), ((1, 1), (7, 7)), ((3, 6, 5), (2, 4, 2)), ((11,), (4,))]
 
 
-@pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(("grid", "window"), GRIDS, ids=str)
+@each("shifted", [False, True])
+@each(("grid", "window"), GRIDS)
 def test_joining_what_was_cut_returns_the_grid(grid, window, shifted):
     features = torch.randn(2, *grid, 3)
     windows = plan_windows(grid, window, shifted)
@@ -31,7 +31,7 @@ def test_the_shift_is_half_a_window():
     assert plan_windows((9, 9), (7, 4)).shift == (0, 0)
 
 
-@pytest.mark.parametrize("grid", [(8, 12), (12, 8), (8, 8)], ids=str)
+@each("grid", [(8, 12), (12, 8), (8, 8)])
 def test_the_mask_parts_exactly_what_the_cyclic_shift_brought_together(grid):
     windows = plan_windows(grid, (4, 4), shifted=True)
     places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1)[None]

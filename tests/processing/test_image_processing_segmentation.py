@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -94,7 +95,7 @@ def test_a_size_can_be_switched_off_and_given_at_call_time(processor_class):
     assert given.pixel_values.shape[-2:] == (4, 5)
 
 
-@pytest.mark.parametrize(
+@each(
     ("rule", "expected"),
     [
         ({"height": 3, "width": 8}, (3, 8)),
@@ -108,8 +109,8 @@ def test_each_resize_rule_gives_its_size(rule, expected):
     assert resized_size(100, 200, rule) == expected
 
 
-@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (48, 6447), (1, 1)])
-@pytest.mark.parametrize("rule", [{"shortest_edge": 8, "longest_edge": 16}, {"max_pixels": 100}])
+@each("size", [(1, 5000), (5000, 1), (48, 6447), (1, 1)])
+@each("rule", [{"shortest_edge": 8, "longest_edge": 16}, {"max_pixels": 100}])
 def test_long_thin_images_never_get_a_side_of_zero(size, rule):
     height, width = resized_size(*size, rule)
     assert min(height, width) >= 1
@@ -117,9 +118,7 @@ def test_long_thin_images_never_get_a_side_of_zero(size, rule):
     assert height * width <= rule.get("max_pixels", 256)
 
 
-@pytest.mark.parametrize(
-    "rule", [{"longest_edge": 8}, {"height": 8}, {"height": 0, "width": 8}, 224, {"max_pixels": 1.5}]
-)
+@each("rule", [{"longest_edge": 8}, {"height": 8}, {"height": 0, "width": 8}, 224, {"max_pixels": 1.5}])
 def test_an_unknown_resize_rule_lists_the_known_ones(rule):
     with pytest.raises(ValueError, match="no resize rule|whole numbers"):
         SegmentationImageProcessor(size=rule)
@@ -221,8 +220,8 @@ def test_unknown_options_fail_with_a_suggestion():
         SegmentationImageProcessor()(picture(4, 4), crop_size={"height": 2, "width": 2})
 
 
-@pytest.mark.parametrize("writer", BACKENDS)
-@pytest.mark.parametrize("reader", BACKENDS)
+@each("writer", BACKENDS)
+@each("reader", BACKENDS)
 def test_both_backends_save_and_load_the_same_file(tmp_path, writer, reader):
     options = {"label_map": {1: 0, (9, 9, 9): "ignore"}, "palette": [(1, 2, 3)], "size": {"max_pixels": 99}}
     processor = writer(**options, value_range=(0, 4095), ignore_index=7, image_mean=[0.5], image_std=[0.25])
@@ -234,8 +233,8 @@ def test_both_backends_save_and_load_the_same_file(tmp_path, writer, reader):
     assert {name: loaded[name] for name in processor.to_dict()} == processor.to_dict()
 
 
-@pytest.mark.parametrize("size", [(13, 17), (1, 1), (4, 6), (64, 80)])
-@pytest.mark.parametrize("chunk_values", [1, 3000, 1 << 24])
+@each("size", [(13, 17), (1, 1), (4, 6), (64, 80)])
+@each("chunk_values", [1, 3000, 1 << 24])
 def test_masks_equal_interpolation_and_argmax_in_any_number_of_chunks(monkeypatch, size, chunk_values):
     monkeypatch.setattr(logits_to_masks, "CHUNK_VALUES", chunk_values)
     result = outputs(2, 19, 4, 6)
@@ -244,7 +243,7 @@ def test_masks_equal_interpolation_and_argmax_in_any_number_of_chunks(monkeypatc
     torch.testing.assert_close(torch.stack(masks), expected)
 
 
-@pytest.mark.parametrize("chunk_values", [1, 1 << 24])
+@each("chunk_values", [1, 1 << 24])
 def test_of_equal_logits_the_first_class_wins(monkeypatch, chunk_values):
     monkeypatch.setattr(logits_to_masks, "CHUNK_VALUES", chunk_values)
     result = SemanticSegmenterOutput(
@@ -276,7 +275,7 @@ def test_without_target_sizes_masks_have_the_size_of_the_logits():
     torch.testing.assert_close(torch.stack(masks), result.logits.argmax(1))
 
 
-@pytest.mark.parametrize("stride", [1, 4, 8])
+@each("stride", [1, 4, 8])
 def test_padding_is_cut_off_exactly(stride):
     processor, sizes = SegmentationImageProcessor(), [(13, 30), (33, 9), (1, 2)]
     batch = processor([picture(*size) for size in sizes], return_tensors="pt")
@@ -298,7 +297,7 @@ def test_too_few_target_sizes_are_refused():
         )
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@each("orientation", range(1, 9))
 def test_masks_of_rotated_photographs_fit_the_file_on_disk(orientation):
     stored = np.zeros((8, 12, 3), np.uint8)
     stored[:4, 4:8] = 255

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import ExifTags, Image
 
 from contextseg.processing.image_reading import (
@@ -72,16 +73,14 @@ def test_a_real_png_with_too_few_rows_is_refused():
         read_image(ODD_IMAGES / "too_few_rows.png")
 
 
-@pytest.mark.parametrize(
-    "make", [Path, str, lambda path: path.read_bytes(), lambda path: path.open("rb"), Image.open]
-)
+@each("make", [Path, str, lambda path: path.read_bytes(), lambda path: path.open("rb"), Image.open])
 def test_a_file_can_come_as_path_bytes_file_or_pil_image(tmp_path, make):
     path = tmp_path / "photo.png"
     Image.fromarray(photo()).save(path)
     np.testing.assert_array_equal(read_image(make(path)), photo())
 
 
-@pytest.mark.parametrize(
+@each(
     "array",
     [
         photo(),
@@ -103,7 +102,7 @@ def test_an_array_three_pixels_high_has_its_bands_last_and_a_tensor_first():
     )
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@each("orientation", range(1, 9))
 def test_exif_orientation_is_applied_and_can_be_taken_back(orientation):
     stored = photo()
     exif = Image.Exif()
@@ -117,7 +116,7 @@ def test_exif_orientation_is_applied_and_can_be_taken_back(orientation):
         np.testing.assert_array_equal(turn_back(mask, orientation), stored[..., band])
 
 
-@pytest.mark.parametrize("orientation", range(2, 9))
+@each("orientation", range(2, 9))
 def test_turning_upright_is_what_pillow_does(orientation):
     methods = [None, None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"]
     methods += ["ROTATE_270", "TRANSVERSE", "ROTATE_90"]
@@ -135,7 +134,7 @@ def test_a_tiff_is_turned_once():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("block", [b"Exif\0\0II*\0garbage", b"Exif\0\0", b"nonsense"])
+@each("block", [b"Exif\0\0II*\0garbage", b"Exif\0\0", b"nonsense"])
 def test_bad_exif_does_not_stop_loading(block):
     file = encoded(Image.fromarray(photo()), "JPEG", exif=block)
     assert read_image(file).size == (16, 12)
@@ -149,7 +148,7 @@ def test_palette_images_become_colours_and_lose_their_alpha():
     np.testing.assert_array_equal(pixels, [[[255, 0, 0], [0, 0, 255]], [[0, 0, 255], [255, 0, 0]]])
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV"])
+@each("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_every_8_bit_mode_becomes_rgb(mode):
     white = Image.new("RGB", (3, 2), "white").convert(mode)
     assert np.asarray(read_image(white)).tolist() == [[[255, 255, 255]] * 3] * 2
@@ -162,7 +161,7 @@ def test_lab_is_converted_with_colour_management():
     )  # 8 bits for L, a and b
 
 
-@pytest.mark.parametrize(("dtype", "format"), [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF")])
+@each(("dtype", "format"), [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF")])
 def test_16_bit_grey_is_divided_by_257(dtype, format):
     grey = np.array([[0, 257, 32768], [40000, 65534, 65535]], dtype)
     file = encoded(Image.fromarray(grey), format)
@@ -213,17 +212,18 @@ def test_a_wrong_number_of_bands_is_named():
         read_bands(encoded(Image.fromarray(photo())), 5)
 
 
-@pytest.mark.parametrize(
+@each(
     "content",
-    [
-        b"",
-        b"<!DOCTYPE html><title>404</title>",
-        encoded(Image.fromarray(photo(60, 80)), "JPEG")[:-300],
-        encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)))[:2000],
-        png_with(4, 9, b"\0\x40\x40\x40\x40" * 3),
-        png_with(2, 2, b"\0\x40", interlaced=1),
-    ],
-    ids=["empty", "html", "truncated jpeg", "truncated png", "too few rows", "too few passes"],
+    {
+        "empty": b"",
+        "html": b"<!DOCTYPE html><title>404</title>",
+        "truncated jpeg": encoded(Image.fromarray(photo(60, 80)), "JPEG")[:-300],
+        "truncated png": encoded(
+            Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
+        )[:2000],
+        "too few rows": png_with(4, 9, b"\0\x40\x40\x40\x40" * 3),
+        "too few passes": png_with(2, 2, b"\0\x40", interlaced=1),
+    },
 )
 def test_a_damaged_file_raises_an_error_that_names_it(tmp_path, content):
     path = tmp_path / "street_0042.png"
@@ -237,7 +237,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_image(tmp_path / "nowhere.png")
 
 
-@pytest.mark.parametrize(("mode", "size"), [("1", (9, 5)), ("L", (1, 1)), ("RGB", (5, 3)), ("I;16", (3, 9))])
+@each(("mode", "size"), [("1", (9, 5)), ("L", (1, 1)), ("RGB", (5, 3)), ("I;16", (3, 9))])
 def test_a_black_image_is_not_taken_for_a_damaged_one(mode, size):
     assert np.asarray(read_image(encoded(Image.new(mode, size)))).max() == 0
 
@@ -256,7 +256,7 @@ def test_the_pixel_limit_is_the_callers_and_not_pillows(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
-@pytest.mark.parametrize("source", [None, 3, {"path": "a.png"}])
+@each("source", [None, 3, {"path": "a.png"}])
 def test_what_is_no_image_at_all_is_a_type_error(source):
     with pytest.raises(TypeError, match="Give a path"):
         read_image(source)
@@ -275,7 +275,7 @@ def test_palette_masks_become_colours_where_asked():
     assert read_mask(encoded(image), decode_palette=True).tolist() == [[[1, 2, 3], [4, 5, 6]]]
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int32])
+@each("dtype", [bool, np.uint8, np.uint16, np.int32])
 def test_grey_masks_of_every_depth_keep_their_ids(dtype):
     ids = np.array([[0, 1], [1, 0]]) if dtype is bool else np.array([[0, np.iinfo(dtype).max], [1, 2]])
     image = Image.fromarray(ids.astype(dtype))
@@ -283,13 +283,13 @@ def test_grey_masks_of_every_depth_keep_their_ids(dtype):
     np.testing.assert_array_equal(read_mask(file), ids)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@each("mode", ["RGB", "RGBA"])
 def test_colour_masks_keep_their_colours(mode):
     colours = photo()
     np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(colours).convert(mode))), colours)
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (1, 4, 5), (4, 5, 1)])
+@each("shape", [(4, 5), (1, 4, 5), (4, 5, 1)])
 def test_array_masks_may_have_an_axis_of_one(shape):
     assert read_mask(torch.ones(shape, dtype=torch.int64)).shape == (4, 5)
 

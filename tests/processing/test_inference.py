@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from PIL import Image
 from tiny import tiny_glam_swin
 from torch import nn
@@ -47,8 +48,8 @@ def expected_logits(model, pixels, size):
     return F.interpolate(model(pixels).logits, size=size, mode="bilinear")[0]
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("target", [None, (50, 31), (130, 201)])
+@each("size", SIZES)
+@each("target", [None, (50, 31), (130, 201)])
 def test_the_whole_image_is_bilinear_interpolation_and_argmax(size, target):
     model, pixels, target = PixelModel(stride=4), noise(*size), target or size
     logits = expected_logits(model, pixels, target)
@@ -56,9 +57,9 @@ def test_the_whole_image_is_bilinear_interpolation_and_argmax(size, target):
     torch.testing.assert_close(probabilities(Inference(), model, pixels, target), logits.softmax(0))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("stride", [1, 4])
-@pytest.mark.parametrize(
+@each("size", SIZES)
+@each("stride", [1, 4])
+@each(
     "inference",
     [
         Inference(window=16, overlap=0.5),
@@ -67,7 +68,6 @@ def test_the_whole_image_is_bilinear_interpolation_and_argmax(size, target):
         Inference(window=8, overlap=0.7, flip=True),
         Inference(window=500),
     ],
-    ids=str,
 )
 def test_windows_of_a_pixel_model_give_the_whole_images_result(size, stride, inference):
     pixels = noise(*size) if not inference.flip else noise(*(-(-side // 4) * 4 for side in size))
@@ -77,14 +77,14 @@ def test_windows_of_a_pixel_model_give_the_whole_images_result(size, stride, inf
     assert torch.equal(inference.mask(model, [pixels], size).long(), whole.argmax(0))
 
 
-@pytest.mark.parametrize("num_labels", [1, 2, 300])
+@each("num_labels", [1, 2, 300])
 def test_any_number_of_classes(num_labels):
     model, pixels = PixelModel(4, num_labels), noise(40, 60)
     windows = probabilities(Inference(window=16, flip=True), model, pixels, (40, 60))
     torch.testing.assert_close(windows, expected_logits(model, pixels, (40, 60)).softmax(0))
 
 
-@pytest.mark.parametrize("stride", [1, 3, 4, 14])
+@each("stride", [1, 3, 4, 14])
 def test_a_stride_that_the_configuration_does_not_tell_is_found(stride):
     told, untold = PixelModel(stride), PixelModel(stride, tells_stride=False)
     inference, pixels = Inference(window=56), noise(100, 130)
@@ -164,7 +164,7 @@ def test_scales_and_mirrors_average_probabilities_at_the_wanted_size():
     torch.testing.assert_close(averaged, torch.stack(each).mean(0))
 
 
-@pytest.mark.parametrize("window", [None, 16])
+@each("window", [None, 16])
 def test_an_even_image_is_the_same_at_every_scale_and_mirrored(window):
     processor, model = SegmentationImageProcessor(), PixelModel(4)
     image = Image.new("RGB", (41, 30), (200, 60, 10))
@@ -225,7 +225,7 @@ def test_a_call_gives_the_mask_at_the_images_own_size(segmenter):
     assert torch.equal(Inference()(segmenter, processor, image).long(), whole)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"window": 0}, "must be 1 or more"),

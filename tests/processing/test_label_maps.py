@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
+from cases import each
 
 from contextseg.processing.label_maps import LabelMap, normalize_label_map
 
@@ -25,13 +26,13 @@ def test_a_palette_numbers_its_colours():
     np.testing.assert_array_equal(LabelMap.from_palette([[0, 1, 2], [9, 9, 9]]).decode(mask), [[1, 0]])
 
 
-@pytest.mark.parametrize("ids", [[0, 3], [0, 60_000], [0, 24_000_000], [0, 2**31 - 1], [-1, 3]])
+@each("ids", [[0, 3], [0, 60_000], [0, 24_000_000], [0, 2**31 - 1], [-1, 3]])
 def test_ids_of_every_size_can_be_mapped(ids):
     table = LabelMap({ids[0]: "ignore", ids[1]: 4})
     np.testing.assert_array_equal(table.decode(np.array([ids, ids], np.int32)), [[255, 4]] * 2)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64"])
+@each("dtype", ["uint8", ">u2", "int64"])
 def test_a_table_lookup_equals_a_loop_over_the_entries(dtype):
     mask = np.random.default_rng(0).integers(0, 50, (30, 40)).astype(dtype)
     expected = sum(np.where(mask == value, 49 - value, 0) for value in range(50))
@@ -77,13 +78,13 @@ def test_a_table_survives_json():
     assert normalize_label_map({"7": None, np.uint8(8): np.int64(2)}) == {"7": "ignore", "8": 2}
 
 
-@pytest.mark.parametrize("key", ["road", "#12345", (1, 2), (0, 0, 256), 1.5])
+@each("key", ["road", "#12345", (1, 2), (0, 0, 256), 1.5])
 def test_a_key_that_is_no_mask_value_is_refused(key):
     with pytest.raises(ValueError, match="Give an id such as 7, or a colour"):
         LabelMap({key: 0})
 
 
-@pytest.mark.parametrize("label", [-1, "road", 40_000, 1.0])
+@each("label", [-1, "road", 40_000, 1.0])
 def test_a_label_that_is_no_class_is_refused(label):
     with pytest.raises(ValueError, match="Give a class id"):
         LabelMap({0: label})

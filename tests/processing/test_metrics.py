@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 
 from contextseg.processing import metrics
 from contextseg.processing.metrics import (
@@ -145,7 +146,7 @@ def eroded_boundary(mask, radius):
     return mask & (inside[0, 0] == 0)
 
 
-@pytest.mark.parametrize(("size", "radius"), [((30, 40), 1), ((60, 80), 2), ((125, 250), 6)])
+@each(("size", "radius"), [((30, 40), 1), ((60, 80), 2), ((125, 250), 6)])
 def test_boundary_iou_equals_repeated_erosion_class_by_class(size, radius):
     torch.manual_seed(1)
     coarse = torch.rand(2, 3, 5, 7)

@@ -2,6 +2,7 @@ from itertools import product
 
 import pytest
 import torch
+from cases import each
 
 from contextseg.processing.tiling import (
     RowReader,
@@ -24,9 +25,7 @@ def blended(values, window, steps, weights):
     return torch.cat(pieces, dim=1), [piece.shape[1] for piece in pieces]
 
 
-@pytest.mark.parametrize(
-    ("length", "window", "step"), list(product((1, 2, 7, 64, 65), (1, 3, 7, 64), (1, 3)))
-)
+@each(("length", "window", "step"), list(product((1, 2, 7, 64, 65), (1, 3, 7, 64), (1, 3))))
 def test_windows_cover_every_cell_and_none_reaches_over_the_end(length, window, step):
     window = min(window, length)
     starts = window_starts(length, window, min(step, window))
@@ -41,8 +40,8 @@ def test_the_last_window_moves_back_to_the_end():
     assert window_starts(4, 4, 2) == [0]
 
 
-@pytest.mark.parametrize("weights", [constant_weights, gaussian_weights])
-@pytest.mark.parametrize(
+@each("weights", [constant_weights, gaussian_weights])
+@each(
     ("size", "window", "steps"),
     [
         ((13,), (5,), (2,)),
@@ -78,8 +77,8 @@ def test_the_bell_is_an_eighth_of_the_window_wide_symmetric_and_never_zero():
     assert weights.min() == pytest.approx(1e-3)
 
 
-@pytest.mark.parametrize("lengths", [[10], [1] * 10, [4, 1, 5]])
-@pytest.mark.parametrize("spans", [[(0, 3), (2, 5), (5, 10)], [(0, 1), (7, 9), (9, 10)], [(0, 10)]])
+@each("lengths", [[10], [1] * 10, [4, 1, 5]])
+@each("spans", [[(0, 3), (2, 5), (5, 10)], [(0, 1), (7, 9), (9, 10)], [(0, 10)]])
 def test_rows_are_the_same_however_the_map_arrives(lengths, spans):
     rows = torch.randn(2, 10, 3)
     reader = RowReader(rows.split(lengths, dim=1))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -71,7 +72,7 @@ def drawn(dataset, epoch, **options):
     ]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@each("seed", range(12))
 def test_image_and_mask_stay_aligned(seed):
     image, mask = augment(seed)
     agreement = (ids_of(image) == mask).mean()
@@ -84,7 +85,7 @@ def test_alignment_is_lost_if_the_mask_is_flipped():
     assert (ids_of(image) == mask[:, ::-1]).mean() < 0.8
 
 
-@pytest.mark.parametrize("crop_size", [(40, 40), (16, 90), (7, 5), (200, 200)])
+@each("crop_size", [(40, 40), (16, 90), (7, 5), (200, 200)])
 def test_the_result_has_the_size_of_the_crop(crop_size):
     image, mask = augment(0, crop_size=crop_size)
     assert (*image.size[::-1], *mask.shape) == crop_size * 2
@@ -133,7 +134,7 @@ def test_ignored_pixels_do_not_count_as_a_class():
     assert not JointAugmentation((40, 40)).is_balanced(mask, region)
 
 
-@pytest.mark.parametrize(("size", "expected"), [((512, 2048), 1.0), ((256, 256), 2.0), ((100, 1024), 2.0)])
+@each(("size", "expected"), [((512, 2048), 1.0), ((256, 256), 2.0), ((100, 1024), 2.0)])
 def test_the_base_size_is_fitted_with_the_aspect_kept(size, expected):
     assert JointAugmentation((512, 512), base_size=(2048, 512)).base_scale(size) == expected
 
@@ -200,7 +201,7 @@ def test_no_saturation_leaves_grey():
     assert len(set(pixel)) == 1
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@each("dtype", [np.uint8, np.uint16, np.float32])
 def test_images_of_many_bands_keep_their_type_and_stay_aligned(dtype):
     _, mask = blocks()
     bands = np.stack([mask * 30] * 5, axis=-1).astype(dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from cases import each
 from PIL import Image
 from tiny_runs import CLASSES, run_options, write_data
 from torch import nn
@@ -29,7 +30,7 @@ from contextseg.training.checkpoints import CheckpointError, load_state
 from contextseg.training.command_line import plain_message
 from contextseg.training.loop import Schedule, Training, optimizer_step
 from contextseg.training.optim import WeightAverage
-from contextseg.training.options import TrainArguments
+from contextseg.training.options import SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.setup import open_splits
 
@@ -137,7 +138,7 @@ def flip_a_bit(state):
     return state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, lambda _: b""])
+@each("damage", [cut_off, flip_a_bit, lambda _: b""])
 def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_path):
     run = shutil.copytree(stored, tmp_path / "run")
     state = run / "last" / "training_state.pt"
@@ -184,12 +185,15 @@ def test_validation_without_a_labelled_pixel_names_no_best_model(data, tmp_path)
 
 
 def test_a_validation_set_without_images_is_refused():
-    task = SimpleNamespace(open=lambda _, split: [] if split == "val" else ["a sample"])
+    task = SimpleNamespace(
+        open=lambda split: [] if split == "val" else ["a sample"],
+        arguments=SegmentationArguments(train="me/data:train", val="me/data:val"),
+    )
     with pytest.raises(ValueError, match="me/data:val holds no images to validate on"):
-        open_splits(TrainArguments(train="me/data:train", val="me/data:val"), task)
+        open_splits(task)
 
 
-@pytest.mark.parametrize(("workers", "world"), [(0, 1), (3, 1), (0, 2), (1, 3)])
+@each(("workers", "world"), [(0, 1), (3, 1), (0, 2), (1, 3)])
 def test_samples_depend_on_seed_epoch_and_index_alone(workers, world, data):
     """Not on workers, processes, or what was drawn from the global generators."""
     for seed in (torch.manual_seed, np.random.seed, random.seed):

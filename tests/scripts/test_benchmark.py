@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import each
 
 from contextseg.benchmarks import benchmark
 from contextseg.benchmarks.comparisons import WORKS
@@ -10,6 +11,7 @@ from contextseg.benchmarks.measuring import Timing, multiply_adds, peak_memory, 
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_quick_benchmark_writes_one_table_per_work_and_that_of_global_attention(tmp_path):
     assert benchmark.main(["--quick", "--output", str(tmp_path / "new" / "speed.md")]) == 0
     page = (tmp_path / "new" / "speed.md").read_text()
@@ -51,7 +53,7 @@ def doubles():
 
 
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("name", ["segdeformer", "segdeformer_linear"])
+@each("name", ["segdeformer", "segdeformer_linear"])
 def test_both_heads_of_a_segdeformer_comparison_give_the_same_scores(name):
     work, scores = WORKS[name], []
     for head in contrasting_heads(work):
@@ -62,7 +64,7 @@ def test_both_heads_of_a_segdeformer_comparison_give_the_same_scores(name):
 
 
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("name", ["segdeformer", "segdeformer_linear"])
+@each("name", ["segdeformer", "segdeformer_linear"])
 def test_both_heads_of_a_segdeformer_comparison_take_the_same_training_step(name):
     work, results = WORKS[name], []
     for head in contrasting_heads(work):

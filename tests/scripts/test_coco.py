@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from cases import each
 from coco_shapes import write_shapes
 from PIL import Image
 from pycocotools import mask as coco_masks
@@ -34,6 +35,7 @@ from contextseg.training.detection import (
     DetectionTask,
     shorter_sides,
 )
+from contextseg.training.options import DetectionArguments
 
 SIZE = (20, 30)
 SQUARE = [[4, 5, 14, 5, 14, 12, 4, 12]]
@@ -102,10 +104,14 @@ def test_boxes_become_corners_inside_the_image(tmp_path):
     assert corners(objects, SIZE).tolist() == [[4, 5, 14, 12], [0, 15, 7, 20]]
 
 
-@pytest.mark.parametrize(
+@each(
     "changes",
-    [{"iscrowd": 1}, {"bbox": [4, 5, 0.5, 7]}, {"bbox": [40, 5, 9, 7]}, {"segmentation": [[1, 1, 2, 2]]}],
-    ids=["crowd", "narrow", "outside", "no area"],
+    {
+        "crowd": {"iscrowd": 1},
+        "narrow": {"bbox": [4, 5, 0.5, 7]},
+        "outside": {"bbox": [40, 5, 9, 7]},
+        "no area": {"segmentation": [[1, 1, 2, 2]]},
+    },
 )
 def test_training_leaves_out_crowds_and_what_has_no_area(tmp_path, changes):
     objects = read_objects(tmp_path, annotation(**changes), annotation())
@@ -166,16 +172,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("annotations", "message"), FAULTS.values(), ids=FAULTS)
+@each(("annotations", "message"), FAULTS)
 def test_broken_annotations_are_explained(annotations, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_coco(write_coco(tmp_path, annotations), "train")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "is not JSON"), ("[]", "not in COCO's format. It must hold the lists images"), ('{"images": 1}', "COCO's format")],
-)  # fmt: skip
+@each(("text", "message"), [("{", "is not JSON"), ("[]", "not in COCO's format. It must hold the lists images"), ('{"images": 1}', "COCO's format")])  # fmt: skip
 def test_other_files_are_refused(text, message, tmp_path):
     path = tmp_path / "annotations.json"
     path.write_text(text)
@@ -227,7 +230,7 @@ def augmented(augmentation, epoch=0, index=0):
     return augmentation(picture, boxes, mask, epoch=epoch, index=index)
 
 
-@pytest.mark.parametrize("flip_probability", [0.0, 1.0])
+@each("flip_probability", [0.0, 1.0])
 def test_picture_box_and_mask_are_resized_and_mirrored_together(flip_probability):
     picture, boxes, masks = augmented(DetectionAugmentation((40,), 1333, flip_probability))
     assert picture.size == (60, 40)
@@ -382,7 +385,7 @@ def scores_without_one_square(folder, accelerator):
     found = truth_of(data)
     found[0]["objects"] = found[0]["objects"][1:]
     processor = DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 99})
-    images = DetectionTask().evaluation_images(data, processor, accelerator, workers=0)
+    images = DetectionTask(DetectionArguments(workers=0)).evaluation_images(data, processor, accelerator)
     own = found[accelerator.process_index :: accelerator.num_processes]
     return score_objects(Oracle(own), images, accelerator)
 
@@ -407,6 +410,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.processes
 def test_two_processes_score_every_picture_once(tmp_path):
     folder = str(write_shapes(tmp_path, 3))
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import each
 
 from contextseg import GlamSwinForSemanticSegmentation
 from contextseg.benchmarks import context_task
@@ -38,7 +39,7 @@ def little_task():
         steps=2,
         patience=2,
         learning_rate=1e-3,
-        batch=4,
+        batch_size=4,
     )
 
 
@@ -58,16 +59,14 @@ def seen_from(row, column, network, side=SIDE, **sizes):
     return view[row][:, None] & view[column]
 
 
-@pytest.mark.parametrize("network", WITHOUT, ids=lambda network: network.title)
-@pytest.mark.parametrize("position", [(47, 40), (24, 71), (39, 56)])
+@each("network", WITHOUT)
+@each("position", [(47, 40), (24, 71), (39, 56)])
 def test_without_global_attention_gradients_are_exactly_zero_out_of_view_and_only_there(network, position):
     gradient = gradient_of_one_logit(network, *position)
     assert np.array_equal(gradient > 0, seen_from(*position, network))
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"depths": (2, 2)}, {"depths": (1, 2)}, {"window_size": 4, "depths": (2, 1)}]
-)
+@each("sizes", [{"depths": (2, 2)}, {"depths": (1, 2)}, {"window_size": 4, "depths": (2, 1)}])
 def test_views_of_other_depths_and_windows_are_those_of_the_gradients(sizes):
     gradient = gradient_of_one_logit(WITHOUT[1], 61, 66, side=128, **sizes)
     assert np.array_equal(gradient > 0, seen_from(61, 66, WITHOUT[1], side=128, **sizes))
@@ -81,7 +80,7 @@ def test_tokens_carry_around_the_border_and_the_view_knows_it():
     assert seen[88:, 40:60].any()
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
+@each("tokens", [1, 5])
 def test_with_global_attention_every_pixel_moves_every_logit(tokens):
     gradient = gradient_of_one_logit(Network(tokens), 47, 40)
     assert (gradient > 0).all()
@@ -153,7 +152,7 @@ def test_one_name_for_all_white_has_an_iou_of_a_quarter():
     assert [row["iou"] for row in rows] == pytest.approx([0.25] * 6)
 
 
-@pytest.mark.parametrize("network", WITHOUT, ids=lambda network: network.title)
+@each("network", WITHOUT)
 def test_without_global_attention_repainting_the_flag_changes_no_bit_of_logits_out_of_view(network):
     torch.manual_seed(0)
     model = GlamSwinForSemanticSegmentation(network.config()).eval()
@@ -189,6 +188,7 @@ def test_networks_that_see_little_train_longer():
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_find_what_one_finds():
     task = little_task()
     networks = [Network(0), Network(1)]
@@ -215,7 +215,7 @@ def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_picture
     assert (tmp_path / "new" / "pictures" / "context_scenes.png").exists()
 
 
-@pytest.mark.parametrize("edges", ["", "0,12,eight", "8,16", "0,16,16", "0,24,12", "0,96"])
+@each("edges", ["", "0,12,eight", "8,16", "0,16,16", "0,24,12", "0,96"])
 def test_columns_that_do_not_fit_are_refused(tmp_path, edges):
     with pytest.raises(SystemExit, match="Give growing distances below 96 that begin with 0"):
         context_task.main(["--edges", edges, "--output", str(tmp_path / "context.md")])

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -130,8 +131,8 @@ def substitute(pairs, prefix=""):
 OLD, NEW = substitute(OLD_NAMES), substitute(NEW_NAMES, prefix="swin.")
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("layout", ["written", "old", "in_memory"])
+@each("size", [*SIZES])
+@each("layout", ["written", "old", "in_memory"])
 def test_backbone_of_every_layout_computes_what_transformers_computes(
     backbone_folder, tmp_path, layout, size
 ):
@@ -145,8 +146,8 @@ def test_backbone_of_every_layout_computes_what_transformers_computes(
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("layout", ["written", "old", "in_memory"])
+@each("size", [*SIZES])
+@each("layout", ["written", "old", "in_memory"])
 def test_upernet_of_every_layout_computes_what_transformers_computes(upernet_folder, tmp_path, layout, size):
     theirs = UperNetForSemanticSegmentation.from_pretrained(upernet_folder).eval()
     folder = upernet_folder
@@ -259,7 +260,7 @@ def test_missing_tensors_are_named(backbone_folder, tmp_path):
         GlamSwinBackbone.from_swin(folder)
 
 
-@pytest.mark.parametrize("name", ["encoder.layers.0.blocks.0.scale", "pooler.weight"])
+@each("name", ["encoder.layers.0.blocks.0.scale", "pooler.weight"])
 def test_tensors_that_swin_does_not_have_are_named(backbone_folder, tmp_path, name):
     folder = rewritten(
         backbone_folder, tmp_path, lambda old: name if old.endswith("0.layernorm_after.bias") else old
@@ -312,8 +313,8 @@ def test_engine_names_leftovers_on_both_sides_and_wrong_shapes():
     assert "weight (3, 4), the model has (3, 2)" in message
 
 
-@pytest.mark.parametrize("rows", [40, 41])
-@pytest.mark.parametrize("kept", [20, 21])
+@each("rows", [40, 41])
+@each("kept", [20, 21])
 def test_centre_rows_serve_every_smaller_request_as_the_whole_table_does(rows, kept):
     table = torch.arange(rows)[:, None]
     for needed in range(1, kept + 1):
@@ -401,8 +402,7 @@ def test_command_writes_a_repository_that_from_pretrained_opens(tmp_path, capsys
             "--weights",
             str(tmp_path / "weights.pth"),
             "--max-image-size",
-            "64",
-            "64",
+            "64x64",
         ]
         + ["--arguments", str(tmp_path / "arguments.json"), "--output", str(tmp_path / "out")]
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from contextseg.processing.data.datasets import (
@@ -233,7 +234,7 @@ def test_a_damaged_row_is_named(rows, folder):
         )[0]
 
 
-@pytest.mark.parametrize(
+@each(
     ("source", "expected"),
     [
         ("me/streets:train", ("me/streets", "train")),

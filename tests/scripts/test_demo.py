@@ -6,7 +6,8 @@ from PIL import Image
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 from contextseg.processing.data.scenes import AMBIGUOUS, CLASSES
-from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, report, series
+from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, series
+from contextseg.scripts.demo_report import report
 from contextseg.scripts.demonstration import (
     Asked,
     StageAttention,
@@ -126,7 +127,7 @@ def facts(attention, shown):
 
 def test_the_report_tells_scores_attention_and_what_it_does_not_show():
     row = StageAttention(stage=2, window=64, red=7.25, blue=1.5)
-    text = report(DemoArguments(), facts([row], row))
+    text = report(vars(DemoArguments()), facts([row], row))
     assert "| 3 | 64 px | 7.2 | 1.5 |" in text
     assert "snow field 25.00 %" in text
     assert "75.00 % of the white pixels" in text
@@ -134,7 +135,7 @@ def test_the_report_tells_scores_attention_and_what_it_does_not_show():
 
 
 def test_the_report_on_plain_swin_says_that_it_has_no_global_attention():
-    assert "Plain Swin has no global tokens" in report(DemoArguments(tokens=0), facts([], None))
+    assert "Plain Swin has no global tokens" in report(vars(DemoArguments(tokens=0)), facts([], None))
 
 
 def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
@@ -144,6 +145,7 @@ def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [4, 0])
+@pytest.mark.processes
 def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
     folder = tmp_path / "demo"
     assert main([*LITTLE, "--tokens", str(tokens), "--output", str(folder)]) == 0
@@ -156,6 +158,7 @@ def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_a_folder_that_the_stranger_cannot_open_is_told(tmp_path):
     with pytest.raises(CommandError, match="does not work in a Python without contextseg"):
         run_stranger(tmp_path, tmp_path, tmp_path)

@@ -59,11 +59,11 @@ def test_a_training_that_resizes_and_slides_windows_scores_as_the_command_that_i
     options = [
         "--base-size",
         "40x16",
-        "--eval-window",
+        "--window",
         "8x12",
-        "--eval-overlap",
+        "--overlap",
         "0.25",
-        "--eval-blend",
+        "--blend",
         "constant",
     ]
     assert train([*run_options(data, tmp_path / "run"), *options]) == 0

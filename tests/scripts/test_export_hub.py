@@ -16,9 +16,10 @@ from contextseg import (
     MaskRcnnConfig,
     SegmentationImageProcessor,
 )
+from contextseg.hub.errors import ProofError
+from contextseg.hub.export import prove
 from contextseg.scripts.export import main
-from contextseg.training.command_line import CommandError
-from contextseg.training.publishing import kind_of, prove
+from contextseg.training.publishing import kind_of
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +39,19 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.processes
 def test_two_processes_an_export_opens_without_contextseg(run_folder, tmp_path, capsys):
     assert main([str(run_folder), "--output", str(tmp_path / "model")]) == 0
     assert "opens without contextseg and gives the same bits" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_two_processes_the_proof_notices_other_logits(run_folder):
     torch.manual_seed(1)
     config = GlamSwinConfig.from_pretrained(run_folder / "best")
     other = GlamSwinForSemanticSegmentation(config).eval()
-    with pytest.raises(CommandError, match="logits differ by up to"):
-        prove(other, SegmentationImageProcessor(), run_folder / "best")
+    with pytest.raises(ProofError, match="logits differ by up to"):
+        prove(other, SegmentationImageProcessor(), run_folder / "best", "AutoModelForSemanticSegmentation")
 
 
 def test_scores_and_recipe_of_the_run_are_on_the_card(run_folder, tmp_path):

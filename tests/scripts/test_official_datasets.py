@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from contextseg.processing.data.datasets import open_data
@@ -178,7 +179,7 @@ def test_annotations_that_are_not_unpacked_are_asked_for(tmp_path):
         open_data(f"{tmp_path}:train")
 
 
-@pytest.mark.parametrize("place", ["images/training", "images", "annotations/validation", ".."])
+@each("place", ["images/training", "images", "annotations/validation", ".."])
 def test_a_folder_inside_or_around_the_data_set_is_answered_with_the_right_one(place, tmp_path):
     root = write_ade20k(tmp_path / "ADEChallengeData2016")
     with pytest.raises(ValueError, match="is not the folder of ADE20K, but '.*ADEChallengeData2016' is"):

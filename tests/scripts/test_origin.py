@@ -1,21 +1,19 @@
 """Where a run came from: a command line that starts it anew, and names that the Hub knows."""
 
-import pytest
+from cases import each
 
-from contextseg.training.command_line import given_options
-from contextseg.training.options import TrainArguments
+from contextseg.training.options import train_arguments, train_parser
 from contextseg.training.origin import origin, public_data, public_model, run_command
 from contextseg.training.recipes import recipe_names, with_recipe
 
 
 def arguments_of(words):
-    given = given_options(TrainArguments, words, "", "")
-    return TrainArguments(**with_recipe(TrainArguments, given)[0])
+    return train_arguments(with_recipe(train_parser().given(words))[0])
 
 
 COMMANDS = {
     "plain": ["--train", "data/train", "--output", "runs/a"],
-    "switches": ["--train", "a", "--no-flip", "--cpu", "--compile", "--steps", "7"],
+    "switches": ["--train", "a", "--no-horizontal-flip", "--cpu", "--compile", "--steps", "7"],
     "repeated": ["--train", "a", "--set", "embed_dim=8", "--set", "depths=[2, 2]", "--lr-factor", "head=10"],
     "classification": ["--task", "classification", "--train", "a", "--preset", "nano"],
     "crop": ["--task", "classification", "--train", "a", "--crop-size", "192"],
@@ -40,19 +38,19 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+@each("words", COMMANDS)
 def test_the_command_of_a_run_starts_the_same_run(words):
     program, *command = run_command(arguments_of(words))
     assert program == "contextseg-train"
     assert arguments_of(command) == arguments_of(words)
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+@each("words", COMMANDS)
 def test_the_command_names_only_what_differs_from_the_defaults(words):
     assert sorted(run_command(arguments_of(words))[1:]) == sorted(words)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@each("name", recipe_names())
 def test_a_recipe_of_ours_stands_for_all_its_options(name):
     assert run_command(arguments_of(["--recipe", name, "--train", "a"]))[1:] == [
         "--recipe",
@@ -64,9 +62,11 @@ def test_a_recipe_of_ours_stands_for_all_its_options(name):
 
 def test_a_recipe_of_the_users_is_written_out(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("steps: 7\nflip: false\nset: [embed_dim=8]")
+    path.write_text("steps: 7\nhorizontal-flip: false\nset: [embed_dim=8]")
     command = run_command(arguments_of(["--recipe", str(path), "--train", "a"]))[1:]
-    assert sorted(command) == sorted(["--train", "a", "--no-flip", "--set", "embed_dim=8", "--steps", "7"])
+    assert sorted(command) == sorted(
+        ["--train", "a", "--no-horizontal-flip", "--set", "embed_dim=8", "--steps", "7"]
+    )
 
 
 def test_several_processes_are_started_by_accelerate():

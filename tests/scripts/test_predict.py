@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from tiny_runs import run_options
 
@@ -12,9 +13,9 @@ from contextseg.processing.overlays import (
     mask_picture,
     with_cross,
 )
-from contextseg.scripts.predict import main
-from contextseg.scripts.prediction import find_jobs, parse_position
-from contextseg.scripts.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
+from contextseg.processing.prediction_files import find_jobs
+from contextseg.processing.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
+from contextseg.scripts.predict import main, parse_position
 from contextseg.scripts.train import main as train
 from contextseg.training.plots import plot_confusion, plot_curves
 
@@ -147,7 +148,7 @@ def test_mask_confidence_and_entropy_are_those_of_the_probabilities(run, photo, 
     assert np.array_equal(mask, np.asarray(Image.open(tmp_path / "alone/photo.png")))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@each("orientation", range(1, 9))
 def test_maps_of_a_photograph_lie_as_its_stored_pixels(run, tmp_path, orientation):
     """However it is stored, what is seen is the same photograph."""
     seen = np.random.default_rng(0).integers(0, 256, (20, 33, 3), dtype=np.uint8)
@@ -250,7 +251,7 @@ def test_curves_are_drawn_from_a_log(tmp_path):
     assert Image.open(tmp_path / "curves.png").size == (1050, 600)
 
 
-@pytest.mark.parametrize("count", [1, 3, 150])
+@each("count", [1, 3, 150])
 def test_a_confusion_matrix_keeps_room_for_every_name(count, tmp_path):
     counts = np.diag(np.arange(count))  # nothing is labelled as the first class
     plot_confusion(counts, [f"class {index}" for index in range(count)], tmp_path / "confusion.png")

@@ -3,7 +3,9 @@ import re
 import pytest
 import torch
 import yaml
+from cases import each, slow_but
 from coco_shapes import FEW
+from tiny_runs import RECIPES_OF_EACH_KIND
 
 from contextseg.configuration.configuration_maformer import MaformerConfig
 from contextseg.modeling.modeling_maformer import (
@@ -11,10 +13,9 @@ from contextseg.modeling.modeling_maformer import (
     MaformerForSemanticSegmentation,
 )
 from contextseg.scripts.train import main
-from contextseg.training.command_line import given_options
 from contextseg.training.models import SEGMENTER, STARTS, configuration, describe, parse_overrides
 from contextseg.training.optim import learning_rate_factor
-from contextseg.training.options import TrainArguments
+from contextseg.training.options import train_arguments, train_parser
 from contextseg.training.recipes import (
     FOLDER,
     STARTING_POINTS,
@@ -47,16 +48,16 @@ def write(folder, text):
     return str(path)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@each("name", recipe_names())
 def test_every_recipe_sets_options_of_the_command_line_and_names_its_source(name):
-    given, recipe = with_recipe(TrainArguments, {"recipe": name})
+    given, recipe = with_recipe({"recipe": name})
     assert {option.replace("-", "_") for option in recipe.options} <= given.keys()
-    assert TrainArguments(**given).recipe == name
+    assert train_arguments(given).recipe == name
     assert recipe.paper["source"]
     assert not {"train", "val", "output"} & given.keys()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", slow_but(recipe_names(), *RECIPES_OF_EACH_KIND))
 def test_every_recipe_can_be_tried_without_data(name, capsys):
     options = read_recipe(name).options
     overrides = DETECTION_OVERRIDES if options.get("task") == "detection" else OVERRIDES
@@ -69,7 +70,7 @@ def test_every_recipe_can_be_tried_without_data(name, capsys):
 def test_the_recipes_of_maformer_are_those_of_the_paper():
     printed = {"small": (1.6e-3, 0.1, 83.7), "base": (1.6e-3, 0.3, 85.0), "large": (1.2e-3, 0.4, 85.9)}
     for preset, (rate, drop_path, score) in printed.items():
-        given, recipe = with_recipe(TrainArguments, {"recipe": f"maformer_{preset}_imagenet1k"})
+        given, recipe = with_recipe({"recipe": f"maformer_{preset}_imagenet1k"})
         assert (given["preset"], given["learning_rate"], given["schedule"]) == (preset, rate, "cosine")
         assert given["batch_size"] * given["accumulation"] == 1024
         assert f"drop_path_rate={drop_path}" in given["set"]
@@ -119,10 +120,10 @@ def test_every_printed_row_has_its_recipe_and_score():
     assert {name: read_recipe(name).paper["mIoU"] for name in SEGMENTATION} == printed
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@each("name", [*SEGMENTATION])
 def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
-    given, recipe = with_recipe(TrainArguments, {"recipe": name})
-    arguments = TrainArguments(**given)
+    given, recipe = with_recipe({"recipe": name})
+    arguments = train_arguments(given)
     images = 8 if name.startswith(("segdeformer", "segformer", "upernet")) and "cityscapes" in name else 16
     assert arguments.batch_size * arguments.accumulation == images
     fpn = "semantic_fpn" in name
@@ -134,9 +135,9 @@ def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
     )
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@each("name", [*SEGMENTATION])
 def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
-    given, _ = with_recipe(TrainArguments, {"recipe": name})
+    given, _ = with_recipe({"recipe": name})
     config = configuration(SEGMENTER, given["model"], given["preset"], parse_overrides(given["set"]))
     assert config.decoder == ("unet" if "unet" in name else config.decoder)
     width = {"semantic_fpn": 128, "upernet": 512, "unet": getattr(config, "embed_dim", None)}.get(
@@ -147,22 +148,22 @@ def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
     assert config.use_auxiliary_head == has_auxiliary_head
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@each("name", [*SEGMENTATION])
 def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name):
-    given, recipe = with_recipe(TrainArguments, {"recipe": name})
-    arguments, data = TrainArguments(**given), recipe.paper["data"]
+    given, recipe = with_recipe({"recipe": name})
+    arguments, data = train_arguments(given), recipe.paper["data"]
     of_context_mining = name.startswith(("segdeformer", "segformer", "upernet"))
     base = {"ADE20K": f"2048x{640 if '640' in name else 512}", "COCO-Stuff": "2048x512"}
     assert arguments.base_size == base.get(data, None if of_context_mining else "2049x1025")
     windows = {"Cityscapes": ("1024", 0.25), "COCO-Stuff": ("512", 0.334)}
-    asked = (arguments.eval_window, arguments.eval_overlap)
+    asked = (arguments.window, arguments.overlap)
     assert asked == (windows.get(data, (None, 0.5)) if of_context_mining else (None, 0.5))
 
 
 def test_a_given_starting_point_takes_the_place_of_the_recipes():
     assert {"preset", "weights", *STARTS} == STARTING_POINTS
     for option in STARTING_POINTS:
-        given, _ = with_recipe(TrainArguments, {"recipe": "segdeformer_mit_b1_ade20k", option: "this"})
+        given, _ = with_recipe({"recipe": "segdeformer_mit_b1_ade20k", option: "this"})
         assert {name: given[name] for name in STARTING_POINTS & given.keys()} == {option: "this"}
 
 
@@ -210,8 +211,8 @@ def test_given_options_win_over_the_recipe_and_settings_add_up(tmp_path):
     path = write(
         tmp_path, 'learning-rate: 1e-4\nepochs: 3\naugmentation: false\nset: [embed_dim=8, "depths=[1]"]'
     )
-    given = given_options(TrainArguments, ["--recipe", path, "--epochs", "5", "--set", "embed_dim=4"], "", "")
-    options, recipe = with_recipe(TrainArguments, given)
+    given = train_parser().given(["--recipe", path, "--epochs", "5", "--set", "embed_dim=4"])
+    options, recipe = with_recipe(given)
     assert options["learning_rate"] == 1e-4  # which YAML takes for text
     assert options["epochs"] == 5
     assert options["augmentation"] is False
@@ -239,7 +240,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("text", "code", "message"), FAULTS.values(), ids=FAULTS)
+@each(("text", "code", "message"), FAULTS)
 def test_a_faulty_recipe_is_explained(text, code, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--recipe", write(tmp_path, text)])

@@ -30,6 +30,8 @@ from contextseg.training.checkpoints import has_checkpoint
 from contextseg.training.records import read_json, read_log
 from contextseg.training.run_folder import lock
 
+pytestmark = pytest.mark.processes
+
 OPTIONS = ["--steps", "8", "--eval-interval", "3", "--ema", "0.9", "--accumulation", "2"]
 OPTIONS += ["--set", "drop_path_rate=0.5", "--cpu"]
 STEPS = 8

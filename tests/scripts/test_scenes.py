@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from contextseg.processing.data.scenes import (
@@ -31,7 +32,7 @@ def test_other_seeds_and_indices_give_other_scenes():
     assert len({image.tobytes() for image in images}) == 4
 
 
-@pytest.mark.parametrize(("size", "distance"), [(64, 0), (128, 64), (128, 89), (192, 100)])
+@each(("size", "distance"), [(64, 0), (128, 64), (128, 89), (192, 100)])
 def test_no_white_pixel_is_nearer_to_the_flag_than_the_distance(size, distance):
     for index in range(20):
         scene = draw_scene(0, index, size, distance)
@@ -80,9 +81,7 @@ def test_every_class_occurs_in_a_set():
     assert seen.tolist() == list(range(len(CLASSES)))
 
 
-@pytest.mark.parametrize(
-    ("size", "distance", "message"), [(32, 0, "size >= 64"), (128, 100, "distance <= 89.6")]
-)
+@each(("size", "distance", "message"), [(32, 0, "size >= 64"), (128, 100, "distance <= 89.6")])
 def test_impossible_scenes_are_refused_with_what_is_possible(size, distance, message):
     with pytest.raises(ValueError, match=message):
         draw_scene(0, 0, size, distance)

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 from dataclasses import fields
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from cases import each
 from safetensors.torch import load_file
 from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
@@ -18,7 +20,7 @@ from contextseg.training import loop
 from contextseg.training.checkpoints import CheckpointError, newest, write_folder
 from contextseg.training.command_line import crop_size
 from contextseg.training.models import parse_overrides
-from contextseg.training.options import TrainArguments
+from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.setup import new_schedule
 
@@ -52,6 +54,8 @@ def test_the_record_tells_arguments_versions_scores_and_hardware(run):
     assert record["status"] == "finished"
     assert record["steps_done"] == record["best"]["step"] == 4
     assert record["arguments"]["batch_size"] == 2
+    assert record["arguments"].keys() == {"task", *(field.name for field in fields(SegmentationArguments))}
+    assert not {"label_smoothing", "mix_token", "rand_augment", "shorter_side"} & record["arguments"].keys()
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["hardware"]["cores"] == os.cpu_count()
     assert [row["name"] for row in record["scores"]["per_class"]] == CLASSES
@@ -88,6 +92,7 @@ def stop_after(step, monkeypatch):
     monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
 
 
+@pytest.mark.usefixtures("own_sigterm")
 def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
     changes = [
         "--steps",
@@ -116,7 +121,9 @@ def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp
 
 
 def test_resume_refuses_options_that_would_change_the_result(run):
-    with pytest.raises(SystemExit, match=r"began with learning_rate=0.001 and cannot go on with 0.1"):
+    with pytest.raises(
+        SystemExit, match="Cannot resume with learning_rate=0.1: the run was started with learning_rate=0.001"
+    ):
         main(["--output", str(run), "--resume", "--learning-rate", "0.1"])
 
 
@@ -207,7 +214,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("changes", "message"), ERRORS.values(), ids=ERRORS)
+@each(("changes", "message"), ERRORS)
 def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path):
     options = run_options(data, tmp_path / "run", model=[] if "--weights" in changes else TINY_MODEL)
     with pytest.raises(SystemExit) as caught:
@@ -261,8 +268,8 @@ def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for field in fields(TrainArguments):
-        assert f"-{field.name.replace('_', '-')} " in text
+    for field in (field for kind in ARGUMENTS.values() for field in fields(kind)):
+        assert re.search(rf"^  (--.*, )?--(no-)?{field.name.replace('_', '-')}\b", text, re.MULTILINE)
 
 
 def test_overrides_are_numbers_lists_words_or_text():
@@ -399,11 +406,11 @@ def test_accumulated_parts_take_the_step_of_the_whole_batch_however_many_pixels_
 
 
 def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
-    arguments = TrainArguments(epochs=3, batch_size=2, accumulation=2)
+    arguments = SegmentationArguments(epochs=3, batch_size=2, accumulation=2)
     assert new_schedule(arguments, num_images=10, num_processes=1).steps == 8  # 30 images by 4, rounded up
 
 
-@pytest.mark.parametrize(
+@each(
     ("setting", "complaint"),
     [("reduction_ratio=0", "reduction_ratio is 0. Use 1"), ("window_size=abc", "'window_size' expected int")],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from cases import each
 from digits import write_digits
 from PIL import Image
 from safetensors.torch import load_file
@@ -107,6 +108,7 @@ def test_the_record_tells_top_1_top_5_and_loss(run):
     assert all(entry["val_loss"] > 0 for entry in entries)
 
 
+@pytest.mark.usefixtures("own_sigterm")
 def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
     changes = ["--accumulation", "2", "--ema", "0.9", "--set", "drop_path_rate=0.5"]
     whole, parts, steps, step = tmp_path / "whole", tmp_path / "parts", [], loop.optimizer_step
@@ -130,7 +132,7 @@ def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp
 def test_digits_are_learnt_far_above_chance(digits, tmp_path):
     """Chance is 0.1; the whole of nano comes to more than 0.9 in a minute."""
     plain = [
-        "--no-flip",
+        "--no-horizontal-flip",
         "--rand-augment",
         "none",
         "--random-erasing",
@@ -139,7 +141,7 @@ def test_digits_are_learnt_far_above_chance(digits, tmp_path):
         "0.6",
         "--no-mix-token",
     ]
-    changes = ["--crop-size", "32", "--batch-size", "32", "--steps", "40", "--eval-interval", "40"]
+    changes = ["--crop-size", "32", "--batch-size", "32", "--steps", "30", "--eval-interval", "30"]
     main(
         [
             *options(digits, tmp_path / "run", ["--preset", "nano", "--set", "depths=[1,1,1,1]"]),
@@ -186,7 +188,13 @@ def test_classes_are_the_sorted_folder_names(data):
     assert (images[8]["label"], images[8]["name"]) == (2, "sky/2")
 
 
-@pytest.mark.parametrize("labels", [[1, 0, 1], ["owl", "cat", "owl"]], ids=["indices", "texts"])
+@each(
+    "labels",
+    {
+        "indices": [1, 0, 1],
+        "texts": ["owl", "cat", "owl"],
+    },
+)
 def test_a_data_set_with_columns_of_images_and_labels_is_the_same(labels):
     import datasets
 
@@ -230,7 +238,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("change", "changes", "message"), FAULTS.values(), ids=FAULTS)
+@each(("change", "changes", "message"), FAULTS)
 def test_an_error_says_what_to_do_and_leaves_no_run_behind(change, changes, message, tmp_path):
     for split in ("train", "val"):
         write_images(tmp_path / split, 2)

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from cases import each
 from coco_shapes import CATEGORIES, FEW, write_shapes
 from PIL import Image
 from safetensors.torch import load_file
@@ -67,8 +68,21 @@ def test_the_record_tells_box_and_mask_precision(run):
     assert all(0 <= entry["mask_ap"] <= 1 for entry in entries)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_sigterm")
 def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
-    changes = ["--accumulation", "2", "--steps", "3", "--set", "drop_path_rate=0.5", "--schedule", "step"]
+    changes = [
+        "--batch-size",
+        "1",
+        "--accumulation",
+        "2",
+        "--steps",
+        "3",
+        "--set",
+        "drop_path_rate=0.5",
+        "--schedule",
+        "step",
+    ]
     changes += ["--milestones", "2", "--eval-interval", "9"]
     whole, parts, steps, step = tmp_path / "whole", tmp_path / "parts", [], loop.optimizer_step
     assert main([*options(data, whole), *changes]) == 0
@@ -97,7 +111,7 @@ def test_it_learns_a_handful_of_shapes(tmp_path):
     main([
         *("--train", f"{tmp_path}/train", "--val", f"{tmp_path}/train", "--output", f"{tmp_path}/run", *TINY),
         *("--shorter-side", "64", "--preset", "nano", "--set", f"detector_options={FEW}", "--epochs", "40"),
-        *("--schedule", "step", "--milestones", "30", "--eval-interval", "80", "--no-flip", "--batch-size", "2"),
+        *("--schedule", "step", "--milestones", "30", "--eval-interval", "80", "--no-horizontal-flip", "--batch-size", "2"),
     ])  # fmt: skip
     scores = read_json(tmp_path / "run" / "run.json")["scores"]
     assert scores["box_ap_50"] > 0.9
@@ -122,10 +136,13 @@ def test_other_categories_to_validate_on_are_refused(data, tmp_path):
         main([*options(data, tmp_path / "run"), "--val", str(other)])
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "message"),
     [
-        (["--crop-size", "64"], "--crop-size is 64, and detectors see whole images"),
+        (
+            ["--crop-size", "64"],
+            "--crop-size is an option of segmentation and classification, and the task of this run is detection",
+        ),
         (["--schedule", "step"], "--schedule step and --milestones belong together"),
         (["--milestones", "3"], "--schedule step and --milestones belong together"),
         (["--schedule", "step", "--milestones", "9"], r"\[9.0\] are not all within the run of 4"),
@@ -156,7 +173,7 @@ def test_every_printed_row_of_maformer_has_its_recipe():
     assert len(DETECTION) == 6
 
 
-@pytest.mark.parametrize("name", DETECTION)
+@each("name", [*DETECTION])
 def test_a_recipes_preset_has_its_settings(name):
     """They are settings too, because --backbone takes the place of the preset."""
     recipe = read_recipe(name)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import each
 from tiny import tiny_mit, tiny_segdeformer, tiny_segformer, tiny_upernet
 from transformers import (
     AutoImageProcessor,
@@ -16,6 +17,7 @@ from transformers import (
 
 from contextseg.scripts import train
 from contextseg.training.models import ignore_index_field
+from contextseg.training.options import SegmentationArguments
 from contextseg.training.segmentation import SegmentationTask, counted_pixels
 
 
@@ -70,11 +72,11 @@ def test_a_segformer_checkpoint_starts_a_run(data, tmp_path):
     assert model.config.neck == "segformer"
 
 
-@pytest.mark.parametrize("build", [tiny_segformer, tiny_upernet, tiny_segdeformer])
+@each("build", [tiny_segformer, tiny_upernet, tiny_segdeformer])
 def test_any_segmenter_ignores_the_label_that_the_data_ignores(build):
     """transformers has two names for it, and a label that is neither ignored nor a class is an error."""
     model = build().eval()
-    SegmentationTask().prepare(model, SimpleNamespace(ignore_index=77))
+    SegmentationTask(SegmentationArguments()).prepare(model, SimpleNamespace(ignore_index=77))
     labels = torch.zeros(1, 32, 32, dtype=torch.long)
     labels[:, :9] = 77
     assert model(torch.zeros(1, 3, 32, 32), labels=labels).loss.isfinite()

@@ -1,8 +1,10 @@
 """The cards of the recipes: they say what the recipes say, and nothing else is in their folder."""
 
 import pytest
+from cases import each, slow_but
 from huggingface_hub import ModelCard
 from loopback_hub import faults_of_card
+from tiny_runs import RECIPES_OF_EACH_KIND
 
 from contextseg.hub.model_card import BEGIN
 from contextseg.scripts import write_model_cards
@@ -12,7 +14,7 @@ from contextseg.training.recipes import recipe_names
 AGAIN = "run python -m contextseg.scripts.write_model_cards"
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", slow_but(recipe_names(), *RECIPES_OF_EACH_KIND))
 def test_a_card_says_what_its_recipe_says(name):
     row = read_row(name)
     assert is_trained(row) or (FOLDER / f"{name}.md").read_text() == card(row), AGAIN
@@ -23,7 +25,7 @@ def test_every_recipe_has_a_card_and_every_card_a_recipe():
     assert (FOLDER / "README.md").read_text() == index(), AGAIN
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@each("name", recipe_names())
 def test_the_hub_takes_a_cards_front_matter(name):
     text = (FOLDER / f"{name}.md").read_text()
     assert faults_of_card(text) == []

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..processing.orientation import upright_view
-from ..processing.overlays import save_png
+from .orientation import upright_view
+from .overlays import save_png
 
 ONE = 65535  # of a 16-bit map
 MEGABYTE = 1 << 20

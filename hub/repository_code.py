@@ -1,0 +1,99 @@
+"""The code of a repository and the `auto_map` that names it, from the settings of a model or an image processor."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoBackbone, AutoModel
+
+from ..configuration.backbone_configs import OWN_BACKBONES
+from ..modeling.auto_classes import MODELS
+from .backbone_export import custom_backbone_file
+from .bundling import bundle
+from .modules import Import
+
+PACKAGE = __name__.partition(".")[0]
+# Tables of choices -> the field of a configuration that names the entry which the model uses.
+TABLES = {
+    "DECODERS": "decoder",
+    "UPSAMPLINGS": "upsampling",
+    "NECKS": "neck",
+    "EXTERNAL_TOKENS": "external_tokens",
+    "GLOBAL_BRANCHES": "global_branch",
+}
+
+CUSTOM_BACKBONE = Import(".custom_backbones", "REGISTERED_HERE", None)
+
+
+def model_code(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    """File name -> source for the model of a config.json in this folder; nothing for a model of others."""
+    classes = model_classes(config)
+    if not classes:
+        return {}
+    custom = custom_backbone_file(config, folder)
+    entries = dict.fromkeys(classes.values())  # the model and its backbone may be one class
+    return bundle(entries, choices(config, classes["AutoConfig"]), [CUSTOM_BACKBONE] * bool(custom)) | custom
+
+
+def processor_code(settings: dict[str, Any], folder: Path) -> dict[str, str]:  # noqa: ARG001 - as above
+    """The same for a preprocessor_config.json."""
+    classes = processor_classes(settings)
+    return bundle(classes["AutoImageProcessor"].values()) if classes else {}
+
+
+def choices(config: dict[str, Any], config_class: type) -> dict[str, str]:
+    """Table of choices -> the entry that this configuration names, for the tables that it chooses from."""
+    fields = config_class.__dataclass_fields__
+    chosen = {
+        table: config.get(field, fields[field].default) for table, field in TABLES.items() if field in fields
+    }
+    model_type = (config.get("backbone_config") or {}).get("model_type", "")
+    return chosen | {
+        "OWN_BACKBONES": model_type,
+        "BACKBONE_BUILDERS": "ours" if model_type in OWN_BACKBONES else "foreign",
+    }
+
+
+def model_classes(config: dict[str, Any]) -> dict[str, type]:
+    """Auto class -> class of this package, for all that open the weights which this configuration describes.
+
+    Features can be had from every model's weights; a head only by the class that was saved.
+    """
+    name = (config.get("architectures") or [""])[0]
+    for config_class, models in MODELS.items():
+        if any(model.__name__ == name for model in models.values()):
+            opening = {
+                auto_class.__name__: model
+                for auto_class, model in models.items()
+                if model.__name__ == name or auto_class in (AutoModel, AutoBackbone)
+            }
+            return {"AutoConfig": config_class, **opening}
+    return {}
+
+
+def processor_classes(settings: dict[str, Any]) -> dict[str, dict[str, type]]:
+    """The same for a preprocessor_config.json: one class for each backend."""
+    name = settings.get("image_processor_type", "")
+    package = importlib.import_module(PACKAGE)
+    if not name or name not in package.__all__:
+        return {}
+    return {
+        "AutoImageProcessor": {"torchvision": getattr(package, name), "pil": getattr(package, f"{name}Pil")}
+    }
+
+
+def reference(found: type | dict[str, type]) -> str | dict[str, str]:
+    """`file.Class`, as an `auto_map` writes it."""
+    if isinstance(found, dict):
+        return {backend: reference(cls) for backend, cls in found.items()}
+    return f"{found.__module__.rpartition('.')[2]}.{found.__name__}"
+
+
+def code_files(settings: dict[str, Any]) -> list[str]:
+    """The files of its own repository that an `auto_map` names."""
+    references = []
+    for entry in settings.get("auto_map", {}).values():
+        references += (
+            entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else [entry]
+        )
+    return [f"{entry.partition('.')[0]}.py" for entry in references if entry and "--" not in entry]

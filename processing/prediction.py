@@ -1,0 +1,99 @@
+"""Masks for image files, with the maps and pictures beside them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .image_reading import read_image, read_orientation
+from .inference import Inference
+from .orientation import swaps_sides, turn_back
+from .overlays import heat_overlay, mask_overlay, save_png, with_cross
+from .palettes import colorize, default_palette
+from .prediction_files import Job
+from .prediction_maps import PICTURES, PictureMap, ProbabilityFile, mask_beside_maps
+
+Position = tuple[int, int]  # x and y in pixels
+
+
+class Predictor:
+    """Segments image files with one model.
+
+    Args:
+        model: A segmenter in evaluation mode.
+        processor: Its image processor.
+        inference: How the model is applied.
+        maps: What to write beside the mask: names from `prediction_maps.MAPS`.
+        overlay: Whether to write the image tinted with the classes.
+        explain: The pixel (x, y) of which to write where it looks, by `attention`.
+        attention: From the model, `pixel_values` and a position to maps (B, H, W).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        inference: Inference,
+        *,
+        maps: Sequence[str] = (),
+        overlay: bool = False,
+        explain: Position | None = None,
+        attention: Callable[[PreTrainedModel, Tensor, Position], Tensor] | None = None,
+    ) -> None:
+        self.model, self.processor, self.inference = model, processor, inference
+        self.maps, self.overlay, self.explain, self.attention = maps, overlay, explain, attention
+        self.palette = processor.palette or default_palette(model.config.num_labels)
+
+    def run(self, job: Job) -> None:
+        orientation = read_orientation(job.source)
+        mask = self.predict(job, orientation).cpu()
+        save_png(mask_image(turn_back(mask, orientation), self.palette), job.target())
+        if self.overlay:
+            save_png(mask_overlay(self.read(job), mask.numpy(), self.palette), job.target("overlays"))
+        if self.explain:
+            save_png(self.attention_picture(job), job.target("attention"))
+
+    def predict(self, job: Job, orientation: int) -> Tensor:
+        """The upright mask (H, W); what else the probabilities tell is written on the way."""
+        with Image.open(job.source) as image:
+            width, height = image.size
+        size = (width, height) if swaps_sides(orientation) else (height, width)
+        what = self.model, self.inference.inputs(self.processor, job.source), size
+        if not self.maps:
+            return self.inference.mask(*what)
+        maps = [self.new_map(name, job, (height, width), orientation) for name in self.maps]
+        return mask_beside_maps(self.inference.probabilities(*what), size, maps)
+
+    def new_map(
+        self, name: str, job: Job, stored_size: tuple[int, int], orientation: int
+    ) -> PictureMap | ProbabilityFile:
+        target = job.target(name)
+        if name in PICTURES:
+            return PictureMap(target, PICTURES[name], stored_size, orientation)
+        return ProbabilityFile(
+            target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
+        )
+
+    def read(self, job: Job) -> Image.Image:
+        return read_image(
+            job.source, value_range=self.processor.value_range, pixel_limit=self.processor.pixel_limit
+        )
+
+    def attention_picture(self, job: Job) -> Image.Image:
+        """Where the marked pixel of the upright image looks, when the model sees all of it: the paper's Fig. 1."""
+        image = self.read(job)
+        pixel_values = self.processor(job.source, return_tensors="pt")["pixel_values"].to(self.model.device)
+        size = pixel_values.shape[:1:-1]  # width and height, as the processor resized the image
+        position = tuple(at * new // old for at, new, old in zip(self.explain, size, image.size, strict=True))
+        heat = self.attention(self.model, pixel_values, position)[0].cpu().numpy()
+        heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
+        return with_cross(heat_overlay(image, heat), self.explain)
+
+
+def mask_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:
+    """(H, W) class ids -> a palette picture; a 16-bit one without colours when there are more than 256 classes."""
+    if len(palette) > 256:
+        return Image.fromarray(mask.numpy().astype(np.uint16))
+    return colorize(mask, palette)

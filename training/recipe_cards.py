@@ -1,0 +1,192 @@
+"""What the model card of a recipe says: the paper's scores, how to train it, and that nobody has done so here."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+
+from ..hub.card_data import CLASSIFICATION, DETECTION, SEGMENTATION, license_of
+from ..hub.card_sections import about_start, table
+from ..hub.papers import PAPERS, READINGS
+from ..processing.data.official_layouts import LAYOUTS
+from . import setup
+from .models import STARTS
+from .options import TrainArguments, train_arguments
+from .origin import public_model
+from .recipes import Recipe, read_recipe, with_recipe
+from .tasks import task_of
+
+PIPELINES = {"segmentation": SEGMENTATION, "classification": CLASSIFICATION, "detection": DETECTION}
+DATASETS = {layout.title: layout.hub_name for layout in LAYOUTS} | {
+    "ImageNet-1k": "imagenet-1k",
+    "COCO 2017": "coco",
+}
+COMMAND = re.compile(r"contextseg-train --recipe .+")
+MEASURES = {
+    "mIoU": "mIoU, %",
+    "mIoU-multi-scale": "mIoU at several scales and mirrored, %",
+    "top-1": "top-1 accuracy, %",
+}
+ABOUT_DATA = {"source", "data", "images", "classes", "parameters-in-millions"}
+SOURCES = {
+    "set-by-the-paper": "The paper",
+    "set-by-the-authors-configuration": "The authors' configuration",
+    "set-as-in-the-authors-other-configurations": "The authors' other configurations",
+    "set-as-in-mmsegmentation": "mmsegmentation",
+    "set-as-in-the-recipe-it-follows": "The recipe that the paper follows",
+    "without-an-option": "No option reaches",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe with what its comments say: the row's name, the command that trains it, and notes."""
+
+    recipe: Recipe
+    title: str
+    command: list[str]
+    notes: str
+
+    @property
+    def name(self) -> str:
+        return self.recipe.path.stem
+
+
+def read_row(name: str) -> Row:
+    """The comments above a recipe's options are its title, its command, and notes."""
+    recipe = read_recipe(name)
+    head = recipe.path.read_text(encoding="utf-8").partition("\nmodel:")[0].partition("\ntask:")[0]
+    text = "\n".join(line.removeprefix("#").strip() for line in head.splitlines())
+    command = COMMAND.search(text)
+    words = shlex.split(command[0].replace("--output ...", f"--output runs/{name}"))
+    words = [
+        f"DATA/{split[2:]}" if word == "..." else word
+        for split, word in zip(["", *words], words, strict=False)
+    ]
+    title = text[: command.start()].strip().rstrip(":")
+    return Row(recipe, title, words, " ".join(text[command.end() :].split()))
+
+
+def card(row: Row) -> str:
+    """The whole file."""
+    arguments = train_arguments(with_recipe({"recipe": row.name})[0])
+    paper = row.recipe.paper
+    family = next(
+        (name for name in PAPERS if name in (arguments.model, str(arguments.preset).partition("_")[0])), ""
+    )
+    sources = [f"- {title}: {paper[key]}." for key, title in SOURCES.items() if key in paper]
+    limits = [
+        "- No weights of this row are published here, and no score was measured.",
+        *map(about_start, filter(None, [base_model(row)])),
+        *READINGS.get(family, []),
+    ]
+    paragraphs = [
+        f"---\n{front_matter(row, arguments)}\n---",
+        f"# {row.title}",
+        "**Not trained here.** The scores are the paper's; the parameters are counted from the model that the command builds.",
+        score_table(paper, count_parameters(arguments, paper["classes"])),
+        f"Source: {paper['source']}. {paper['images']} images of {paper['data']}, {paper['classes']} classes.",
+        "## Training",
+        f"```\n{chr(10).join(commands(row, arguments))}\n```",
+        f"`contextseg-train --recipe {row.name} --dry-run` prints the plan without data. The options are in "
+        f"[scripts/recipes/{row.name}.yaml](../scripts/recipes/{row.name}.yaml).",
+        settings_table(arguments, paper),
+        "\n".join(sources),
+        row.notes,
+        "## Limits",
+        "\n".join(limits),
+    ]
+    if family in PAPERS:
+        paragraphs += ["## Citation", f"```bibtex\n{PAPERS[family]}\n```"]
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def commands(row: Row, arguments: TrainArguments) -> list[str]:
+    """To train, evaluate and publish."""
+    run, data = f"runs/{row.name}", row.command[row.command.index("--val") + 1]
+    evaluation = [f"contextseg-evaluate {run} --data {data}"] if arguments.task == "segmentation" else []
+    return [shlex.join(row.command), *evaluation, f"contextseg-export {run} --push me/{row.name}"]
+
+
+def front_matter(row: Row, arguments: TrainArguments) -> str:
+    """Without a model index: it is for scores of weights that are there."""
+    pipeline, data, start = PIPELINES[arguments.task], row.recipe.paper["data"], base_model(row)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        tags=[
+            "contextseg",
+            arguments.model,
+            pipeline,
+            *["semantic-segmentation"] * (pipeline == SEGMENTATION),
+        ],
+        datasets=[DATASETS[data]] if data in DATASETS else None,
+        base_model=start,
+        **license_of(start),
+    ).to_yaml()
+
+
+def base_model(row: Row) -> str | None:
+    """The Hub's name of the checkpoint that the command starts from; RUN is one that has to be trained first."""
+    pairs = zip(row.command, row.command[1:], strict=False)
+    start = next((word for option, word in pairs if option.removeprefix("--") in STARTS), None)
+    return None if start == "RUN" else public_model(start)
+
+
+def score_table(paper: Mapping[str, Any], parameters: int) -> str:
+    scores = {
+        name: value
+        for name, value in paper.items()
+        if isinstance(value, int | float) and name not in ABOUT_DATA
+    }
+    lines = [
+        [MEASURES.get(name, name.replace("-", " ")), value, "not measured"] for name, value in scores.items()
+    ]
+    printed = paper.get("parameters-in-millions")
+    lines.append(["parameters", f"{printed} M" if printed else "not printed", f"{parameters / 1e6:.2f} M"])
+    return table(["", "paper", "here"], lines)
+
+
+def count_parameters(arguments: TrainArguments, num_classes: int) -> int:
+    """Of the model at its full size, without the memory for it."""
+    task = task_of(arguments.task)(arguments)
+    data = task.generated(num_classes)
+    with torch.device("meta"):
+        model = setup.new_model(task, data)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def settings_table(arguments: TrainArguments, paper: Mapping[str, Any]) -> str:
+    """What the recipe comes to with the defaults of `contextseg-train`."""
+    schedule = setup.new_schedule(arguments, paper["images"], 1)
+    images = arguments.batch_size * arguments.accumulation
+    factor = (
+        f", {arguments.head_lr_factor:g} times that outside the backbone"
+        if arguments.head_lr_factor != 1
+        else ""
+    )
+    lines = [
+        ["model", " ".join(filter(None, [arguments.model, arguments.preset, *arguments.set]))],
+        ["steps", f"{schedule.steps} ({schedule.steps * images / paper['images']:.1f} epochs)"],
+        [
+            "images a step",
+            f"{images} ({arguments.batch_size} x {arguments.accumulation} accumulated on one GPU)",
+        ],
+        [
+            "learning rate",
+            f"{arguments.learning_rate:g}{factor}; {arguments.schedule}, {schedule.warmup_steps} steps of warm-up",
+        ],
+        ["weight decay", f"{arguments.weight_decay:g}"],
+    ]
+    return table(["setting", "value"], lines)
+
+
+def main_score(paper: Mapping[str, Any]) -> str:
+    name = next(
+        name for name, value in paper.items() if isinstance(value, int | float) and name not in ABOUT_DATA
+    )
+    return f"{paper[name]} {name.replace('-', ' ')}"
