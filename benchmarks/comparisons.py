@@ -37,8 +37,8 @@ from contextseg.modeling.decoder_segdeformer import ContextMining, SegDeformerDe
 from contextseg.modeling.losses import segmentation_loss
 from contextseg.processing.logits_to_masks import upsampled_argmax
 
-from .measuring import multiply_adds
-from .reference_segdeformer import StraightforwardSegDeformer
+from .measuring import macs
+from .reference_segdeformer import ReferenceSegDeformer
 
 NUM_LABELS = 150
 MIT_STRIDES = (4, 8, 16, 32)
@@ -157,7 +157,7 @@ def segdeformer(is_small: bool, neck: str) -> Pair:
     """Our head and a literal implementation of its equations, with the same weights."""
     ours = segdeformer_head(is_small, neck)
     width = ours.classifier.in_channels
-    decoder = StraightforwardSegDeformer(MIT_B2_CHANNELS, width, NUM_LABELS, is_normed=neck != "linear")
+    decoder = ReferenceSegDeformer(MIT_B2_CHANNELS, width, NUM_LABELS, use_batch_norm=neck != "linear")
     theirs = SegmentationHead(decoder, width, enlarged_cross_entropy)
     theirs.load_state_dict(ours.state_dict())
     notes = [
@@ -205,7 +205,7 @@ def maformer(is_small: bool, other: nn.Module) -> Pair:
     """MAFormer-S and another backbone of ours of about the same size."""
     ours = MaformerBackbone(MaformerConfig.preset("nano" if is_small else "small"))
     parameters = [sum(value.numel() for value in model.parameters()) / 1e6 for model in (ours, other)]
-    work = {size: [multiply_adds(model, size) for model in (ours, other)] for size in (224, 512)}
+    work = {size: [macs(model, size) for model in (ours, other)] for size in (224, 512)}
     notes = [
         f"Only the backbones, from images to four feature maps; the loss is their mean. {parameters[0]:.1f} M parameters vs. "
         f"{parameters[1]:.1f} M.",

@@ -103,7 +103,7 @@ def draw_near(seed: int, number: int, size: int, nearest: float, swap_flag: bool
     return Pictures(list(islice((scene for scene in drawn if scene.distance <= nearest), number)))
 
 
-def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.Module:
+def train(network: Network, images: Pictures, task: "Task", seed: int) -> nn.Module:
     """Trains with AdamW, warm-up and linear decay to zero, on scenes drawn with replacement."""
     torch.manual_seed(seed)
     model = GlamSwinForSemanticSegmentation(network.config()).train()
@@ -114,8 +114,8 @@ def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.M
     for step in range(steps):
         factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
         set_learning_rate(optimizer, factor)
-        chosen = torch.randint(len(pictures.labels), (task.batch_size,), generator=order)
-        loss = model(pixel_values=pictures.pixel_values[chosen], labels=pictures.labels[chosen]).loss
+        chosen = torch.randint(len(images.labels), (task.batch_size,), generator=order)
+        loss = model(pixel_values=images.pixel_values[chosen], labels=images.labels[chosen]).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
@@ -124,9 +124,9 @@ def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.M
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, pictures: Pictures) -> Tensor:
+def predict(model: nn.Module, images: Pictures) -> Tensor:
     """-> (N, S, S) class ids. The batch size is one, so a scene and its twin are computed in the same way."""
-    return torch.cat([model(pixel_values=one[None]).logits.argmax(dim=1) for one in pictures.pixel_values])
+    return torch.cat([model(pixel_values=one[None]).logits.argmax(dim=1) for one in images.pixel_values])
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,8 @@ def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], p
     for number in range(places.bins.max() + 1):
         here = torch.from_numpy(places.bins == number)
         confusion = ConfusionMatrix(len(CLASSES), IGNORE_INDEX)
-        for prediction, pictures in zip(predictions, both, strict=True):
-            confusion.update(prediction, torch.where(here, pictures.labels, IGNORE_INDEX))
+        for prediction, images in zip(predictions, both, strict=True):
+            confusion.update(prediction, torch.where(here, images.labels, IGNORE_INDEX))
         per_class = confusion.compute()["per_class"]
         rows.append(
             {
@@ -236,12 +236,12 @@ def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], p
 
 def run(task: Task, network: Network, seed: int) -> Result:
     """Trains one network and scores it."""
-    pictures = task.training_scenes(seed)
+    images = task.training_scenes(seed)
     started = time.process_time()
-    model = train(network, pictures, task, seed)
+    model = train(network, images, task, seed)
     seconds = time.process_time() - started
     both = task.scored_scenes()
-    predictions = tuple(predict(model, pictures) for pictures in both)
+    predictions = tuple(predict(model, images) for images in both)
     rows = score(predictions, both, place(both[0].scenes, Network(0).config(), task.edges))
     return Result(
         network,

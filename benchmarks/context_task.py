@@ -51,7 +51,7 @@ class ContextArguments(CommandOptions):
     )
     jobs: int = option(1, "networks that are trained at the same time, each on one thread")
     output: str = option(
-        "benchmarks/context.md", "page to write; its pictures go to pictures/ beside it", metavar="FILE"
+        "benchmarks/context.md", "page to write; its images go to images/ beside it", metavar="FILE"
     )
     quick: bool = option(False, "use few steps and scenes, to see whether everything still runs")
 
@@ -106,14 +106,14 @@ def write_page(arguments: ContextArguments, command: str, results: "list[Result]
     from .context_networks import Network, bin_names, place
 
     output = Path(arguments.output)
-    pictures = output.parent / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = output.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
     scored = task.scored_scenes()
     places = place(scored[0].scenes, Network(0).config(), task.edges)
     names, found = bin_names(task.edges), environment()
     hardware, versions = found["hardware"], found["versions"]
-    draw_curves(results, names, places, pictures / "context_curves.png")
-    draw_scenes(results, scored, pictures / "context_scenes.png")
+    draw_curves(results, names, places, images / "context_curves.png")
+    draw_scenes(results, scored, images / "context_scenes.png")
     page = PAGE.format(
         command=command,
         today=date.today(),
@@ -196,7 +196,7 @@ def draw_scenes(results: "list[Result]", scored: "tuple[Pictures, Pictures]", pa
     from PIL import Image
 
     from ..processing.data.scenes import CLASSES
-    from ..processing.overlays import grid_of_pictures, mask_picture
+    from ..processing.overlays import image_grid, mask_image
     from .context_networks import SHOWN
 
     first = [result for result in results if result.seed == 0]
@@ -204,10 +204,10 @@ def draw_scenes(results: "list[Result]", scored: "tuple[Pictures, Pictures]", pa
     for number, flag in product(range(SHOWN), range(2)):
         scene = scored[flag].scenes[number]
         masks = [scene.mask, *(result.shown[flag][number] for result in first)]
-        pictures = [mask_picture(mask, list(CLASSES.values())) for mask in masks]
-        rows.append([Image.fromarray(scene.image), *pictures])
+        images = [mask_image(mask, list(CLASSES.values())) for mask in masks]
+        rows.append([Image.fromarray(scene.image), *images])
     titles = ["image", "truth", *(result.network.title for result in first)]
-    grid_of_pictures(rows, titles, CLASSES, cell_width=180).quantize(128).save(path)
+    image_grid(rows, titles, CLASSES, cell_width=180).quantize(128).save(path)
 
 
 PAGE = """# What only global attention carries
@@ -236,7 +236,7 @@ the flag. The scores are from {scored} scenes that were not used for training, e
 | *white that sees the flag without G-MSA* | {view} |
 {iou}
 
-![IoU over distance](pictures/context_curves.png)
+![IoU over distance](images/context_curves.png)
 
 A model that cannot see the flag predicts the same for both flags, which is correct for one of them. Its IoU is then at most 33.3 %, when it
 labels half of the white pixels as ice, and 25 % when it gives all of them the same label. Gray in the figure: no pixel there sees the flag
@@ -250,7 +250,7 @@ without G-MSA.
 
 A perfect network scores 100. A 0 without decimals is exactly zero: the flag reached no pixel.
 
-![Two scenes with both flags](pictures/context_scenes.png)
+![Two scenes with both flags](images/context_scenes.png)
 
 ## Sizes
 

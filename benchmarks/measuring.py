@@ -93,7 +93,7 @@ class MultiplyAdds(NamedTuple):
     training: float
 
 
-def multiply_adds(model: nn.Module, size: int) -> MultiplyAdds:
+def macs(model: nn.Module, size: int) -> MultiplyAdds:
     """Counts the multiply-adds (MACs) of an image (1, 3, size, size) on the CPU.
 
     The backward pass has two products for each one of the forward pass. Fused attention stores no scores and

@@ -24,7 +24,7 @@ class Positionwise(nn.Linear):
         return super().forward(feature_map.movedim(1, -1)).movedim(-1, 1)
 
 
-class StraightforwardAttention(nn.Module):
+class ReferenceAttention(nn.Module):
     """Single-head softmax attention from the positions of a feature map to those of another (eq. 5 and 7)."""
 
     def __init__(self, dim: int, projection: Callable[[int, int], nn.Module], has_output: bool) -> None:
@@ -40,19 +40,19 @@ class StraightforwardAttention(nn.Module):
         return self.o_proj(as_map(scores.softmax(dim=-1) @ value, feature_map))
 
 
-class StraightforwardExternalMining(nn.Module):
+class ReferenceExternalMining(nn.Module):
     """Attention to features that are mixed from the class tokens (eq. 6, 7 and 10)."""
 
     def __init__(
-        self, dim: int, num_labels: int, projection: Callable[[int, int], nn.Module], is_normed: bool
+        self, dim: int, num_labels: int, projection: Callable[[int, int], nn.Module], use_batch_norm: bool
     ) -> None:
         super().__init__()
         self.tokens = nn.ParameterDict(
             {name: torch.randn(num_labels, dim) for name in ("class_tokens", "info_tokens")}
         )
-        self.q_proj, self.k_proj = (nn.Linear(dim, dim, bias=is_normed) for _ in range(2))
-        self.v_proj = nn.Identity() if is_normed else nn.Linear(dim, dim, bias=False)
-        self.attention = StraightforwardAttention(dim, projection, has_output=is_normed)
+        self.q_proj, self.k_proj = (nn.Linear(dim, dim, bias=use_batch_norm) for _ in range(2))
+        self.v_proj = nn.Identity() if use_batch_norm else nn.Linear(dim, dim, bias=False)
+        self.attention = ReferenceAttention(dim, projection, has_output=use_batch_norm)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> Y_exter (B, C, h, w) and Attn_mid (B, K, h, w)."""
@@ -63,32 +63,32 @@ class StraightforwardExternalMining(nn.Module):
         return attended, as_map(scores, feature_map)
 
 
-class StraightforwardSegDeformer(nn.Module):
+class ReferenceSegDeformer(nn.Module):
     """Decodes feature maps of any number of scales into one feature map at the finest size, and Attn_mid.
 
     Args:
         in_channels: Channels of the feature maps, fine to coarse.
         hidden_size: Channels C of the decoder.
         num_labels: Number of classes K.
-        is_normed: Whether to follow the authors' code, with norms; otherwise the paper's equations, like the
+        use_batch_norm: Whether to follow the authors' code, with norms; otherwise the paper's equations, like the
             neck "linear" of our decoder.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], hidden_size: int, num_labels: int, is_normed: bool = True
+        self, in_channels: Sequence[int], hidden_size: int, num_labels: int, use_batch_norm: bool = True
     ) -> None:
         super().__init__()
-        layer = ConvNormAct if is_normed else Positionwise
-        projection = ConvNormAct if is_normed else positionwise_without_bias
+        layer = ConvNormAct if use_batch_norm else Positionwise
+        projection = ConvNormAct if use_batch_norm else positionwise_without_bias
         self.neck = nn.ModuleDict(
             {
                 "projections": nn.ModuleList(layer(channels, hidden_size) for channels in in_channels),
                 "fusion": layer(len(in_channels) * hidden_size, hidden_size),
             }
         )
-        attention = StraightforwardAttention(hidden_size, projection, has_output=is_normed)
+        attention = ReferenceAttention(hidden_size, projection, has_output=use_batch_norm)
         self.internal = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"attention": attention})])})
-        self.external = StraightforwardExternalMining(hidden_size, num_labels, projection, is_normed)
+        self.external = ReferenceExternalMining(hidden_size, num_labels, projection, use_batch_norm)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse -> feature map (B, C, h, w) and scores (B, K, h, w)."""

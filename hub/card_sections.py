@@ -110,11 +110,9 @@ def label_table(config: Mapping[str, Any], processor: Mapping[str, Any], scores:
     columns = [name for name in COLUMNS if any(name in row for row in measured.values())]
     rows = []
     for index, name in labels_of(config).items():
-        colour = "#{:02x}{:02x}{:02x}".format(*palette[index]) if index < len(palette) else ""
+        color = "#{:02x}{:02x}{:02x}".format(*palette[index]) if index < len(palette) else ""
         row = measured.get(name, {})
-        rows.append(
-            [index, name, *[colour] * bool(palette), *(number(row.get(column)) for column in columns)]
-        )
+        rows.append([index, name, *[color] * bool(palette), *(number(row.get(column)) for column in columns)])
     return table(["id", "label", *["color"] * bool(palette), *(COLUMNS[name] for name in columns)], rows)
 
 

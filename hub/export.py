@@ -71,18 +71,18 @@ def export_repository(
 
 
 def write_example(
-    folder: Path, picture: str | None, draw: Callable[[], np.ndarray] | None, num_channels: int
+    folder: Path, example: str | None, draw: Callable[[], np.ndarray] | None, num_channels: int
 ) -> None:
     """Writes the example image for the model's page: the given one or a drawn one, as data may be private."""
     if num_channels != 3:
-        if picture:
+        if example:
             raise ValueError(
                 f"--example is an RGB image, but the model takes {num_channels} channels. Leave it out."
             )
         return
     title = PngInfo()
-    if picture:
-        pixels = np.asarray(read_image(picture))  # pixels only: the metadata of a photo may hold its location
+    if example:
+        pixels = np.asarray(read_image(example))  # pixels only: the metadata of a photo may hold its location
     elif draw is None or (folder / EXAMPLE_NAME).exists():
         return
     else:

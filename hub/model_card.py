@@ -124,11 +124,11 @@ def scores_of_training(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": data, "protocol": protocol, **best}
 
 
-def title_of(picture: Path) -> str | None:
+def title_of(path: Path) -> str | None:
     """Returns the title in a PNG's metadata, or "Example" without one; None if there is no image."""
-    if not picture.is_file():
+    if not path.is_file():
         return None
-    with Image.open(picture) as image:
+    with Image.open(path) as image:
         return image.info.get("Title", "Example")
 
 

@@ -174,7 +174,7 @@ def used_names(node: ast.AST) -> Iterator[str]:
 
 
 def quoted_names(annotation: ast.expr | None) -> Iterator[str]:
-    """Yields the names in quoted parts of an annotation, such as `dict[str, "EncoderFacts"]`."""
+    """Yields the names in quoted parts of an annotation, such as `dict[str, "FeatureInfo"]`."""
     for child in ast.walk(annotation) if annotation is not None else ():
         if isinstance(child, ast.Constant) and isinstance(child.value, str):
             try:

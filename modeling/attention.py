@@ -136,14 +136,14 @@ def attended_block(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
     return ((query @ key.transpose(-1, -2) * scaling).softmax(dim=-1) @ value).transpose(1, 2)
 
 
-def hiding_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Mask (B, N), true for visible keys -> additive bias (B, 1, 1, N).
 
     Hidden keys get half of the lowest finite value, so that a row without any visible key stays finite and
     attends uniformly.
     """
-    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return hidden.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]
+    hidden = torch.zeros(padding_mask.shape, dtype=dtype, device=padding_mask.device)
+    return hidden.masked_fill(~padding_mask, torch.finfo(dtype).min / 2)[:, None, None]
 
 
 class Attention(nn.Module):

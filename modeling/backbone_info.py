@@ -25,11 +25,11 @@ Built = TypeVar("Built")
 REFUSALS = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 USUAL_SIDES = (448, 224, 256, 384, 512)  # 448 is a multiple of the patches 14, 16, 32 and of stride 64
 UNMEASURED = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version"}
-MEASURED: dict[str, "EncoderFacts"] = {}
+MEASURED: dict[str, "FeatureInfo"] = {}
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
+class FeatureInfo:
     """What the adapter needs to know about an encoder.
 
     Attributes:
@@ -71,7 +71,7 @@ class EncoderFacts:
         return tuple(finest * 2**level for level in range(levels))
 
 
-def measure(config: PreTrainedConfig) -> EncoderFacts:
+def measure(config: PreTrainedConfig) -> FeatureInfo:
     """Measures the encoder that a configuration describes; results are cached.
 
     Args:
@@ -98,7 +98,7 @@ def measure(config: PreTrainedConfig) -> EncoderFacts:
     return MEASURED[key]
 
 
-def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
+def measured_anew(config: PreTrainedConfig) -> FeatureInfo:
     indices = chosen_indices(config)
     size, maps, encoder = first_run(config, [indices])
     channels_last = are_channels_last(encoder, maps)
@@ -106,7 +106,7 @@ def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
     sum(feature_map.sum() for feature_map in maps).backward()
     trained = [(name, value) for name, value in encoder.named_parameters() if value.requires_grad]
     multiple = needed_multiple(encoder, strides, channels_last)
-    return EncoderFacts(
+    return FeatureInfo(
         out_indices=None if indices is None else tuple(indices),
         channels=tuple(feature_map.shape[-1 if channels_last else 1] for feature_map in maps),
         strides=strides,
@@ -272,4 +272,4 @@ def needed_minimum(encoder: nn.Module, strides: Sequence[int], multiple: int) ->
     return 16 * largest
 
 
-__all__ = ["EncoderFacts", "measure"]
+__all__ = ["FeatureInfo", "measure"]

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from ..configuration.checked_config import choose
 from .backbone_building import build_encoder
-from .backbone_info import EncoderFacts, measure
+from .backbone_info import FeatureInfo, measure
 from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone
 from .modeling_maformer import MaformerBackbone
@@ -50,7 +50,7 @@ class AnyBackbone(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, facts: EncoderFacts, pyramid: PlainVitPyramid | None = None
+        self, encoder: nn.Module, facts: FeatureInfo, pyramid: PlainVitPyramid | None = None
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -199,7 +199,7 @@ def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> Any
             `TimmBackboneConfig`.
         flat: What to do with the single-stride feature maps of plain vision transformers: "keep" leaves them
             unchanged, "pyramid" adds layers that turn them into strides 4, 8, 16 and 32 (see
-            `EncoderFacts.pyramid_strides`).
+            `FeatureInfo.pyramid_strides`).
 
     Returns:
         A module whose `forward` returns `feature_maps`, a tuple of (B, C_i, H/s_i, W/s_i), fine to coarse.
@@ -229,19 +229,19 @@ BACKBONE_BUILDERS: dict[str, Callable[[PreTrainedConfig, str], AnyBackbone]] = {
 }
 
 
-def adapted(encoder: nn.Module, flat: str, facts: EncoderFacts | None = None) -> AnyBackbone:
+def adapted(encoder: nn.Module, flat: str, facts: FeatureInfo | None = None) -> AnyBackbone:
     """Wraps an encoder in the adapter; without `facts` it must be one of ours."""
     wants_pyramid = choose("way to use flat maps", flat, FLAT)
-    facts = facts or own_facts(encoder)
+    facts = facts or own_feature_info(encoder)
     pyramid = None
     if wants_pyramid and facts.is_flat:
         pyramid = PlainVitPyramid(facts.channels, facts.strides[0], facts.pyramid_strides)
     return AnyBackbone(encoder, facts, pyramid)
 
 
-def own_facts(encoder: nn.Module) -> EncoderFacts:
+def own_feature_info(encoder: nn.Module) -> FeatureInfo:
     """The facts of one of our backbones: they accept any size and have no unused parameters."""
-    return EncoderFacts(tuple(encoder.out_indices), tuple(encoder.channels), tuple(encoder.strides))
+    return FeatureInfo(tuple(encoder.out_indices), tuple(encoder.channels), tuple(encoder.strides))
 
 
 __all__ = ["AnyBackbone", "build_backbone"]

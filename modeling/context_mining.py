@@ -6,7 +6,7 @@ scores. The mid-level features X_mid, mixtures of the tokens, are never computed
 linear and can be applied to the tokens instead.
 
 Legend: B batch, h, w height and width of the feature map, h', w' the same, possibly reduced, C channels, K
-classes and external tokens. `visible` is the padding mask (B, h, w), true for image, or None without padding.
+classes and external tokens. `padding_mask` is the padding mask (B, h, w), true for image, or None without padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .attention import attend, hiding_bias
+from .attention import attend, padding_bias
 from .blocks import Mlp, WeightOwner
 from .projections import (
     AffineMap,
@@ -55,7 +55,7 @@ class ContextAttention(nn.Module):
     Args:
         config: Read only for its attention implementation.
         dim: Channels C.
-        is_normed: False for the paper's form, three plain matrices. True for the authors' code, whose
+        use_batch_norm: False for the paper's form, three plain matrices. True for the authors' code, whose
             projections have batch normalization and ReLU, and which adds a fourth projection after the
             attention.
         num_heads: Number of heads.
@@ -68,7 +68,7 @@ class ContextAttention(nn.Module):
         self,
         config: PreTrainedConfig,
         dim: int,
-        is_normed: bool,
+        use_batch_norm: bool,
         num_heads: int = 1,
         reduction_ratio: int = 1,
     ) -> None:
@@ -77,9 +77,9 @@ class ContextAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads  # for the scale; the low-rank form has a different head dimension
         self.is_causal = False
-        projection = NormedMap if is_normed else linear_map_without_bias
+        projection = NormedMap if use_batch_norm else linear_map_without_bias
         self.q_proj, self.k_proj, self.v_proj = (projection(dim, dim) for _ in range(3))
-        self.o_proj = NormedProjection(dim, dim) if is_normed else nn.Identity()
+        self.o_proj = NormedProjection(dim, dim) if use_batch_norm else nn.Identity()
         self.reduction = Reduction(dim, reduction_ratio) if reduction_ratio > 1 else None
 
     def keys_and_values(self, source: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
@@ -89,23 +89,23 @@ class ContextAttention(nn.Module):
         return project_jointly(source, [self.k_proj(), self.v_proj()], tokens)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, d), twice (B, h', w', d) -> (B, h, w, d), (B, heads, h w, h' w') or None."""
         heads = (
             part.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part in (query, key, value)
         )
-        attended, probabilities = attend(self, *heads, self.key_bias(visible, query.dtype))
+        attended, probabilities = attend(self, *heads, self.key_bias(padding_mask, query.dtype))
         return attended.flatten(-2).unflatten(1, query.shape[1:3]), probabilities
 
-    def key_bias(self, visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def key_bias(self, padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Padding mask (B, h, w), true for image -> additive bias (B, 1, 1, h' * w')."""
-        if visible is None:
+        if padding_mask is None:
             return None
         if self.reduction is not None:
-            visible = F.max_pool2d(visible.float(), self.reduction.stride, ceil_mode=True) > 0
-        return hiding_bias(visible.flatten(1), dtype)
+            padding_mask = F.max_pool2d(padding_mask.float(), self.reduction.stride, ceil_mode=True) > 0
+        return padding_bias(padding_mask.flatten(1), dtype)
 
 
 class InternalAttention(ContextAttention):
@@ -117,12 +117,12 @@ class InternalAttention(ContextAttention):
         return [projection() for projection in projections]
 
     def forward(
-        self, features: Tensor, projected: Sequence[Tensor] | None = None, visible: Tensor | None = None
+        self, features: Tensor, projected: Sequence[Tensor] | None = None, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, C), optionally projected by `maps` -> Y_inter (B, h, w, C), probabilities or None."""
         query, *rest = project_jointly(features, self.maps()) if projected is None else projected
         key, value = rest or self.keys_and_values(features)
-        attended, probabilities = self.attend(query, key, value, visible)
+        attended, probabilities = self.attend(query, key, value, padding_mask)
         return self.o_proj(attended), probabilities
 
 
@@ -134,10 +134,10 @@ class ExternalAttention(ContextAttention):
         return [self.q_proj()]
 
     def forward(
-        self, query: Tensor, mixing: Tensor, info: Tensor, visible: Tensor | None = None
+        self, query: Tensor, mixing: Tensor, info: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, C), mixing (B, h, w, K), tokens (K, C) -> Y_exter (B, h, w, C), probabilities or None."""
-        attended, probabilities = self.attend(query, *self.keys_and_values(mixing, info), visible)
+        attended, probabilities = self.attend(query, *self.keys_and_values(mixing, info), padding_mask)
         return self.o_proj(attended), probabilities
 
 
@@ -155,10 +155,10 @@ class LowRankExternalAttention(ExternalAttention):
         return [AffineMap(key @ self.q_proj().matrix)]
 
     def forward(
-        self, query: Tensor, mixing: Tensor, info: Tensor, visible: Tensor | None = None
+        self, query: Tensor, mixing: Tensor, info: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, K), mixing (B, h, w, K), tokens (K, C) -> Y_exter (B, h, w, C), probabilities or None."""
-        mixed, probabilities = self.attend(query, mixing, mixing, visible)
+        mixed, probabilities = self.attend(query, mixing, mixing, padding_mask)
         (value,) = project_jointly(info, [self.v_proj()])
         return F.linear(mixed, value.transpose(0, 1)), probabilities
 
@@ -173,10 +173,10 @@ class InternalLayer(nn.Module):
         self.mlp = Mlp(dim, MLP_RATIO * dim) if use_mlp else None
 
     def forward(
-        self, features: Tensor, projected: Sequence[Tensor] | None = None, visible: Tensor | None = None
+        self, features: Tensor, projected: Sequence[Tensor] | None = None, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, h, w, C) -> (B, h, w, C), probabilities or None."""
-        attended, probabilities = self.attention(features, projected, visible)
+        attended, probabilities = self.attention(features, projected, padding_mask)
         features = features + attended
         if self.mlp is not None:
             features = features + self.mlp(self.norm(features))
@@ -197,12 +197,12 @@ class InternalMining(nn.Module):
         return self.layers[0].attention.maps()
 
     def forward(
-        self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None = None
+        self, features: Tensor, projected: Sequence[Tensor], padding_mask: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """(B, h, w, C), its projections by `maps` -> the sum (B, h, w, C), probabilities of each layer."""
         all_probabilities = []
         for layer in self.layers:
-            features, probabilities = layer(features, projected, visible)
+            features, probabilities = layer(features, projected, padding_mask)
             all_probabilities.append(probabilities)
             projected = None  # only the first layer reads X_inter
         return features, all_probabilities
@@ -214,20 +214,20 @@ class ExternalMining(nn.Module):
     Args:
         tokens: Module that returns class tokens and information tokens, both (K, C).
         dim: Channels C.
-        is_normed: False for the paper's eq. 6, where information tokens are projected too and no projection
+        use_batch_norm: False for the paper's eq. 6, where information tokens are projected too and no projection
             has a bias. True for the authors' code, where the projections of the token scores have biases and
             information tokens are not projected.
         attention: Attention from X_inter to X_mid; None adds X_mid itself.
     """
 
     def __init__(
-        self, tokens: nn.Module, dim: int, is_normed: bool, attention: ExternalAttention | None
+        self, tokens: nn.Module, dim: int, use_batch_norm: bool, attention: ExternalAttention | None
     ) -> None:
         super().__init__()
         self.tokens = tokens
-        self.q_proj = TorchLinearMap(dim, dim, has_bias=is_normed)
-        self.k_proj = TorchLinear(dim, dim, bias=is_normed)
-        self.v_proj = nn.Identity() if is_normed else TorchLinear(dim, dim, bias=False)
+        self.q_proj = TorchLinearMap(dim, dim, has_bias=use_batch_norm)
+        self.k_proj = TorchLinear(dim, dim, bias=use_batch_norm)
+        self.v_proj = nn.Identity() if use_batch_norm else TorchLinear(dim, dim, bias=False)
         self.attention = attention
 
     def maps(self) -> list[AffineMap]:
@@ -237,7 +237,7 @@ class ExternalMining(nn.Module):
         return self.attention.maps(self.v_proj(self.tokens()[1]))
 
     def forward(
-        self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None = None
+        self, features: Tensor, projected: Sequence[Tensor], padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(B, h, w, C), its projections by `maps` -> Y_exter, Attn_mid (B, h, w, K), probabilities."""
         class_tokens, info_tokens = self.tokens()
@@ -245,7 +245,7 @@ class ExternalMining(nn.Module):
         mixing, info = scores.softmax(dim=-1).to(scores.dtype), self.v_proj(info_tokens)
         if self.attention is None:
             return F.linear(mixing, info.transpose(0, 1)), scores, None
-        attended, probabilities = self.attention(*projected, mixing, info, visible)
+        attended, probabilities = self.attention(*projected, mixing, info, padding_mask)
         return attended, scores, probabilities
 
     def score(self, features: Tensor, class_tokens: Tensor) -> Tensor:
@@ -260,12 +260,12 @@ def linear_map_without_bias(in_channels: int, out_channels: int) -> TorchLinearM
 
 
 def external_attention(
-    config: PreTrainedConfig, dim: int, is_normed: bool, reduction_ratio: int, num_tokens: int
+    config: PreTrainedConfig, dim: int, use_batch_norm: bool, reduction_ratio: int, num_tokens: int
 ) -> ExternalAttention:
     """The cheapest module that computes eq. 7; both have the same parameters."""
-    is_low_rank = not is_normed and reduction_ratio == 1 and num_tokens < dim
+    is_low_rank = not use_batch_norm and reduction_ratio == 1 and num_tokens < dim
     form = LowRankExternalAttention if is_low_rank else ExternalAttention
-    return form(config, dim, is_normed, reduction_ratio=reduction_ratio)
+    return form(config, dim, use_batch_norm, reduction_ratio=reduction_ratio)
 
 
 __all__ = ["ExternalMining", "InternalAttention", "InternalMining", "external_attention"]

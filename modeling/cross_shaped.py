@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
-from .attention import attend, hiding_bias, split_heads
+from .attention import attend, padding_bias, split_heads
 from .windows import Windows, merge, partition
 
 COLUMNS, ROWS = 1, 0  # the axis that is cut: columns for vertical stripes, rows for horizontal ones
@@ -82,13 +82,13 @@ def join_stripes(tokens: Tensor, stripes: Stripes) -> Tensor:
     return features.narrow(axis, stripes.before, size)
 
 
-def stripe_bias(visible: Tensor | None, features: Tensor, stripes: Stripes) -> Tensor | None:
+def stripe_bias(padding_mask: Tensor | None, features: Tensor, stripes: Stripes) -> Tensor | None:
     """Padding mask (B, H, W), true for image -> additive bias (B * S, 1, 1, N) that hides all padding."""
-    if visible is None and not stripes.is_padded:
+    if padding_mask is None and not stripes.is_padded:
         return None
-    if visible is None:
-        visible = features.new_ones(features.shape[:-1])
-    return hiding_bias(cut_stripes(visible[..., None].float(), stripes)[..., 0] > 0, features.dtype)
+    if padding_mask is None:
+        padding_mask = features.new_ones(features.shape[:-1])
+    return padding_bias(cut_stripes(padding_mask[..., None].float(), stripes)[..., 0] > 0, features.dtype)
 
 
 class LocallyEnhancedPosition(nn.Conv2d):
@@ -114,14 +114,14 @@ class StripeAttention(nn.Module):
         self.position = LocallyEnhancedPosition(dim)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Three (B, H, W, C) -> (B, H, W, C), probabilities (B * S, heads, N, N) or None.
 
-        `visible` is an optional padding mask (B, H, W), true for image.
+        `padding_mask` is an optional padding mask (B, H, W), true for image.
         """
         stripes = plan_stripes(tuple(value.shape[1:-1]), self.axis, self.width, not self.masks_padding)
-        bias = stripe_bias(visible, value, stripes) if self.masks_padding else None
+        bias = stripe_bias(padding_mask, value, stripes) if self.masks_padding else None
         query, key, value = (cut_stripes(features, stripes) for features in (query, key, value))
         heads = (split_heads(tokens, self.head_dim) for tokens in (query, key, value))
         attended, probabilities = attend(self, *heads, bias)
@@ -157,19 +157,19 @@ class CrossShapedAttention(nn.Module):
         self.o_proj = nn.Linear(dim, dim)
 
     def forward(
-        self, features: Tensor, visible: Tensor | None = None
+        self, features: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """(B, H, W, C) -> (B, H, W, C), probabilities (B * S, heads, N, N) or None of each branch.
 
         Args:
             features: Features (B, H, W, C).
-            visible: Optional padding mask (B, H, W), true for image.
+            padding_mask: Optional padding mask (B, H, W), true for image.
         """
         count = len(self.branches)
         projected = (project(features) for project in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (part.chunk(count, dim=-1) for part in projected)
         mixed = [
-            branch(query[index], key[index], value[index], visible)
+            branch(query[index], key[index], value[index], padding_mask)
             for index, branch in enumerate(self.branches)
         ]
         return self.o_proj(torch.cat([branch for branch, _ in mixed], dim=-1)), tuple(p for _, p in mixed)

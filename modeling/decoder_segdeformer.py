@@ -95,11 +95,11 @@ class SegDeformerDecoder(nn.Module):
         """
         fused = self.neck(feature_maps).feature_map  # X_inter
         features = as_features(fused)
-        visible = patches_with_image(pixel_mask, features)
+        padding_mask = patches_with_image(pixel_mask, features)
         for_internal, for_external = self.project(features)
-        summed, internal_probabilities = self.mine_internal(features, for_internal, visible)  # + Y_inter
+        summed, internal_probabilities = self.mine_internal(features, for_internal, padding_mask)  # + Y_inter
         summed, mid_logits, external_probabilities = self.mine_external(
-            features, summed, for_external, visible
+            features, summed, for_external, padding_mask
         )  # + Y_exter
         probabilities = (*internal_probabilities, external_probabilities)
         return Decoded(
@@ -119,18 +119,18 @@ class SegDeformerDecoder(nn.Module):
         return projected[: len(internal)], projected[len(internal) :]
 
     def mine_internal(
-        self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None
+        self, features: Tensor, projected: Sequence[Tensor], padding_mask: Tensor | None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """(B, h, w, C) -> X_inter + Y_inter (B, h, w, C), probabilities."""
-        return (features, []) if self.internal is None else self.internal(features, projected, visible)
+        return (features, []) if self.internal is None else self.internal(features, projected, padding_mask)
 
     def mine_external(
-        self, features: Tensor, summed: Tensor, projected: Sequence[Tensor], visible: Tensor | None
+        self, features: Tensor, summed: Tensor, projected: Sequence[Tensor], padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """X_inter, the sum (B, h, w, C) -> the sum with Y_exter, Attn_mid (B, K, h, w), probabilities."""
         if self.external is None:
             return summed, None, None
-        attended, scores, probabilities = self.external(features, projected, visible)
+        attended, scores, probabilities = self.external(features, projected, padding_mask)
         return summed + attended, as_map(scores), probabilities
 
     def update_tokens(self, feature_map: Tensor, labels: Tensor, ignore_index: int) -> None:
@@ -164,10 +164,10 @@ def external_mining(
     config: PreTrainedConfig, dim: int, num_labels: int, mining: ContextMining
 ) -> ExternalMining:
     """Builds external context mining with this structure."""
-    is_normed = mining.neck != "linear"
+    use_batch_norm = mining.neck != "linear"
     make_tokens = choose("kind of external tokens", mining.external_tokens, EXTERNAL_TOKENS)
     attention = None
     if mining.use_external_attention:
-        attention = external_attention(config, dim, is_normed, mining.reduction_ratio, num_labels)
+        attention = external_attention(config, dim, use_batch_norm, mining.reduction_ratio, num_labels)
     tokens = make_tokens(num_labels, dim, mining.decouple_tokens)
-    return ExternalMining(tokens, dim, is_normed, attention)
+    return ExternalMining(tokens, dim, use_batch_norm, attention)

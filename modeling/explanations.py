@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, split_heads
 from .swin_stages import SwinBlock, SwinEncoder
-from .windows import Windows, join
+from .windows import Windows, window_reverse
 
 
 class BlockInputs(NamedTuple):
@@ -72,7 +72,7 @@ def global_attention_maps(
     stride = tuple(patch * 2**stage for patch in encoder.patch_embed.patch)
     window = window_of((y // stride[0], x // stride[1]), inputs.windows)
     patches = attention_over_patches(chosen, inputs, window, token)
-    pixels = join(patches[..., None], inputs.windows)[..., 0]
+    pixels = window_reverse(patches[..., None], inputs.windows)[..., 0]
     for axis, step in enumerate(stride, start=1):
         pixels = pixels.repeat_interleave(step, dim=axis)
     pixels = pixels[:, :height, :width]
@@ -108,7 +108,7 @@ def record(model: nn.Module, block: SwinBlock, pixel_values: Tensor) -> BlockInp
     """Runs the model once and records the inputs of the block's attentions."""
     seen = {}
     hooks = [
-        block.register_forward_pre_hook(lambda _, args: seen.update(cut=args[2])),
+        block.register_forward_pre_hook(lambda _, args: seen.update(window_partition=args[2])),
         block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
         block.global_attention.register_forward_pre_hook(
             lambda _, args, kwargs: seen.update(across=args[0], bias=kwargs["bias"]), with_kwargs=True

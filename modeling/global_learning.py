@@ -43,11 +43,11 @@ def average_to(features: Tensor, side: int) -> Tensor:
     return torch.bmm(columns.expand(batch * side, -1, -1), features).unflatten(0, (batch, side))
 
 
-def average_of_visible(features: Tensor, visible: Tensor | None, side: int) -> Tensor:
+def average_of_unpadded(features: Tensor, padding_mask: Tensor | None, side: int) -> Tensor:
     """(B, H, W, C), optional padding mask (B, H, W), true for image -> (B, R, R, C), without padding."""
-    if visible is None:
+    if padding_mask is None:
         return average_to(features, side)
-    weights = visible[..., None].to(features.dtype)
+    weights = padding_mask[..., None].to(features.dtype)
     return average_to(features * weights, side) / average_to(weights, side).clamp(min=1e-4)
 
 
@@ -66,9 +66,9 @@ class GlobalLearning(nn.Module):
         self.side = max(int(grid_size * ratio + 0.5), 1)
         self.fc = nn.Linear(grid_size**2, self.side**2)
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, H, W, C), optional padding mask (B, H, W), true for image -> (B, M, C)."""
-        reference = average_of_visible(features, visible, self.grid_size).movedim(-1, 1)
+        reference = average_of_unpadded(features, padding_mask, self.grid_size).movedim(-1, 1)
         position = F.interpolate(reference, (self.side, self.side), mode="bilinear", align_corners=False)
         return (position.flatten(2) + self.fc(reference.flatten(2))).transpose(1, 2)
 
@@ -82,9 +82,9 @@ class GlobalConvolution(nn.Module):
         stride = max(int(1 / ratio + 0.5), 1)
         self.convolution = nn.Conv2d(dim, dim, kernel_size=stride, stride=stride)
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, H, W, C), optional padding mask (B, H, W), true for image -> (B, M, C)."""
-        reference = average_of_visible(features, visible, self.grid_size).movedim(-1, 1)
+        reference = average_of_unpadded(features, padding_mask, self.grid_size).movedim(-1, 1)
         return self.convolution(reference).flatten(2).transpose(1, 2)
 
 
@@ -115,9 +115,9 @@ class GlobalFusion(GradientCheckpointingLayer):
         self.mlp = Mlp(dim, int(dim * sizes.mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, local: Tensor, source: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, local: Tensor, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, H, W, C), input of the global branch (B, H, W, C), optional mask (B, H, W) -> (B, H, W, C)."""
-        global_tokens = self.global_norm(self.global_branch(source, visible))
+        global_tokens = self.global_norm(self.global_branch(source, padding_mask))
         answers, _ = self.attention(self.local_norm(local).flatten(1, 2), global_tokens)
         features = local + self.drop_path(answers.reshape(local.shape))
         return features + self.drop_path(in_slices(self.feed_forward, features))
@@ -141,12 +141,12 @@ class MafBlock(nn.Module):
         super().__init__()
         self.local, self.fusion, self.is_serial = local, fusion, is_serial
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, H, W, C), optional padding mask (B, H, W), true for image -> (B, H, W, C)."""
-        local = self.local(features, visible)
+        local = self.local(features, padding_mask)
         if self.fusion is None:
             return local
-        return self.fusion(local, local if self.is_serial else features, visible)
+        return self.fusion(local, local if self.is_serial else features, padding_mask)
 
 
 class ShiftedWindowBlock(SwinBlock):
@@ -158,7 +158,7 @@ class ShiftedWindowBlock(SwinBlock):
         super().__init__(config, sizes, drop_path_rate, is_last=True)
         self.window, self.shifted = sizes.window, shifted
 
-    def forward(self, features: Tensor, _visible: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, _padding_mask: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         windows = plan_windows(tuple(features.shape[1:-1]), self.window, self.shifted)
         mask = shift_mask(windows, features.device, features.dtype)

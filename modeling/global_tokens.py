@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .windows import Windows, cut
+from .windows import Windows, window_partition
 
 
 class GlobalTokens(nn.Module):
@@ -34,5 +34,5 @@ def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: i
     """Padding mask (B, G...), true for image -> (B, W * T), true for tokens whose window contains image."""
     if pixel_mask is None:
         return None
-    covers_image = cut(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)) > 0
+    covers_image = window_partition(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)) > 0
     return covers_image.repeat_interleave(num_tokens, dim=1)

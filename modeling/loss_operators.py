@@ -115,26 +115,26 @@ label_likelihood.register_autograd(
 )
 
 
-def dice_of_class(probability: Tensor, is_class: Tensor, is_labelled: Tensor) -> tuple[Tensor, Tensor]:
+def dice_of_class(probability: Tensor, is_class: Tensor, is_labeled: Tensor) -> tuple[Tensor, Tensor]:
     """Three (B, H, W) -> Dice loss of a class, its derivative by the probabilities (B, H, W)."""
-    overlap, mass = ((probability * mask).sum() for mask in (is_class, is_labelled))
+    overlap, mass = ((probability * mask).sum() for mask in (is_class, is_labeled))
     total = mass + is_class.sum()
-    return 1 - 2 * overlap / total, is_labelled * (2 * overlap / total**2) - is_class * (2 / total)
+    return 1 - 2 * overlap / total, is_labeled * (2 * overlap / total**2) - is_class * (2 / total)
 
 
-def lovasz_of_class(probability: Tensor, is_class: Tensor, is_labelled: Tensor) -> tuple[Tensor, Tensor]:
+def lovasz_of_class(probability: Tensor, is_class: Tensor, is_labeled: Tensor) -> tuple[Tensor, Tensor]:
     """Three (B, H, W) -> Lovasz-softmax loss of a class, its derivative by the probabilities (B, H, W).
 
     Sorted in decreasing order, each error is weighted by the increase of the Jaccard loss that it causes.
     """
     errors = torch.where(is_class, 1 - probability, probability)
-    errors = torch.where(is_labelled, errors, -1)  # ignored pixels are sorted last
+    errors = torch.where(is_labeled, errors, -1)  # ignored pixels are sorted last
     errors, order = errors.flatten().sort(descending=True)
     hits = is_class.flatten()[order]
     left, union = hits.sum() - hits.cumsum(0), (hits.sum() + (~hits).cumsum(0)).to(errors.dtype)
     # Differences of 1 - left / union in closed form: in float32, subtraction cancels on large images.
     steps = torch.where(hits, 1 / union, left / (union * (union - 1)))
-    slope = torch.empty_like(steps).scatter_(0, order, steps).view_as(probability) * is_labelled
+    slope = torch.empty_like(steps).scatter_(0, order, steps).view_as(probability) * is_labeled
     return (errors.clamp(min=0) * steps).sum(), torch.where(is_class, -slope, slope)
 
 
@@ -143,16 +143,16 @@ CLASS_LOSSES = {"dice": dice_of_class, "lovasz": lovasz_of_class}
 
 @custom_op(f"{OPERATORS}::class_loss", mutates_args=())
 def class_loss(
-    logits: Tensor, normalizer: Tensor, labels: Tensor, is_labelled: Tensor, name: str
+    logits: Tensor, normalizer: Tensor, labels: Tensor, is_labeled: Tensor, name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, K, h, w), three (B, H, W) -> mean loss over classes present, gradients of both inputs."""
     loss = logits.new_zeros(())
     to_logits, to_normalizer = torch.zeros_like(logits), torch.zeros_like(normalizer)
     enlargement = Enlargement.between(logits, labels.shape[1:])
-    present = labels[is_labelled].bincount().nonzero().flatten().tolist()
+    present = labels[is_labeled].bincount().nonzero().flatten().tolist()
     for label in present:
         probability = (enlargement.plane(logits[:, label]) - normalizer).exp()
-        of_class, slope = CLASS_LOSSES[name](probability, (labels == label) & is_labelled, is_labelled)
+        of_class, slope = CLASS_LOSSES[name](probability, (labels == label) & is_labeled, is_labeled)
         loss += of_class / len(present)
         slope *= probability / len(present)
         to_logits[:, label] = enlargement.transposed_plane(slope)

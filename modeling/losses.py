@@ -71,7 +71,7 @@ class Pixels:
 
     logits: Tensor  # (B, K, h, w)
     labels: Tensor  # (B, H, W), 0 where ignored
-    is_labelled: Tensor  # (B, H, W)
+    is_labeled: Tensor  # (B, H, W)
     weight: Tensor  # (B, H, W), 0 where ignored
     log_likelihood: Tensor  # (B, H, W), 0 where ignored
     log_normalizer: Tensor  # (B, H, W)
@@ -109,10 +109,10 @@ def near_boundary(pixels: Pixels) -> Tensor:
     """-> (B, H, W): labeled pixels whose neighborhood contains more than one label."""
     labels, size = pixels.labels.float(), 2 * BOUNDARY_RADIUS + 1
     highest, negated_lowest = (
-        F.max_pool2d(torch.where(pixels.is_labelled, signed, -torch.inf), size, 1, BOUNDARY_RADIUS)
+        F.max_pool2d(torch.where(pixels.is_labeled, signed, -torch.inf), size, 1, BOUNDARY_RADIUS)
         for signed in (labels, -labels)
     )
-    return pixels.is_labelled & (highest != -negated_lowest)
+    return pixels.is_labeled & (highest != -negated_lowest)
 
 
 def dice(pixels: Pixels) -> Tensor:
@@ -121,12 +121,12 @@ def dice(pixels: Pixels) -> Tensor:
     Mean over the classes present in the batch, as for the Lovasz loss. The Dice of an absent class is 0 for
     any probability above 0 and would only add a constant, and with 150 classes most are absent.
     """
-    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labelled, "dice")[0]
+    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "dice")[0]
 
 
 def lovasz(pixels: Pixels) -> Tensor:
     """Lovasz-softmax, a surrogate of the mean IoU, over the batch (Berman et al. 2018, arXiv:1705.08790)."""
-    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labelled, "lovasz")[0]
+    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "lovasz")[0]
 
 
 LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
@@ -206,13 +206,13 @@ def segmentation_loss(
     check_labels(labels, logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        is_labelled = labels != ignore_index
-        labels = torch.where(is_labelled, labels, 0)
+        is_labeled = labels != ignore_index
+        labels = torch.where(is_labeled, labels, 0)
         log_likelihood, log_normalizer = label_likelihood(logits, labels)
-        log_likelihood = torch.where(is_labelled, log_likelihood, 0)
-        weight = pixel_weights(labels, logits, class_weights) * is_labelled
+        log_likelihood = torch.where(is_labeled, log_likelihood, 0)
+        weight = pixel_weights(labels, logits, class_weights) * is_labeled
         count = weight.sum() if reduction == "valid" else torch.ones_like(weight).sum()
-        pixels = Pixels(logits, labels, is_labelled, weight, log_likelihood, log_normalizer, count)
+        pixels = Pixels(logits, labels, is_labeled, weight, log_likelihood, log_normalizer, count)
         return sum(factor * LOSS_TERMS[name](pixels) for factor, name in factors)
 
 

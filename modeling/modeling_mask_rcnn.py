@@ -173,7 +173,7 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
     ) -> Self:
         """Builds a detector on a pretrained encoder; the heads are newly initialized.
 
-        `encoder_normalisation` returns the mean and std for normalizing its images.
+        `encoder_normalization` returns the mean and std for normalizing its images.
 
         Args:
             checkpoint: Local folder, or name on the Hub, of a transformers checkpoint of the encoder with any

@@ -50,7 +50,7 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
     ) -> Self:
         """Builds a segmenter on a pretrained encoder; the decoder is newly initialized.
 
-        `encoder_normalisation` returns the mean and std for normalizing its images.
+        `encoder_normalization` returns the mean and std for normalizing its images.
 
         Args:
             checkpoint: Local folder, or name on the Hub, of a transformers checkpoint of the encoder with any

@@ -22,10 +22,10 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention, hiding_bias
+from .attention import Attention, padding_bias
 from .blocks import DropPath, Mlp
 from .patches import PatchExpand
-from .windows import Windows, crop, cut, join, plan_windows
+from .windows import Windows, crop, plan_windows, window_partition, window_reverse
 
 
 class UpsamplingSizes(NamedTuple):
@@ -98,10 +98,10 @@ class WindowCrossAttention(nn.Module):
         """(B, G..., C'), (B, g..., C) -> (B, G..., C'); windows need no padding mask."""
         coarse = plan_windows(tuple(features.shape[1:-1]), self.window)
         fine = twice(coarse, tuple(skip.shape[1:-1]))
-        asking, context = cut(skip, fine), cut(features, coarse)
+        asking, context = window_partition(skip, fine), window_partition(features, coarse)
         bias = self.position_bias()[None].to(context.dtype)
         mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias)
-        return join(mixed.reshape(asking.shape), fine)
+        return window_reverse(mixed.reshape(asking.shape), fine)
 
 
 def twice(coarse: Windows, grid: tuple[int, ...]) -> Windows:
@@ -119,12 +119,12 @@ class GlobalCrossAttention(nn.Module):
 
     def forward(self, skip: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, G..., C'), (B, g..., C), optional mask (B, g...), True for image -> (B, G..., C')."""
-        bias = None if mask is None else hiding_bias(mask.flatten(1), features.dtype)
+        bias = None if mask is None else padding_bias(mask.flatten(1), features.dtype)
         mixed, _ = self.attention(skip.flatten(1, -2), features.flatten(1, -2), bias)
         return mixed.reshape(skip.shape)
 
 
-class BilinearExpand(nn.Module):
+class BilinearResize(nn.Module):
     """The authors' other residual: linear projection, then bilinear upsampling with aligned corners."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
@@ -143,7 +143,7 @@ SHORTCUTS: dict[str, Callable[[UpsamplingSizes], nn.Module]] = {
     "expand": lambda sizes: PatchExpand(
         sizes.dim, sizes.out_dim, (2,) * len(sizes.window), sizes.layer_norm_eps
     ),
-    "bilinear": lambda sizes: BilinearExpand(sizes.dim, sizes.out_dim),
+    "bilinear": lambda sizes: BilinearResize(sizes.dim, sizes.out_dim),
 }
 
 

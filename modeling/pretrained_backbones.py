@@ -131,7 +131,7 @@ def load_encoder(
     return encoder
 
 
-def encoder_normalisation(
+def encoder_normalization(
     name: str | os.PathLike, revision: str = "main"
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and std, one value per channel, for normalizing the images of a pretrained encoder.
@@ -159,4 +159,4 @@ def encoder_normalisation(
     return tuple(mean), tuple(std)
 
 
-__all__ = ["encoder_config", "encoder_normalisation", "load_pretrained_backbone", "model_on_backbone"]
+__all__ = ["encoder_config", "encoder_normalization", "load_pretrained_backbone", "model_on_backbone"]

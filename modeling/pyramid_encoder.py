@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention, hiding_bias
+from .attention import Attention, padding_bias
 from .blocks import DropPath, Encoded, Mlp, in_slices
 from .patches import CONV, patches_with_image
 
@@ -17,9 +17,9 @@ from .patches import CONV, patches_with_image
 class GridAttention(Attention):
     """Self-attention over the whole grid."""
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C), probabilities or None."""
-        bias = None if visible is None else hiding_bias(visible.flatten(1), features.dtype)
+        bias = None if padding_mask is None else padding_bias(padding_mask.flatten(1), features.dtype)
         mixed, probabilities = super().forward(features.flatten(1, -2), bias=bias)
         return mixed.reshape(features.shape), probabilities
 
@@ -37,9 +37,9 @@ class PreNormBlock(GradientCheckpointingLayer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
-        features = features + self.drop_path(self.attention(self.norm1(features), visible)[0])
+        features = features + self.drop_path(self.attention(self.norm1(features), padding_mask)[0])
         return features + self.drop_path(in_slices(self.feed_forward, features))
 
     def feed_forward(self, features: Tensor) -> Tensor:
@@ -82,10 +82,10 @@ class OverlappingEmbed(nn.Module):
 class BlockStage(nn.ModuleList):
     """The blocks of one stage in sequence."""
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
         for block in self:
-            features = block(features, visible)
+            features = block(features, padding_mask)
         return features
 
 

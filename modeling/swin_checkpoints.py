@@ -259,8 +259,8 @@ def resize_bias_table(table: Tensor, rows: int) -> Tensor:
     if table.shape[0] == rows:
         return table
     old, new = round(table.shape[0] ** 0.5), round(rows**0.5)
-    picture = table.float().T.unflatten(1, (old, old))[None]
-    return F.interpolate(picture, (new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
+    image = table.float().T.unflatten(1, (old, old))[None]
+    return F.interpolate(image, (new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
 def summary(

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention, hiding_bias
+from .attention import Attention, padding_bias
 from .blocks import DropPath, Encoded, Mlp
 from .global_tokens import GlobalTokens, tokens_with_image
 from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
-from .windows import Windows, cut, join, plan_windows, shift_mask
+from .windows import Windows, plan_windows, shift_mask, window_partition, window_reverse
 
 
 class StageSizes(NamedTuple):
@@ -46,7 +46,7 @@ class WindowCut(NamedTuple):
 
     windows: Windows
     shift_mask: Tensor | None
-    visible_tokens: Tensor | None
+    token_padding_mask: Tensor | None
     global_position: Tensor | None
 
 
@@ -72,11 +72,11 @@ class SwinBlock(GradientCheckpointingLayer):
         self, features: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
     ) -> tuple[Tensor, Tensor | None]:
         """(B, G..., C), (B, W, T, C) -> the same shapes."""
-        windows = cut(self.norm1(features), window_cut.windows)
+        windows = window_partition(self.norm1(features), window_cut.windows)
         windows, global_tokens = self.mix_within_windows(windows, global_tokens, window_cut.shift_mask)
         if self.global_attention is not None:
             global_tokens = self.mix_across_windows(global_tokens, window_cut)
-        features = features + self.drop_path(join(windows, window_cut.windows))
+        features = features + self.drop_path(window_reverse(windows, window_cut.windows))
         features = features + self.drop_path(self.mlp(self.norm2(features)))
         return features, global_tokens
 
@@ -109,8 +109,8 @@ class SwinBlock(GradientCheckpointingLayer):
         tokens = global_tokens.flatten(1, 2)
         if window_cut.global_position is not None:
             tokens = tokens + window_cut.global_position.to(tokens.dtype)
-        visible = window_cut.visible_tokens
-        bias = None if visible is None else hiding_bias(visible, tokens.dtype)
+        padding_mask = window_cut.token_padding_mask
+        bias = None if padding_mask is None else padding_bias(padding_mask, tokens.dtype)
         mixed, _ = self.global_attention(tokens, bias=bias)
         return mixed.reshape(global_tokens.shape)
 

@@ -24,8 +24,8 @@ from .blocks import WeightOwner
 def interpolation_matrix(source: int, target: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """-> (target, source), linear interpolation along one axis; a row holds the weights of one target."""
     exact = torch.promote_types(dtype, torch.float32)
-    centres = torch.arange(target, dtype=exact, device=device) + 0.5
-    positions = (centres * (source / target) - 0.5).clamp(0, source - 1)
+    centers = torch.arange(target, dtype=exact, device=device) + 0.5
+    positions = (centers * (source / target) - 0.5).clamp(0, source - 1)
     distances = positions[:, None] - torch.arange(source, dtype=exact, device=device)
     return (1 - distances.abs()).clamp(min=0).to(dtype)
 

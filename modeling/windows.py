@@ -32,12 +32,12 @@ def plan_windows(grid: tuple[int, ...], window: tuple[int, ...], shifted: bool =
     return Windows(grid, window, counts, padded, shift)
 
 
-def cut(features: Tensor, windows: Windows) -> Tensor:
+def window_partition(features: Tensor, windows: Windows) -> Tensor:
     """(B, G..., C) -> (B, W, N, C): pads, shifts and partitions; windows and tokens in row-major order."""
     return partition(roll(pad(features, windows), windows, -1), windows)
 
 
-def join(tokens: Tensor, windows: Windows) -> Tensor:
+def window_reverse(tokens: Tensor, windows: Windows) -> Tensor:
     """(B, W, N, C) -> (B, G..., C), the inverse of `cut`."""
     return crop(roll(merge(tokens, windows), windows, 1), windows.grid)
 

@@ -22,7 +22,7 @@ from transformers.image_utils import SizeDict, load_image
 from transformers.processing_utils import Unpack
 
 from .image_processor_options import SegmentationImageProcessorKwargs, SegmentationOptions
-from .image_reading import Source, describe, read_bands, read_image, read_mask, read_orientation
+from .image_reading import Source, describe, read_channels, read_image, read_mask, read_orientation
 from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
 from .orientation import swaps_sides
@@ -70,10 +70,10 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         reading = {name: options.get(name) for name in ("value_range", "input_data_format")}
         reading["pixel_limit"] = options.get("pixel_limit", self.pixel_limit)
         if options.get("do_convert_rgb", self.do_convert_rgb):
-            bands = np.asarray(read_image(image, **reading))
+            channels = np.asarray(read_image(image, **reading))
         else:
             mean = options.get("image_mean", self.image_mean)
-            bands = read_bands(image, len(mean) if isinstance(mean, Sequence) else None, **reading)
+            channels = read_channels(image, len(mean) if isinstance(mean, Sequence) else None, **reading)
         if isinstance(image, Image.Image) and swaps_sides(read_orientation(image)):
             warnings.warn(
                 "an image was turned upright by its EXIF orientation, which swaps height and width. "
@@ -81,7 +81,7 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
                 "orientations=[processor.read_orientation(image)] to post_process_semantic_segmentation.",
                 stacklevel=2,
             )
-        return self._to_backend(np.array(np.moveaxis(bands, -1, 0), order="C"), options.get("device"))
+        return self._to_backend(np.array(np.moveaxis(channels, -1, 0), order="C"), options.get("device"))
 
     def decode_mask(self, mask: Source, **overrides: Any) -> np.ndarray:
         """Decodes a mask with `label_map`, or without one with `palette` if the mask has colors.
@@ -103,7 +103,7 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
             for name in ("label_map", "palette", "ignore_index", "pixel_limit")
         )
         table = LabelMap(label_map, ignore_index)
-        values = read_mask(mask, decode_palette=table.needs_colours, pixel_limit=pixel_limit)
+        values = read_mask(mask, decode_palette=table.needs_colors, pixel_limit=pixel_limit)
         if values.ndim == 3 and label_map is None and palette is not None:
             table = LabelMap.from_palette(palette, ignore_index)
         return table.decode(values, describe(mask))
@@ -119,19 +119,19 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         options["do_resize"] = (
             options["size"] is not None if options["do_resize"] is None else options["do_resize"]
         )
-        pictures = [self.process_image(source, **options) for source in sources]
-        sizes = [tuple(picture.shape[-2:]) for picture in pictures]
+        processed = [self.process_image(source, **options) for source in sources]
+        sizes = [tuple(image.shape[-2:]) for image in processed]
         labels = None
         if segmentation_maps is not None:
             masks = list(segmentation_maps) if is_batch else [segmentation_maps]
             labels = self._labels(masks, sources, sizes, options)
-        pictures = self._preprocess(pictures, **options)
-        data = {"pixel_values": pictures}
-        sizes = [tuple(picture.shape[-2:]) for picture in pictures]
+        processed = self._preprocess(processed, **options)
+        data = {"pixel_values": processed}
+        sizes = [tuple(image.shape[-2:]) for image in processed]
         if options["do_pad"] and len(set(sizes)) > 1:
             height, width = (max(sides) for sides in zip(*sizes, strict=True))
             canvas = SizeDict(height=height, width=width)
-            data["pixel_values"], data["pixel_mask"] = self.pad(pictures, pad_size=canvas, return_mask=True)
+            data["pixel_values"], data["pixel_mask"] = self.pad(processed, pad_size=canvas, return_mask=True)
             labels = labels and [
                 _pad_labels(label, height, width, options["ignore_index"]) for label in labels
             ]

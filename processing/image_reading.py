@@ -28,7 +28,7 @@ from .png_rows import misses_rows
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
 PIXEL_LIMIT = 178_956_970  # where Pillow raises an error by default, too
-RGB_BANDS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
+RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
 LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 OPENING = threading.Lock()  # Pillow's own pixel limit is a global variable
 DECODING_ERRORS = (  # which Pillow raises for damaged files
@@ -76,17 +76,17 @@ def read_image(
         ImageReadError: The image is missing, damaged, too large, or of a type that needs a `value_range`.
     """
     if isinstance(source, np.ndarray | Tensor):
-        bands = _array_bands(source, RGB_BANDS, value_range, input_data_format)
-        bands = bands[..., :3] if bands.shape[-1] >= 3 else bands.repeat(3, axis=-1)
-        return Image.fromarray(_rounded(bands))
+        channels = _array_channels(source, RGB_CHANNELS, value_range, input_data_format)
+        channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
+        return Image.fromarray(_rounded(channels))
     image, orientation, name = open_image(source, pixel_limit)
     rgb = _to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
 
-def read_bands(
+def read_channels(
     source: Source,
-    num_bands: int | None,
+    num_channels: int | None,
     *,
     value_range: tuple[float, float] | None = None,
     input_data_format: str | None = None,
@@ -94,25 +94,25 @@ def read_bands(
 ) -> np.ndarray:
     """Reads any source as (H, W, C), upright, uint8 or float32 in 0..255, for images that are not RGB.
 
-    `num_bands` is the required number of channels (None: any); an alpha channel beyond it is dropped. Other
+    `num_channels` is the required number of channels (None: any); an alpha channel beyond it is dropped. Other
     arguments and errors are those of `read_image`.
     """
     if isinstance(source, np.ndarray | Tensor):
-        accepted = (num_bands,) if num_bands else RGB_BANDS
-        return _array_bands(source, accepted, value_range, input_data_format)
+        accepted = (num_channels,) if num_channels else RGB_CHANNELS
+        return _array_channels(source, accepted, value_range, input_data_format)
     image, orientation, name = open_image(source, pixel_limit)
     if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
         image = _to_rgb(image, value_range, name)
-    bands = _on_8_bit_scale(_pixels(image), value_range, name)
-    bands = bands[..., None] if bands.ndim == 2 else bands
-    if image.mode in ("LA", "RGBA") and num_bands == bands.shape[-1] - 1:
-        bands = bands[..., :-1]
-    if num_bands not in (None, bands.shape[-1]):
+    channels = _on_8_bit_scale(_pixels(image), value_range, name)
+    channels = channels[..., None] if channels.ndim == 2 else channels
+    if image.mode in ("LA", "RGBA") and num_channels == channels.shape[-1] - 1:
+        channels = channels[..., :-1]
+    if num_channels not in (None, channels.shape[-1]):
         raise ImageReadError(
-            f"{name} has {bands.shape[-1]} channels, but {num_bands} are needed. Give the file that has all "
+            f"{name} has {channels.shape[-1]} channels, but {num_channels} are needed. Give the file that has all "
             "channels; read formats that Pillow does not support yourself, and pass numpy arrays."
         )
-    return turn_upright(bands, orientation)
+    return turn_upright(channels, orientation)
 
 
 def read_mask(source: Source, *, decode_palette: bool = False, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
@@ -266,15 +266,17 @@ def _pixels(image: Image.Image) -> np.ndarray:
     )  # at most 16 bits
 
 
-def _array_bands(
+def _array_channels(
     source: np.ndarray | Tensor,
     accepted: tuple[int, ...],
     value_range: tuple[float, float] | None,
     input_data_format: str | None,
 ) -> np.ndarray:
     name = describe(source)
-    bands = _bands_last(_to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name)
-    return _on_8_bit_scale(bands, value_range, name)
+    channels = _channels_last(
+        _to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name
+    )
+    return _on_8_bit_scale(channels, value_range, name)
 
 
 def _to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
@@ -284,7 +286,7 @@ def _to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
     return source.float().numpy() if source.dtype == torch.bfloat16 else source.numpy()
 
 
-def _bands_last(
+def _channels_last(
     array: np.ndarray, accepted: tuple[int, ...], data_format: str | None, is_tensor: bool, name: str
 ) -> np.ndarray:
     """(H, W), (H, W, C) or (C, H, W) -> (H, W, C)."""
@@ -334,7 +336,7 @@ def _mask_array(source: np.ndarray | Tensor) -> np.ndarray:
             f"{name} has dtype {mask.dtype}, but class ids are integers. Convert the mask first."
         )
     if mask.ndim == 3:
-        mask = _bands_last(mask, (3, 1), None, isinstance(source, Tensor), name)
+        mask = _channels_last(mask, (3, 1), None, isinstance(source, Tensor), name)
         mask = mask[..., 0] if mask.shape[-1] == 1 else mask
     if mask.ndim not in (2, 3) or 0 in mask.shape:
         raise ImageReadError(f"{name} is not a mask. Pass ids (H, W) or RGB colors (H, W, 3).")

@@ -42,28 +42,28 @@ class LabelMap:
         self.entries = None if entries is None else normalize_label_map(entries)
         self.ignore_index = ignore_index
         self.ids: dict[int, int] = {}
-        self.colours: dict[int, int] = {}  # 0xRRGGBB -> class
+        self.colors: dict[int, int] = {}  # 0xRRGGBB -> class
         for key, value in (self.entries or {}).items():
             label = ignore_index if value == IGNORE else value
             if key.startswith("#"):
-                self.colours[int(key[1:], 16)] = label
+                self.colors[int(key[1:], 16)] = label
             else:
                 self.ids[int(key)] = label
 
     @classmethod
     def from_palette(cls, palette: Iterable[Iterable[int]], ignore_index: int = 255) -> "LabelMap":
         """Maps the k-th color to class k. Raises ValueError if two classes have the same color."""
-        colours = [tuple(colour) for colour in palette]
-        if len(set(colours)) < len(colours):
+        colors = [tuple(color) for color in palette]
+        if len(set(colors)) < len(colors):
             raise ValueError(
                 "palette has the same color for several classes, so it cannot decode masks. Pass a label_map."
             )
-        return cls({colour: label for label, colour in enumerate(colours)}, ignore_index)
+        return cls({color: label for label, color in enumerate(colors)}, ignore_index)
 
     @property
-    def needs_colours(self) -> bool:
+    def needs_colors(self) -> bool:
         """Whether palette images must be read as colors, because the table has only colors."""
-        return bool(self.colours) and not self.ids
+        return bool(self.colors) and not self.ids
 
     def decode(self, mask: np.ndarray, name: str = "mask") -> np.ndarray:
         """Decodes a mask.
@@ -79,13 +79,13 @@ class LabelMap:
             ValueError: The mask has a value that is not in the table, or colors that the table lacks.
         """
         if mask.ndim == 3:
-            if not self.colours:
+            if not self.colors:
                 raise ValueError(
                     f"{name} has colors, but label_map has none. Pass a label_map such as "
                     '{"#804080": 0, "#000000": "ignore"}, or a palette with one color per class.'
                 )
             red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
-            return _look_up(red << 16 | green << 8 | blue, self.colours, name, show=_hex)
+            return _look_up(red << 16 | green << 8 | blue, self.colors, name, show=_hex)
         if self.entries is not None:
             return _look_up(mask, self.ids, name, show=str)
         if mask.max() == 255 and ((mask == 0) | (mask == 255)).all():
@@ -134,8 +134,8 @@ def _normalize_key(key: Key) -> str:
     )
 
 
-def _hex(colour: int) -> str:
-    return f"#{colour:06x}"
+def _hex(color: int) -> str:
+    return f"#{color:06x}"
 
 
 def _look_up(values: np.ndarray, known: dict[int, int], name: str, show: Callable[[int], str]) -> np.ndarray:

@@ -98,12 +98,12 @@ class ConfusionMatrix:
             ValueError: The number of names is not that of the classes.
         """
         matrix = self.matrix.cpu().double()
-        hits, labelled, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        hits, labeled, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
         columns = {
-            "iou": hits / (labelled + predicted - hits),  # 0/0 is NaN
-            "accuracy": hits / labelled,  # which is the recall
+            "iou": hits / (labeled + predicted - hits),  # 0/0 is NaN
+            "accuracy": hits / labeled,  # which is the recall
             "precision": hits / predicted,
-            "dice": 2 * hits / (labelled + predicted),  # which is F1
+            "dice": 2 * hits / (labeled + predicted),  # which is F1
             "support": self.matrix.cpu().sum(1),
         }
         scores = {mean: columns[column].nanmean().item() for mean, column in MEANS.items()}
@@ -158,8 +158,8 @@ class BoundaryIoU:
         images = zip(
             *(ids.reshape(-1, *ids.shape[-2:]) for ids in (prediction, labels, counted)), strict=True
         )
-        for predicted, labelled, valid in images:
-            self.counts = self.counts.to(labels.device) + self._count(predicted, labelled, valid, radius)
+        for predicted, labeled, valid in images:
+            self.counts = self.counts.to(labels.device) + self._count(predicted, labeled, valid, radius)
 
     def compute(self) -> dict[str, Any]:
         """Returns `boundary_iou`, the mean over classes that occur, and `per_class_boundary_iou`, a list."""
@@ -177,16 +177,16 @@ class BoundaryIoU:
         other.counts = reduce(self.counts.clone())
         return other
 
-    def _count(self, predicted: Tensor, labelled: Tensor, valid: Tensor, radius: int) -> Tensor:
+    def _count(self, predicted: Tensor, labeled: Tensor, valid: Tensor, radius: int) -> Tensor:
         """Three (H, W) -> (2, K): the boundary pixels in both, and the sum of those in each."""
-        void = torch.full_like(labelled, self.num_labels)
-        labelled, predicted = torch.where(valid, labelled, void), torch.where(valid, predicted, void)
-        label_edge = valid & boundary(labelled, radius)
+        void = torch.full_like(labeled, self.num_labels)
+        labeled, predicted = torch.where(valid, labeled, void), torch.where(valid, predicted, void)
+        label_edge = valid & boundary(labeled, radius)
         predicted_edge = valid & boundary(predicted, radius)
-        shared = label_edge & predicted_edge & (labelled == predicted)
+        shared = label_edge & predicted_edge & (labeled == predicted)
         count = self.num_labels
-        both = count_ids(labelled, label_edge, count) + count_ids(predicted, predicted_edge, count)
-        return torch.stack([count_ids(labelled, shared, count), both])
+        both = count_ids(labeled, label_edge, count) + count_ids(predicted, predicted_edge, count)
+        return torch.stack([count_ids(labeled, shared, count), both])
 
 
 class TrainerScores:

@@ -11,18 +11,18 @@ Palette = list[list[int]]
 
 def check_palette(palette: Sequence[Sequence[int]]) -> Palette:
     """The palette as lists of plain ints, for JSON. Raises ValueError unless it is up to 256 8-bit colors."""
-    colours = [[int(level) for level in colour] for colour in palette]
-    if len(colours) > 256 or any(len(c) != 3 or min(c) < 0 or max(c) > 255 for c in colours):
+    colors = [[int(level) for level in color] for color in palette]
+    if len(colors) > 256 or any(len(c) != 3 or min(c) < 0 or max(c) > 255 for c in colors):
         raise ValueError(
             "palette must have at most 256 colors [red, green, blue] from 0 to 255, one per class."
         )
-    return colours
+    return colors
 
 
-def default_palette(num_colours: int = 256) -> Palette:
+def default_palette(num_colors: int = 256) -> Palette:
     """Colors far apart for neighboring ids: the bits of an id become the high bits of red, green and blue."""
-    ids = np.arange(num_colours)
-    levels = np.zeros((num_colours, 3), dtype=np.int64)
+    ids = np.arange(num_colors)
+    levels = np.zeros((num_colors, 3), dtype=np.int64)
     for position in range(9):
         power, band = divmod(position, 3)
         levels[:, band] |= (ids >> position & 1) << (7 - power)
@@ -38,5 +38,5 @@ def colorize(mask: np.ndarray | Tensor, palette: Sequence[Sequence[int]] | None 
             "Save the mask as 16-bit PNG."
         )
     image = Image.fromarray(ids.astype(np.uint8))
-    image.putpalette([level for colour in palette or default_palette() for level in colour])
+    image.putpalette([level for color in palette or default_palette() for level in color])
     return image

@@ -38,13 +38,13 @@ def _last_row_is_black(image: Image.Image) -> bool:
 
 def _expected_bytes(file: BinaryIO) -> int:
     file.seek(16)
-    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(13))
+    width, height, depth, color_type, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(13))
     expected = 0
     for left, top, step_x, step_y in ADAM7_PASSES if interlaced else WHOLE_IMAGE:
         columns = max(0, (width - left + step_x - 1) // step_x)
         rows = max(0, (height - top + step_y - 1) // step_y)
         if columns:
-            expected += rows * (1 + (columns * depth * CHANNELS[colour_type] + 7) // 8)  # 1: the filter byte
+            expected += rows * (1 + (columns * depth * CHANNELS[color_type] + 7) // 8)  # 1: the filter byte
     return expected
 
 

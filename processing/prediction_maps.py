@@ -38,11 +38,11 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(0) / math.log(max(2, len(probabilities)))
 
 
-PICTURES: dict[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
-MAPS = (*PICTURES, "probabilities")
+IMAGE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
+MAPS = (*IMAGE_MAPS, "probabilities")
 
 
-class PictureMap:
+class ImageMap:
     """A map of 0..1 as a 16-bit PNG."""
 
     def __init__(
@@ -99,12 +99,12 @@ class ProbabilityFile:
 
 
 def mask_beside_maps(
-    bands: Iterable[Tensor], size: Size, maps: Sequence[PictureMap | ProbabilityFile]
+    channels: Iterable[Tensor], size: Size, maps: Sequence[ImageMap | ProbabilityFile]
 ) -> Tensor:
     """Class probabilities as bands (K, R, W) of the upright image -> its mask (H, W); each map gets every band."""
 
     def copied() -> Iterator[Tensor]:
-        for probabilities in bands:
+        for probabilities in channels:
             for one in maps:
                 one.add(probabilities)
             yield probabilities

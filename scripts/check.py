@@ -78,7 +78,7 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
         classes=arguments.classes,
         image_column=arguments.image_column,
         mask_column=arguments.mask_column,
-        num_bands=arguments.num_channels,
+        num_channels=arguments.num_channels,
         needs_all_pairs=False,
     )
     return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())

@@ -159,12 +159,12 @@ def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
     from ..training.plots import plot_curves
     from ..training.records import read_log
     from .demo_report import ASKED
-    from .demonstration import attention_of_stages, best_stage, picture
+    from .demonstration import attention_of_stages, best_stage, image
 
     asked = test_scenes(arguments, folder, ASKED)
     attention = attention_of_stages(asked)
     shown = best_stage(attention, arguments.size)
-    picture(asked[:SHOWN], shown.stage if shown else None).save(folder / "scenes.png")
+    image(asked[:SHOWN], shown.stage if shown else None).save(folder / "scenes.png")
     plot_curves(read_log(folder / "run" / "log.jsonl"), folder / "loss.png")
     return {"right": mean(case.right for case in asked), "attention": attention, "shown": shown}
 

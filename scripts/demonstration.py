@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..modeling.explanations import global_attention_maps
 from ..processing.data.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
 from ..processing.inference import Inference
-from ..processing.overlays import grid_of_pictures, heat_overlay, mask_picture, with_cross
+from ..processing.overlays import heat_overlay, image_grid, mask_image, with_cross
 from ..training.command_line import CommandError
 
 PALETTE = list(CLASSES.values())
@@ -181,13 +181,13 @@ def run_stranger(model: Path, images: Path, masks: Path) -> None:
         )
 
 
-def picture(asked: Sequence[Asked], stage: int | None) -> Image.Image:
+def image(asked: Sequence[Asked], stage: int | None) -> Image.Image:
     """Draws one row per scene: image, ground truth, prediction, attention, twin, and its prediction."""
     titles = ["image", "ground truth", "prediction", "attention of the cross", "other flag", "prediction"]
     rows = []
     for case in asked:
         image, twin = Image.fromarray(case.scene.image), Image.fromarray(case.twin.image)
-        masks = [mask_picture(mask, PALETTE) for mask in (case.scene.mask, *case.predictions)]
+        masks = [mask_image(mask, PALETTE) for mask in (case.scene.mask, *case.predictions)]
         rows.append([with_cross(image, case.position), *masks[:2], twin, masks[2]])
         if stage is not None:
             rows[-1].insert(
@@ -195,4 +195,4 @@ def picture(asked: Sequence[Asked], stage: int | None) -> Image.Image:
             )
     if stage is None:
         titles.remove("attention of the cross")
-    return grid_of_pictures(rows, titles, CLASSES, cell_width=256)
+    return image_grid(rows, titles, CLASSES, cell_width=256)

@@ -86,7 +86,7 @@ def test_folders_of_ones_own_are_named_but_not_linked(folder):
         ("me/x", None),
     ],
 )
-def test_the_licence_is_that_of_the_checkpoint_that_the_weights_start_from(folder, base_model, license):
+def test_the_license_is_that_of_the_checkpoint_that_the_weights_start_from(folder, base_model, license):
     (folder / "README.md").unlink()
     card = card_of(folder, run={"hub_names": {"base_model": base_model}})
     assert card.data.license == license

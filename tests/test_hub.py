@@ -210,7 +210,7 @@ def test_the_card_tells_the_hub_task_and_library(repository):
     assert {"contextseg", "glam_swin"} <= set(data.tags)
 
 
-def test_the_card_lists_labels_in_the_processors_colours(repository):
+def test_the_card_lists_labels_in_the_processors_colors(repository):
     card = (repository / "README.md").read_text()
     assert "| 0 | road | #804080 |" in card
     assert "| 2 | sky\\|cloud | #4682b4 |" in card

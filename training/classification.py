@@ -21,8 +21,8 @@ from ..processing.data.image_augmentation import NO_RAND_AUGMENT, ImageAugmentat
 from ..processing.data.labeled_images import (
     ClassFolders,
     GeneratedImages,
-    LabelledImages,
-    open_labelled_images,
+    LabeledImages,
+    open_labeled_images,
     unreadable,
 )
 from ..processing.data.pairing import listed
@@ -51,15 +51,15 @@ class ClassificationTask(Task):
     logged = ("top_1", "top_5", "val_loss")
     next_commands = ()
 
-    def open(self, split: str) -> LabelledImages:
+    def open(self, split: str) -> LabeledImages:
         name = getattr(self.arguments, split)
-        data = open_labelled_images(name)
+        data = open_labeled_images(name)
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair or remove these files.")
         return data
 
-    def check_same_classes(self, train: LabelledImages, val: LabelledImages) -> None:
+    def check_same_classes(self, train: LabeledImages, val: LabeledImages) -> None:
         splits = [(self.arguments.train, train.classes), (self.arguments.val, val.classes)]
         for (here, classes), (there, others) in (splits, splits[::-1]):
             if missing := sorted(set(others) - set(classes)):
@@ -92,7 +92,7 @@ class ClassificationTask(Task):
             image_std=IMAGENET_DEFAULT_STD,
         )
 
-    def new_samples(self, processor: BaseImageProcessor) -> "LabelledSamples":
+    def new_samples(self, processor: BaseImageProcessor) -> "LabeledSamples":
         arguments, data = self.arguments, self.data
         if empty := data.empty_classes():
             raise ValueError(
@@ -106,7 +106,7 @@ class ClassificationTask(Task):
         if arguments.token_labels:
             targets.maps = open_label_maps(arguments.token_labels, data, targets)
         is_mixed = arguments.mix_token and arguments.augmentation
-        return LabelledSamples(
+        return LabeledSamples(
             data,
             new_augmentation(arguments, processor),
             processor,
@@ -154,7 +154,7 @@ class SoftLabels:
         return {"labels": labels, "token_labels": labels[:, None, None].repeat(1, *self.grid)}
 
 
-class LabelledSamples(Dataset):
+class LabeledSamples(Dataset):
     """Augmented and preprocessed training samples, indexed by (epoch, index)."""
 
     def __init__(
@@ -174,8 +174,8 @@ class LabelledSamples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         sample = readable_sample(self.data, index)
-        picture, view = self.augmentation(sample["image"], epoch=epoch, index=index)
-        prepared = self.processor(picture, do_resize=False, do_center_crop=False, return_tensors="pt")
+        image, view = self.augmentation(sample["image"], epoch=epoch, index=index)
+        prepared = self.processor(image, do_resize=False, do_center_crop=False, return_tensors="pt")
         return {
             "pixel_values": self.augmentation.erase(prepared["pixel_values"][0], epoch=epoch, index=index),
             **self.targets(sample["label"], sample["name"], view),
@@ -251,8 +251,8 @@ def new_augmentation(
         area_range=(arguments.min_area, 1.0),
         flip_probability=0.5 if arguments.horizontal_flip else 0.0,
         rand_augment=arguments.rand_augment,
-        colour_jitter=arguments.color_jitter,
+        color_jitter=arguments.color_jitter,
         erasing_probability=arguments.random_erasing,
-        mean_colour=tuple(round(255 * mean) for mean in processor.image_mean),
+        mean_color=tuple(round(255 * mean) for mean in processor.image_mean),
         seed=arguments.seed,
     )

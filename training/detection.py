@@ -22,7 +22,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
 from ..modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection
-from ..modeling.pretrained_backbones import encoder_normalisation
+from ..modeling.pretrained_backbones import encoder_normalization
 from ..processing.data.batches import evaluation_loader
 from ..processing.data.coco import CocoData, Object, corners, learnable, object_masks, open_coco
 from ..processing.data.labeled_images import unreadable
@@ -73,7 +73,7 @@ class DetectionTask(Task):
         """Resizes to the largest shorter side of training; normalizes as the pretrained encoder expects."""
         arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if arguments.backbone:
-            mean, std = encoder_normalisation(model_folder(arguments.backbone))
+            mean, std = encoder_normalization(model_folder(arguments.backbone))
         shorter = max(shorter_sides(arguments.shorter_side))
         size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
         return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
@@ -125,7 +125,7 @@ class DetectionAugmentation:
     seed: int = 0
 
     def __call__(
-        self, picture: Image.Image, boxes: Tensor, masks: Tensor, *, epoch: int, index: int
+        self, image: Image.Image, boxes: Tensor, masks: Tensor, *, epoch: int, index: int
     ) -> tuple[Image.Image, Tensor, Tensor]:
         """Resizes, and possibly mirrors, an image with its boxes and masks.
 
@@ -142,16 +142,16 @@ class DetectionAugmentation:
         random = np.random.default_rng((self.seed, epoch, index))
         shorter = self.shorter_sides[random.integers(len(self.shorter_sides))]
         is_mirrored = random.random() < self.flip_probability
-        width, height = picture.size
+        width, height = image.size
         new_height, new_width = size = self.new_size((height, width), shorter)
-        picture = transforms.resize(picture, list(size))
+        image = transforms.resize(image, list(size))
         masks = transforms.resize(masks, list(size), InterpolationMode.NEAREST_EXACT)
         boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
         if is_mirrored:
-            picture, masks = transforms.horizontal_flip(picture), masks.flip(-1)
+            image, masks = transforms.horizontal_flip(image), masks.flip(-1)
             left, top, right, bottom = boxes.unbind(1)
             boxes = torch.stack([new_width - right, top, new_width - left, bottom], dim=1)
-        return picture, boxes, masks
+        return image, boxes, masks
 
     def new_size(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
         """Height and width for a shorter side of `shorter`, or less, to keep within `longer_side`."""
@@ -176,10 +176,10 @@ class DetectionSamples(Dataset):
         size = sample["image"].size[::-1]
         objects = learnable(sample["objects"], size)
         boxes, masks = corners(objects, size), np.ascontiguousarray(object_masks(objects, size))
-        picture, boxes, masks = self.augmentation(
+        image, boxes, masks = self.augmentation(
             sample["image"], torch.from_numpy(boxes), torch.from_numpy(masks), epoch=epoch, index=index
         )
-        prepared = self.processor(picture, do_resize=False, do_pad=False, return_tensors="pt")
+        prepared = self.processor(image, do_resize=False, do_pad=False, return_tensors="pt")
         return {
             "pixel_values": prepared["pixel_values"][0],
             "class_labels": torch.tensor([found["class"] for found in objects]),

@@ -27,7 +27,7 @@ from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, 
 from .command_line import CommandError
 from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
 from .gathered_state import gathered_state, gathered_weights, restore_state, restore_weights
-from .optim import WeightAverage, learning_rate_factor, set_learning_rate
+from .optim import ModelEma, learning_rate_factor, set_learning_rate
 from .records import Log
 
 
@@ -76,7 +76,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     run: Path  # the folder of the run
     count: Callable[[dict[str, Any]], float]  # size of the mean in a batch's loss, see `Task.count`
-    average: WeightAverage | None = None
+    average: ModelEma | None = None
     unreadable: UnreadableImages = field(default_factory=UnreadableImages)
     step: int = 0
     seconds: float = 0.0

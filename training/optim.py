@@ -117,7 +117,7 @@ def parameter_groups(
     ]
 
 
-class WeightAverage:
+class ModelEma:
     """Exponential moving average (EMA) of a model's weights, evaluated and published in place of the weights.
 
     The decay is smaller during the first steps, so that the average forgets the random initialization.

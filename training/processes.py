@@ -46,7 +46,7 @@ def spread_random_numbers(accelerator: Accelerator, seed: int) -> None:
         set_seed(seed + accelerator.process_index)
 
 
-def with_synchronised_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+def with_synchronized_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """Converts batch norm to SyncBatchNorm, as in the papers' configurations; for GPUs only."""
     on_several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_several_gpus else model

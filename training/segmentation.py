@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..modeling.pretrained_backbones import encoder_normalisation
+from ..modeling.pretrained_backbones import encoder_normalization
 from ..processing.data.augmentation import JointAugmentation
 from ..processing.data.batches import TrainingSamples
 from ..processing.data.class_table import ClassTable
@@ -118,11 +118,11 @@ def counted_pixels(labels: Tensor, config: PreTrainedConfig) -> float:
     """(B, H, W) labels -> the divisor of the loss; for models of transformers, the labeled pixels."""
     if getattr(config, "loss_reduction", "valid") == "all":
         return float(labels.numel())
-    is_labelled = labels != getattr(config, ignore_index_field(config))
+    is_labeled = labels != getattr(config, ignore_index_field(config))
     weights = getattr(config, "class_weights", None)
     if weights is None:
-        return float(is_labelled.sum())
-    known = labels[is_labelled].clamp(0, len(weights) - 1)  # the model reports labels out of range
+        return float(is_labeled.sum())
+    known = labels[is_labeled].clamp(0, len(weights) - 1)  # the model reports labels out of range
     return float(torch.tensor(weights)[known].sum())
 
 
@@ -133,11 +133,11 @@ def processor_of(data: SegmentationData, source: str | None = None) -> Segmentat
         data: Training data, with palette, label map and ignore index.
         source: Checkpoint whose normalization (mean and std) to use; default: ImageNet's.
     """
-    normalisation = {}
+    normalization = {}
     if source:
-        normalisation = dict(zip(("image_mean", "image_std"), encoder_normalisation(source), strict=True))
+        normalization = dict(zip(("image_mean", "image_std"), encoder_normalization(source), strict=True))
     return SegmentationImageProcessor(
-        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index, **normalisation
+        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index, **normalization
     )
 
 
@@ -188,7 +188,7 @@ def new_augmentation(
         base_size=base_size,
         scale_range=(options.min_scale, options.max_scale) if is_full else (1.0, 1.0),
         flip_probability=0.5 if is_full and options.horizontal_flip else 0.0,
-        use_colour_distortion=is_full,
+        use_photometric_distortion=is_full,
         fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
         ignore_index=processor.ignore_index,
         seed=seed,

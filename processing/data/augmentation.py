@@ -44,10 +44,10 @@ class JointAugmentation:
         scale_range: Range from which the resize factor is drawn; the aspect ratio is kept.
         base_size: (long, short) edge in pixels that the image is fitted into at a factor of 1. None uses the
             size of the image.
-        largest_share: Largest share of the labeled pixels that one class may have in a crop, from 0 to 1.
+        cat_max_ratio: Largest share of the labeled pixels that one class may have in a crop, from 0 to 1.
             Crops above it are redrawn, up to ten times.
         flip_probability: Probability of a horizontal flip.
-        use_colour_distortion: Whether to change brightness, contrast, saturation and hue.
+        use_photometric_distortion: Whether to change brightness, contrast, saturation and hue.
         fill: Padding value of each channel, usually the image processor's mean on the scale of the pixels.
         ignore_index: Class id of padded pixels, which the loss ignores.
         seed: Seed of all random draws.
@@ -56,9 +56,9 @@ class JointAugmentation:
     crop_size: tuple[int, int]
     scale_range: tuple[float, float] = (0.5, 2.0)
     base_size: tuple[int, int] | None = None
-    largest_share: float = 0.75
+    cat_max_ratio: float = 0.75
     flip_probability: float = 0.5
-    use_colour_distortion: bool = True
+    use_photometric_distortion: bool = True
     fill: tuple[float, ...] = (124, 116, 104)
     ignore_index: int = 255
     seed: int = 0
@@ -82,7 +82,7 @@ class JointAugmentation:
         """
         random = np.random.default_rng((self.seed, epoch, index))
         region = self.draw_balanced_region(mask, random)
-        flip, colours = random.random() < self.flip_probability, ColourDistortion.draw(random)
+        flip, colors = random.random() < self.flip_probability, PhotometricDistortion.draw(random)
         pixels = image if isinstance(image, Image.Image) else F.to_image(image)
         pixels = F.resized_crop(
             pixels, region.top, region.left, region.height, region.width, list(region.size)
@@ -90,8 +90,8 @@ class JointAugmentation:
         mask = resized_crop_of_mask(mask, region)
         if flip:
             pixels, mask = F.horizontal_flip(pixels), mask[:, ::-1]
-        if self.use_colour_distortion:
-            pixels = colours(pixels)
+        if self.use_photometric_distortion:
+            pixels = colors(pixels)
         return self.pad(pixels, mask)
 
     def draw_balanced_region(self, mask: np.ndarray, random: Generator) -> Region:
@@ -110,7 +110,7 @@ class JointAugmentation:
         return min(max(self.base_size) / max(size), min(self.base_size) / min(size))
 
     def is_balanced(self, mask: np.ndarray, region: Region) -> bool:
-        """Whether the region has two or more classes, none above `largest_share`, on a grid of its pixels."""
+        """Whether the region has two or more classes, none above `cat_max_ratio`, on a grid of its pixels."""
         step = max(1, int((region.height * region.width / PIXELS_FOR_SHARES) ** 0.5))
         rows, columns = (
             slice(region.top, region.top + region.height, step),
@@ -118,17 +118,17 @@ class JointAugmentation:
         )
         ids, counts = np.unique(mask[rows, columns], return_counts=True)
         counts = counts[ids != self.ignore_index]
-        return len(counts) > 1 and counts.max() <= self.largest_share * counts.sum()
+        return len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum()
 
     def pad(
         self, pixels: Image.Image | torch.Tensor, mask: np.ndarray
     ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         """Pads to `crop_size` on the right and bottom, with `fill` and the ignore index."""
         missing = [wanted - present for wanted, present in zip(self.crop_size, mask.shape, strict=True)]
-        bands = len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[0]
-        if len(self.fill) != bands:
+        channels = len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[0]
+        if len(self.fill) != channels:
             raise ValueError(
-                f"fill={self.fill} has {len(self.fill)} values, but the image has {bands} channels. "
+                f"fill={self.fill} has {len(self.fill)} values, but the image has {channels} channels. "
                 "Pass one value per channel."
             )
         if any(missing):
@@ -140,7 +140,7 @@ class JointAugmentation:
 
 
 @dataclass(frozen=True)
-class ColourDistortion:
+class PhotometricDistortion:
     """Changes brightness, contrast, saturation and hue, each with probability 1/2.
 
     The contrast is changed before or after saturation and hue. Pixels stay 8-bit: every step is a lookup
@@ -155,7 +155,7 @@ class ColourDistortion:
     is_contrast_first: bool
 
     @classmethod
-    def draw(cls, random: Generator) -> "ColourDistortion":
+    def draw(cls, random: Generator) -> "PhotometricDistortion":
         # 18 of OpenCV's 180 hue units are a tenth of the circle.
         ranges = [(-32, 32), (0.5, 1.5), (0.5, 1.5), (-0.1, 0.1)]
         values = [random.uniform(*limits) if random.random() < 0.5 else None for limits in ranges]
@@ -171,19 +171,19 @@ class ColourDistortion:
         if self.contrast is not None and self.is_contrast_first:
             levels = clip_levels(levels * self.contrast)
         pixels = look_up(pixels, [levels] * 3)
-        pixels = self.shift_colours(pixels)
+        pixels = self.shift_colors(pixels)
         if self.contrast is not None and not self.is_contrast_first:
             pixels = look_up(pixels, [clip_levels(np.arange(256) * self.contrast)] * 3)
         return pixels
 
-    def shift_colours(self, picture: Image.Image) -> Image.Image:
+    def shift_colors(self, image: Image.Image) -> Image.Image:
         """Changes saturation and hue with a single conversion to HSV."""
         if self.saturation is None and self.hue is None:
-            return picture
+            return image
         levels = np.arange(256)
         hue = (levels + round(256 * (self.hue or 0.0))) % 256
         saturation = clip_levels(levels * (1.0 if self.saturation is None else self.saturation))
-        return look_up(picture.convert("HSV"), [hue, saturation, levels]).convert("RGB")
+        return look_up(image.convert("HSV"), [hue, saturation, levels]).convert("RGB")
 
 
 class AugmentedDataset(Dataset):
@@ -250,6 +250,6 @@ def clip_levels(levels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(levels), 0, 255)
 
 
-def look_up(picture: Image.Image, levels: Sequence[np.ndarray]) -> Image.Image:
+def look_up(image: Image.Image, levels: Sequence[np.ndarray]) -> Image.Image:
     """Maps the 256 values of each channel through its table."""
-    return picture.point(np.concatenate(levels).astype(int).tolist())
+    return image.point(np.concatenate(levels).astype(int).tolist())

@@ -18,7 +18,7 @@ from typing import Any
 from ..label_maps import IGNORE, LabelMap, normalize_label_map
 
 FILE_NAME = "classes.json"
-COLOUR_KEYS = ("color", "colour")
+COLOR_KEYS = ("color", "colour")
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class ClassTable:
         palette: RGB color of each class.
         ignore_index: Class id of unlabeled pixels.
         label_map: Id or "#rrggbb" in the mask files -> class id or "ignore". None if the ids are class ids.
-        ignored_colours: RGB colors of unlabeled pixels in color masks.
+        ignored_colors: RGB colors of unlabeled pixels in color masks.
     """
 
     names: list[str]
     palette: list[tuple[int, int, int]] | None = None
     ignore_index: int = 255
     label_map: dict[str, int | str] | None = None
-    ignored_colours: list[tuple[int, int, int]] = field(default_factory=list)
+    ignored_colors: list[tuple[int, int, int]] = field(default_factory=list)
 
     def decoder(self) -> LabelMap:
         """The allowed mask values: `label_map` if there is one, else class ids, ignore index and colors."""
@@ -45,11 +45,11 @@ class ClassTable:
             return LabelMap(self.label_map, self.ignore_index)
         entries: dict[Any, int | str] = {self.ignore_index: IGNORE}
         entries |= {index: index for index in range(len(self.names))}
-        if self.palette and len({*self.palette, *self.ignored_colours}) == len(self.palette) + len(
-            self.ignored_colours
+        if self.palette and len({*self.palette, *self.ignored_colors}) == len(self.palette) + len(
+            self.ignored_colors
         ):
-            entries |= dict.fromkeys(self.ignored_colours, IGNORE)
-            entries |= {colour: index for index, colour in enumerate(self.palette)}
+            entries |= dict.fromkeys(self.ignored_colors, IGNORE)
+            entries |= {color: index for index, color in enumerate(self.palette)}
         return LabelMap(entries, self.ignore_index)
 
 
@@ -108,7 +108,7 @@ def class_table(content: Any, label_map: Mapping | None, origin: str) -> ClassTa
         ids = [int(row.get("index", place)) for place, row in enumerate(rows)]
         rows = [rows[place] for place in sorted(range(len(rows)), key=ids.__getitem__)]
         palette = read_palette(rows, options.get("palette"))
-        ignored = [colour(options[f"ignore_{key}"]) for key in COLOUR_KEYS if f"ignore_{key}" in options]
+        ignored = [color(options[f"ignore_{key}"]) for key in COLOR_KEYS if f"ignore_{key}" in options]
         ignore_index = int(options.get("ignore_index", 255))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{origin} is not valid: {error}. Write for example {example()}.") from error
@@ -130,12 +130,12 @@ def is_row(row: Any) -> bool:
 def read_palette(rows: list[dict], palette: list | None) -> list[tuple[int, int, int]] | None:
     """The color of each class, from the palette or from the rows; None if a row has no color."""
     if palette is None:
-        palette = [row[key] for row in rows for key in COLOUR_KEYS if key in row]
+        palette = [row[key] for row in rows for key in COLOR_KEYS if key in row]
         palette = palette if len(palette) == len(rows) else None
-    return None if palette is None else [colour(value) for value in palette]
+    return None if palette is None else [color(value) for value in palette]
 
 
-def colour(value: str | Iterable[int]) -> tuple[int, int, int]:
+def color(value: str | Iterable[int]) -> tuple[int, int, int]:
     """ "#rrggbb" or three numbers -> (red, green, blue), each in 0..255."""
     levels = (
         bytes.fromhex(value.removeprefix("#")) if isinstance(value, str) else [int(level) for level in value]

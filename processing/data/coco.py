@@ -66,8 +66,8 @@ class CocoData(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        picture = read_as_annotated(self.folder / row["file"], (row["height"], row["width"]))
-        return {"image": picture, "objects": row["objects"], "name": row["file"]}
+        image = read_as_annotated(self.folder / row["file"], (row["height"], row["width"]))
+        return {"image": image, "objects": row["objects"], "name": row["file"]}
 
 
 def open_coco(source: str, split: str) -> CocoData:
@@ -252,13 +252,13 @@ def object_masks(objects: Sequence[Object], size: tuple[int, int]) -> np.ndarray
 
 def read_as_annotated(path: Path, size: tuple[int, int]) -> Image.Image:
     """Reads an RGB image upright, or without its EXIF rotation if only that matches the annotated `size`."""
-    picture = read_image(path)
-    if picture.size == size[::-1]:
-        return picture
+    image = read_image(path)
+    if image.size == size[::-1]:
+        return image
     stored = open_image(path).image.convert("RGB")
     if stored.size == size[::-1]:
         return stored
     raise ImageReadError(
-        f"'{path}' is {picture.width}x{picture.height} (width x height), but its annotations are for "
+        f"'{path}' is {image.width}x{image.height} (width x height), but its annotations are for "
         f"{size[1]}x{size[0]}. Use the image that was annotated."
     )

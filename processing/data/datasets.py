@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, read_bands, read_image, read_mask
+from ..image_reading import Source, read_channels, read_image, read_mask
 from ..label_maps import LabelMap
 from .class_table import ClassTable, example, find_class_table
 from .dataset_rows import cell_source, columns_of, load_rows
@@ -42,10 +42,10 @@ class SegmentationData(Dataset, ABC):
     """Base of all datasets of pairs; subclasses implement `__len__` and `sources`."""
 
     def __init__(
-        self, table: ClassTable, num_bands: int = 3, value_range: tuple[float, float] | None = None
+        self, table: ClassTable, num_channels: int = 3, value_range: tuple[float, float] | None = None
     ) -> None:
         self.table = table
-        self.num_bands = num_bands
+        self.num_channels = num_channels
         self.value_range = value_range
         self.classes, self.palette = table.names, table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
@@ -72,13 +72,13 @@ class SegmentationData(Dataset, ABC):
         }
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
-        if self.num_bands == 3:
+        if self.num_channels == 3:
             return read_image(source, value_range=self.value_range)
-        return read_bands(source, self.num_bands, value_range=self.value_range)
+        return read_channels(source, self.num_channels, value_range=self.value_range)
 
     def read_stored_mask(self, source: Source) -> np.ndarray:
         """The mask as stored in the file: (H, W) ids or (H, W, 3) colors."""
-        return read_mask(source, decode_palette=self.decoder.needs_colours)
+        return read_mask(source, decode_palette=self.decoder.needs_colors)
 
 
 class PairedFiles(SegmentationData):
@@ -88,10 +88,10 @@ class PairedFiles(SegmentationData):
         self,
         pairing: Pairing,
         table: ClassTable,
-        num_bands: int = 3,
+        num_channels: int = 3,
         value_range: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(table, num_bands, value_range)
+        super().__init__(table, num_channels, value_range)
         self.pairing = pairing
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class SegmentationFolder(PairedFiles):
         classes: Sequence[str] | str | Path | None = None,
         label_map: Mapping | None = None,
         *,
-        num_bands: int = 3,
+        num_channels: int = 3,
         value_range: tuple[float, float] | None = None,
         needs_all_pairs: bool = True,
     ) -> None:
@@ -124,7 +124,7 @@ class SegmentationFolder(PairedFiles):
         table = find_class_table(self.path, classes, label_map)
         if table is None:
             raise ValueError(missing_table(self.path, pairing.pairs))
-        super().__init__(pairing, table, num_bands, value_range)
+        super().__init__(pairing, table, num_channels, value_range)
 
 
 class DatasetPairs(SegmentationData):
@@ -137,14 +137,14 @@ class DatasetPairs(SegmentationData):
         *,
         image_column: str | None = None,
         mask_column: str | None = None,
-        num_bands: int = 3,
+        num_channels: int = 3,
         value_range: tuple[float, float] | None = None,
         name: str = "dataset",
     ) -> None:
         from datasets import Image as ImageFeature
 
         table = table or table_of_features(dataset, name)
-        super().__init__(table, num_bands, value_range)
+        super().__init__(table, num_channels, value_range)
         self.image_column, self.mask_column = pair_columns(dataset, image_column, mask_column, name)
         self.name = name
         raw = dataset.with_format(None).select_columns([self.image_column, self.mask_column])
@@ -176,7 +176,7 @@ def open_data(
     classes: Sequence[str] | str | Path | None = None,
     image_column: str | None = None,
     mask_column: str | None = None,
-    num_bands: int = 3,
+    num_channels: int = 3,
     value_range: tuple[float, float] | None = None,
     needs_all_pairs: bool = True,
 ) -> SegmentationData:
@@ -191,7 +191,7 @@ def open_data(
             to the class names of the dataset.
         image_column: Column of the images in a dataset of `datasets`. Found by type and name by default.
         mask_column: Column of the masks, in the same way.
-        num_bands: Number of channels of the images; with 3, every image is converted to RGB.
+        num_channels: Number of channels of the images; with 3, every image is converted to RGB.
         value_range: The values of black and white in images of more than 8 bits.
         needs_all_pairs: Whether an image without a mask, or a mask without an image, is an error.
 
@@ -205,7 +205,7 @@ def open_data(
         ValueError: The source does not exist, has no class names, or its files do not form pairs.
     """
     source, split = split_source(str(source), split)
-    reading = {"num_bands": num_bands, "value_range": value_range}
+    reading = {"num_channels": num_channels, "value_range": value_range}
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
         return open_official(layout, folder, split, classes, needs_all_pairs=needs_all_pairs, **reading)

@@ -45,9 +45,9 @@ class ImageAugmentation:
         aspect_range: Range of the aspect ratio (width / height) of the crop.
         flip_probability: Probability of a horizontal flip.
         rand_augment: RandAugment policy in timm's notation, or "none".
-        colour_jitter: Strength of brightness, contrast and saturation jitter if `rand_augment` is "none".
+        color_jitter: Strength of brightness, contrast and saturation jitter if `rand_augment` is "none".
         erasing_probability: Probability of random erasing.
-        mean_colour: RGB fill color of the geometric operations of RandAugment.
+        mean_color: RGB fill color of the geometric operations of RandAugment.
         seed: Seed of all random draws.
 
     Raises:
@@ -59,28 +59,28 @@ class ImageAugmentation:
     aspect_range: tuple[float, float] = ASPECTS
     flip_probability: float = 0.5
     rand_augment: str = "rand-m9-mstd0.5-inc1"
-    colour_jitter: float = 0.4
+    color_jitter: float = 0.4
     erasing_probability: float = 0.25
-    mean_colour: tuple[int, int, int] = (124, 116, 104)
+    mean_color: tuple[int, int, int] = (124, 116, 104)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.change_colours  # so that a misspelled policy fails here and not in a worker
+        _ = self.change_colors  # so that a misspelled policy fails here and not in a worker
 
     def __call__(self, image: Image.Image, *, epoch: int, index: int) -> tuple[Image.Image, View]:
         """RGB image -> RGB image of `crop_size`, and the part of the original that it shows."""
         with seeded(self.seed, epoch, index):
             top, left, height, width = RandomResizedCrop.get_params(image, self.area_range, self.aspect_range)
             is_mirrored = random.random() < self.flip_probability
-            picture = F.resized_crop(
+            crop = F.resized_crop(
                 image, top, left, height, width, list(self.crop_size), v2.InterpolationMode.BICUBIC
             )
             if is_mirrored:
-                picture = F.horizontal_flip(picture)
-            picture = self.change_colours(picture)
+                crop = F.horizontal_flip(crop)
+            crop = self.change_colors(crop)
         full_width, full_height = image.size
         right, bottom = (left + width) / full_width, (top + height) / full_height
-        return picture, View(left / full_width, top / full_height, right, bottom, is_mirrored)
+        return crop, View(left / full_width, top / full_height, right, bottom, is_mirrored)
 
     def erase(self, pixels: Tensor, *, epoch: int, index: int) -> Tensor:
         """(C, H, W) normalized -> (C, H, W), with noise in a random rectangle of some images."""
@@ -88,13 +88,13 @@ class ImageAugmentation:
             return RandomErasing(self.erasing_probability, mode="pixel", device="cpu")(pixels)
 
     @cached_property
-    def change_colours(self) -> v2.Transform:
+    def change_colors(self) -> v2.Transform:
         """RandAugment, or color jitter without it, as in timm."""
         if self.rand_augment == NO_RAND_AUGMENT:
-            return v2.ColorJitter(*(self.colour_jitter,) * 3)
+            return v2.ColorJitter(*(self.color_jitter,) * 3)
         options = {
             "translate_const": int(0.45 * min(self.crop_size)),
-            "img_mean": self.mean_colour,
+            "img_mean": self.mean_color,
             "interpolation": Image.Resampling.BICUBIC,
         }
         try:

@@ -24,7 +24,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category")
 THREADS = 8
 
 
-class LabelledImages(Dataset, ABC):
+class LabeledImages(Dataset, ABC):
     """Base of the classification datasets; subclasses implement `__len__` and `source`."""
 
     classes: list[str]
@@ -45,7 +45,7 @@ class LabelledImages(Dataset, ABC):
         return {"image": read_image(source), "label": label, "name": name}
 
 
-class ClassFolders(LabelledImages):
+class ClassFolders(LabeledImages):
     """ImageNet's layout, CLASS/IMAGE. A class index is a position among the sorted folder names."""
 
     def __init__(self, path: str | Path) -> None:
@@ -73,7 +73,7 @@ class ClassFolders(LabelledImages):
         return [name for label, name in enumerate(self.classes) if label not in filled]
 
 
-class LabelledRows(LabelledImages):
+class LabeledRows(LabeledImages):
     """A dataset of `datasets` with a column of images and a column of labels."""
 
     def __init__(self, dataset: "datasets.Dataset", name: str = "dataset") -> None:
@@ -103,7 +103,7 @@ class LabelledRows(LabelledImages):
         return cell_source(cell, name), label, name
 
 
-class GeneratedImages(LabelledImages):
+class GeneratedImages(LabeledImages):
     """Two images of noise, for runs without data."""
 
     def __init__(self, size: tuple[int, int], num_classes: int) -> None:
@@ -134,7 +134,7 @@ def unreadable(data: Dataset, sample: int) -> list[str]:
         return list(filter(None, threads.map(complaint, indices)))
 
 
-def open_labelled_images(source: str, split: str | None = None) -> LabelledImages:
+def open_labeled_images(source: str, split: str | None = None) -> LabeledImages:
     """Opens a dataset for image classification.
 
     Args:
@@ -151,7 +151,7 @@ def open_labelled_images(source: str, split: str | None = None) -> LabelledImage
         folder, split = folder / split, None
     if is_path(folder) and not is_known_to_datasets(folder):
         return ClassFolders(folder)
-    return LabelledRows(load_rows(folder if folder.exists() else source, split), source)
+    return LabeledRows(load_rows(folder if folder.exists() else source, split), source)
 
 
 def class_folders(path: Path) -> list[Path]:

@@ -117,7 +117,7 @@ CITYSCAPES = Layout(
         "_gtFine_labelTrainIds.png": official_classes.train_ids(len(official_classes.CITYSCAPES)),
     },
     classes=list(official_classes.CITYSCAPES),
-    palette=tuple(colour for _, colour in official_classes.CITYSCAPES.values()),
+    palette=tuple(color for _, color in official_classes.CITYSCAPES.values()),
 )
 COCO_STUFF = Layout(
     title="COCO-Stuff",

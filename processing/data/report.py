@@ -25,7 +25,7 @@ class Finding(NamedTuple):
     name: str
     size: tuple[int, int] | None = None
     pixels_by_id: dict[int, int] | None = None
-    is_coloured: bool = False
+    is_colored: bool = False
     unreadable: str | None = None
     mismatch: str | None = None
 
@@ -102,8 +102,8 @@ class CheckReport:
         """The report as plain text: sizes, a table of classes, problems and warnings."""
         checked = "" if self.is_complete else f", {self.num_checked} of them checked"
         lines = [f"{self.name}: {self.num_samples} pairs{checked}", f"sizes    {self.sizes_text()}"]
-        labelled = sum(self.pixels.values())
-        ignored = self.ignored_pixels / max(1, labelled + self.ignored_pixels)
+        labeled = sum(self.pixels.values())
+        ignored = self.ignored_pixels / max(1, labeled + self.ignored_pixels)
         lines += [f"ignored  {100 * ignored:.2f} % of the pixels", "", *self.class_lines(), ""]
         lines += [f"PROBLEM  {text}" for text in self.problems] + [
             f"warning  {text}" for text in self.warnings
@@ -216,10 +216,10 @@ def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> Non
     report.sizes[finding.size] += 1
     if finding.mismatch:
         report.mismatches.append(finding.mismatch)
-    known = decoder.colours if finding.is_coloured else decoder.ids
+    known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()
     for value, pixels in finding.pixels_by_id.items():
-        stored = f"#{value:06x}" if finding.is_coloured else str(value)
+        stored = f"#{value:06x}" if finding.is_colored else str(value)
         report.stored_ids[stored] += pixels
         if value not in known:
             report.unknown_ids.setdefault(stored, finding.name)

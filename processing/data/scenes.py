@@ -68,23 +68,23 @@ class Canvas:
         self, row: float, column: float, reach: float
     ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
         """The part of the canvas around a point; its rows (h, 1) and columns (1, w) relative to the point."""
-        top, left = (max(0, int(centre - reach)) for centre in (row, column))
-        bottom, right = (min(self.size, int(centre + reach) + 2) for centre in (row, column))
+        top, left = (max(0, int(center - reach)) for center in (row, column))
+        bottom, right = (min(self.size, int(center + reach) + 2) for center in (row, column))
         down = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(row)
         across = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(column)
         return (slice(top, bottom), slice(left, right)), down, across
 
-    def paint(self, part: tuple, depth: np.ndarray, colour: np.ndarray, label: int) -> None:
+    def paint(self, part: tuple, depth: np.ndarray, color: np.ndarray, label: int) -> None:
         """Fills where `depth`, the pixels inside the outline, is positive, with a soft edge of one pixel."""
-        self._blend(part, np.clip(depth + 0.5, 0, 1), colour)
+        self._blend(part, np.clip(depth + 0.5, 0, 1), color)
         self.mask[part][depth > 0] = label
 
     def shade(self, part: tuple, depth: np.ndarray) -> None:
         """Darkens the image like a shadow; the mask keeps the class that the shadow falls on."""
         self._blend(part, 0.45 * np.clip(0.5 * depth + 0.5, 0, 1), np.float32((20, 26, 30)))
 
-    def _blend(self, part: tuple, opacity: np.ndarray, colour: np.ndarray) -> None:
-        self.image[part] += opacity[..., None] * (colour - self.image[part])
+    def _blend(self, part: tuple, opacity: np.ndarray, color: np.ndarray) -> None:
+        self.image[part] += opacity[..., None] * (color - self.image[part])
 
 
 def draw_scene(
@@ -140,7 +140,7 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: int = 128, dis
     folder = Path(folder)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    palette = [channel for colour in CLASSES.values() for channel in colour]
+    palette = [channel for color in CLASSES.values() for channel in color]
     for index in range(count):
         scene = draw_scene(seed, index, size, distance)
         Image.fromarray(scene.image).save(folder / "images" / f"{index:05d}.png")
@@ -154,7 +154,7 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: int = 128, dis
 def class_table() -> dict:
     """The content of `classes.json`: names, colors and the ignore index."""
     classes = [
-        {"index": i, "name": name, "color": list(colour)} for i, (name, colour) in enumerate(CLASSES.items())
+        {"index": i, "name": name, "color": list(color)} for i, (name, color) in enumerate(CLASSES.items())
     ]
     return {"num_classes": len(classes), "ignore_index": IGNORE_INDEX, "classes": classes}
 
@@ -163,12 +163,12 @@ def _place_flag_and_whites(rng: np.random.Generator, size: int, distance: float)
     """The (row, column) of the flag, and the (row, column, radius) of one or two white areas."""
     margin = 2 * FLAG_REACH
     while True:  # one draw in three succeeds even at the largest distance that `draw_scene` accepts
-        centre, radius = rng.uniform(0.12 * size, 0.88 * size, 2), rng.uniform(0.19, 0.27) * size
-        places = _points_beyond(centre, _outermost(radius) + distance + FLAG_REACH, margin, size)
+        center, radius = rng.uniform(0.12 * size, 0.88 * size, 2), rng.uniform(0.19, 0.27) * size
+        places = _points_beyond(center, _outermost(radius) + distance + FLAG_REACH, margin, size)
         if len(places):
             break
     flag = tuple(int(position) for position in rng.choice(places))
-    whites = [(*centre, radius)]
+    whites = [(*center, radius)]
     radius = rng.uniform(0.08, 0.13) * size
     places = _points_beyond(flag, _outermost(radius) + distance + FLAG_REACH, margin, size)
     if len(places) and rng.random() < 0.6:
@@ -220,9 +220,9 @@ def _draw_white(
     depth = outline - np.hypot(down, across)
     sheen = 9 * _smooth_noise(rng, canvas.size, canvas.size // 12)[part]
     shore = 46 * np.exp(-np.maximum(depth, 0) / 2)
-    colour = np.float32(WHITE) + sheen[..., None] - shore[..., None] * np.float32((1, 0.75, 0.5))
+    color = np.float32(WHITE) + sheen[..., None] - shore[..., None] * np.float32((1, 0.75, 0.5))
     canvas.shade(part, depth + 2)
-    canvas.paint(part, depth, colour, label)
+    canvas.paint(part, depth, color, label)
 
 
 def _outermost(radius: float) -> float:
@@ -270,14 +270,14 @@ def _draw_round(
     canvas.paint(part, outline - np.hypot(down, across), light[..., None] * np.float32(look[0]), look[1])
 
 
-def _draw_flag(canvas: Canvas, row: int, column: int, colour: tuple[int, int, int], label: int) -> None:
+def _draw_flag(canvas: Canvas, row: int, column: int, color: tuple[int, int, int], label: int) -> None:
     """Draws a flag of 9 x 7 pixels on a mast. Only these pixels depend on the class of the white areas."""
     part, down, across = canvas.around(row, column, FLAG_REACH)
     canvas.shade(part, np.minimum(6 - np.abs(down), 1 - np.abs(across + 4)))
     mast = np.minimum(6.5 - np.abs(down), 0.5 - np.abs(across + 5))
     cloth = np.minimum(3.5 - np.abs(down + 3), 4.5 - np.abs(across))
     canvas.paint(part, mast, np.float32((250, 250, 250)), label)
-    canvas.paint(part, cloth, np.float32(colour), label)
+    canvas.paint(part, cloth, np.float32(color), label)
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:

@@ -142,8 +142,8 @@ def draw_rectangle(grid: tuple[int, int], random: np.random.Generator) -> tuple[
     slices = []
     for length in grid:
         half = int(length * side_share) / 2
-        centre = random.integers(length)
-        start, stop = max(0, int(centre - half)), min(length, int(centre + half))
+        center = random.integers(length)
+        start, stop = max(0, int(center - half)), min(length, int(center + half))
         slices.append(slice(start, max(start, stop)))
     return slices[0], slices[1]
 

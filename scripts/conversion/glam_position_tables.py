@@ -37,7 +37,7 @@ def shortened_tables(
     for stage in range(len(config.depths)):
         needed = num_global_positions(config, stage, max_image_size)
         for name in table_names(converted, stage, len(config.depths)):
-            shortened[name] = centre_rows(converted[name], needed)
+            shortened[name] = center_rows(converted[name], needed)
     return shortened
 
 
@@ -54,7 +54,7 @@ def num_global_positions(config: GlamSwinConfig, stage: int, image_size: tuple[i
     return count
 
 
-def centre_rows(table: Tensor, needed: int) -> Tensor:
+def center_rows(table: Tensor, needed: int) -> Tensor:
     """(rows, C) -> (needed, C), the center rows: any lookup of n <= needed rows gives the same rows as in the
     whole table.
 

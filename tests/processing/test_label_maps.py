@@ -7,7 +7,7 @@ from cases import each
 
 from contextseg.processing.label_maps import LabelMap, normalize_label_map
 
-COLOURS = {(128, 64, 128): 0, "#FF0000": 1, (0, 0, 0): "ignore"}
+COLORS = {(128, 64, 128): 0, "#FF0000": 1, (0, 0, 0): "ignore"}
 
 
 def test_ids_become_the_classes_of_the_table():
@@ -16,12 +16,12 @@ def test_ids_become_the_classes_of_the_table():
     assert decoded.dtype == np.int64
 
 
-def test_colours_become_the_classes_of_the_table():
+def test_colors_become_the_classes_of_the_table():
     mask = np.array([[[128, 64, 128], [255, 0, 0], [0, 0, 0]]], np.uint8)
-    np.testing.assert_array_equal(LabelMap(COLOURS, ignore_index=-100).decode(mask), [[0, 1, -100]])
+    np.testing.assert_array_equal(LabelMap(COLORS, ignore_index=-100).decode(mask), [[0, 1, -100]])
 
 
-def test_a_palette_numbers_its_colours():
+def test_a_palette_numbers_its_colors():
     mask = np.array([[[9, 9, 9], [0, 1, 2]]], np.uint8)
     np.testing.assert_array_equal(LabelMap.from_palette([[0, 1, 2], [9, 9, 9]]).decode(mask), [[1, 0]])
 
@@ -47,12 +47,12 @@ def test_unknown_ids_are_named_with_their_pixel_count():
         LabelMap({1: 0}).decode(mask, "a.png")
 
 
-def test_unknown_colours_are_named_with_their_pixel_count():
+def test_unknown_colors_are_named_with_their_pixel_count():
     with pytest.raises(ValueError, match=r"#010203 \(4 pixels\)"):
-        LabelMap(COLOURS).decode(np.full((2, 2, 3), (1, 2, 3), np.uint8))
+        LabelMap(COLORS).decode(np.full((2, 2, 3), (1, 2, 3), np.uint8))
 
 
-def test_colours_without_a_table_are_refused():
+def test_colors_without_a_table_are_refused():
     with pytest.raises(ValueError, match="has colors, but label_map has none"):
         LabelMap().decode(np.zeros((2, 2, 3), np.uint8))
 
@@ -72,7 +72,7 @@ def test_masks_of_0_and_255_warn_until_the_table_says_what_255_is():
 
 
 def test_a_table_survives_json():
-    entries = normalize_label_map(COLOURS)
+    entries = normalize_label_map(COLORS)
     assert entries == {"#804080": 0, "#ff0000": 1, "#000000": "ignore"}
     assert normalize_label_map(json.loads(json.dumps(entries))) == entries
     assert normalize_label_map({"7": None, np.uint8(8): np.int64(2)}) == {"7": "ignore", "8": 2}
@@ -97,10 +97,10 @@ def test_one_value_cannot_have_two_classes():
         LabelMap.from_palette([[0, 0, 0], [0, 0, 0]])
 
 
-def test_only_a_table_of_colours_needs_palette_images_as_colours():
-    assert LabelMap(COLOURS).needs_colours
-    assert not LabelMap({1: 0, "#000000": 1}).needs_colours
-    assert not LabelMap().needs_colours
+def test_only_a_table_of_colors_needs_palette_images_as_colors():
+    assert LabelMap(COLORS).needs_colors
+    assert not LabelMap({1: 0, "#000000": 1}).needs_colors
+    assert not LabelMap().needs_colors
 
 
 @pytest.mark.parametrize("index", [1 << 8, 1 << 16, 1 << 24])

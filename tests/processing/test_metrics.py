@@ -73,7 +73,7 @@ def test_a_class_that_never_occurs_is_nan_and_left_out_of_the_mean(pair):
     assert with_absent_class["mean_iou"] == without["mean_iou"]
 
 
-def test_a_class_that_is_predicted_but_never_labelled_has_iou_zero():
+def test_a_class_that_is_predicted_but_never_labeled_has_iou_zero():
     scores = scores_of(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), num_labels=2)
     assert scores["per_class"][1]["iou"] == 0.0
     assert scores["mean_iou"] == 0.25

@@ -29,7 +29,7 @@ from contextseg.scripts.train import main
 from contextseg.training.checkpoints import CheckpointError, load_state
 from contextseg.training.command_line import plain_message
 from contextseg.training.loop import Schedule, Training, optimizer_step
-from contextseg.training.optim import WeightAverage
+from contextseg.training.optim import ModelEma
 from contextseg.training.options import SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.setup import open_splits
@@ -167,7 +167,7 @@ def test_a_class_that_never_occurs_is_named_and_filter_the_means(tmp_path, caplo
     assert warnings == [f"{data}/val contains none of 2 classes: river, snow"]
 
 
-def test_validation_without_a_labelled_pixel_names_no_best_model(data, tmp_path):
+def test_validation_without_a_labeled_pixel_names_no_best_model(data, tmp_path):
     blank = shutil.copytree(data, tmp_path / "data")
     for mask in (blank / "val" / "masks").iterdir():
         Image.fromarray(np.full((21, 35), 255, np.uint8)).save(mask)
@@ -243,7 +243,7 @@ def test_the_loss_scale_of_fp16_is_saved_and_restored(tmp_path):
 
 def test_a_step_that_fp16_skips_leaves_weights_and_average_alone(tmp_path):
     training = half_precision_training(tmp_path, 2.0**100)
-    training.average = WeightAverage(training.plain_model, decay=0.9)
+    training.average = ModelEma(training.plain_model, decay=0.9)
     schedule = Schedule(steps=2, warmup_steps=0, shape="constant")
     weights = []
     for slope in (2.0**100, 1.0):  # the gradient of the first overflows

@@ -51,7 +51,7 @@ def test_every_form_gives_the_same_names_in_the_order_of_ids(table_of, content):
     ],
     ids=["palette", "hexadecimal", "rows"],
 )
-def test_colours_follow_the_classes(table_of, content):
+def test_colors_follow_the_classes(table_of, content):
     assert table_of(content).palette == [RED, BLUE]
 
 
@@ -74,7 +74,7 @@ def test_a_given_label_map_takes_the_place_of_the_one_in_the_file(table_of):
     assert table.label_map == {"9": 0}
 
 
-def test_colour_masks_are_decoded_by_the_palette_and_ignored_colours(table_of):
+def test_color_masks_are_decoded_by_the_palette_and_ignored_colors(table_of):
     table = table_of({"classes": ["road", "car"], "palette": [RED, BLUE], "ignore_color": [0, 0, 0]})
     mask = np.array([[RED, BLUE, (0, 0, 0)]], dtype=np.uint8)
     assert table.decoder().decode(mask).tolist() == [[0, 1, 255]]

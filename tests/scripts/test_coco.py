@@ -54,9 +54,9 @@ def annotation(**changes):
     return {**row, **changes}
 
 
-def write_coco(folder, annotations, *, size=SIZE, categories=CATEGORIES, picture=None):
+def write_coco(folder, annotations, *, size=SIZE, categories=CATEGORIES, image=None):
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    (picture or Image.new("RGB", SIZE[::-1], "grey")).save(folder / "images" / "a.png")
+    (image or Image.new("RGB", SIZE[::-1], "grey")).save(folder / "images" / "a.png")
     images = [{"id": 5, "file_name": "a.png", "height": size[0], "width": size[1]}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(content))
@@ -225,22 +225,22 @@ def test_without_pycocotools_one_is_told_to_install_it(monkeypatch):
 
 def augmented(augmentation, epoch=0, index=0):
     mask = torch.from_numpy(square_mask())[None]
-    picture = Image.fromarray(square_mask() * 255).convert("RGB")
+    image = Image.fromarray(square_mask() * 255).convert("RGB")
     boxes = torch.tensor([[4.0, 5, 14, 12]])
-    return augmentation(picture, boxes, mask, epoch=epoch, index=index)
+    return augmentation(image, boxes, mask, epoch=epoch, index=index)
 
 
 @each("flip_probability", [0.0, 1.0])
 def test_picture_box_and_mask_are_resized_and_mirrored_together(flip_probability):
-    picture, boxes, masks = augmented(DetectionAugmentation((40,), 1333, flip_probability))
-    assert picture.size == (60, 40)
+    image, boxes, masks = augmented(DetectionAugmentation((40,), 1333, flip_probability))
+    assert image.size == (60, 40)
     assert masks.shape == (1, 40, 60)
     left, top, right, bottom = boxes[0].int().tolist()
     assert (left, right) == ((8, 28) if flip_probability == 0 else (32, 52))
     expected = torch.zeros(40, 60, dtype=torch.uint8)
     expected[top:bottom, left:right] = 1
     assert torch.equal(masks[0], expected)
-    bright = np.asarray(picture)[..., 0] > 127
+    bright = np.asarray(image)[..., 0] > 127
     assert np.array_equal(bright, expected.bool().numpy())
 
 
@@ -283,12 +283,12 @@ def test_samples_of_several_sizes_become_one_padded_batch(tmp_path):
     assert [mask.sum().item() for mask in batch["pixel_mask"]] == [52 * 80, 64 * 52]
     for index, label in enumerate(batch["labels"]):
         assert label["masks"].shape == (2, 64, 80)
-        centre_x, centre_y, width, height = (label["boxes"] * torch.tensor([80, 64, 80, 64])).unbind(1)
+        center_x, center_y, width, height = (label["boxes"] * torch.tensor([80, 64, 80, 64])).unbind(1)
         for at in range(2):
             rows, columns = label["masks"][at].nonzero().unbind(1)
             assert (columns.min(), rows.min()) == (
-                pytest.approx((centre_x - width / 2)[at].item(), abs=1e-3),
-                pytest.approx((centre_y - height / 2)[at].item(), abs=1e-3),
+                pytest.approx((center_x - width / 2)[at].item(), abs=1e-3),
+                pytest.approx((center_y - height / 2)[at].item(), abs=1e-3),
             )
         assert batch["pixel_values"][index][:, batch["pixel_mask"][index] == 0].abs().sum() == 0
 

@@ -14,7 +14,7 @@ from contextseg.scripts.demonstration import (
     ask,
     attention_of_stages,
     best_stage,
-    picture,
+    image,
     run_stranger,
 )
 from contextseg.training.command_line import CommandError
@@ -92,7 +92,7 @@ def nano(**options):
     ).eval()
 
 
-def test_attention_is_measured_in_every_stage_that_has_it_for_both_colours():
+def test_attention_is_measured_in_every_stage_that_has_it_for_both_colors():
     model = nano(depths=(2, 1, 2), num_heads=(1, 2, 4))
     asked = ask(model, SegmentationImageProcessor(), seed=0, count=6, size=64, distance=20)
     rows = attention_of_stages(asked)
@@ -111,7 +111,7 @@ def test_the_stage_that_is_shown_has_several_windows():
 def test_plain_swin_has_no_column_of_attention(case):
     case.attention = {0: np.eye(64)}.get
     case.predictions = (case.scene.mask, case.twin.mask)
-    assert picture([case], stage=0).width > picture([case], stage=None).width
+    assert image([case], stage=0).width > image([case], stage=None).width
 
 
 def facts(attention, shown):

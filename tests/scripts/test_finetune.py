@@ -216,14 +216,14 @@ class Generated(torch.nn.Module):
 
 def memory_of_evaluation(tmp_path, images, **changes):
     """Growth from image 50 to the last one."""
-    picture = {"pixel_values": torch.rand(3, 12, 12), "labels": torch.randint(CLASS_COUNT, (48, 48))}
+    image = {"pixel_values": torch.rand(3, 12, 12), "labels": torch.randint(CLASS_COUNT, (48, 48))}
     model = Generated()
     arguments = TrainingArguments(
         *(str(tmp_path),), per_device_eval_batch_size=1, use_cpu=True, report_to="none", disable_tqdm=True,
         **changes,
     )  # fmt: skip
     hooks = {"compute_metrics": TrainerScores(CLASS_COUNT), "preprocess_logits_for_metrics": reduce_logits}
-    trainer = Trainer(model, arguments, eval_dataset=[picture] * images, **hooks)
+    trainer = Trainer(model, arguments, eval_dataset=[image] * images, **hooks)
     tracemalloc.start()
     try:
         trainer.evaluate()

@@ -5,7 +5,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 import contextseg
 from contextseg.training.optim import (
-    WeightAverage,
+    ModelEma,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
@@ -85,7 +85,7 @@ def test_groups_keep_their_ratio_when_the_rate_changes():
 def test_the_average_follows_the_weights_by_its_decay():
     layer = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(layer.weight)
-    average = WeightAverage(layer, decay=0.1)
+    average = ModelEma(layer, decay=0.1)
     nn.init.ones_(layer.weight)
     average.update(layer)
     assert average.weights["weight"].item() == pytest.approx(0.9)
@@ -94,7 +94,7 @@ def test_the_average_follows_the_weights_by_its_decay():
 def test_a_young_average_forgets_its_start_faster_than_its_decay_says():
     layer = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(layer.weight)
-    average = WeightAverage(layer, decay=0.9999)
+    average = ModelEma(layer, decay=0.9999)
     nn.init.ones_(layer.weight)
     for _ in range(100):
         average.update(layer)
@@ -103,7 +103,7 @@ def test_a_young_average_forgets_its_start_faster_than_its_decay_says():
 
 def test_running_statistics_and_counters_are_copied_into_the_average():
     norm = nn.BatchNorm1d(2)
-    average = WeightAverage(norm, decay=0.9)
+    average = ModelEma(norm, decay=0.9)
     norm(torch.randn(8, 2))
     average.update(norm)
     assert torch.equal(average.weights["running_mean"], norm.running_mean)
@@ -113,7 +113,7 @@ def test_running_statistics_and_counters_are_copied_into_the_average():
 def test_the_average_takes_the_weights_place_inside_its_block_only():
     layer = nn.Linear(2, 2)
     own = layer.weight.detach().clone()
-    average = WeightAverage(layer, decay=0.5)
+    average = ModelEma(layer, decay=0.5)
     average.weights["weight"] += 1
     with average.in_place_of(layer):
         assert torch.equal(layer.weight, own + 1)

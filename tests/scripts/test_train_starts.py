@@ -29,7 +29,7 @@ def run(data, output, *options):
     return AutoModelForSemanticSegmentation.from_pretrained(output / "last")
 
 
-def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalisation(data, tmp_path):
+def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalization(data, tmp_path):
     sizes = {
         "embedding_size": 8,
         "hidden_sizes": [8, 8, 16, 16],
