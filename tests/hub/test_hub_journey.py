@@ -20,9 +20,9 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 from contextseg.scripts import evaluate, export, train
 from contextseg.training.options import train_arguments, train_parser
 
-VISITOR = Path(__file__).with_name("hub_visitor.py")
+VISITOR = Path(__file__).parents[1] / "hub_visitor.py"
 NAME = "me/streets"
-PAGE = (Path(__file__).resolve().parents[1] / "docs/how-to/publish.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/publish.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_model_and_its_processor_are_pushed_from_python_as_the_page_says(autho
 
 @pytest.fixture
 def unproven(monkeypatch):
-    """Exports without the second Python that opens them, see test_export_hub.py."""
+    """Exports without the second Python that opens them, see test_export.py."""
     monkeypatch.setattr("contextseg.hub.export.prove", lambda *_: None)
 
 

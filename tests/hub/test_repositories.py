@@ -15,7 +15,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import SegmentationImageProcessor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.processes
 
 STRANGER = """

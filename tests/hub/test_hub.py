@@ -24,7 +24,7 @@ from contextseg import (
 )
 from contextseg.hub.model_card import BEGIN, END, TRAINER_LOG, ask_for_license, write_model_card
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests"
 LABELS = {0: "road", 1: "tree", 2: "sky|cloud"}
 PALETTE = [[128, 64, 128], [107, 142, 35], [70, 130, 180]]
