@@ -108,7 +108,7 @@ def record(model: nn.Module, block: SwinBlock, pixel_values: Tensor) -> BlockInp
     """Runs the model once and records the inputs of the block's attentions."""
     seen = {}
     hooks = [
-        block.register_forward_pre_hook(lambda _, args: seen.update(window_partition=args[2])),
+        block.register_forward_pre_hook(lambda _, args: seen.update(windows=args[2].windows)),
         block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
         block.global_attention.register_forward_pre_hook(
             lambda _, args, kwargs: seen.update(across=args[0], bias=kwargs["bias"]), with_kwargs=True
@@ -119,7 +119,7 @@ def record(model: nn.Module, block: SwinBlock, pixel_values: Tensor) -> BlockInp
     finally:
         for hook in hooks:
             hook.remove()
-    return BlockInputs(seen["cut"].windows, seen["within"], seen["across"], seen["bias"])
+    return BlockInputs(seen["windows"], seen["within"], seen["across"], seen["bias"])
 
 
 def window_of(cell: tuple[int, ...], windows: Windows) -> int:

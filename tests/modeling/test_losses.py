@@ -398,7 +398,7 @@ def test_the_scale_of_class_weights_does_not_matter():
 
 def test_the_first_label_beyond_the_classes_is_refused():
     check_labels(torch.tensor([[[2, 255]]]), 3, ignore_index=255)
-    with pytest.raises(ValueError, match=r"labels hold 3 \(1 pixels\)"):
+    with pytest.raises(ValueError, match=r"labels contain 3 \(1 pixels\)"):
         check_labels(torch.tensor([[[2, 3]]]), 3, ignore_index=255)
 
 

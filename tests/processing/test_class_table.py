@@ -128,5 +128,5 @@ def test_a_byte_order_mark_is_not_part_of_the_table(tmp_path):
 
 @pytest.mark.parametrize("levels", [[1, 2], [1, 2, 3, 4], "#01020304"])
 def test_a_color_has_three_levels(levels, table_of):
-    with pytest.raises(ValueError, match="is not a colour"):
+    with pytest.raises(ValueError, match="is not a color"):
         table_of({"classes": ["road"], "palette": [levels]})

@@ -347,7 +347,7 @@ def test_a_stream_that_cannot_go_back_is_read():
 
 def test_32_bit_integers_of_a_tiff_need_a_range_as_they_are():
     file = encoded(Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF")
-    with pytest.raises(ImageReadError, match="0 to 70000: which of them is black"):
+    with pytest.raises(ImageReadError, match="0 to 70000: black and white are unknown"):
         read_image(file)
     assert np.asarray(read_image(file, value_range=(0, 70_000)))[..., 0].tolist() == [[0, 255]]
 

@@ -111,12 +111,12 @@ def test_the_first_id_beyond_a_table_can_be_mapped(index):
 
 def test_the_last_class_id_is_that_of_the_16_bit_table():
     assert normalize_label_map({0: 32767}) == {"0": 32767}
-    with pytest.raises(ValueError, match="class id of 0 to 32767"):
+    with pytest.raises(ValueError, match="class id from 0 to 32767"):
         normalize_label_map({0: 32768})
 
 
 def test_a_negative_entry_is_not_the_last_id_of_the_table():
-    with pytest.raises(ValueError, match=r"label_map does not know: 255 \(1 pixels\)"):
+    with pytest.raises(ValueError, match=r"not in label_map: 255 \(1 pixels\)"):
         LabelMap({-1: "ignore", 3: 0}).decode(np.array([[3, 255]], np.uint8))
 
 

@@ -242,7 +242,7 @@ def test_of_equal_logits_the_first_class_is_reduced_to(monkeypatch):
 def test_the_first_id_beyond_the_classes_is_refused(build):
     right, wrong = torch.tensor([[0, 2]]), torch.tensor([[0, 3]])
     for pair in ((right, wrong), (wrong, right)):
-        with pytest.raises(ValueError, match=r"hold the class ids 3 \(1 pixels\), but there are 3 classes"):
+        with pytest.raises(ValueError, match=r"have the class ids 3 \(1 pixels\), but there are 3 classes"):
             build(3).update(*pair)
 
 
