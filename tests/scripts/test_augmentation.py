@@ -235,3 +235,13 @@ def test_the_share_of_a_class_is_one_of_the_labelled_pixels():
     mask[0, :8] = 1  # 98 % of what is labelled is class 0, but it is a quarter of all pixels
     region = draw_region(mask.shape, (40, 40), 1.0, np.random.default_rng(0))
     assert not JointAugmentation((40, 40)).is_balanced(mask, region)
+
+
+def test_a_crop_is_balanced_up_to_the_largest_share_of_a_class():
+    region = draw_region((4, 4), (4, 4), 1.0, np.random.default_rng(0))
+    mask = np.zeros((4, 4), np.int64)
+    assert not JointAugmentation((4, 4), largest_share=1.0).is_balanced(mask, region)  # a single class
+    mask[0] = 1
+    assert JointAugmentation((4, 4), largest_share=0.75).is_balanced(mask, region)
+    assert not JointAugmentation((4, 4), largest_share=0.74).is_balanced(mask, region)
+    assert not JointAugmentation((4, 4)).is_balanced(np.full((4, 4), 255), region)
