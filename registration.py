@@ -1,8 +1,8 @@
-"""What `import contextseg` sets up: transformers' Auto classes know our types, and what is saved carries its code.
+"""What `import contextseg` sets up: Auto classes of transformers know our types, and saves include code.
 
-All of it waits until it is needed. transformers learns our `model_type`s when its AutoConfig is loaded, and our classes are
-imported when one of them is looked up or a configuration is imported: so importing contextseg loads no torch, and a
-command answers `--help` at once.
+All of it is lazy. Our `model_type`s are registered when transformers' AutoConfig is imported, and our classes
+are imported when one of them is looked up or a configuration is imported. So `import contextseg` does not
+import torch, and `--help` of the commands is fast.
 """
 
 import sys
@@ -24,7 +24,7 @@ CONFIGURATIONS = {
 
 
 def register() -> None:
-    """Calls each function of `AFTER_IMPORT`: now if its module is loaded already, else as soon as it is."""
+    """Calls each function of `AFTER_IMPORT` right after its module is imported, or now if it already is."""
     for module, function in AFTER_IMPORT.items():
         if module in sys.modules:
             function()
@@ -40,7 +40,7 @@ class AfterImport(MetaPathFinder):
         self.is_asking_others = False
 
     def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
-        """The module's own spec, with the call added to its loader; None for every other module."""
+        """Returns the module's own spec, with the call added to its loader; None for other modules."""
         if name != self.module or self.is_asking_others:
             return None
         self.is_asking_others = True
@@ -60,7 +60,7 @@ class AfterImport(MetaPathFinder):
 
 
 class ConfigurationOnDemand:
-    """Stands for a configuration class in transformers' AutoConfig until somebody uses it."""
+    """Placeholder for a configuration class in AutoConfig, which imports the class on first use."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -78,7 +78,7 @@ class ConfigurationOnDemand:
 
 
 class ImageProcessorsOnDemand(Mapping):
-    """Our image processor classes by backend, in transformers' AutoImageProcessor: imported when it looks through its classes."""
+    """Our image processor classes by backend for AutoImageProcessor, imported when it looks for one."""
 
     def _load(self) -> dict[str, type]:
         from .processing.image_processing_segmentation import IMAGE_PROCESSORS
@@ -95,24 +95,24 @@ class ImageProcessorsOnDemand(Mapping):
         return len(self._load())
 
 
-# Right after these two, transformers itself may be half loaded, so that nothing can be imported.
+# When these two functions are called, transformers may be half imported: they must not import anything.
 
 
 def announce_configurations() -> None:
-    """AutoConfig finds our configurations by their `model_type`."""
+    """Registers our configurations with AutoConfig by their `model_type`."""
     auto = sys.modules["transformers.models.auto.configuration_auto"]
     for model_type, name in CONFIGURATIONS.items():
         auto.CONFIG_MAPPING.register(model_type, ConfigurationOnDemand(name), exist_ok=True)
 
 
 def announce_image_processors() -> None:
-    """AutoImageProcessor finds our image processors by their class name."""
+    """Registers our image processors with AutoImageProcessor by their class name."""
     auto = sys.modules["transformers.models.auto.image_processing_auto"]
     auto.IMAGE_PROCESSOR_MAPPING.register(ImageProcessorsOnDemand, ImageProcessorsOnDemand(), exist_ok=True)
 
 
 def register_models() -> None:
-    """Every Auto class finds our models, and their image processors, by the configuration's class."""
+    """Registers our models and image processors with the Auto classes by their configuration class."""
     from .modeling.auto_classes import register_auto_classes
     from .processing.image_processing_segmentation import IMAGE_PROCESSORS
 

@@ -1,1 +1,1 @@
-"""What was measured, and the code that measures it."""
+"""Measurements, and the code that makes them."""

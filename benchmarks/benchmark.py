@@ -1,12 +1,11 @@
-"""contextseg-benchmark: time and memory of our models beside transformers' on the same work.
+"""contextseg-benchmark: time and memory of our models compared with others that do the same work.
 
     contextseg-benchmark --output benchmarks/speed.md
 
-Both models of a comparison do the same job in one process, in turn. Comparisons are listed in `comparisons.WORKS`.
-Heavy imports come after the command line is read, so that `--help` answers at once.
+The two models of a comparison run in turn in one process. The comparisons are listed in `comparisons.WORKS`.
+Slow imports come after the command line is parsed, so that `--help` answers quickly.
 """
 
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from .measuring import Timing
 
 PROGRAM = "contextseg-benchmark"
-DESCRIPTION = """Run our models and others for the same work in turn, for inference and for a training step (forward, loss, backward),
-and write medians, ratios and peak memory into a Markdown page."""
+DESCRIPTION = """Run our models and others in turn on the same work, for inference and for a training step
+(forward, loss, backward), and write median times, ratios and peak memory to a Markdown page."""
 LARGE_SIZE = (1024, 2048)
 
 
@@ -51,7 +50,7 @@ class BenchmarkArguments(CommandOptions):
 
 
 class Row(NamedTuple):
-    """One line of a comparison's table."""
+    """A row in the table of a comparison."""
 
     mode: str
     size: int
@@ -102,7 +101,7 @@ def integers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{option} is '{text}'. Give whole numbers separated by commas, e.g. 1,2.") from None
+        raise ValueError(f"{option} is '{text}'. Give integers separated by commas, e.g. 1,2.") from None
 
 
 def open_device(arguments: BenchmarkArguments) -> "torch.device":
@@ -110,7 +109,7 @@ def open_device(arguments: BenchmarkArguments) -> "torch.device":
 
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("PyTorch sees no CUDA device. Leave out --device, or install PyTorch for CUDA.")
+        raise ValueError("PyTorch finds no CUDA device. Omit --device, or install PyTorch with CUDA.")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -120,6 +119,8 @@ def open_device(arguments: BenchmarkArguments) -> "torch.device":
 def heading(arguments: BenchmarkArguments, device: "torch.device", argv: list[str] | None) -> str:
     import torch
     import transformers
+
+    from ..training.records import processor_name
 
     command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
     if device.type == "cuda":
@@ -132,17 +133,11 @@ def heading(arguments: BenchmarkArguments, device: "torch.device", argv: list[st
 
 {date.today()}, {machine}, {arguments.dtype}, PyTorch {torch.__version__}, transformers {transformers.__version__}.
 
-Times are medians of {arguments.repeats} rounds, ours and theirs in turn in one process. Ratios are ours / theirs of the same
-round: median (lowest to highest); below 1 is better. Memory is the most bytes in tensors at any moment beyond the weights, in a
-training step gradients included. Inference is from images to masks of their size, where nothing else is said; a training
-step is forward, loss at image size, backward.
+Times are medians of {arguments.repeats} rounds, each of ours and then theirs in one process. Ratios are ours / theirs within a
+round: median (lowest to highest); below 1 is better. Memory is the peak size of all tensors without the weights; in
+training steps it includes gradients. Unless stated otherwise, inference goes from images to masks at image size, and a
+training step is forward, loss at image size, and backward.
 """
-
-
-def processor_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def section(work: "Work", arguments: BenchmarkArguments, device: "torch.device") -> str:
@@ -188,7 +183,7 @@ def job(
     arguments: BenchmarkArguments,
     device: "torch.device",
 ) -> Callable[[], None]:
-    """What is measured: `compute`, and with a model in training mode the gradients of the loss that it returns."""
+    """The function to measure: `compute`, and for a model in training mode the backward pass of its loss."""
     import torch
 
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16")
@@ -221,13 +216,13 @@ def mebibytes(count: int) -> str:
 
 
 def attention_section(arguments: BenchmarkArguments, device: "torch.device") -> str:
-    """Peak memory of the first stage's global attention alone, beside the size of the matrix that it never builds."""
+    """Peak memory of the first stage's global attention, and the size of the matrix that it avoids."""
     sizes = integers(arguments.attention_sizes, "--attention-sizes")
     lines = "\n".join(attention_row(size, device) for size in sizes)
     return f"""## Memory of global attention (G-MSA)
 
-The largest global attention of GLAM-Swin-T (first stage, 96 channels, 3 heads, window 7, 10 tokens a window), forward pass
-alone. The last column is the one matrix of attention weights that eager attention would hold.
+The largest global attention of GLAM-Swin-T (first stage, 96 channels, 3 heads, window 7, 10 tokens per window), forward pass
+only. The last column is the size of the matrix of attention weights that eager attention would allocate.
 
 | image | global tokens | peak memory | bytes per token | attention matrix |
 |---|---|---|---|---|
@@ -256,7 +251,7 @@ def attention_row(size: int, device: "torch.device") -> str:
 
 
 def large_section(arguments: BenchmarkArguments, device: "torch.device") -> str:
-    """Time and peak memory of SegDeformer's head on a large image, beside the matrices that it never holds."""
+    """Time and peak memory of SegDeformer's head on a large image, and the size of the matrices it avoids."""
     size = (64, 128) if arguments.quick else LARGE_SIZE
     variants = {
         "as the authors' code": {},
@@ -267,8 +262,8 @@ def large_section(arguments: BenchmarkArguments, device: "torch.device") -> str:
     lines = "\n".join(rows)
     return f"""## SegDeformer's head on an image of {size[0]}x{size[1]}
 
-Inference, ours alone, measured once; a batch of one. The last column is computed: the two matrices, scores and their softmax,
-that straightforward attention holds at once.
+Inference of our head with a batch of one, measured once. The last column is computed: the size of the two matrices, scores
+and their softmax, that plain attention holds at the same time.
 
 | {size[0]}x{size[1]} | time | peak memory | two attention matrices |
 |---|---|---|---|

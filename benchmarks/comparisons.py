@@ -1,8 +1,8 @@
-"""What contextseg-benchmark compares: for each comparison, two models that do the same work.
+"""The comparisons of contextseg-benchmark: pairs of models that do the same work.
 
-A further comparison is one entry of `WORKS`.
+To add a comparison, add an entry to `WORKS`.
 
-Legend: B batch, C channels, K classes, h, w the sides of a feature map, H, W those of the image.
+Legend: B batch, C channels, K classes, h, w feature map axes, H, W image axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +37,8 @@ from contextseg.modeling.decoder_segdeformer import ContextMining, SegDeformerDe
 from contextseg.modeling.losses import segmentation_loss
 from contextseg.processing.logits_to_masks import upsampled_argmax
 
-from .measuring import multiply_adds
-from .reference_segdeformer import StraightforwardSegDeformer
+from .measuring import macs
+from .reference_segdeformer import ReferenceSegDeformer
 
 NUM_LABELS = 150
 MIT_STRIDES = (4, 8, 16, 32)
@@ -48,7 +48,7 @@ MID_LOSS_WEIGHT = 0.4  # the paper's alpha
 
 
 class Pair(NamedTuple):
-    """Two models for the same job, and what a reader must know about them."""
+    """Two models for the same task, and notes for the reader."""
 
     ours: nn.Module
     theirs: nn.Module
@@ -59,9 +59,13 @@ class Pair(NamedTuple):
 class Work:
     """One comparison.
 
-    build: makes its pair, very small when its argument is true.
-    job: from a model, a batch size and an image size (H, W) makes what is measured; with a model in training mode it
-        returns the loss.
+    Args:
+        title: Heading of the section on the page.
+        build: Builds the pair of models; its argument is whether to make them very small.
+        job: Builds the function to measure from a model, a batch size and an image size (H, W). If the model
+            is in training mode, the function returns the loss.
+        is_about_glam: Whether the page then gets the section on the memory of global attention.
+        modes: "inference", "training step" or both.
     """
 
     title: str
@@ -83,18 +87,18 @@ class SegmentationHead(nn.Module):
         self.label_loss = label_loss
 
     def forward(self, feature_maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps (B, C_i, h_i, w_i), fine to coarse -> scores and mid-level scores, both (B, K, h, w)."""
+        """Maps (B, C_i, h_i, w_i), fine to coarse -> logits and mid-level logits, each (B, K, h, w)."""
         decoded = self.decoder(feature_maps)
         return self.classifier(decoded.feature_map), decoded.mid_logits
 
     def loss(self, feature_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Maps (B, C_i, h_i, w_i), labels (B, H, W) -> ()."""
+        """Feature maps (B, C_i, h_i, w_i), labels (B, H, W) -> scalar loss."""
         logits, mid_logits = self(feature_maps)
         return self.label_loss(logits, labels) + MID_LOSS_WEIGHT * self.label_loss(mid_logits, labels)
 
 
 def upernet_swin(is_small: bool, num_global_tokens: int) -> Pair:
-    """GLAM-Swin with UPerNet and transformers' Swin-T with UPerNet, with the same weights where both have them."""
+    """GLAM-Swin with UPerNet and transformers' Swin-T with UPerNet; the weights they share are equal."""
     tiny = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
     small = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
     sizes = small if is_small else tiny
@@ -114,17 +118,18 @@ def upernet_swin(is_small: bool, num_global_tokens: int) -> Pair:
     whole_image = theirs.decode_head.psp_modules.blocks[0].layers[1]
     whole_image.batch_norm = BatchNorm2d(whole_image.batch_norm.num_features)
     notes = [
-        "Weights: the same in both, except for what only GLAM has (global tokens and their attention). "
+        "Both models have the same weights, except for those that only GLAM has (global tokens and their attention). "
         "150 classes, auxiliary head, stochastic depth 0.3.",
-        f"Attention: ours `{ours.config._attn_implementation}`, transformers "
-        f"`{theirs.backbone.config._attn_implementation}` (each one's default).",
-        "transformers refuses a training batch of one (a batch norm that sees one value), so that one norm is ours.",
+        f"Attention implementation: ours `{ours.config._attn_implementation}`, transformers "
+        f"`{theirs.backbone.config._attn_implementation}` (the default of each).",
+        "transformers cannot train with a batch of one, because one batch norm then sees a single value per channel. "
+        "That layer is replaced by ours.",
     ]
     return Pair(ours, theirs, notes)
 
 
 def image_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callable[[], Tensor | list[Tensor]]:
-    """Images to masks, or to the loss."""
+    """A function from images to masks, or to the loss if the model is in training mode."""
     pixels = torch.randn(batch, 3, *size, device=model.device)
     labels = torch.randint(NUM_LABELS, (batch, *size), device=model.device)
     if model.training:
@@ -133,14 +138,14 @@ def image_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callable[[
 
 
 def masks(logits: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """(B, K, h, w) -> B masks (H, W). transformers' models enlarge the logits themselves, ours leave that to this step."""
+    """(B, K, h, w) -> B masks (H, W). transformers' models upsample their logits themselves, ours do not."""
     if logits.shape[-2:] == size:
         return list(logits.argmax(dim=1))
-    return [upsampled_argmax(image_logits, size) for image_logits in logits]
+    return [upsampled_argmax(image_logits[None], size)[0] for image_logits in logits]
 
 
 def segdeformer_head(is_small: bool, neck: str = "conv", reduction_ratio: int = 1) -> SegmentationHead:
-    """The decoder of SegDeformer-B2 for ADE20K, and its classifier."""
+    """The decoder and the classifier of SegDeformer-B2 for ADE20K."""
     width = 16 if is_small else DECODER_WIDTH
     config = PreTrainedConfig(attn_implementation="sdpa")
     mining = ContextMining(neck, reduction_ratio)
@@ -149,28 +154,29 @@ def segdeformer_head(is_small: bool, neck: str = "conv", reduction_ratio: int = 
 
 
 def segdeformer(is_small: bool, neck: str) -> Pair:
-    """Our head beside its equations one by one, with the same weights."""
+    """Our head and a literal implementation of its equations, with the same weights."""
     ours = segdeformer_head(is_small, neck)
     width = ours.classifier.in_channels
-    decoder = StraightforwardSegDeformer(MIT_B2_CHANNELS, width, NUM_LABELS, is_normed=neck != "linear")
+    decoder = ReferenceSegDeformer(MIT_B2_CHANNELS, width, NUM_LABELS, use_batch_norm=neck != "linear")
     theirs = SegmentationHead(decoder, width, enlarged_cross_entropy)
     theirs.load_state_dict(ours.state_dict())
     notes = [
-        "The head alone, on random feature maps of MiT-B2's shapes: decoder of width 256, classifier for 150 classes. "
-        "Inference ends with scores at a quarter of the image's size; training adds 0.4 times the loss of the mid-level scores.",
-        "Theirs: levels concatenated at the finest size, a product for each projection, attention that holds its matrix, "
-        "scores enlarged to the image's size before the loss. The same weights and, up to rounding, results.",
-        "A training step gains less than inference: attention that keeps no matrix makes the scores again in the backward pass, "
-        "seven products for six.",
+        "Only the head, on random feature maps with the shapes of MiT-B2: decoder of width 256, classifier for 150 classes. "
+        "Inference ends with logits at a quarter of the image size; training adds 0.4 times the loss of the mid-level logits.",
+        "Theirs is the equations one by one: levels concatenated at the finest size, one matrix product per projection, "
+        "attention that stores its matrix, logits upsampled to image size before the loss. Both have the same weights and, up to "
+        "rounding, the same results.",
+        "A training step gains less than inference: attention that stores no matrix recomputes the scores in the backward pass, "
+        "seven products instead of six.",
     ]
     return Pair(ours, theirs, notes)
 
 
 def segdeformer_efficient(is_small: bool) -> Pair:
-    """Efficient attention (section 3.4 of the paper) beside the whole one."""
+    """Efficient attention (section 3.4 of the paper) and full attention."""
     notes = [
-        "Both are ours, for the same job as above: attention whose keys and values stand for 4 x 4 positions each "
-        "(`reduction_ratio=4`), beside attention to every position. That is another model, with other results."
+        "Both are ours, for the same task as above: attention with one key and value per 4 x 4 positions "
+        "(`reduction_ratio=4`) vs. attention to every position. The two are different models with different results."
     ]
     return Pair(segdeformer_head(is_small, reduction_ratio=4), segdeformer_head(is_small), notes)
 
@@ -178,7 +184,7 @@ def segdeformer_efficient(is_small: bool) -> Pair:
 def head_job(
     head: SegmentationHead, batch: int, size: tuple[int, int]
 ) -> Callable[[], Tensor | tuple[Tensor, Tensor]]:
-    """Feature maps to scores, or to the loss."""
+    """A function from feature maps to logits, or to the loss if the head is in training mode."""
     device = head.classifier.weight.device
     feature_maps = [
         torch.randn(batch, channels, *(-(-side // stride) for side in size), device=device)
@@ -191,24 +197,24 @@ def head_job(
 
 
 def enlarged_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, K, h, w), (B, H, W) -> ()."""
+    """(B, K, h, w), (B, H, W) -> scalar cross-entropy of logits upsampled to image size."""
     return F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels)
 
 
 def maformer(is_small: bool, other: nn.Module) -> Pair:
-    """MAFormer-S beside another backbone of ours, of about its size."""
+    """MAFormer-S and another backbone of ours of about the same size."""
     ours = MaformerBackbone(MaformerConfig.preset("nano" if is_small else "small"))
     parameters = [sum(value.numel() for value in model.parameters()) / 1e6 for model in (ours, other)]
-    work = {size: [multiply_adds(model, size) for model in (ours, other)] for size in (224, 512)}
+    work = {size: [macs(model, size) for model in (ours, other)] for size in (224, 512)}
     notes = [
-        f"Backbones alone, from images to four feature maps; the loss is their mean. {parameters[0]:.1f} M parameters beside "
+        f"Only the backbones, from images to four feature maps; the loss is their mean. {parameters[0]:.1f} M parameters vs. "
         f"{parameters[1]:.1f} M.",
         *(
-            f"Multiply-adds of one {size}x{size} image, attention products included: {our.forward / 1e9:.2f} G beside "
-            f"{their.forward / 1e9:.2f} G, {our.forward / their.forward:.2f} times as many; of a training step, with the "
-            f"scores that fused attention makes again in the backward pass, {our.training / 1e9:.1f} G beside "
-            f"{their.training / 1e9:.1f} G, {our.training / their.training:.2f} times as many. A time ratio below that is "
-            "faster per multiply-add."
+            f"Multiply-adds (MACs) of one {size}x{size} image, including attention products: {our.forward / 1e9:.2f} G vs. "
+            f"{their.forward / 1e9:.2f} G, {our.forward / their.forward:.2f} times as many. Of a training step, including the "
+            f"scores that fused attention recomputes in the backward pass: {our.training / 1e9:.1f} G vs. "
+            f"{their.training / 1e9:.1f} G, {our.training / their.training:.2f} times as many. A time ratio below this factor "
+            "means less time per multiply-add."
             for size, (our, their) in work.items()
         ),
     ]
@@ -216,7 +222,7 @@ def maformer(is_small: bool, other: nn.Module) -> Pair:
 
 
 def backbone_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callable[[], Tensor | object]:
-    """Images to feature maps, or to their mean."""
+    """A function from images to feature maps, or to their mean if the model is in training mode."""
     pixels = torch.randn(batch, 3, *size, device=model.device)
     if model.training:
         return lambda: sum(feature_map.mean() for feature_map in model(pixels).feature_maps)
@@ -224,12 +230,12 @@ def backbone_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callabl
 
 
 def checkpointed(ours: PreTrainedModel) -> Pair:
-    """A segmenter trained with gradient checkpointing, beside itself trained without."""
+    """A segmenter with gradient checkpointing, and a copy without."""
     theirs = deepcopy(ours)
     ours.gradient_checkpointing_enable({"use_reentrant": False})
     notes = [
-        "Ours is with `--gradient-checkpointing`, theirs without: the same model, weights and gradients. The blocks of the "
-        "encoder are computed again in the backward pass; the decoder is not."
+        "Ours is trained with `--gradient-checkpointing` and theirs without; model, weights and gradients are the same. The "
+        "backward pass recomputes the blocks of the encoder, but not the decoder."
     ]
     return Pair(ours, theirs, notes)
 
@@ -245,42 +251,42 @@ def cswin_tiny(is_small: bool) -> CswinBackbone:
 
 WORKS = {
     "glam_swin": Work(
-        "GLAM-Swin-T + UPerNet with 10 global tokens, beside transformers' plain Swin-T + UPerNet",
+        "GLAM-Swin-T + UPerNet with 10 global tokens vs. transformers' plain Swin-T + UPerNet",
         lambda is_small: upernet_swin(is_small, num_global_tokens=10),
         image_job,
         is_about_glam=True,
     ),
     "swin": Work(
-        "Swin-T + UPerNet: ours with 0 global tokens, beside transformers'",
+        "Swin-T + UPerNet: ours with 0 global tokens vs. transformers'",
         lambda is_small: upernet_swin(is_small, num_global_tokens=0),
         image_job,
         is_about_glam=True,
     ),
     "segdeformer": Work(
-        "SegDeformer's head as the authors' code has it: ours, beside its equations one by one",
+        "SegDeformer's head as in the authors' code: ours vs. a literal implementation",
         lambda is_small: segdeformer(is_small, neck="conv"),
         head_job,
     ),
     "segdeformer_linear": Work(
-        "SegDeformer's head as the paper has it: ours, beside its equations one by one",
+        "SegDeformer's head as in the paper: ours vs. a literal implementation",
         lambda is_small: segdeformer(is_small, neck="linear"),
         head_job,
     ),
     "segdeformer_efficient": Work(
-        "SegDeformer's head with efficient attention, beside whole attention", segdeformer_efficient, head_job
+        "SegDeformer's head with efficient attention vs. full attention", segdeformer_efficient, head_job
     ),
     "maformer_swin": Work(
-        "MAFormer-S, beside Swin-T (ours)",
+        "MAFormer-S vs. Swin-T (ours)",
         lambda is_small: maformer(is_small, swin_tiny(is_small)),
         backbone_job,
     ),
     "maformer_cswin": Work(
-        "MAFormer-S, beside CSWin-T (ours)",
+        "MAFormer-S vs. CSWin-T (ours)",
         lambda is_small: maformer(is_small, cswin_tiny(is_small)),
         backbone_job,
     ),
     "glam_checkpointing": Work(
-        "GLAM-Swin-T + UPerNet with gradient checkpointing, beside without",
+        "GLAM-Swin-T + UPerNet with vs. without gradient checkpointing",
         lambda is_small: checkpointed(
             GlamSwinForSemanticSegmentation(
                 GlamSwinConfig.preset("nano" if is_small else "tiny", num_labels=NUM_LABELS)
@@ -290,7 +296,7 @@ WORKS = {
         modes=("training step",),
     ),
     "maformer_checkpointing": Work(
-        "MAFormer-S + Semantic FPN with gradient checkpointing, beside without",
+        "MAFormer-S + Semantic FPN with vs. without gradient checkpointing",
         lambda is_small: checkpointed(
             MaformerForSemanticSegmentation(
                 MaformerConfig.preset("nano" if is_small else "small", num_labels=NUM_LABELS)

@@ -1,6 +1,6 @@
-"""What `contextseg-context` trains and scores: scenes whose cue is near some of the white and far from the rest.
+"""Training and scoring for `contextseg-context`, on scenes whose cue is near only some of the white pixels.
 
-Legend: N scenes, S pixels of a side, C channels, K classes, D bins of distance.
+Legend: N scenes, S side of a scene in pixels, C channels.
 """
 
 import time
@@ -23,13 +23,19 @@ from ..training.optim import learning_rate_factor, parameter_groups, set_learnin
 from .receptive_field import axis_view, reach, sees_box
 
 WARMUP_STEPS, WEIGHT_DECAY, CLIP_NORM = 100, 0.01, 1.0
-SHOWN = 2  # scenes in the picture
-FLAG_WEIGHT = 10  # of the flags' classes in the loss: they are 1 % of the pixels
+SHOWN = 2  # scenes in the figure
+FLAG_WEIGHT = 10  # loss weight of the flag classes, which are 1 % of the pixels
 
 
 @dataclass(frozen=True)
 class Network:
-    """One row of the table."""
+    """A network to train, one row of the tables.
+
+    Args:
+        num_global_tokens: Global tokens per window.
+        use_global_attention: Whether global tokens attend to those of other windows (G-MSA).
+        window_size: Side of the windows in patches.
+    """
 
     num_global_tokens: int
     use_global_attention: bool = True
@@ -37,6 +43,7 @@ class Network:
 
     @property
     def title(self) -> str:
+        """The name of the network in tables."""
         if self.window_size > 2:
             return f"{self.num_global_tokens} tokens, windows of {self.window_size} x {self.window_size}"
         if not self.num_global_tokens:
@@ -46,14 +53,14 @@ class Network:
 
     @property
     def sees_far(self) -> bool:
-        """Whether something carries the flag further than a few windows of 2 x 2."""
+        """Whether the network can see the flag from further away than a few windows of 2 x 2."""
         return (self.num_global_tokens > 0 and self.use_global_attention) or self.window_size > 2
 
     def config(self, **sizes: int | float | tuple[int, ...]) -> GlamSwinConfig:
-        """A Unet of two stages, the second of three blocks. All that differs between networks are the tokens and G-MSA.
+        """A Unet of two stages with 1 and 3 blocks; networks differ only in tokens, G-MSA and windows.
 
-        The weights start wider than Swin's 0.02, which is meant for 96 channels and more: with it this narrow network
-        needs several times as many steps until its tokens carry anything.
+        The initial weights are larger than Swin's 0.02, which suits 96 channels and more. With 0.02 this
+        narrow network needs several times as many steps before its tokens carry information.
         """
         options = {
             "embed_dim": 32,
@@ -77,7 +84,7 @@ class Network:
 
 @dataclass
 class Pictures:
-    """Scenes as tensors: (N, C, S, S) normalised images and (N, S, S) class ids."""
+    """Scenes as tensors: (N, C, S, S) normalized images and (N, S, S) class ids."""
 
     scenes: list[Scene]
     pixel_values: Tensor = field(init=False)
@@ -91,13 +98,13 @@ class Pictures:
 
 @lru_cache(maxsize=4)
 def draw_near(seed: int, number: int, size: int, nearest: float, swap_flag: bool = False) -> Pictures:
-    """The first scenes of a series whose nearest white is within `nearest` pixels of the flag."""
+    """The first `number` scenes of a series that have a white pixel within `nearest` pixels of the flag."""
     drawn = (draw_scene(seed, index, size, distance=0, swap_flag=swap_flag) for index in count())
     return Pictures(list(islice((scene for scene in drawn if scene.distance <= nearest), number)))
 
 
-def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.Module:
-    """AdamW with warm-up and a straight fall to zero; the scenes of a step are drawn anew each time."""
+def train(network: Network, images: Pictures, task: "Task", seed: int) -> nn.Module:
+    """Trains with AdamW, warm-up and linear decay to zero, on scenes drawn with replacement."""
     torch.manual_seed(seed)
     model = GlamSwinForSemanticSegmentation(network.config()).train()
     groups = parameter_groups(model, learning_rate=task.learning_rate, weight_decay=WEIGHT_DECAY)
@@ -107,8 +114,8 @@ def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.M
     for step in range(steps):
         factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
         set_learning_rate(optimizer, factor)
-        chosen = torch.randint(len(pictures.labels), (task.batch_size,), generator=order)
-        loss = model(pixel_values=pictures.pixel_values[chosen], labels=pictures.labels[chosen]).loss
+        chosen = torch.randint(len(images.labels), (task.batch_size,), generator=order)
+        loss = model(pixel_values=images.pixel_values[chosen], labels=images.labels[chosen]).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
@@ -117,19 +124,19 @@ def train(network: Network, pictures: Pictures, task: "Task", seed: int) -> nn.M
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, pictures: Pictures) -> Tensor:
-    """-> (N, S, S) class ids. Scenes go one by one, so that a scene and its twin are computed in the same way."""
-    return torch.cat([model(pixel_values=one[None]).logits.argmax(dim=1) for one in pictures.pixel_values])
+def predict(model: nn.Module, images: Pictures) -> Tensor:
+    """-> (N, S, S) class ids. The batch size is one, so a scene and its twin are computed in the same way."""
+    return torch.cat([model(pixel_values=one[None]).logits.argmax(dim=1) for one in images.pixel_values])
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the white pixels of scenes are: (N, S, S) each.
+    """The positions of the white pixels of scenes.
 
     Args:
-        bins: The bin of distance, -1 for what is not scored.
-        in_view: Whether the logit there can see some of the flag without global attention.
-        reach: The furthest that any logit can see without global attention.
+        bins: (N, S, S) index of the distance bin, -1 for pixels that are not scored.
+        in_view: (N, S, S) whether the logit of the pixel can see part of the flag without global attention.
+        reach: The largest distance in pixels that a logit can see without global attention.
     """
 
     bins: np.ndarray
@@ -138,10 +145,10 @@ class Places:
 
 
 def place(scenes: list[Scene], config: GlamSwinConfig, edges: Sequence[int]) -> Places:
-    """Bins of the larger of the distances in rows and in columns, as views are rectangles.
+    """Assigns white pixels to bins by the larger of their distances in rows and in columns.
 
-    White that sees the flag only around the border of the image is near it for a network without global attention,
-    and far for a reader: it is left out.
+    White pixels that see the flag only around the border of the image are left out: they are near it for a
+    network without global attention, but far for a reader.
     """
     view = axis_view(config, scenes[0].mask.shape[0])
     bins, in_view = [], []
@@ -155,7 +162,7 @@ def place(scenes: list[Scene], config: GlamSwinConfig, edges: Sequence[int]) -> 
 
 
 def flag_box(mask: np.ndarray) -> tuple[slice, slice]:
-    """(S, S) class ids -> the rows and the columns of the flag, all that differs between a scene and its twin."""
+    """(S, S) class ids -> the rows and columns of the flag, outside of which a scene equals its twin."""
     places = np.argwhere(np.isin(mask, FLAGS))
     return tuple(
         slice(low, high + 1) for low, high in zip(places.min(axis=0), places.max(axis=0), strict=True)
@@ -163,7 +170,7 @@ def flag_box(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def distances(box: tuple[slice, slice], size: int) -> np.ndarray:
-    """-> (S, S): pixels to the box along rows or along columns, whichever are more."""
+    """-> (S, S): distance to the box in pixels, the larger one of rows and columns."""
     axis = np.arange(size)
     rows, columns = (np.maximum(np.maximum(part.start - axis, axis - part.stop + 1), 0) for part in box)
     return np.maximum(rows[:, None], columns)
@@ -171,24 +178,24 @@ def distances(box: tuple[slice, slice], size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Task:
-    """What is the same for all networks of a comparison."""
+    """The settings shared by all networks of a comparison; see the options of `contextseg-context`."""
 
     scenes: int
     scored: int
     size: int
     nearest: float
-    edges: tuple[int, ...]  # where the bins of distance begin, and the end of the last one
+    edges: tuple[int, ...]  # lower ends of the distance bins, and the upper end of the last bin
     steps: int
     patience: int
     learning_rate: float
     batch_size: int
 
     def steps_of(self, network: Network) -> int:
-        """Where most of the white cannot teach what the flag means, networks get more time."""
+        """The number of steps; more for networks to which most white pixels give no signal about the flag."""
         return self.steps * (1 if network.sees_far else self.patience)
 
     def scored_scenes(self) -> tuple[Pictures, Pictures]:
-        """Scenes that nobody is trained on, under both flags."""
+        """Scenes outside of every training set, with both flags."""
         series = (0, self.scored, self.size, self.nearest)
         return draw_near(*series), draw_near(*series, swap_flag=True)
 
@@ -198,25 +205,25 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of one network and seed, a value for each bin of distance."""
+    """Scores of one network and seed, with one value per distance bin."""
 
     network: Network
     seed: int
-    iou: list[float]  # mean over snow and ice
-    follows: list[float]  # share of pixels whose answer changes when the flag alone is repainted
-    shown: tuple[np.ndarray, np.ndarray]  # answers to the first scenes, under both flags
+    iou: list[float]  # mean of snow and ice, 0 to 1
+    follows: list[float]  # share of pixels whose prediction changes when only the flag is repainted
+    shown: tuple[np.ndarray, np.ndarray]  # predictions for the first scenes, with both flags
     parameters: int
-    seconds: float  # of processor time, training alone
+    seconds: float  # CPU time of training
 
 
 def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], places: Places) -> list[dict]:
-    """Per bin: IoU over the scenes under both flags, and how much of the answer the flag decides."""
+    """Per bin: IoU over the scenes with both flags, and the share of predictions that follow the flag."""
     rows = []
     for number in range(places.bins.max() + 1):
         here = torch.from_numpy(places.bins == number)
         confusion = ConfusionMatrix(len(CLASSES), IGNORE_INDEX)
-        for prediction, pictures in zip(predictions, both, strict=True):
-            confusion.update(prediction, torch.where(here, pictures.labels, IGNORE_INDEX))
+        for prediction, images in zip(predictions, both, strict=True):
+            confusion.update(prediction, torch.where(here, images.labels, IGNORE_INDEX))
         per_class = confusion.compute()["per_class"]
         rows.append(
             {
@@ -229,12 +236,12 @@ def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], p
 
 def run(task: Task, network: Network, seed: int) -> Result:
     """Trains one network and scores it."""
-    pictures = task.training_scenes(seed)
+    images = task.training_scenes(seed)
     started = time.process_time()
-    model = train(network, pictures, task, seed)
+    model = train(network, images, task, seed)
     seconds = time.process_time() - started
     both = task.scored_scenes()
-    predictions = tuple(predict(model, pictures) for pictures in both)
+    predictions = tuple(predict(model, images) for images in both)
     rows = score(predictions, both, place(both[0].scenes, Network(0).config(), task.edges))
     return Result(
         network,
@@ -248,7 +255,7 @@ def run(task: Task, network: Network, seed: int) -> Result:
 
 
 def run_all(task: Task, networks: list[Network], seeds: int, jobs: int) -> Iterator[Result]:
-    """Results as they come, each network trained on one thread."""
+    """Yields results in the order of completion; with several jobs, each network is trained on one thread."""
     pairs = [(network, seed) for seed in range(seeds) for network in networks]
     if jobs == 1:
         yield from (run(task, *pair) for pair in pairs)

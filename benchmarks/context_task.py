@@ -1,10 +1,10 @@
-"""contextseg-context: how far from a cue can a network still use it, with and without global attention?
+"""contextseg-context: the distance at which networks with and without global attention can use a cue.
 
     contextseg-context --output benchmarks/context.md
 
-Trains the same small Unet with different numbers of global tokens, with and without G-MSA, on scenes whose white can be
-named by a flag only. Scores are reported over the distance from the flag. Heavy imports come after the command line is
-read, so that `--help` answers at once.
+Trains the same small Unet with different numbers of global tokens, with and without G-MSA, on scenes in which
+only a flag tells the class of the white pixels. Scores are reported by distance from the flag. Slow imports
+come after the command line is parsed, so that `--help` answers quickly.
 """
 
 import shlex
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from .context_networks import Pictures, Places, Result, Task
 
 PROGRAM = "contextseg-context"
-DESCRIPTION = """Train GLAM-Swin-Unet with and without global attention on generated scenes whose labels hang on a far
-cue, and write IoU over the distance from the cue into a Markdown page. Takes about half an hour on one core."""
+DESCRIPTION = """Train GLAM-Swin-Unet with and without global attention on generated scenes whose labels
+depend on a distant cue, and write the IoU by distance from the cue to a Markdown page. Takes about half an hour on one
+core."""
 
-# Global tokens in each window, whether G-MSA lets them talk to each other, and the side of the windows in patches.
-# Windows of 12 x 12 cover all of the coarser stage: a control that shows the flag to plain Swin-Unet.
+# Global tokens per window, whether G-MSA connects them, and the side of the windows in patches. Windows of
+# 12 x 12 cover the whole coarser stage: a control in which plain Swin-Unet sees the flag.
 NETWORKS = ((0, True, 2), (10, False, 2), (1, True, 2), (5, True, 2), (10, True, 2), (0, True, 12))
 
 
@@ -50,7 +51,7 @@ class ContextArguments(CommandOptions):
     )
     jobs: int = option(1, "networks that are trained at the same time, each on one thread")
     output: str = option(
-        "benchmarks/context.md", "page to write; its pictures go to pictures/ beside it", metavar="FILE"
+        "benchmarks/context.md", "page to write; its images go to images/ beside it", metavar="FILE"
     )
     quick: bool = option(False, "use few steps and scenes, to see whether everything still runs")
 
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(arguments: ContextArguments, command: str) -> None:
-    """Trains and scores network after network, and writes the page after each, so that a stopped run leaves one."""
+    """Trains and scores all networks. The page is written after each, so an interrupted run leaves one."""
     from .context_networks import Network, Task, run_all
 
     task = Task(
@@ -89,12 +90,13 @@ def compare(arguments: ContextArguments, command: str) -> None:
 
 
 def bin_edges(arguments: ContextArguments) -> tuple[int, ...]:
-    """Where the columns of the table begin, and the end of the last one."""
+    """The lower ends of the columns of the table, and the upper end of the last one."""
     given = arguments.edges.split(",")
     edges = [int(text) for text in given if text.strip().isdecimal()]
     if len(edges) < len(given) or edges != sorted({0, *edges}) or edges[-1] >= arguments.size:
         raise ValueError(
-            f"--edges is '{arguments.edges}'. Give growing distances below {arguments.size} that begin with 0, e.g. 0,16,32."
+            f"--edges is '{arguments.edges}'. Give increasing distances below {arguments.size} that start with 0, "
+            "e.g. 0,16,32."
         )
     return (*edges, arguments.size)
 
@@ -104,14 +106,14 @@ def write_page(arguments: ContextArguments, command: str, results: "list[Result]
     from .context_networks import Network, bin_names, place
 
     output = Path(arguments.output)
-    pictures = output.parent / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = output.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
     scored = task.scored_scenes()
     places = place(scored[0].scenes, Network(0).config(), task.edges)
     names, found = bin_names(task.edges), environment()
     hardware, versions = found["hardware"], found["versions"]
-    draw_curves(results, names, places, pictures / "context_curves.png")
-    draw_scenes(results, scored, pictures / "context_scenes.png")
+    draw_curves(results, names, places, images / "context_curves.png")
+    draw_scenes(results, scored, images / "context_scenes.png")
     page = PAGE.format(
         command=command,
         today=date.today(),
@@ -131,12 +133,12 @@ def write_page(arguments: ContextArguments, command: str, results: "list[Result]
 
 
 def in_view(places: "Places") -> list[float]:
-    """Of each bin, the share of white pixels that can see some of the flag without global attention."""
+    """Per bin: the share of white pixels that can see part of the flag without global attention."""
     return [float(places.in_view[places.bins == number].mean()) for number in range(places.bins.max() + 1)]
 
 
 def unseen(places: "Places") -> float:
-    """The share of all scored pixels that see nothing of the flag without global attention."""
+    """The share of all scored pixels that cannot see the flag without global attention."""
     scored = places.bins >= 0
     return 1 - float(places.in_view.sum() / scored.sum())
 
@@ -146,7 +148,7 @@ def cells(shares: list[float]) -> list[str]:
 
 
 def table(results: "list[Result]", column: str) -> str:
-    """Lines of a table: the mean over seeds, and each seed when there are several."""
+    """The rows of a table: the mean over seeds, followed by each seed if there are several."""
     lines = []
     for network in dict.fromkeys(result.network for result in results):
         seeds = [getattr(result, column) for result in results if result.network == network]
@@ -168,7 +170,7 @@ def size_rows(results: "list[Result]") -> str:
 
 
 def draw_curves(results: "list[Result]", names: list[str], places: "Places", path: Path) -> None:
-    """IoU over distance, a line for each network, the mean of its seeds."""
+    """Plots IoU over distance, with one line per network, the mean of its seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -190,11 +192,11 @@ def draw_curves(results: "list[Result]", names: list[str], places: "Places", pat
 
 
 def draw_scenes(results: "list[Result]", scored: "tuple[Pictures, Pictures]", path: Path) -> None:
-    """The first scenes under both flags, and what each network of the first seed makes of them."""
+    """Draws the first scenes with both flags, and the predictions of all networks for the first seed."""
     from PIL import Image
 
     from ..processing.data.scenes import CLASSES
-    from ..processing.overlays import grid_of_pictures, mask_picture
+    from ..processing.overlays import image_grid, mask_image
     from .context_networks import SHOWN
 
     first = [result for result in results if result.seed == 0]
@@ -202,10 +204,10 @@ def draw_scenes(results: "list[Result]", scored: "tuple[Pictures, Pictures]", pa
     for number, flag in product(range(SHOWN), range(2)):
         scene = scored[flag].scenes[number]
         masks = [scene.mask, *(result.shown[flag][number] for result in first)]
-        pictures = [mask_picture(mask, list(CLASSES.values())) for mask in masks]
-        rows.append([Image.fromarray(scene.image), *pictures])
+        images = [mask_image(mask, list(CLASSES.values())) for mask in masks]
+        rows.append([Image.fromarray(scene.image), *images])
     titles = ["image", "truth", *(result.network.title for result in first)]
-    grid_of_pictures(rows, titles, CLASSES, cell_width=180).quantize(128).save(path)
+    image_grid(rows, titles, CLASSES, cell_width=180).quantize(128).save(path)
 
 
 PAGE = """# What only global attention carries
@@ -214,63 +216,64 @@ PAGE = """# What only global attention carries
 
 {today}, {machine}, float32, {versions}.
 
-The scenes are those of the demonstration: white expanses that are snow or ice, painted by the same code, and one small flag that tells which
-(red: ice, blue: snow). Here the nearest white is at most {nearest:g} pixels from the flag, so every scene has white near the cue and white
-far from it. The network is the same in every row but for its global tokens: GLAM-Swin-Unet of two stages (1 and 3 blocks, the
-decoder's mirror 1), windows of 2 x 2, patches of 4 pixels, 32 and 64 channels, on images of {size} x {size}. "No G-MSA" is
-`use_global_attention=False`, the ablation of the paper's Table 5: tokens gather and give within their windows and never meet. The last row
-is a control: plain Swin-Unet with windows of 12 x 12, of which one covers all of the coarser stage.
+The scenes are those of the demo: white areas are either snow or ice and look alike, and one small flag tells which (red: ice, blue: snow).
+Here the nearest white pixel is at most {nearest:g} pixels from the flag, so every scene has white areas both near the cue and far from it.
+The network is the same in every row except for its global tokens: GLAM-Swin-Unet with two stages (1 and 3 blocks in the encoder, 1 in the
+decoder), windows of 2 x 2, patches of 4 pixels, 32 and 64 channels, on images of {size} x {size}. "No G-MSA" is
+`use_global_attention=False`, the ablation in the paper's Table 5: tokens exchange information with their own window, but not with each
+other. The last row is a control: plain Swin-Unet with windows of 12 x 12, one of which covers the whole coarser stage.
 
-**Who can see what.** Without G-MSA only windows, shifted windows, and the merging and expansion of patches move information. Followed
-through all blocks of encoder and decoder (`benchmarks/receptive_field.py`), a logit behind windows of 2 x 2 sees at most {reach} pixels far, in rows or in columns; the
-tests check this against gradients, which are exactly zero beyond and not zero with G-MSA. Distance is measured in the same
-way, as the larger of rows and columns. {unseen} % of the white pixels see nothing of the flag without
-G-MSA. {scored} scenes that nobody was trained on are scored, each under both flags.
+**Receptive field.** Without G-MSA, information moves only through windows, shifted windows, patch merging and patch expansion. Computed
+through all blocks of encoder and decoder (`benchmarks/receptive_field.py`), a logit behind windows of 2 x 2 sees at most {reach} pixels far, in
+rows or in columns. The tests check this against gradients: beyond this distance they are exactly zero without G-MSA, and nonzero with it.
+Distance is measured in the same way, as the larger of rows and columns. Without G-MSA, {unseen} % of the white pixels cannot see any part of
+the flag. The scores are from {scored} scenes that were not used for training, each with both flags.
 
-## IoU of snow and ice over the distance from the flag, %
+## IoU of snow and ice by distance from the flag, %
 
 | pixels from the flag | {header} |
 |{rule}
 | *white that sees the flag without G-MSA* | {view} |
 {iou}
 
-![IoU over distance](pictures/context_curves.png)
+![IoU over distance](images/context_curves.png)
 
-Who cannot see the flag gives the same answer under both, right under one of them: IoU is then 33.3 % at best, when half of the white is
-called ice, and 25 % when all of it gets one name. Grey in the picture: no pixel there sees the flag without G-MSA.
+A model that cannot see the flag predicts the same for both flags, which is correct for one of them. Its IoU is then at most 33.3 %, when it
+labels half of the white pixels as ice, and 25 % when it gives all of them the same label. Gray in the figure: no pixel there sees the flag
+without G-MSA.
 
-## Answers that change when only the flag is repainted, %
+## Predictions that change when only the flag is repainted, %
 
 | pixels from the flag | {header} |
 |{rule}
 {follows}
 
-A perfect network is at 100. 0 without a decimal is exactly none: the flag arrived at no pixel.
+A perfect network scores 100. A 0 without decimals is exactly zero: the flag reached no pixel.
 
-![Two scenes under both flags](pictures/context_scenes.png)
+![Two scenes with both flags](images/context_scenes.png)
 
 ## Sizes
 
-| network | parameters | training, processor time |
+| network | parameters | training, CPU time |
 |---|---|---|
 {sizes}
 
 Training: {scenes} scenes, {steps} steps of {batch_size} ({patience} times as many with small windows and without G-MSA), AdamW with learning rate {learning_rate:g}, seeds: {seeds}, scored after
-the last step: nothing was chosen by its score. With several seeds, tables give the mean first, then each seed. Processor time also
-depends on what else the machine does.
+the last step, without selecting a checkpoint. With several seeds, tables give the mean, followed by each seed in parentheses. CPU time also
+depends on the other load of the machine.
 
-## What this shows, and what not
+## What this shows, and what it does not
 
-- Global attention carries a cue across any distance in one step, with one token a window already. Beyond its view no amount of training
-  can teach a network without it: the information is not there.
-- Inside its view such a network could use the flag, but the flag is often one or two windows away there and has to be handed on from
-  block to block. Where the first three columns stay low, that is what training did not find, not a limit of the architecture.
-- The control, which is handed the flag by one large window, shows that plain Swin-Unet learns the task with the same training when its view
-  allows it. (The work of such windows grows with the square of the image's area.)
-- The network is small on purpose. With more stages, blocks or larger windows the view without G-MSA grows (Swin-T's last stage sees
-  a whole image of 224 pixels), and then tokens are one way among several. This page says nothing about how much they help there.
-- Shifted windows wrap around the border of the image. Swin masks pixels that only the wrapping made neighbours; global tokens are
-  not masked and so carry across the border. White that sees the flag only in this way is left out of the tables.
+- Global attention carries a cue across any distance in one step, even with one token per window. Without it, no amount of training helps
+  beyond the receptive field, because the information is not there.
+- Inside its receptive field, a network without G-MSA could use the flag, but there the flag is often one or two windows away and has to be
+  passed on from block to block. Low values in the first three columns are a result of training, not a limit of the architecture.
+- The control, which sees the flag through one large window, shows that plain Swin-Unet learns the task with the same training if its
+  receptive field allows it. (The cost of such windows grows with the square of the image area.)
+- The network is small on purpose. With more stages, more blocks or larger windows the receptive field without G-MSA grows (Swin-T's last
+  stage sees a whole image of 224 pixels), and tokens are then one option among several. This page does not show how much they help there.
+- Shifted windows wrap around the border of the image. Swin masks pixels that are adjacent only because of the cyclic shift; global tokens
+  are not masked, so they carry information across the border. White pixels that see the flag only in this way are left out of the tables.
 """
 
 

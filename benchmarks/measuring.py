@@ -1,4 +1,4 @@
-"""Time, memory and multiply-adds of two ways to do the same work, in one process."""
+"""Time, memory and multiply-adds of two implementations of the same work, measured in one process."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each round, ours and theirs, measured in turn."""
+    """Seconds of each round, with ours and theirs measured in turn."""
 
     ours: list[float]
     theirs: list[float]
@@ -28,14 +28,21 @@ class Timing:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours over theirs, round by round and sorted: what slows the whole machine for a while cancels out."""
+        """Sorted ratios ours / theirs of each round; a temporary slowdown of the machine cancels out."""
         return sorted(ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True))
 
 
 def time_in_turn(
     ours: Callable[[], object], theirs: Callable[[], object], repeats: int, device: torch.device
 ) -> Timing:
-    """After one warm-up of each: ours, theirs, ours, theirs, ..."""
+    """Times ours, theirs, ours, theirs, ..., after one warm-up call of each.
+
+    Args:
+        ours: The first function.
+        theirs: The second function.
+        repeats: Number of rounds.
+        device: Device that is synchronized before and after each call.
+    """
     ours(), theirs()
     rounds = [(seconds(ours, device), seconds(theirs, device)) for _ in range(repeats)]
     return Timing(*map(list, zip(*rounds, strict=True)))
@@ -55,11 +62,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes in tensors at any moment of `work`, beyond those that existed before it.
+    """Peak memory of tensors in bytes while `work` runs, beyond those that existed before.
 
-    On CUDA that is the allocator's own maximum. On a CPU it is the highest sum of the allocations and releases that the
-    profiler records in PyTorch's allocator: the same number in every run, unlike the size of the process, which also
-    depends on what the C library keeps for later. Only scratch space inside math libraries is not seen.
+    On CUDA this is the peak of the allocator. On a CPU it is the largest running sum of the allocations and
+    releases that the profiler records in PyTorch's allocator. Unlike the size of the process, which depends
+    on what the C library keeps for later, it is the same in every run. Scratch space inside math libraries is
+    not included.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -79,21 +87,22 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
 
 
 class MultiplyAdds(NamedTuple):
-    """Those of one image in the forward pass and in a training step."""
+    """Multiply-adds (MACs) of one image in the forward pass and in a training step."""
 
     forward: float
     training: float
 
 
-def multiply_adds(model: nn.Module, size: int) -> MultiplyAdds:
-    """Counts those of an image (1, 3, size, size) on the CPU.
+def macs(model: nn.Module, size: int) -> MultiplyAdds:
+    """Counts the multiply-adds (MACs) of an image (1, 3, size, size) on the CPU.
 
-    Backward, each product becomes two. Fused attention keeps no scores and makes them again: seven products for its two.
+    The backward pass has two products for each one of the forward pass. Fused attention stores no scores and
+    recomputes them: its two products become seven in a training step.
     """
-    # PyTorch has no formula for this kernel, and would count nothing.
+    # PyTorch has no formula for this kernel and would count zero.
     formulas = {FUSED_ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3])}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model.train()(torch.randn(1, 3, size, size))
-    counts = counter.get_flop_counts()["Global"]  # two for each multiply-add
+    counts = counter.get_flop_counts()["Global"]  # two per multiply-add
     forward, fused = sum(counts.values()) / 2, counts.get(FUSED_ATTENTION, 0) / 2
     return MultiplyAdds(forward, 3 * forward + fused / 2)

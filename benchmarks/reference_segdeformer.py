@@ -1,10 +1,10 @@
-"""SegDeformer's decoder as its equations stand, one operation after the other: what ours is measured beside.
+"""A literal implementation of the equations of SegDeformer's decoder, with which ours is compared.
 
-All levels are upsampled and concatenated before their fusion, each projection is a product of its own, and both attentions
-hold a matrix of positions by positions. The results are those of `contextseg.modeling.decoder_segdeformer`, whose state
-dict fits as it is.
+All levels are upsampled and concatenated before their fusion, each projection is one matrix product, and both
+attentions store a matrix of positions by positions. The results equal those of
+`contextseg.modeling.decoder_segdeformer`, and its state dict loads unchanged.
 
-Legend: B batch, C channels, K classes, h, w the sides of the finest map, N = h w positions.
+Legend: B batch, C channels, K classes, h, w axes of the finest feature map, N = h w positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from contextseg.modeling.blocks import ConvNormAct, Decoded
 
 
 class Positionwise(nn.Linear):
-    """A linear layer at each position of a map."""
+    """A linear layer at each position of a feature map."""
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', h, w)."""
         return super().forward(feature_map.movedim(1, -1)).movedim(-1, 1)
 
 
-class StraightforwardAttention(nn.Module):
-    """Softmax attention of one head from each position of a map to each of another (eq. 5 and 7)."""
+class ReferenceAttention(nn.Module):
+    """Single-head softmax attention from the positions of a feature map to those of another (eq. 5 and 7)."""
 
     def __init__(self, dim: int, projection: Callable[[int, int], nn.Module], has_output: bool) -> None:
         super().__init__()
@@ -33,26 +33,26 @@ class StraightforwardAttention(nn.Module):
         self.o_proj = projection(dim, dim) if has_output else nn.Identity()
 
     def forward(self, feature_map: Tensor, source: Tensor) -> Tensor:
-        """(B, C, h, w) twice -> (B, C, h, w)."""
+        """(B, C, h, w), (B, C, h, w) -> (B, C, h, w)."""
         query = as_tokens(self.q_proj(feature_map))
         key, value = as_tokens(self.k_proj(source)), as_tokens(self.v_proj(source))
         scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
         return self.o_proj(as_map(scores.softmax(dim=-1) @ value, feature_map))
 
 
-class StraightforwardExternalMining(nn.Module):
-    """Features mixed from the tokens of the classes, and attention to them (eq. 6, 7 and 10)."""
+class ReferenceExternalMining(nn.Module):
+    """Attention to features that are mixed from the class tokens (eq. 6, 7 and 10)."""
 
     def __init__(
-        self, dim: int, num_labels: int, projection: Callable[[int, int], nn.Module], is_normed: bool
+        self, dim: int, num_labels: int, projection: Callable[[int, int], nn.Module], use_batch_norm: bool
     ) -> None:
         super().__init__()
         self.tokens = nn.ParameterDict(
             {name: torch.randn(num_labels, dim) for name in ("class_tokens", "info_tokens")}
         )
-        self.q_proj, self.k_proj = (nn.Linear(dim, dim, bias=is_normed) for _ in range(2))
-        self.v_proj = nn.Identity() if is_normed else nn.Linear(dim, dim, bias=False)
-        self.attention = StraightforwardAttention(dim, projection, has_output=is_normed)
+        self.q_proj, self.k_proj = (nn.Linear(dim, dim, bias=use_batch_norm) for _ in range(2))
+        self.v_proj = nn.Identity() if use_batch_norm else nn.Linear(dim, dim, bias=False)
+        self.attention = ReferenceAttention(dim, projection, has_output=use_batch_norm)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> Y_exter (B, C, h, w) and Attn_mid (B, K, h, w)."""
@@ -63,30 +63,35 @@ class StraightforwardExternalMining(nn.Module):
         return attended, as_map(scores, feature_map)
 
 
-class StraightforwardSegDeformer(nn.Module):
-    """Feature maps of any number of scales, fine to coarse -> one map at the size of the finest, and Attn_mid.
+class ReferenceSegDeformer(nn.Module):
+    """Decodes feature maps of any number of scales into one feature map at the finest size, and Attn_mid.
 
-    is_normed: the authors' code; otherwise the paper's equations, as the neck "linear" of our decoder.
+    Args:
+        in_channels: Channels of the feature maps, fine to coarse.
+        hidden_size: Channels C of the decoder.
+        num_labels: Number of classes K.
+        use_batch_norm: Whether to follow the authors' code, with norms; otherwise the paper's equations, like the
+            neck "linear" of our decoder.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], hidden_size: int, num_labels: int, is_normed: bool = True
+        self, in_channels: Sequence[int], hidden_size: int, num_labels: int, use_batch_norm: bool = True
     ) -> None:
         super().__init__()
-        layer = ConvNormAct if is_normed else Positionwise
-        projection = ConvNormAct if is_normed else positionwise_without_bias
+        layer = ConvNormAct if use_batch_norm else Positionwise
+        projection = ConvNormAct if use_batch_norm else positionwise_without_bias
         self.neck = nn.ModuleDict(
             {
                 "projections": nn.ModuleList(layer(channels, hidden_size) for channels in in_channels),
                 "fusion": layer(len(in_channels) * hidden_size, hidden_size),
             }
         )
-        attention = StraightforwardAttention(hidden_size, projection, has_output=is_normed)
+        attention = ReferenceAttention(hidden_size, projection, has_output=use_batch_norm)
         self.internal = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"attention": attention})])})
-        self.external = StraightforwardExternalMining(hidden_size, num_labels, projection, is_normed)
+        self.external = ReferenceExternalMining(hidden_size, num_labels, projection, use_batch_norm)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
-        """Maps (B, C_i, h_i, w_i), fine to coarse -> map (B, C, h, w) and scores (B, K, h, w)."""
+        """Maps (B, C_i, h_i, w_i), fine to coarse -> feature map (B, C, h, w) and scores (B, K, h, w)."""
         projected = [
             project(level) for project, level in zip(self.neck["projections"], feature_maps, strict=True)
         ]
@@ -108,5 +113,5 @@ def as_tokens(feature_map: Tensor) -> Tensor:
 
 
 def as_map(tokens: Tensor, like: Tensor) -> Tensor:
-    """(B, N, C) -> (B, C, h, w), with the sides of `like`."""
+    """(B, N, C) -> (B, C, h, w), with h and w from `like`."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])

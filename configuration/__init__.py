@@ -1,1 +1,1 @@
-"""What a model is: one configuration for each family."""
+"""The configurations, one per model family."""

@@ -1,4 +1,4 @@
-"""Every configuration of this package, for those who look one up by its name."""
+"""All configurations of this package, for lookup by name."""
 
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig

@@ -1,4 +1,4 @@
-"""The configuration of any backbone, from the dictionary that a configuration file holds."""
+"""Builds the configuration of any backbone from a dictionary, as stored in a configuration file."""
 
 from typing import Any
 
@@ -9,14 +9,21 @@ from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
 
-# Found without transformers' registry, which knows other copies of these classes where code comes from the Hub.
+# Not looked up in transformers' registry, which holds other copies of these classes if code was loaded from
+# the Hub.
 OWN_BACKBONES = {"cswin": CswinConfig, "glam_swin": GlamSwinConfig, "maformer": MaformerConfig}
 
 
 def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> PreTrainedConfig:
-    """The configuration that the dictionary describes, of our types or of those that transformers knows.
+    """Builds a backbone configuration of one of our types, or of any type in transformers.
 
-    is_stored: whether it comes from a file, of which unknown keys are kept.
+    Args:
+        settings: The `model_type` and the fields of the configuration.
+        is_stored: Whether the dictionary comes from a file, whose unknown keys are kept; otherwise they raise
+            an error.
+
+    Raises:
+        ValueError: If `model_type` is missing or unknown, or one of our configurations has no such field.
     """
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
@@ -26,6 +33,6 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
     if model_type is None:
         raise ValueError(
             f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "
-            "or give a configuration object."
+            "or pass a configuration object."
         )
     return AutoConfig.for_model(model_type, **settings)

@@ -1,4 +1,4 @@
-"""What every configuration of this package shares: presets, and the check that its options are known."""
+"""The base class of all configurations: presets, and the rejection of unknown options."""
 
 import logging
 import os
@@ -11,9 +11,9 @@ from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
-MISSPELT = 0.8  # similarity from which on an unknown name counts as a misspelt one
+MISSPELT = 0.8  # similarity from which on an unknown name counts as misspelled
 
-# What transformers itself puts into a configuration's keywords or into config.json beside the fields.
+# Keywords that transformers passes to configurations or writes to config.json in addition to the fields.
 TRANSFORMERS_KEYWORDS = {
     "attn_implementation",
     "auto_map",
@@ -33,16 +33,21 @@ TRANSFORMERS_KEYWORDS = {
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'window_size'?` when a known name is close, else the list of known names."""
+    """Ends a message with `, did you mean 'window_size'?` if a name is close, else with all names."""
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
     return f", did you mean '{close[0]}'?" if close else f". Known: {', '.join(known)}."
 
 
 def reject_unknown_options(owner: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Raises for the first option that `owner` does not have.
+    """Raises ValueError for the first unknown option.
 
-    transformers configurations keep any keyword, so that a typing error trains another model than the one meant.
+    transformers configurations keep any keyword, so a typo would silently train a different model.
+
+    Args:
+        owner: Name of the class or function, for the message.
+        options: Names of the given options.
+        known: Names of the known options.
     """
     known = set(known)
     for name in options:
@@ -51,27 +56,36 @@ def reject_unknown_options(owner: str, options: Iterable[str], known: Iterable[s
 
 
 def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
-    """The entry of `table` called `name`, or an error that lists what there is.
+    """Returns `table[name]`.
 
-    In a repository that was saved with its code, entries that its model does not use are `NotImplemented`.
+    In a Hub repository with code, entries that its model does not use are `NotImplemented`.
+
+    Args:
+        kind: What the table holds, for the message.
+        name: Key of the entry.
+        table: Entries by name.
+
+    Raises:
+        ValueError: If there is no such entry, with the known names, or the repository does not contain its
+            code.
     """
     if name not in table:
         raise ValueError(f"no {kind} '{name}'{did_you_mean(name, table)}")
     if table[name] is NotImplemented:
         held = " and ".join(f"'{key}'" for key, entry in table.items() if entry is not NotImplemented)
         raise ValueError(
-            f"this repository holds the code of {kind} {held or 'None'} only, not of '{name}'. contextseg has all of them: "
-            "install it, and `import contextseg` in place of trust_remote_code=True."
+            f"this repository contains the code of {kind} {held or 'None'} only, not of '{name}'. contextseg "
+            "has all of them: install it, and use `import contextseg` instead of trust_remote_code=True."
         )
     return table[name]
 
 
 @strict
 class CheckedConfig(PreTrainedConfig):
-    """A configuration that knows published sizes by name and refuses options that it does not have.
+    """A configuration with presets, the published sizes by name, that rejects unknown options.
 
-    Options given in code are checked: a misspelt one fails with a suggestion. Other keys of a file are kept, because other
-    tools write notes into `config.json`.
+    A misspelled option in code raises a ValueError with a suggestion. Unknown keys of a file are kept,
+    because other tools add their own keys to `config.json`.
     """
 
     presets = {}
@@ -80,8 +94,9 @@ class CheckedConfig(PreTrainedConfig):
         found = kwargs.get("model_type", self.model_type)
         if found != self.model_type:
             raise ValueError(
-                f"this is the configuration of a '{found}' model, and {type(self).__name__} describes '{self.model_type}'. "
-                "Load it with its own class, or convert it (from_swin for Swin checkpoints, contextseg-convert)."
+                f"this is the configuration of a '{found}' model, but {type(self).__name__} describes "
+                f"'{self.model_type}'. Load it with its own class, or convert it (from_swin for Swin "
+                "checkpoints, contextseg-convert for others)."
             )
         if kwargs.pop("_is_stored", False):
             kwargs = {name: value for name, value in kwargs.items() if not is_computed(type(self), name)}
@@ -93,22 +108,29 @@ class CheckedConfig(PreTrainedConfig):
 
     @classmethod
     def known_options(cls) -> set[str]:
-        """Names of the fields, and of what transformers reads besides."""
+        """Names of the fields, and of the keywords that transformers passes."""
         return public(cls.__dataclass_fields__) | TRANSFORMERS_KEYWORDS
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration that a file holds, with these fields changed.
+        """Builds the configuration from the contents of a file.
 
-        Keys of the file that are not options are kept. A keyword that resembles an option fails; others are left to the
-        caller, since transformers passes on options of models and processors as well.
+        Keys of the file that are not options are kept; a warning names those that look misspelled.
+
+        Args:
+            config_dict: Contents of `config.json`.
+            **kwargs: Fields to change. Unknown keywords are left to the caller, because transformers also
+                passes options of models and processors, unless they resemble an option.
+
+        Raises:
+            ValueError: If a keyword looks like a misspelled option.
         """
         known = cls.known_options() | config_dict.keys()
         reject_unknown_options(cls.__name__, resembling(kwargs, known), known)
         for name in resembling(config_dict, cls.known_options()):
             hint = did_you_mean(name, cls.known_options())
             logger.warning(
-                "the file has '%s', which is not an option of %s%s It has no effect.",
+                "the configuration file has '%s', which is not an option of %s%s It has no effect.",
                 name,
                 cls.__name__,
                 hint,
@@ -117,32 +139,40 @@ class CheckedConfig(PreTrainedConfig):
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:
-        """The configuration that a file holds."""
+        """Builds the configuration from the path of a JSON file."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """The configuration of a published size by name, with some fields changed."""
+        """Builds the configuration of a published size.
+
+        Args:
+            name: A key of `presets`.
+            **overrides: Fields to change.
+
+        Raises:
+            ValueError: If there is no such preset or field.
+        """
         return cls(**{**choose("preset", name, cls.presets), **overrides})
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:  # noqa: ARG002
-        """This configuration: there is no text. transformers would take the field `decoder`, a name, for a configuration."""
+        """Returns this configuration; transformers would take the field `decoder`, a name, for one."""
         return self
 
 
 def public(options: Iterable[str]) -> set[str]:
-    """The names that do not begin with an underscore, which mark transformers' own."""
+    """The names without a leading underscore, which marks transformers' internal ones."""
     return {name for name in options if not name.startswith("_")}
 
 
 def resembling(options: Iterable[str], known: Iterable[str]) -> set[str]:
-    """The unknown names that are probably a misspelt known one."""
+    """The unknown names that are probably misspelled known ones."""
     return {
         name for name in public(options) - set(known) if get_close_matches(name, known, n=1, cutoff=MISSPELT)
     }
 
 
 def is_computed(config_class: type, name: str) -> bool:
-    """Whether a name is that of a property which cannot be set."""
+    """Whether the name is a read-only property."""
     attribute = getattr(config_class, name, None)
     return isinstance(attribute, property) and attribute.fset is None

@@ -1,5 +1,5 @@
-"""CSWin: attention in vertical and horizontal stripes (Dong et al., "CSWin Transformer: A General Vision Transformer Backbone
-with Cross-Shaped Windows", CVPR 2022)."""
+"""CSWin: attention within vertical and horizontal stripes (Dong et al., "CSWin Transformer: A General Vision
+Transformer Backbone with Cross-Shaped Windows", CVPR 2022)."""
 
 from huggingface_hub.dataclasses import strict
 
@@ -8,13 +8,18 @@ from .staged import StagedConfig
 
 @strict
 class CswinConfig(StagedConfig):
-    """Backbone, classifier and segmenter of CSWin. The defaults are the authors' Tiny size with UPerNet.
+    """Configuration of the CSWin backbone, classifier and segmenter.
 
-    hidden_sizes: channels of each stage.
-    stripe_widths: width of the stripes of each stage; 0 is one window over the whole grid.
-    stripe_padding: what happens at sides that are no multiple of the patch or of the stripe. "masked" appends zeros to
-        the image, and to each stripe zeros that no place attends to. "official" does as the authors: pixels beyond the
-        last whole patch are left out, and half of a stripe's zeros stand in front, all of them taking weight.
+    The defaults are the authors' Tiny size with UPerNet.
+
+    Besides the fields of `StagedConfig`:
+
+    hidden_sizes: Channels of each stage.
+    stripe_widths: Width of the stripes of each stage, in patches of the stage; 0 is one window over the whole
+        grid.
+    stripe_padding: How sides that are not a multiple of the patch or stripe size are padded. "masked" appends
+        zeros to the image, and masked zeros to the grid. "official" follows the authors' code: pixels after
+        the last complete patch are dropped, and zeros are added to both ends of the grid and not masked.
     """
 
     model_type = "cswin"

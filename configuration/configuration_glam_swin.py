@@ -10,20 +10,25 @@ GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 
 @strict
 class GlamSwinConfig(StagedConfig):
-    """Backbone and segmenter of GLAM-Swin. The defaults are the paper's Tiny size with UPerNet.
+    """Configuration of the GLAM-Swin backbone, classifier and segmenter.
+
+    The defaults are the paper's Tiny size with UPerNet.
 
     Besides the fields of `StagedConfig`:
 
-    embed_dim: channels of the first stage; each further stage doubles them.
-    window_size: side of an attention window, in patches of the stage, in the decoder "unet" as well.
-    num_global_tokens: global tokens in each window (the paper's N_g); 0 is plain Swin.
-    use_global_attention: False leaves out G-MSA, the paper's ablation of Table 5: tokens stay inside their window.
-    global_position_embedding: what tells G-MSA where a window is. "none" is the paper as printed, and did better than
-        "sincos" in our experiments (benchmarks/camvid.md); "table" is the authors' code, a learned table of which each image reads the
-        centre rows; "sincos" is ours, sine and cosine of the window's place plus a learned code for each token.
-    global_position_rows: rows of each stage's table, or None for the authors' sizes.
-    pretrain_image_size: None shifts the windows of every stage. With a number, a stage whose grid for an image of that
-        side is not larger than the window never shifts, and its window is that grid, as in the Unet authors' code.
+    embed_dim: Channels of the first stage; each further stage doubles them.
+    window_size: Side of an attention window, in patches of the stage; also used by the decoder "unet".
+    num_global_tokens: Global tokens per window (the paper's N_g); 0 is plain Swin.
+    use_global_attention: False removes G-MSA, the ablation of Table 5 of the paper: global tokens stay within
+        their window.
+    global_position_embedding: Position encoding of the windows in G-MSA. "none" is the paper as printed, and
+        did better than "sincos" in our experiments (benchmarks/camvid.md). "table" is the authors' code, a
+        learned table of which each image reads the center rows. "sincos" is ours: sine and cosine of the
+        window's position plus a learned embedding of each token.
+    global_position_rows: Rows of each stage's table, or None for the authors' sizes.
+    pretrain_image_size: Side of the pretraining images in pixels. If set, a stage whose grid for such an
+        image is not larger than the window uses that grid as its window and never shifts it, as in the
+        authors' U-Net code. None shifts the windows of every stage.
     """
 
     model_type = "glam_swin"
@@ -76,27 +81,27 @@ class GlamSwinConfig(StagedConfig):
         size, needed = self.pretrain_image_size, self.patch_size * 2 ** (len(self.depths) - 1)
         if size is not None and size < needed:
             raise ValueError(
-                f"pretrain_image_size is {size}, which leaves the last stage without a patch. "
+                f"pretrain_image_size is {size}, which is less than one patch of the last stage. "
                 f"Use {needed} or more, or None."
             )
 
     def nominal_grid(self, stage: int) -> int | None:
-        """Side of a stage's grid for an image of `pretrain_image_size`, where it decides about windows."""
+        """Side of a stage's grid for images of `pretrain_image_size` if it replaces the window, else None."""
         if self.pretrain_image_size is None:
             return None
         side = self.pretrain_image_size // self.patch_size // 2**stage
         return side if side <= self.window_size else None
 
     def stage_window(self, stage: int) -> int:
-        """Side of a stage's windows."""
+        """Side of a stage's windows, in patches of the stage."""
         return self.nominal_grid(stage) or self.window_size
 
     def upsampling_heads(self, stage: int) -> int:
-        """Attention heads of the step up to a stage: those of the stage itself, twice as wide, as the authors have them."""
+        """Attention heads of the upsampling to a stage: those of the stage itself, as the authors have it."""
         return self.num_heads[stage]
 
     def position_rows(self, stage: int) -> int:
-        """Rows of a stage's position table: the authors take the square of 45 windows x tokens, halved per stage."""
+        """Rows of a stage's position table; the authors have (45 * num_global_tokens / 2**stage)**2."""
         if self.global_position_rows is not None:
             return self.global_position_rows[stage]
         return (45 * self.num_global_tokens // 2**stage) ** 2

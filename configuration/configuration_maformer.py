@@ -1,5 +1,5 @@
-"""MAFormer: local windows and a learned global branch, fused by attention (Wang et al., "MAFormer: A Transformer Network
-with Multi-scale Attention Fusion for Visual Recognition", arXiv 2209.01620)."""
+"""MAFormer: local windows and a learned global branch, fused with attention (Wang et al., "MAFormer: A
+Transformer Network with Multi-scale Attention Fusion for Visual Recognition", arXiv 2209.01620)."""
 
 from huggingface_hub.dataclasses import strict
 
@@ -16,25 +16,33 @@ PAPER_SIZES = {"hidden_sizes": (64, 128, 320, 512), "num_heads": (2, 4, 10, 16)}
 
 @strict
 class MaformerConfig(StagedConfig):
-    """Backbone, classifier and segmenter of MAFormer. The defaults are the paper's S with Semantic FPN.
+    """Configuration of the MAFormer backbone, classifier and segmenter.
 
-    The authors published neither code nor weights. What the paper leaves open is chosen so that its printed parameters
-    and multiply-adds come out: B and L do. Its S row fits no design that B fits: with the printed depths (3, 5, 8, 3) S has
-    23.0M parameters and 5.1G multiply-adds, where 23M and 4.5G are printed; depths (2, 4, 8, 3) give both numbers.
+    The defaults are the paper's S with Semantic FPN. The authors published neither code nor weights. Where
+    the paper is ambiguous, our choices reproduce its numbers of parameters and multiply-adds (MACs) for B and
+    L. The numbers for S are inconsistent with those for B: with the printed depths (3, 5, 8, 3), S has 23.0M
+    parameters and 5.1G MACs, where the paper reports 23M and 4.5G; depths (2, 4, 8, 3) give both numbers.
 
-    hidden_sizes: channels of each stage.
-    stripe_widths: width of the stripes of each MAF stage; the stages after these are plain ViT stages.
-    local_attention: "cross_shaped", or the ablation "shifted_window".
-    window_size: side of shifted windows, in patches of the stage, and of those of upsampling "nonlocal".
-    global_branch: "gld" is Global Learning with Down-sampling, read as a fully connected layer over the map averaged to a
-        reference grid (on the full map, as printed, it would have many times the model's parameters); "conv" is the
-        ablation with a convolution; "none" leaves out branch, fusion and the MLP after it.
-    fusion: "maf" is multi-scale attention fusion (Fig. 2c); with "local_enhanced" (Fig. 2b) the global branch reads the
-        local branch's output instead of the block's input.
-    gld_grid_size: side of the reference grid.
-    gld_ratio: the paper's N, sides of the global tokens' grid over the reference grid's: 14 and 0.5 give 7 x 7 tokens.
-    use_token_labels: whether the classifier has a second head, which is trained on a label for each token and votes.
-    token_label_loss_weight: factor of that head's loss: 0.5 is LV-ViT's, 1.0 that of the recipe which MAFormer follows.
+    Besides the fields of `StagedConfig`:
+
+    hidden_sizes: Channels of each stage.
+    stripe_widths: Width of the stripes of each MAF stage, in patches of the stage; the stages after these are
+        plain ViT stages.
+    local_attention: Attention of the local branch: "cross_shaped", or the ablation "shifted_window".
+    window_size: Side of the shifted windows and of those of upsampling "nonlocal", in patches of the stage.
+    global_branch: "gld" is Global Learning with Down-sampling, implemented as a fully connected layer over
+        the feature map averaged to a reference grid (on the full feature map, as printed, it would have many
+        times the parameters of the model). "conv" is the ablation with a convolution; "none" removes the
+        branch, the fusion and its MLP.
+    fusion: "maf" is multi-scale attention fusion (Fig. 2c). With "local_enhanced" (Fig. 2b), the global
+        branch reads the output of the local branch instead of the input of the block.
+    gld_grid_size: Side of the reference grid.
+    gld_ratio: The paper's N, the side of the grid of global tokens over that of the reference grid: 14 and
+        0.5 give 7 x 7 tokens.
+    use_token_labels: Whether the classifier has a second head, which is trained on a label for each token and
+        also votes.
+    token_label_loss_weight: Weight of that head's loss: 0.5 in LV-ViT, 1.0 in the recipe that MAFormer
+        follows.
     """
 
     model_type = "maformer"
@@ -85,8 +93,8 @@ class MaformerConfig(StagedConfig):
             choose(field, getattr(self, field), dict.fromkeys(names))
         if not 0 < self.gld_ratio <= 1 or self.gld_grid_size * self.gld_ratio < 1:
             raise ValueError(
-                f"gld_grid_size is {self.gld_grid_size} and gld_ratio {self.gld_ratio}; a ratio above 0, up to 1, "
-                "and at least one global token are required."
+                f"gld_grid_size is {self.gld_grid_size} and gld_ratio {self.gld_ratio}; a ratio in (0, 1] and "
+                "at least one global token are required. Increase gld_ratio or gld_grid_size."
             )
 
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., ICCV 2017) and Cascade Mask R-CNN (Cai and Vasconcelos, TPAMI 2019) over any backbone."""
+"""Mask R-CNN (He et al., ICCV 2017) and Cascade Mask R-CNN (Cai et al., TPAMI 2019) on any backbone."""
 
 from copy import deepcopy
 from typing import Any
@@ -10,8 +10,8 @@ from .backbone_configs import backbone_from_dict
 from .checked_config import CheckedConfig, reject_unknown_options
 from .configuration_maformer import MaformerConfig
 
-# Those of torchvision's `MaskRCNN` that are numbers and not set otherwise: images are resized by the image processor, and a
-# cascade has its own overlaps.
+# The numeric arguments of torchvision's `MaskRCNN`, except those that are set elsewhere: images are resized
+# by the image processor, and a cascade has its own IoU thresholds.
 DETECTOR_OPTIONS = (
     *(f"rpn_{stage}_nms_top_n_{mode}" for stage in ("pre", "post") for mode in ("train", "test")),
     *("rpn_nms_thresh", "rpn_fg_iou_thresh", "rpn_bg_iou_thresh", "rpn_score_thresh"),
@@ -22,23 +22,24 @@ DETECTOR_OPTIONS = (
 
 
 def maformer(size: str, drop_path_rate: float, use_cascade: bool = False) -> dict[str, Any]:
-    """A detector of the MAFormer paper: its stochastic depth is another than in classification."""
+    """Preset of a detector of the MAFormer paper, whose stochastic depth differs from classification."""
     backbone = {"model_type": "maformer", **MaformerConfig.presets[size], "drop_path_rate": drop_path_rate}
     return {"backbone_config": backbone, "use_cascade": use_cascade}
 
 
 @strict
 class MaskRcnnConfig(CheckedConfig):
-    """torchvision's Mask R-CNN, as `mask_rcnn` builds it, on a backbone of any type.
+    """Configuration of torchvision's Mask R-CNN, as built by `mask_rcnn`, on any backbone.
 
-    The presets are the MAFormer paper's: "maformer_small", "_base" and "_large" of its Table 5, and those with "_cascade" of
-    its Table 6; "nano" is for trying things.
+    The presets are those of the MAFormer paper: "maformer_small", "maformer_base" and "maformer_large" from
+    Table 5, and those ending in "_cascade" from Table 6; "nano" is a small model for experiments.
 
-    backbone_config: configuration, or its dictionary with a `model_type`, of any backbone in transformers, of
-        `TimmBackboneConfig(backbone=NAME)` for those of timm, or of ours. Anchors suit a finest map of stride 4.
-    use_cascade: three stages of heads, as `cascade_mask_rcnn` builds them, in place of one.
-    drop_path_rate: takes the place of the backbone's own, so that it can be set whatever the backbone comes from.
-    detector_options: numbers for torchvision's `MaskRCNN` by name, such as {"box_detections_per_img": 300}.
+    backbone_config: Configuration of one of our backbones, of any backbone in transformers, or
+        `TimmBackboneConfig(backbone=NAME)` for timm; or a dictionary with `model_type` and fields. The
+        anchors suit a finest feature map of stride 4.
+    use_cascade: Whether to use the three stages of heads of `cascade_mask_rcnn` instead of one.
+    drop_path_rate: Stochastic depth rate; replaces that of the backbone's configuration if not None.
+    detector_options: Numeric arguments of torchvision's `MaskRCNN`, such as {"box_detections_per_img": 300}.
     """
 
     model_type = "mask_rcnn"
@@ -67,8 +68,8 @@ class MaskRcnnConfig(CheckedConfig):
             )
         if self.drop_path_rate is not None and not hasattr(self.backbone_config, "drop_path_rate"):
             raise ValueError(
-                f"drop_path_rate is {self.drop_path_rate}, and the backbone '{self.backbone_config.model_type}' has no stochastic "
-                "depth. Leave it out."
+                f"drop_path_rate is {self.drop_path_rate}, but the backbone '{self.backbone_config.model_type}' "
+                "has no stochastic depth. Leave drop_path_rate out."
             )
         self.detector_options = dict(self.detector_options or {})
         reject_unknown_options("detector_options", self.detector_options, DETECTOR_OPTIONS)
@@ -76,7 +77,7 @@ class MaskRcnnConfig(CheckedConfig):
 
     @property
     def trained_backbone_config(self) -> PreTrainedConfig:
-        """`backbone_config` with this configuration's stochastic depth, where it has one."""
+        """`backbone_config` with `drop_path_rate` of this configuration, if that is set."""
         if self.drop_path_rate is None:
             return self.backbone_config
         config = deepcopy(self.backbone_config)
@@ -85,12 +86,12 @@ class MaskRcnnConfig(CheckedConfig):
 
     @property
     def num_channels(self) -> int:
-        """Bands of the image."""
+        """Channels of the image."""
         return getattr(self.backbone_config, "num_channels", 3)
 
     @property
     def flat_maps(self) -> str:
-        """A plain vision transformer's maps become a pyramid."""
+        """How the feature maps of a plain vision transformer are used: turned into a pyramid."""
         return "pyramid"
 
 

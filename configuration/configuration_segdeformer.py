@@ -1,5 +1,5 @@
-"""SegDeformer: internal and external context mining over any backbone (Shi et al., "A Transformer-Based Decoder for
-Semantic Segmentation with Multi-level Context Mining", ECCV 2022)."""
+"""SegDeformer: internal and external context mining on any backbone (Shi et al., "A Transformer-Based Decoder
+for Semantic Segmentation with Multi-level Context Mining", ECCV 2022)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .backbone_configs import backbone_from_dict
 from .decoding import DecodingConfig
 
 NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
-FLAT_NECKS = ("conv", "linear", "segformer")  # these fuse maps of one stride as they are
+FLAT_NECKS = ("conv", "linear", "segformer")  # these take feature maps of a single stride
 EXTERNAL_TOKENS = ("learned", "momentum")
 
 MIT_WIDE = {"model_type": "segformer", "hidden_sizes": [64, 128, 320, 512]}
@@ -20,21 +20,31 @@ SWIN = {"model_type": "swin", "window_size": 7, "drop_path_rate": 0.3}
 
 @strict
 class SegDeformerConfig(DecodingConfig):
-    """A backbone of any type with the SegDeformer decoder, or with one of the other decoders for comparison.
+    """Configuration of any backbone with the SegDeformer decoder, or with another decoder for comparison.
 
-    backbone_config: configuration, or its dictionary with a `model_type`, of any backbone in transformers, of
-        `TimmBackboneConfig(backbone=NAME)` for those of timm, of SegFormer's encoder (the default, size B0), of ours, or of
-        one that you registered with AutoBackbone. It describes the architecture; weights are random until loaded.
-    decoder: "segdeformer", or a baseline over the same backbone: "upernet", "semantic_fpn".
-    neck: what fuses the feature maps before context is mined: "conv", the authors' code (1x1 convolution, batch norm, ReLU);
-        "linear", the paper's eq. 1, with its eq. 5 to 7 taken literally; "segformer", the all-MLP decoder of SegFormer
-        checkpoints; "upernet" or "semantic_fpn", section 3.4 of the paper.
-    use_internal_context, use_external_context: whether each kind of context is mined, Table 6.
-    internal_num_heads, internal_depth, internal_mlp: structure of the internal context mining, Table 4.
-    decouple_external_tokens: separate external tokens for class prediction and information, eq. 10.
-    use_external_attention: False adds the mid-level feature itself, Table 5 without Y_exter.
-    external_tokens: "learned", or "momentum" for moving averages of each class's features, the comparison of Table 5.
-    initializer_range: standard deviation of freshly initialised linear weights; convolutions are scaled by their width.
+    Besides the fields of `DecodingConfig`:
+
+    backbone_config: Configuration of one of our backbones, of any backbone in transformers, of SegFormer's
+        encoder (size B0 is the default), of a backbone that you registered with AutoBackbone, or
+        `TimmBackboneConfig(backbone=NAME)` for timm; or a dictionary with `model_type` and fields. It
+        describes the architecture only: weights are random until loaded.
+    decoder: "segdeformer", or a baseline on the same backbone: "upernet" or "semantic_fpn".
+    neck: Module that fuses the feature maps before context mining. "conv" is the authors' code (1x1
+        convolution, batch norm, ReLU); "linear" is eq. 1 of the paper, with eq. 5 to 7 implemented literally;
+        "segformer" is the all-MLP decoder of SegFormer checkpoints; "upernet" and "semantic_fpn" are those of
+        section 3.4.
+    use_internal_context: Whether to mine internal context (Table 6).
+    use_external_context: Whether to mine external context (Table 6).
+    internal_num_heads: Attention heads of internal context mining (Table 4).
+    internal_depth: Number of layers of internal context mining (Table 4).
+    internal_mlp: Whether each layer of internal context mining has an MLP (Table 4).
+    decouple_external_tokens: Whether class prediction and features have separate external tokens (eq. 10).
+    use_external_attention: Whether X_inter attends to the mid-level features; False adds these directly
+        (Table 5 without Y_exter).
+    external_tokens: "learned", or "momentum" for moving averages of the features of each class, the
+        comparison of Table 5.
+    initializer_range: Standard deviation of newly initialized linear weights; convolutions
+        with batch norm use He initialization.
     """
 
     model_type = "segdeformer"
@@ -98,16 +108,16 @@ class SegDeformerConfig(DecodingConfig):
 
     @property
     def num_channels(self) -> int:
-        """Bands of the image."""
+        """Channels of the image."""
         return getattr(self.backbone_config, "num_channels", 3)
 
     @property
     def flat_maps(self) -> str:
-        """What becomes of a plain vision transformer's maps: SegDeformer keeps them, the others get a pyramid."""
+        """How the feature maps of a plain vision transformer are used: "keep", unchanged, or "pyramid"."""
         return "keep" if self.decoder == "segdeformer" and self.neck in FLAT_NECKS else "pyramid"
 
     def context_mining(self) -> dict[str, Any]:
-        """All of the decoder's options, by their names in `ContextMining`."""
+        """All options of the decoder, named as in `ContextMining`."""
         return {
             **super().context_mining(),
             "neck": self.neck,

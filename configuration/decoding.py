@@ -1,4 +1,4 @@
-"""The decoder and loss fields that segmenters' configurations share, and those of the Unet decoder."""
+"""The decoder and loss fields that all segmenters share, and those of the U-Net decoder."""
 
 from typing import Any, Self
 
@@ -18,21 +18,25 @@ UNET_CHOICES = {
 class DecodingConfig(CheckedConfig):
     """Fields of every segmenter: decoder, heads and loss.
 
-    decoder: name of the decoder, "upernet", "semantic_fpn" or "segdeformer".
-    decoder_hidden_size: width of the map that the decoder gives the classifier; None is that of the decoder's paper.
-    use_auxiliary_head: whether a small FCN head on the second coarsest feature map adds its loss in training; None is
-        the usual choice, yes for "upernet" and no for all others.
-    auxiliary_hidden_size: width of that head.
-    auxiliary_loss_weight: factor of its loss.
-    attention_loss_weight: factor of the loss on SegDeformer's mid-level map, alpha in eq. 9 of its paper; 0 leaves it out.
-    reduction_ratio: side of the cells to which SegDeformer's keys and values are reduced; 1 is full attention.
-    semantic_loss_ignore_index: label of pixels that no term of the loss counts.
-    loss: terms joined by "+", such as "cross_entropy+dice"; see `modeling/losses.py`.
-    loss_reduction: "valid" averages the cross-entropy over labelled pixels; "all" over all pixels, ignored ones
-        counting zero, as the GLAM authors' training code does.
-    class_weights: one factor for each class in the cross-entropy, or None.
-    logits_stride: pixels of the image, along each axis, for one cell of the logits. Not a choice: the segmenter fills it in when
-        it is built, whatever was given.
+    decoder: Name of the decoder: "upernet", "semantic_fpn" or "segdeformer".
+    decoder_hidden_size: Channels of the feature map that the decoder passes to the classifier; None takes the
+        value of the decoder's paper.
+    use_auxiliary_head: Whether an FCN head on the second coarsest feature map adds an auxiliary loss in
+        training; None uses it for "upernet" only, as is usual.
+    auxiliary_hidden_size: Channels of the auxiliary head.
+    auxiliary_loss_weight: Weight of the auxiliary loss.
+    attention_loss_weight: Weight of the loss on SegDeformer's mid-level scores, alpha in eq. 9 of its paper;
+        0 disables it.
+    reduction_ratio: SegDeformer merges R x R positions into one key and value; 1 is full attention.
+    semantic_loss_ignore_index: Label of pixels that no loss term counts.
+    loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
+        are "cross_entropy", "dice", "focal", "lovasz" and "boundary".
+    loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
+        with 0 for ignored ones, as in the training code of GLAM's authors.
+    class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
+        `id2label`; None weights all equally.
+    logits_stride: Stride of the logits in pixels of the image. Set by the segmenter when it is built; any
+        given value is overwritten.
     """
 
     decoder: str = "upernet"
@@ -56,7 +60,7 @@ class DecodingConfig(CheckedConfig):
         super().__post_init__(**kwargs)
 
     def context_mining(self) -> dict[str, Any]:
-        """The options of decoder "segdeformer", by their names in `ContextMining`."""
+        """The options of the decoder "segdeformer", named as in `ContextMining`."""
         return {"reduction_ratio": self.reduction_ratio}
 
     def validate_decoding(self) -> None:
@@ -73,15 +77,18 @@ class DecodingConfig(CheckedConfig):
 
 @strict
 class UnetDecodingConfig(DecodingConfig):
-    """Fields of segmenters that know decoder "unet" besides all others, and have `hidden_sizes` and `depths`.
+    """Fields of segmenters that also have the decoder "unet"; with `hidden_sizes`, `depths` and `num_heads`.
 
-    decoder: "unet" mirrors the encoder's stages: GLAM-Swin-Unet, or Swin-Unet without global tokens. Its
-        `decoder_hidden_size` is the width of the first stage.
-    upsampling: how "unet" goes from one resolution to the next. "expand" is Swin-Unet's patch expansion; "nonlocal" is
-        GLAM's NLU as in the authors' code, inside windows; "nonlocal_global" is NLU as printed, over all coarse tokens.
-    window_size: side of the windows of "nonlocal", in patches of the coarser stage.
-    nonlocal_bias: numbering of the relative positions of "nonlocal": "clean", or "official" for converted weights.
-    nonlocal_shortcut: residual of both kinds of NLU: "expand", or the authors' other choice, "bilinear".
+    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet". "unet" mirrors the
+        encoder's stages: GLAM-Swin-Unet, or Swin-Unet without global tokens. Its `decoder_hidden_size` is
+        that of the first stage.
+    upsampling: Upsampling of the decoder "unet". "expand" is Swin-Unet's patch expansion, "nonlocal" is
+        GLAM's non-local upsampling (NLU) within windows, as in the authors' code, and "nonlocal_global" is
+        NLU over all coarse tokens, as in the paper.
+    window_size: Side of the windows of "nonlocal", in patches of the coarser stage.
+    nonlocal_bias: Indexing of the relative positions of "nonlocal": "clean", or "official" for converted
+        weights.
+    nonlocal_shortcut: Residual of both kinds of NLU: "expand", or the authors' alternative "bilinear".
     """
 
     upsampling: str = "expand"
@@ -96,17 +103,25 @@ class UnetDecodingConfig(DecodingConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """The configuration of a published size by name, with some fields changed."""
-        if overrides.get("decoder") == "unet":  # whose width is no preset's
+        """Builds the configuration of a published size.
+
+        Args:
+            name: A key of `presets`.
+            **overrides: Fields to change.
+
+        Raises:
+            ValueError: If there is no such preset or field.
+        """
+        if overrides.get("decoder") == "unet":  # whose width follows from the encoder, not from the preset
             overrides = {"decoder_hidden_size": None, **overrides}
         return super().preset(name, **overrides)
 
     def stage_window(self, stage: int) -> int:  # noqa: ARG002 - families differ
-        """Side of the windows on a stage's grid."""
+        """Side of a stage's windows, in patches of the stage."""
         return self.window_size
 
     def upsampling_heads(self, stage: int) -> int:
-        """Attention heads of the step up to a stage: those of the coarser stage."""
+        """Attention heads of the upsampling to a stage: those of the next coarser stage."""
         return self.num_heads[stage + 1]
 
     def validate_unet(self) -> None:
@@ -117,12 +132,12 @@ class UnetDecodingConfig(DecodingConfig):
             return
         if len(self.depths) < 2 or self.out_features != self.stage_names[1:]:
             raise ValueError(
-                f"decoder 'unet' is given {len(self.depths)} stage(s) and out_features {self.out_features}. "
-                "It needs two stages or more, and all of them: leave out out_features."
+                f"the encoder has {len(self.depths)} stage(s) and out_features {self.out_features}. Decoder 'unet' "
+                "needs two stages or more, and the features of all of them: leave out out_features."
             )
         width = self.hidden_sizes[0]
         if self.decoder_hidden_size != width:
             raise ValueError(
-                f"decoder_hidden_size is {self.decoder_hidden_size}; with decoder 'unet' it is the first stage's width, {width}. "
-                f"Leave it out, or pass decoder_hidden_size={width} where a checkpoint has another."
+                f"decoder_hidden_size is {self.decoder_hidden_size}, but decoder 'unet' has the width of the first "
+                f"stage, {width}. Leave it out, or pass decoder_hidden_size={width} if a checkpoint sets another."
             )

@@ -1,4 +1,4 @@
-"""The fields of backbones in stages, from fine to coarse."""
+"""The fields of hierarchical backbones, whose stages go from fine to coarse."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from .decoding import UnetDecodingConfig
 
 @strict
 class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
-    """Fields that the configurations of our backbones share; they have `hidden_sizes`, the channels of each stage, besides.
+    """Fields shared by the configurations of our backbones, which also have `hidden_sizes` for each stage.
 
-    Besides the fields of `UnetDecodingConfig`, the decoder's and the heads':
+    Besides the fields of `UnetDecodingConfig`:
 
-    num_channels: bands of the image.
-    patch_size: side of a patch in pixels; logits come at this stride.
-    depths: blocks of each stage.
-    num_heads: attention heads of each stage.
-    mlp_ratio: hidden width of an MLP over its input's.
-    drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
-    initializer_range: standard deviation of freshly initialised linear weights.
-    layer_norm_eps: epsilon of every layer norm.
-    out_features, out_indices: stages whose feature maps the backbone returns, by name ("stem", "stage1", ...) or
-        number; all stages by default. Stages after the last of them are not built.
+    num_channels: Channels of the image.
+    patch_size: Side of a patch in pixels, and the stride of the finest feature map.
+    depths: Number of blocks of each stage.
+    num_heads: Attention heads of each stage.
+    mlp_ratio: Hidden channels of an MLP over its input channels.
+    drop_path_rate: Stochastic depth rate of the last block; it increases linearly from 0 at the first.
+    initializer_range: Standard deviation of newly initialized linear weights.
+    layer_norm_eps: Epsilon of all layer norms.
+    out_features, out_indices: Stages whose feature maps the backbone returns, by name ("stem", "stage1", ...)
+        or index; all stages by default. Stages after the last of these are not built.
     """
 
-    width_field = "hidden_sizes"  # that a person changes for other channels
+    width_field = "hidden_sizes"  # the field that error messages name for the number of channels
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
     num_channels: int = 3
@@ -60,16 +60,16 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
 
     @property
     def out_stages(self) -> list[int]:
-        """Numbers of the stages in `out_features`, counted from the end of the patch embedding, which is 0."""
+        """Indices of the stages in `out_features`; 0 is the patch embedding ("stem")."""
         return [self.stage_names.index(name) for name in self.out_features]
 
     @property
     def num_backbone_stages(self) -> int:
-        """Stages that a backbone builds: none after the last of `out_features`."""
+        """Number of stages that a backbone builds: none after the last of `out_features`."""
         return max(*self.out_stages, 1)
 
     def drop_path_rates(self, stage: int) -> list[float]:
-        """The stochastic depth of each block of a stage."""
+        """Stochastic depth rate of each block of a stage."""
         first, blocks = sum(self.depths[:stage]), sum(self.depths)
         return [
             self.drop_path_rate * (first + index) / max(blocks - 1, 1) for index in range(self.depths[stage])
@@ -89,12 +89,14 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
                 )
 
     def check_stripes(self, widths: list[int] | tuple[int, ...]) -> None:
-        """Raises unless the stages with stripes have heads for both directions; width 0 is no stripe."""
+        """Raises ValueError for a negative width, or an odd number of heads in a stage with stripes."""
         for stage, width in enumerate(widths):
             if width < 0:
-                raise ValueError(f"stage {stage + 1} has stripe width {width}; 0 or more is required.")
+                raise ValueError(
+                    f"stage {stage + 1} has stripe width {width}. Use 0 (the whole grid) or more."
+                )
             if width and self.num_heads[stage] % 2:
                 raise ValueError(
-                    f"stage {stage + 1} has {self.num_heads[stage]} heads, which two directions of stripes cannot share. "
-                    "Use an even number."
+                    f"stage {stage + 1} has {self.num_heads[stage]} heads, which two directions of stripes cannot "
+                    "share. Use an even number."
                 )

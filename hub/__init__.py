@@ -1,1 +1,1 @@
-"""What a model's repository on the Hub is made of: code, model card, and how both get there."""
+"""Repositories on the Hub: their code, their model card, saving and uploading."""

@@ -1,7 +1,7 @@
-"""The code of a backbone that a user registered with AutoBackbone, for the repository of a model that is built on it.
+"""Exports the code of a backbone that a user registered with AutoBackbone, together with a model built on it.
 
-The user's module becomes the file `custom_backbones.py`, with its registration at the end. Both the configuration's and the
-model's file import it, because transformers may load each with its own copy of the classes.
+The user's module is saved as `custom_backbones.py`, with its registration at the end. Both the configuration
+file and the model file import it, because transformers may load each with its own copy of the classes.
 """
 
 import ast
@@ -22,9 +22,9 @@ MAY_REQUIRE = {"huggingface_hub", "numpy", "torch", "torchvision", "transformers
 
 
 def custom_backbone_file(settings: dict[str, Any], folder: Path) -> dict[str, str]:
-    """File name -> source for the backbone that a configuration names, where it is a user's; nothing for all others.
+    """Returns file name -> source of the configured backbone if a user registered it, else an empty dict.
 
-    A file that is in the folder already stays where the backbone is not known here.
+    If the backbone is not registered in this process, a file that is already in the folder is kept.
     """
     model_type = (settings.get("backbone_config") or {}).get("model_type")
     if model_type and model_type not in CONFIG_MAPPING and (folder / EXPORTED_FILE).is_file():
@@ -37,9 +37,10 @@ def custom_backbone_file(settings: dict[str, Any], folder: Path) -> dict[str, st
     obstacle, source = own_source(config_class, backbone_class)
     if obstacle:
         warn_once(
-            f"the backbone {backbone_class.__name__} is not saved with the model: {obstacle}. Who opens the model has to "
-            f"import and register it first. Put {config_class.__name__} and {backbone_class.__name__} into one file of "
-            "their own that imports nothing but torch and transformers."
+            f"the backbone {backbone_class.__name__} is not saved with the model: {obstacle}. "
+            "It must be imported and registered before the model is loaded. To save it, put "
+            f"{config_class.__name__} and {backbone_class.__name__} into one file of their own that imports only "
+            "torch and transformers."
         )
         return {}
     registration = (
@@ -52,13 +53,13 @@ def custom_backbone_file(settings: dict[str, Any], folder: Path) -> dict[str, st
 
 
 def own_source(config_class: type, backbone_class: type) -> tuple[str, str]:
-    """(what stands in the way, "") or ("", the module's source without its own registrations)."""
+    """Returns (obstacle to an export, "") or ("", the module's source without its registrations)."""
     modules = {config_class.__module__, backbone_class.__module__}
     if len(modules) > 1:
         return f"its classes are in two files, {' and '.join(sorted(modules))}", ""
     module = modules.pop()
     if module == "__main__":
-        return "it is defined in the script or notebook that runs", ""
+        return "it is defined in the running script or notebook", ""
     try:
         source = inspect.getsource(sys.modules[module])
     except (OSError, TypeError):
@@ -74,7 +75,7 @@ def own_source(config_class: type, backbone_class: type) -> tuple[str, str]:
 
 
 def foreign_imports(tree: ast.Module) -> set[str]:
-    """What a module imports that a repository cannot count on."""
+    """Returns the imports of a module that a repository on the Hub cannot rely on."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -85,7 +86,7 @@ def foreign_imports(tree: ast.Module) -> set[str]:
 
 
 def is_registration(node: ast.stmt) -> bool:
-    """`AutoSomething.register(...)` on its own: a second copy of the classes would stop at it."""
+    """Whether this is a statement `Auto...register(...)`, which raises for a second copy of the classes."""
     if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
         return False
     return ast.unparse(node.value.func) in (

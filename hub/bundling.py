@@ -1,9 +1,9 @@
-"""What classes of the package need, as one source file for each of its folders.
+"""Bundles the code that classes of the package need into one source file per folder.
 
-transformers reads the code of a repository from flat files. A repository holds `configuration_x.py`, `modeling_x.py` and
-`image_processing_x.py`: of the modules behind its classes the definitions that these can reach, in the order in which
-they depend on each other. A table of choices keeps the entry that the model uses; the names of the others remain, marked
-as `NotImplemented`, for the error that `choose` raises.
+transformers reads the code of a repository from flat files. A repository contains `configuration_x.py`,
+`modeling_x.py` and `image_processing_x.py`, each with the definitions of that folder that the classes can
+reach, in order of dependency. A table of choices keeps only the entry that the model uses; the names of the
+others remain, with the value `NotImplemented`, for the error message of `choose`.
 """
 
 import ast
@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 
 from .modules import Import, Module, Statement, read_module, used_names
 
-# How transformers finds the files that a module needs; it reads docstrings too.
+# How transformers finds the files that a module needs; it also searches docstrings.
 LOADER_IMPORT = re.compile(r"^\s*(?:from\s+\.(\S+)\s+import|import\s+\.(\S+)\s*$)", re.MULTILINE)
 LINE_LENGTH = 110
 
@@ -25,13 +25,18 @@ LINE_LENGTH = 110
 def bundle(
     entries: Iterable[type], kept: Mapping[str, str] | None = None, extra_imports: Sequence[Import] = ()
 ) -> dict[str, str]:
-    """File name -> source: one file for each folder that these classes and what they use come from.
+    """Bundles classes and everything they use into one file for each folder of the package.
 
-    entries: classes; the first one of a folder gives the file its name.
-    kept: name of a table of choices -> the key of the entry that is used.
-    extra_imports: of sibling files, written into every file.
+    Args:
+        entries: Classes; the first one of a folder determines the name of the file.
+        kept: Name of a table of choices -> key of the entry to keep.
+        extra_imports: Imports of sibling files to add to every file.
 
-    Raises ValueError where two modules of a folder define the same name differently, or import each other in a circle.
+    Returns:
+        File name -> source.
+
+    Raises:
+        ValueError: If two modules of a folder define the same name differently or import each other.
     """
     entries = [(entry.__module__, entry.__name__) for entry in entries]
     reached = reachable(entries, kept or {})
@@ -54,7 +59,7 @@ def stem_of(module: str) -> str:
 
 
 def reachable(entries: Iterable[tuple[str, str]], kept: Mapping[str, str]) -> dict[str, dict[int, Statement]]:
-    """Module -> its statements, by position, that these (module, name) pairs need."""
+    """Returns module -> its statements, by position, that these (module, name) pairs need."""
     reached: dict[str, dict[int, Statement]] = defaultdict(dict)
     waiting, seen = list(entries), set()
     while waiting:
@@ -73,7 +78,7 @@ def reachable(entries: Iterable[tuple[str, str]], kept: Mapping[str, str]) -> di
 
 
 def narrowed(statement: Statement, kept: Mapping[str, str]) -> Statement:
-    """A table of choices with the one entry that is used; any other statement as it is."""
+    """Reduces a table of choices to the entry that is used; returns any other statement unchanged."""
     if not statement.names & kept.keys():
         return statement
     node = ast.parse(statement.text).body[0]
@@ -104,7 +109,7 @@ def write_file(
     titles: Mapping[str, str],
     extra_imports: Sequence[Import],
 ) -> str:
-    """The source of one file: these parts of a folder's modules, under the docstring of the module `title`."""
+    """Returns the source of one file: parts of a folder's modules below the docstring of module `title`."""
     modules = {name: read_module(name) for name in parts}
     imports = set(extra_imports)
     for name, statements in parts.items():
@@ -126,7 +131,7 @@ def write_file(
 def imports_of(
     module: Module, statements: Mapping[int, Statement], uses: frozenset[str], titles: Mapping[str, str]
 ) -> set[Import]:
-    """What these statements of a module need from packages, and from the files of other folders."""
+    """Returns the imports of packages and of other folders' files that these statements of a module need."""
     imports = {found for name, found in module.packages.items() if name in uses}
     for name, source in module.siblings.items():
         if name in uses and folder_of(source) != folder_of(module.name):
@@ -136,7 +141,7 @@ def imports_of(
 
 
 def in_order(modules: Mapping[str, Module]) -> list[str]:
-    """Modules after those that they import. Raises ValueError (CycleError) for a circle."""
+    """Sorts modules after those that they import. Raises ValueError (CycleError) if imports are circular."""
     graph = {
         name: sorted({source for source in module.siblings.values() if source in modules})
         for name, module in modules.items()
@@ -147,9 +152,9 @@ def in_order(modules: Mapping[str, Module]) -> list[str]:
 def without_twins(
     file: str, order: Sequence[str], parts: Mapping[str, Mapping[int, Statement]], imports: Iterable[Import]
 ) -> dict[str, list[Statement]]:
-    """Module -> its statements, without those that another module has as well, such as `logger`.
+    """Returns module -> its statements, without duplicates of statements in other modules, such as `logger`.
 
-    Raises ValueError where a name would have two meanings.
+    Raises ValueError if a name would have two meanings.
     """
     owners: dict[str, object] = dict.fromkeys(dir(builtins), "Python's own")
     meanings: dict[str, set[str | None]] = defaultdict(set)
@@ -174,19 +179,19 @@ def without_twins(
 def check_unique(file: str, owners: dict[str, object], name: str, owner: object) -> None:
     if owners.setdefault(name, owner) != owner:
         raise ValueError(
-            f"{file}.py would hold two meanings of {name}: {owners[name]} and {owner}. Rename one of them."
+            f"{file}.py would have two meanings of {name}: {owners[name]} and {owner}. Rename one of them."
         )
 
 
 def written_heading(module: Module, with_docstring: bool) -> str:
-    """Where a part comes from, and what it says about itself, as comments."""
+    """Returns the file name of a part, and its docstring if wanted, as comments."""
     title = f"-- {folder_of(module.name).rpartition('.')[2]}/{stem_of(module.name)}.py "
     lines = module.docstring.splitlines() if with_docstring else []
     return "".join(f"# {line}".rstrip() + "\n" for line in [title.ljust(LINE_LENGTH - 2, "-"), *lines])
 
 
 def written_body(statements: Sequence[Statement]) -> str:
-    """Statements one below the other, with two blank lines around classes and functions."""
+    """Joins statements, with two blank lines around classes and functions."""
     text, after_definition = "", False
     for statement in statements:
         is_definition = statement.meaning is None
@@ -197,7 +202,7 @@ def written_body(statements: Sequence[Statement]) -> str:
 
 
 def written_imports(imports: Iterable[Import]) -> str:
-    """Import statements in the order and form that import sorting asks for: standard library, packages, siblings."""
+    """Returns sorted import statements: standard library, packages, sibling files."""
     sections: list[list[str]] = [[], [], []]
     members: dict[str, list[str]] = defaultdict(list)
     plain = []
@@ -227,7 +232,7 @@ def section_of(module: str) -> int:
 
 
 def from_import(module: str, names: Iterable[str]) -> str:
-    """On one line, or where that is too long on one for each name; constants before classes before functions."""
+    """Returns a from-import on one line, or one line per name if too long; constants, classes, functions."""
     names = sorted(names, key=lambda name: (2 if name[0].islower() else 0 if name.isupper() else 1, name))
     line = f"from {module} import {', '.join(names)}"
     return (
@@ -238,10 +243,10 @@ def from_import(module: str, names: Iterable[str]) -> str:
 
 
 def check_loader_finds(source: str, module: str, expected: set[str]) -> None:
-    """Raises unless transformers' reading of a file finds its relative imports, and nothing else."""
+    """Raises ValueError unless the loader of transformers finds exactly the relative imports of a file."""
     found = {name for match in LOADER_IMPORT.findall(source) for name in match if name}
     if found != expected:
         raise ValueError(
-            f"{module}: transformers would look for the files {sorted(found)}, the imports are {sorted(expected)}. "
-            "Begin no line of a docstring with `from .`."
+            f"{module}: transformers would look for the files {sorted(found)}, but the imports are "
+            f"{sorted(expected)}. Do not begin a line of a docstring with `from .`."
         )

@@ -1,4 +1,4 @@
-"""Front matter of a model card: what the Hub reads to find, filter and try a model."""
+"""Front matter of a model card: what the Hub uses to find, filter and try models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ METRICS = {
     "box_ap": ("box_ap", "Box AP"),
     "mask_ap": ("mask_ap", "Mask AP"),
 }
-# Licences of checkpoints that the recipes start from, by how their names begin: those of weights made from them.
+# Licenses of the checkpoints that recipes start from, by name prefix; they apply to derived weights as well.
 LICENSES = {
     "microsoft/swin": {"license": "apache-2.0"},
     "timm/deit": {"license": "apache-2.0"},
@@ -34,7 +34,7 @@ LICENSES = {
     },
 }
 SPLITS = ("train", "training", "val", "validation", "test")
-OWN_DATA = "imagefolder"  # of the Hub's identifiers, the one for somebody's own pictures
+OWN_DATA = "imagefolder"  # the Hub's identifier for a user's own images
 
 
 def front_matter(
@@ -44,7 +44,7 @@ def front_matter(
     tags: Sequence[str],
     example: str | None,
 ) -> dict[str, Any]:
-    """Task, licence, tags, data, encoder and scores; only what has a name on the Hub is linked to."""
+    """Returns task, license, tags, data, base model and scores; links only to data and models on the Hub."""
     names = run.get("hub_names") or {}
     base_model = names.get("base_model")
     said = (run.get("arguments") or {}).get("license")
@@ -64,12 +64,12 @@ def front_matter(
 
 
 def license_of(base_model: str | None) -> dict[str, str]:
-    """The license of the checkpoint that the weights start from; nothing where it is not known, or they start from none."""
+    """Returns the license of the checkpoint that the weights start from; empty if none or unknown."""
     return next((terms for start, terms in LICENSES.items() if (base_model or "").startswith(start)), {})
 
 
 def eval_results(task: str, scores: Mapping[str, Any], run: Mapping[str, Any]) -> list[EvalResult]:
-    """One for each score that the Hub has a metric for."""
+    """Returns one result for each score that the Hub has a metric for."""
     data = str(scores.get("data", "unnamed data"))
     published = published_name(data, run)
     return [
@@ -88,7 +88,7 @@ def eval_results(task: str, scores: Mapping[str, Any], run: Mapping[str, Any]) -
 
 
 def published_name(data: str, run: Mapping[str, Any]) -> str | None:
-    """The Hub's name of the data that was scored, where it is that of the run."""
+    """Returns the Hub's name of the evaluation data if it is the data of the run, else None."""
     arguments, names = run.get("arguments") or {}, run.get("hub_names") or {}
     sources = {str(arguments.get(split)).partition(":")[0] for split in ("train", "val")}
     datasets = names.get("datasets") or []

@@ -1,4 +1,4 @@
-"""The paragraphs of a model card in Markdown."""
+"""Paragraphs of a model card in Markdown."""
 
 import json
 import shlex
@@ -44,7 +44,7 @@ DECODERS = {
     "semantic_fpn": "Semantic FPN",
     "segdeformer": "SegDeformer",
 }
-# What `per_class` of evaluation.json may tell about a class.
+# Scores of a class in `per_class` of evaluation.json -> column of the table.
 COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU", "top_1": "top-1"}
 
 
@@ -56,7 +56,7 @@ def sections(
     repository: str,
     example: str | None,
 ) -> list[str]:
-    """The whole card, paragraph by paragraph; with `run` None, others tell of the training."""
+    """Returns the paragraphs of a card; without a training section if `run` is None."""
     task = task_of(config)
     paragraphs = [f"# {heading(config, repository)}", introduction(config, task)]
     if example:
@@ -93,8 +93,8 @@ def introduction(config: Mapping[str, Any], task: str) -> str:
 def about_code(repository: str) -> str:
     name = ' The model name `"."` is the folder of this card.' if repository == "." else ""
     return (
-        "The code that this runs lies beside this card and needs torch, torchvision and transformers; where contextseg "
-        f"is installed, `import contextseg` takes the place of `trust_remote_code=True`.{name}"
+        "The model code is in this repository and needs torch, torchvision and transformers. With contextseg "
+        f"installed, `import contextseg` replaces `trust_remote_code=True`.{name}"
     )
 
 
@@ -104,18 +104,16 @@ def labels_of(config: Mapping[str, Any]) -> dict[int, str]:
 
 
 def label_table(config: Mapping[str, Any], processor: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    """One row for each class: id, name, colour where there is a palette, and what was measured."""
+    """Returns a table with one row per class: id, name, color if there is a palette, and scores."""
     palette = processor.get("palette") or []
     measured = {row["name"]: row for row in scores.get("per_class") or []}
     columns = [name for name in COLUMNS if any(name in row for row in measured.values())]
     rows = []
     for index, name in labels_of(config).items():
-        colour = "#{:02x}{:02x}{:02x}".format(*palette[index]) if index < len(palette) else ""
+        color = "#{:02x}{:02x}{:02x}".format(*palette[index]) if index < len(palette) else ""
         row = measured.get(name, {})
-        rows.append(
-            [index, name, *[colour] * bool(palette), *(number(row.get(column)) for column in columns)]
-        )
-    return table(["id", "label", *["colour"] * bool(palette), *(COLUMNS[name] for name in columns)], rows)
+        rows.append([index, name, *[color] * bool(palette), *(number(row.get(column)) for column in columns)])
+    return table(["id", "label", *["color"] * bool(palette), *(COLUMNS[name] for name in columns)], rows)
 
 
 def score_paragraphs(scores: Mapping[str, Any]) -> list[str]:
@@ -128,9 +126,9 @@ def score_paragraphs(scores: Mapping[str, Any]) -> list[str]:
 
 
 def training(run: Mapping[str, Any]) -> list[str]:
-    """Command, cost and settings of the run, as `run.json` has them."""
+    """Returns command, cost and settings of the run, from `run.json`."""
     if not run:
-        return ["No training run was recorded beside these weights."]
+        return ["There is no record of the training run of these weights."]
     paragraphs = [f"```\n{shlex.join(run['command'])}\n```"] if run.get("command") else []
     if "seconds" in run:
         paragraphs.append(cost(run))
@@ -140,7 +138,7 @@ def training(run: Mapping[str, Any]) -> list[str]:
 
 
 def without_empty(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what was not set."""
+    """Removes settings that are None or empty, also in nested mappings."""
     inner = {
         name: without_empty(value) if isinstance(value, Mapping) else value
         for name, value in settings.items()
@@ -149,7 +147,7 @@ def without_empty(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cost(run: Mapping[str, Any]) -> str:
-    """Steps, seconds, hardware and versions in one sentence."""
+    """Returns steps, seconds, hardware and versions in one sentence."""
     hardware, versions = run.get("hardware") or {}, run.get("versions") or {}
     gpus = hardware.get("gpus") or []
     machine = ", ".join(
@@ -168,12 +166,12 @@ def cost(run: Mapping[str, Any]) -> str:
 
 def limits(config: Mapping[str, Any], task: str, base_model: str | None) -> str:
     lines = [
-        "- A score holds for the data and protocol named beside it; other cameras and places need a test of their own."
+        "- Scores hold only for the data and protocol named with them. Evaluate on your own data before use."
     ]
     if task == SEGMENTATION:
         lines += [
-            "- Every pixel gets one of the labels above, also where none of them fits.",
-            f"- Logits come {logits_size(config)}: objects of few pixels are easily lost.",
+            "- Every pixel gets one of the labels above, even if none of them fits.",
+            f"- Logits are computed {logits_size(config)}: small objects are easily missed.",
         ]
     lines += [about_start(base_model)] * (base_model is not None)
     lines += READINGS.get(config["model_type"], [])
@@ -181,15 +179,18 @@ def limits(config: Mapping[str, Any], task: str, base_model: str | None) -> str:
 
 
 def about_start(base_model: str) -> str:
-    return f"- The weights start from [{base_model}](https://huggingface.co/{base_model}), whose licence holds for them as well."
+    return (
+        f"- The weights start from [{base_model}](https://huggingface.co/{base_model}), "
+        "whose license applies to them as well."
+    )
 
 
 def logits_size(config: Mapping[str, Any]) -> str:
     if config.get("decoder") == "unet":
-        return f"at the image's size, from patches of {config['patch_size']} pixels"
+        return f"at full resolution from patches of {config['patch_size']} x {config['patch_size']} pixels"
     if "backbone_config" in config:
-        return "at the size of the encoder's finest feature map"
-    return f"at 1/{config.get('patch_size', 4)} of the image's side"
+        return "at the resolution of the encoder's finest feature map"
+    return f"at 1/{config.get('patch_size', 4)} of the image's height and width"
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

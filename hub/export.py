@@ -1,4 +1,4 @@
-"""A repository of a trained model, and the proof that it stands alone."""
+"""Exports the repository of a trained model, and proves that it works without contextseg."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from .model_card import RECORDS, read_settings, without_own_folders, write_text
 
 EXAMPLE_SIDE = 512
 
-# What the second Python runs: arguments are the Auto class, the folder, and a file of an image and the logits that it must give.
+# Runs in a second process. Arguments: Auto class, folder, file with an image and its expected logits.
 PROOF = """
 import sys
 sys.modules["contextseg"] = None
@@ -46,13 +46,19 @@ def export_repository(
     example: str | None = None,
     draw_example: Callable[[], np.ndarray] | None = None,
 ) -> None:
-    """Saves a model and its image processor with their code, scores, record of the run, and an example picture.
+    """Saves a model and its image processor with code, scores, the record of the run, and an example image.
 
-    folder: where to write.
-    records_of: folder with `evaluation.json` and `run.json`, or the folder inside the run that holds them.
-    license: of the weights, in the Hub's spelling; by default the one that the card in `folder` has.
-    example: file of the picture on the model's page, which will be public.
-    draw_example: draws an RGB picture (H, W, 3), uint8, for want of a file.
+    Args:
+        model: Model to save.
+        processor: Image processor to save.
+        folder: Folder to write to; created if missing.
+        records_of: Folder with `evaluation.json` and `run.json`, or a folder directly below it.
+        license: License of the weights, in the Hub's spelling; by default that of the card in `folder`.
+        example: File of the example image on the model's page, which will be public.
+        draw_example: Returns an RGB image (H, W, 3), uint8, to use if there is no file.
+
+    Raises:
+        ValueError: If `example` is given and the model does not take RGB images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for record in RECORDS:
@@ -65,34 +71,40 @@ def export_repository(
 
 
 def write_example(
-    folder: Path, picture: str | None, draw: Callable[[], np.ndarray] | None, num_channels: int
+    folder: Path, example: str | None, draw: Callable[[], np.ndarray] | None, num_channels: int
 ) -> None:
-    """The picture on the model's page: one that was given, or a drawn one, for nobody's data is made public unasked."""
+    """Writes the example image for the model's page: the given one or a drawn one, as data may be private."""
     if num_channels != 3:
-        if picture:
+        if example:
             raise ValueError(
-                f"--example is an RGB picture, but the model reads {num_channels} bands. Leave it out."
+                f"--example is an RGB image, but the model takes {num_channels} channels. Leave it out."
             )
         return
     title = PngInfo()
-    if picture:
-        pixels = np.asarray(read_image(picture))  # and nothing else: a photo's file tells where it was taken
+    if example:
+        pixels = np.asarray(read_image(example))  # pixels only: the metadata of a photo may hold its location
     elif draw is None or (folder / EXAMPLE_NAME).exists():
         return
     else:
         pixels = draw()
-        title.add_text("Title", "Generated scene, not of the training data")
+        title.add_text("Title", "Generated scene, not from the training data")
     image = Image.fromarray(pixels)
     image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
     image.save(folder / EXAMPLE_NAME, pnginfo=title)
 
 
 def prove(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, auto_class: str) -> None:
-    """Opens the folder in a Python that cannot import contextseg, and compares the logits of one image bit for bit.
+    """Loads a saved model without contextseg, and compares the logits of one image bit for bit.
 
-    auto_class: name of the class of transformers that opens the model, such as "AutoModelForSemanticSegmentation".
+    Args:
+        model: The model that was saved.
+        processor: The image processor that was saved.
+        folder: Folder of the saved model.
+        auto_class: Name of the Auto class of transformers to load it with, such as
+            "AutoModelForSemanticSegmentation".
 
-    Raises `ProofError` where the folder does not open, or gives other logits.
+    Raises:
+        ProofError: If the folder cannot be loaded, or the logits differ.
     """
     shape = (getattr(model.config, "num_channels", 3), 96, 128)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -106,6 +118,6 @@ def prove(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, a
     if finished.returncode:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise ProofError(
-            f"{folder} was written, but a Python without contextseg cannot use it: {last}. "
+            f"{folder} was written, but cannot be used without contextseg: {last}. "
             "Please report this with the model's config.json; --no-proof skips this check."
         )

@@ -1,7 +1,8 @@
-"""The model card (README.md) of a repository, written from what lies in the folder: settings, processor, scores.
+"""Writes the model card (README.md) of a repository from its files: configuration, processor, scores, run.
 
-Only the part between our two marker lines is ever written again; what people write around it stays, and a card without
-the markers is theirs. Scores come from `evaluation.json`, all about the training from `run.json`, as the scripts leave them.
+Only the part between our two marker lines is rewritten; text around it is kept, and a card without the
+markers is never changed. Scores come from `evaluation.json`, the description of the training from `run.json`,
+both written by the scripts.
 """
 
 import json
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from yaml import YAMLError
 
+from ..processing.atomic_write import atomic_write
 from .card_data import EXAMPLE_NAME, front_matter
 from .card_sections import sections
 
@@ -23,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 SCORES_NAME, RUN_NAME = RECORDS = ("evaluation.json", "run.json")
-BEGIN = "<!-- contextseg writes this part again with every save; what stands outside it is kept -->"
-END = "<!-- end of contextseg's part -->"
-# transformers' own drafts: an empty form, which we replace, and Trainer's log of a training, which we keep and complete.
+BEGIN = "<!-- contextseg rewrites this part with every save; text outside it is kept -->"
+END = "<!-- end of the part that contextseg writes -->"
+# Cards by transformers: an empty template, which we replace, and Trainer's log, which we keep and extend.
 EMPTY_FORM = "This model card has been automatically generated."
 TRAINER_LOG = "generated automatically according to the information the Trainer had access to"
-# Front matter that follows from the weights: an older card's values would not hold for new ones.
+# Front matter that depends on the weights: values of an older card do not apply to new weights.
 OF_THE_WEIGHTS = ("base_model", "datasets", "metrics", "model-index")
 NAMED_LICENSE = ("license", "license_name", "license_link")
 
@@ -43,12 +45,20 @@ def write_model_card(
     tags: Sequence[str] = (),
     **metadata: Any,
 ) -> None:
-    """Writes the README.md of a folder that `save_pretrained` filled, or our part of it; a card without it is left alone.
+    """Writes the model card of a folder that `save_pretrained` filled, or updates our part of it.
 
-    repository: the name that the lines of use give to `from_pretrained`; "." is the folder itself.
-    scores, run: contents of `evaluation.json` and `run.json`, by default those in the folder.
-    license, tags, metadata: further front matter, such as `widget`; what a card has and is not named here, it keeps. Without
-        `license` a new card has the run's, or that of the checkpoint the weights start from where it is known, or none.
+    A card without our part is left unchanged, except for the drafts of transformers. Other front matter of a
+    card is kept.
+
+    Args:
+        folder: Folder with the saved model.
+        repository: Model name in the usage example; "." is the folder itself.
+        scores: Content of `evaluation.json`; by default that in the folder.
+        run: Content of `run.json`; by default that in the folder.
+        license: License of the weights, in the Hub's spelling. By default a new card gets that of the run,
+            else that of the checkpoint that the weights start from if it is known, else none.
+        tags: Further tags.
+        **metadata: Further front matter, such as `widget`.
     """
     folder = Path(folder)
     config = read_settings(folder / CONFIG_NAME)
@@ -60,28 +70,28 @@ def write_model_card(
     example = title_of(folder / EXAMPLE_NAME)
     given = metadata | ({"license": license} if license else {})
     data = front_matter(config, scores, run, tags, example)
-    record = None if not run and TRAINER_LOG in existing else run  # which tells of the training itself
+    record = None if not run and TRAINER_LOG in existing else run  # Trainer's log describes the training
     body = sections(config, processor, scores, record, repository, example)
     try:
         card = merged(existing, data, given, "\n\n".join([BEGIN, *body, END]))
-    except (ValueError, YAMLError) as error:  # a save must not fail because a person's front matter does
-        logger.warning("%s was left as it is, because its front matter cannot be read: %s", path, error)
+    except (ValueError, YAMLError) as error:  # invalid front matter must not make a save fail
+        logger.warning("%s was left unchanged, because its front matter cannot be read: %s", path, error)
         return
     write_text(path, card)
 
 
 def ask_for_license(folder: Path) -> None:
-    """A log line where the card of a folder that becomes public, one that we wrote, names no license."""
+    """Logs a warning if a card that we wrote and that will be public names no license."""
     card = read_text(folder / CARD_NAME)
     if BEGIN in card and ModelCard(card).data.license is None:
         logger.warning(
-            "the model card names no license for these weights. Name the one that you give them: license=... of push_to_hub "
-            "and save_pretrained, --license of the commands, or `license:` at the top of the card."
+            "the model card names no license for these weights. Choose one, and give it as license=... of "
+            "push_to_hub or save_pretrained, --license of the commands, or `license:` at the top of the card."
         )
 
 
 def merged(existing: str, data: Mapping[str, Any], given: Mapping[str, Any], part: str) -> str:
-    """The card's new text: its own words stay, and its front matter where not `given` nor of the weights."""
+    """Returns the new card; keeps other text, and front matter not `given` and independent of the weights."""
     if BEGIN in existing and END in existing:
         before, rest = existing.split(BEGIN, 1)
         text = before + part + rest.split(END, 1)[1]
@@ -93,7 +103,7 @@ def merged(existing: str, data: Mapping[str, Any], given: Mapping[str, Any], par
         text = f"---\n{{}}\n---\n{part}\n"
     card = ModelCard(text)
     kept = card.data.to_dict()
-    if "license" in given:  # the name and link are those of another license
+    if "license" in given:  # name and link belong to another license
         data, kept = ({k: v for k, v in part.items() if k not in NAMED_LICENSE} for part in (data, kept))
     if TRAINER_LOG not in existing:
         kept = {name: value for name, value in kept.items() if name not in ("model-index", "metrics")}
@@ -106,24 +116,24 @@ def merged(existing: str, data: Mapping[str, Any], given: Mapping[str, Any], par
 
 
 def scores_of_training(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores by which a run chose its weights; nothing where it had no validation data."""
+    """Returns the validation scores by which a run selected its weights; empty without validation data."""
     best, data = run.get("best") or {}, (run.get("arguments") or {}).get("val")
     if not (best and data):
         return {}
-    protocol = "validation during training, by which these weights were chosen"
+    protocol = "validation during training, used to select these weights"
     return {"data": data, "protocol": protocol, **best}
 
 
-def title_of(picture: Path) -> str | None:
-    """What a PNG says that it shows; None where there is no picture."""
-    if not picture.is_file():
+def title_of(path: Path) -> str | None:
+    """Returns the title in a PNG's metadata, or "Example" without one; None if there is no image."""
+    if not path.is_file():
         return None
-    with Image.open(picture) as image:
+    with Image.open(path) as image:
         return image.info.get("Title", "Example")
 
 
 def without_own_folders(value: Any) -> Any:
-    """The same settings with `/home/me/data/streets/val` as `streets/val`, also in `name=/home/...`: a card is public."""
+    """Shortens `/home/me/data/streets/val` to `streets/val`, also in `name=/home/...`: cards are public."""
     if isinstance(value, Mapping):
         return {name: without_own_folders(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -141,14 +151,13 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, "" where there is none."""
+    """Returns the text of a file, "" if it does not exist."""
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Under a temporary name first, and not at all when the file says so already."""
+    """Writes a file atomically; does nothing if it already has this text."""
     if read_text(path) == text:
         return
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

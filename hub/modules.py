@@ -1,4 +1,4 @@
-"""The package's source files as statements: what each one defines, what it uses, and where imported names come from."""
+"""Parses source files of the package into statements, with the names that each one defines and uses."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
 class Import(NamedTuple):
-    """`from module import name as alias`, or with `name` None `import module as alias`."""
+    """`from module import name as alias`, or `import module as alias` if `name` is None."""
 
     module: str
     name: str | None
@@ -21,12 +21,15 @@ class Import(NamedTuple):
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement at the top level of a module, with the comments above it.
+    """A top-level statement of a module, with the comments above it.
 
-    names: what it binds; a call such as `operator.register_fake(...)` belongs to `operator`.
-    uses: every name that it reads, including those in quoted annotations.
-    gap: blank lines above it.
-    meaning: equal for statements that do the same; a class or function is equal to none.
+    Args:
+        names: Names that it binds; a call such as `operator.register_fake(...)` belongs to `operator`.
+        uses: Names that it reads, including those in quoted annotations.
+        text: Source with comments.
+        gap: Number of blank lines above it.
+        meaning: Equal for statements that do the same; None for classes and functions.
+        is_import: Whether it is a guarded import.
     """
 
     names: frozenset[str]
@@ -39,7 +42,15 @@ class Statement:
 
 @dataclass(frozen=True)
 class Module:
-    """siblings: imported name -> the module of the package that defines it. packages: imported name -> its import."""
+    """A module of the package.
+
+    Args:
+        name: Full name, such as "contextseg.modeling.windows".
+        docstring: Docstring of the module.
+        statements: Its top-level statements except docstring, imports and `__all__`.
+        siblings: Name imported from the package -> module that defines it.
+        packages: Name imported from another package -> its import.
+    """
 
     name: str
     docstring: str
@@ -50,9 +61,9 @@ class Module:
 
 @cache
 def read_module(name: str) -> Module:
-    """Reads a module's file, once in a process: all saves of a run hold the same code, whatever happens to the files.
+    """Reads a module once per process, so that all saves of a run contain the same code even if files change.
 
-    Raises ValueError for what cannot be moved into another file.
+    Raises ValueError for code that cannot be moved into another file.
     """
     source = module_source(name)
     tree, lines = ast.parse(source), source.splitlines(keepends=True)
@@ -74,22 +85,24 @@ def read_module(name: str) -> Module:
 
 
 def module_source(name: str) -> str:
-    """The text of the file."""
+    """Returns the source of a module. Raises ValueError if it does not exist or is a folder."""
     spec = find_spec(name)
     if spec is None:
-        raise ValueError(f"there is no module {name} to export. Check the import that names it.")
+        raise ValueError(f"there is no module {name} to export. Check the import of it.")
     if spec.submodule_search_locations is not None:
         raise ValueError(f"{name} is a folder. Import from the file that defines the name.")
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
 def imported_module(name: str, node: ast.ImportFrom, alias: ast.alias) -> str:
-    """The full name of the module that a relative import reads."""
+    """Returns the full name of the module in a relative import."""
     where = f"{name}, line {node.lineno}"
     if node.module is None:
         raise ValueError(f"{where}: `from . import name` cannot be exported. Write `from .name import ...`.")
     if alias.asname or alias.name == "*":
-        raise ValueError(f"{where}: import the names of this package under their own names.")
+        raise ValueError(
+            f"{where}: names of this package cannot be renamed or imported by `*`. Import them by name."
+        )
     return resolve_name("." * node.level + node.module, name.rpartition(".")[0])
 
 
@@ -131,7 +144,7 @@ def read_statement(module: str, node: ast.stmt, text: str) -> Statement:
 
 
 def bound_names(node: ast.stmt) -> Iterator[str]:
-    """What a top-level statement defines; of a guarded import, what it imports; of a call, whose method it calls."""
+    """Yields the names that a top-level statement binds; for a method call, the name of the object."""
     if isinstance(node, DEFINITIONS):
         yield node.name
     elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -147,7 +160,7 @@ def bound_names(node: ast.stmt) -> Iterator[str]:
 
 
 def owner_of_call(call: ast.Call) -> Iterator[str]:
-    """`operator` of `operator.register_fake(...)`; nothing for `function(...)`."""
+    """Yields `operator` for `operator.register_fake(...)`, nothing for `function(...)`."""
     if isinstance(call.func, ast.Attribute):
         yield ast.unparse(call.func).partition(".")[0]
 
@@ -161,10 +174,10 @@ def used_names(node: ast.AST) -> Iterator[str]:
 
 
 def quoted_names(annotation: ast.expr | None) -> Iterator[str]:
-    """The names in the quoted parts of an annotation, such as `dict[str, "EncoderFacts"]`."""
+    """Yields the names in quoted parts of an annotation, such as `dict[str, "FeatureInfo"]`."""
     for child in ast.walk(annotation) if annotation is not None else ():
         if isinstance(child, ast.Constant) and isinstance(child.value, str):
             try:
                 yield from used_names(ast.parse(child.value, mode="eval"))
             except SyntaxError:
-                continue  # the text of a Literal
+                continue  # a string in Literal

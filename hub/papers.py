@@ -1,4 +1,4 @@
-"""What the papers are, for model cards: titles, citations, and where ours reads them in its own way."""
+"""Papers for model cards: titles, citations, and notes on how our models interpret them."""
 
 TITLES = {
     "glam_swin": "GLAM-Swin",
@@ -50,12 +50,13 @@ PAPERS = {
   year = {2017}
 }""",
 }
-# Where a paper leaves open what its model is: what ours does.
+# Notes on models that their paper leaves partly open.
 READINGS = {
     "maformer": [
-        "- The MAFormer authors published neither code nor weights. This model follows the paper and the numbers in its "
-        "tables: global learning pools the map to a fixed grid before its fully connected layer, because one over all tokens "
-        "would have more weights than the whole model is printed with; and MAFormer-S has 5.1 G multiply-adds where 4.5 G are "
-        "printed (`depths=(2, 4, 8, 3)` gives both printed numbers).",
+        "- The MAFormer authors published neither code nor weights. This model follows the paper and the "
+        "numbers in its tables. Global learning pools the feature map to a fixed grid before its fully "
+        "connected layer, because a layer over all tokens would have more parameters than the paper gives "
+        "for the whole model. MAFormer-S has 5.1 G multiply-adds; the paper gives 4.5 G "
+        "(`depths=(2, 4, 8, 3)` matches the paper's parameters and multiply-adds).",
     ],
 }

@@ -1,11 +1,11 @@
-"""Self-contained Hub repositories: a model's weights and settings, with the code that they need beside them.
+"""Self-contained Hub repositories: weights and configuration of a model, with the code that they need.
 
-Every save of a model or image processor of this package comes through `save` (see `registration.py`), also those that Trainer
-makes. The folder gains the source files, flat, and an `auto_map`, so that transformers' Auto classes open it with
-`trust_remote_code=True` where contextseg is not installed, and a model card.
+Every save of a model or image processor of this package, also by Trainer, calls `save`
+(see `registration.py`). It adds the source files, flat, an `auto_map`, so that transformers' Auto classes can
+load the folder with `trust_remote_code=True` if contextseg is not installed, and a model card.
 
-A save is completed in a hidden folder inside the target and moved into place file by file, code first and `config.json`
-last: whatever fails meanwhile, no file is half-written and no configuration points to code that is not there.
+A save is completed in a hidden folder inside the target and moved into place file by file, code first and
+`config.json` last: if anything fails, no file is half-written and no configuration points to missing code.
 """
 
 import json
@@ -48,12 +48,14 @@ COMMIT_OPTIONS = ("commit_message", "commit_description", "create_pr", "private"
 
 
 def add_code(staging: Path, folder: Path) -> set[str]:
-    """Completes what is about to move from `staging` into `folder`: code, and the `auto_map` that names it.
+    """Adds code, and the `auto_map` that refers to it, to files in `staging` that will be moved to `folder`.
 
-    Settings that lie in the folder already are completed as well, because Trainer copies a checkpoint's configuration there
-    and saves only the processor anew. What the folder holds already is not written again.
+    Configurations that are already in the folder get their code as well, because Trainer copies a
+    checkpoint's configuration there and saves only the processor again. Files that the folder already has are
+    not written again.
 
-    Returns the names of the code files that the settings in `staging` need; none if they describe no class of ours.
+    Returns the names of the code files that configurations in `staging` need; empty if they are not of a
+    class of ours.
     """
     needed: set[str] = set()
     for name, classes_of, code_of in (
@@ -69,7 +71,7 @@ def add_code(staging: Path, folder: Path) -> set[str]:
         elif any(
             not ((staging / file).is_file() or (folder / file).is_file()) for file in code_files(settings)
         ):
-            del settings["auto_map"]  # from an earlier life: it must not stay without its code
+            del settings["auto_map"]  # of an earlier save, whose code is gone
         else:
             continue
         files[name] = json.dumps(settings, indent=2, sort_keys=True) + "\n"
@@ -93,11 +95,16 @@ def save(
     repo_id: str | None = None,
     **options: Any,
 ) -> None:
-    """`save_pretrained` of a model or image processor: `write` is transformers' own, the rest makes a repository of it.
+    """Implements `save_pretrained` of models and image processors: `write`, then code and model card.
 
-    license: of the weights, in the Hub's spelling, for the model card.
-    push_to_hub, repo_id: whether to upload what was saved, and to which repository; by default it is called as the folder.
-    options: what `upload` takes, and for `write`.
+    Args:
+        saved: Model or image processor.
+        write: transformers' own `save_pretrained`, which takes a folder and `options`.
+        folder: Folder to save to.
+        license: License of the weights, in the Hub's spelling, for the model card.
+        push_to_hub: Whether to upload what was saved.
+        repo_id: Repository to upload to; by default the name of the folder.
+        **options: Options of `upload`, and those of `write`.
     """
     folder = Path(folder)
     commit = commit_options(saved, options)
@@ -107,7 +114,7 @@ def save(
         code = add_code(staging, folder)
     if not code:
         logger.warning(
-            "%s is no class of %s: %s holds no code for it.", type(saved).__name__, PACKAGE, folder
+            "%s is not a class of %s: %s has no code for it.", type(saved).__name__, PACKAGE, folder
         )
     complete_card(folder, license=license)
     if isinstance(saved, ContextsegPreTrainedModel):
@@ -125,7 +132,7 @@ def commit_options(saved: object, options: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside `folder`, from which finished files move into it: code first, config.json last."""
+    """Yields a hidden folder in `folder`, then moves its files to `folder`, code first, config.json last."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".saving-", dir=folder) as hidden:
         yield Path(hidden)
@@ -144,7 +151,7 @@ def remove_old_weights(folder: Path, written: set[str]) -> None:
 
 
 def outdated_weights(present: Iterable[str], written: Collection[str]) -> list[str]:
-    """After new weights: those of an earlier save in more or fewer files, which would be read in their place."""
+    """Returns weight files of an earlier save in more or fewer shards, which would be loaded instead."""
     if not any(is_weights(file) for file in written):
         return []
     return [file for file in present if is_weights(file) and file not in written]
@@ -157,7 +164,17 @@ def is_weights(file: str) -> bool:
 def push(
     saved: PreTrainedModel | ImageProcessingMixin, repo_id: str, *, license: str | None = None, **options: Any
 ) -> CommitInfo:
-    """`push_to_hub` of a model or image processor: takes what `upload` takes, the rest goes to `save_pretrained`."""
+    """Implements `push_to_hub` of models and image processors.
+
+    Args:
+        saved: Model or image processor.
+        repo_id: Repository on the Hub.
+        license: License of the weights, in the Hub's spelling, for the model card.
+        **options: Options of `upload`; all others are passed to `save_pretrained`.
+
+    Raises:
+        HubError: As `upload`.
+    """
     commit = commit_options(saved, options)
     with TemporaryDirectory() as folder:
         saved.save_pretrained(folder, license=license, **options)
@@ -176,12 +193,22 @@ def upload(
     tags: str | Sequence[str] | None = None,
     **commit: Any,
 ) -> CommitInfo:
-    """The folder's files as one commit on top of the one that was read. What people wrote on a model card there is kept.
+    """Uploads the files of a folder as one commit. Text that was added to the model card on the Hub is kept.
 
-    files: names of those to upload; by default all.
-    license: of the weights, for the model card; by default the one that the card has.
+    Args:
+        folder: Folder to upload, without subfolders and hidden files.
+        repo_id: Repository on the Hub; created if missing.
+        files: Names of the files to upload; by default all.
+        license: License of the weights for the model card; by default that of the card.
+        token: Token with write access; by default that of the login.
+        private: Whether a new repository is private.
+        revision: Branch to commit to; created if missing.
+        tags: Further tags for the model card.
+        **commit: Options of `huggingface_hub.HfApi.create_commit`, such as `commit_message`.
 
-    Raises `HubError`, with nothing committed, where the Hub refuses, fails, or was pushed to by somebody else meanwhile.
+    Raises:
+        HubError: If the Hub rejects the upload or fails, or somebody else pushed meanwhile. Nothing is
+            committed then.
     """
     api = HfApi(token=token)
     local = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
@@ -205,7 +232,7 @@ def upload(
 
 
 def outdated(present: Collection[str], files: Collection[str]) -> list[str]:
-    """Of the files on the Hub: weights, scores and recipe that do not belong to the new weights."""
+    """Returns files on the Hub that do not belong to the new weights: old weights, scores, run record."""
     if not any(is_weights(file) for file in files):
         return []
     records = [file for file in RECORDS if file in present and file not in files]
@@ -215,9 +242,10 @@ def outdated(present: Collection[str], files: Collection[str]) -> list[str]:
 def collect_card_sources(
     api: HfApi, repo_id: str, revision: str | None, files: dict[str, Path], draft: Path
 ) -> None:
-    """Copies what the card is written from into `draft`: from the files to upload, or else from the Hub.
+    """Copies the files that the card is written from to `draft`: those to upload, or else those on the Hub.
 
-    The card itself comes from the Hub first; scores and recipe only without new weights, for which they would not hold.
+    The card itself comes from the Hub if there is one. Scores and record of the run are taken from the Hub
+    only if no weights are uploaded, because they do not apply to new weights.
     """
     local = {file: path for file, path in files.items() if file != CARD_NAME}
     has_weights = any(is_weights(file) for file in files)
@@ -238,6 +266,6 @@ def downloaded(api: HfApi, repo_id: str, revision: str | None, file: str) -> str
 
 
 def complete_card(folder: Path, **options: Any) -> None:
-    """The model card, where the folder holds a model of this package."""
+    """Writes the model card if the folder has a model of this package."""
     if model_classes(read_settings(folder / CONFIG_NAME)):
         write_model_card(folder, **options)

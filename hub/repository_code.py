@@ -1,4 +1,4 @@
-"""The code of a repository and the `auto_map` that names it, from the settings of a model or an image processor."""
+"""Code and `auto_map` of a repository, from the configuration of a model or an image processor."""
 
 import importlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from .bundling import bundle
 from .modules import Import
 
 PACKAGE = __name__.partition(".")[0]
-# Tables of choices -> the field of a configuration that names the entry which the model uses.
+# Table of choices -> configuration field that names the entry in use.
 TABLES = {
     "DECODERS": "decoder",
     "UPSAMPLINGS": "upsampling",
@@ -26,7 +26,7 @@ CUSTOM_BACKBONE = Import(".custom_backbones", "REGISTERED_HERE", None)
 
 
 def model_code(config: dict[str, Any], folder: Path) -> dict[str, str]:
-    """File name -> source for the model of a config.json in this folder; nothing for a model of others."""
+    """Returns file name -> source for the model of a config.json; empty if the model is not ours."""
     classes = model_classes(config)
     if not classes:
         return {}
@@ -36,13 +36,13 @@ def model_code(config: dict[str, Any], folder: Path) -> dict[str, str]:
 
 
 def processor_code(settings: dict[str, Any], folder: Path) -> dict[str, str]:  # noqa: ARG001 - as above
-    """The same for a preprocessor_config.json."""
+    """Returns file name -> source for the processor of a preprocessor_config.json; empty if not ours."""
     classes = processor_classes(settings)
     return bundle(classes["AutoImageProcessor"].values()) if classes else {}
 
 
 def choices(config: dict[str, Any], config_class: type) -> dict[str, str]:
-    """Table of choices -> the entry that this configuration names, for the tables that it chooses from."""
+    """Returns table of choices -> entry in use, for the tables that this configuration chooses from."""
     fields = config_class.__dataclass_fields__
     chosen = {
         table: config.get(field, fields[field].default) for table, field in TABLES.items() if field in fields
@@ -55,9 +55,9 @@ def choices(config: dict[str, Any], config_class: type) -> dict[str, str]:
 
 
 def model_classes(config: dict[str, Any]) -> dict[str, type]:
-    """Auto class -> class of this package, for all that open the weights which this configuration describes.
+    """Returns Auto class -> class of this package, for all classes that can load the model's weights.
 
-    Features can be had from every model's weights; a head only by the class that was saved.
+    The encoder can be loaded from the weights of every model; a head only by the class that was saved.
     """
     name = (config.get("architectures") or [""])[0]
     for config_class, models in MODELS.items():
@@ -72,7 +72,7 @@ def model_classes(config: dict[str, Any]) -> dict[str, type]:
 
 
 def processor_classes(settings: dict[str, Any]) -> dict[str, dict[str, type]]:
-    """The same for a preprocessor_config.json: one class for each backend."""
+    """Returns Auto class -> backend -> image processor class for a preprocessor_config.json."""
     name = settings.get("image_processor_type", "")
     package = importlib.import_module(PACKAGE)
     if not name or name not in package.__all__:
@@ -83,14 +83,14 @@ def processor_classes(settings: dict[str, Any]) -> dict[str, dict[str, type]]:
 
 
 def reference(found: type | dict[str, type]) -> str | dict[str, str]:
-    """`file.Class`, as an `auto_map` writes it."""
+    """Returns `file.Class`, the form of an `auto_map`."""
     if isinstance(found, dict):
         return {backend: reference(cls) for backend, cls in found.items()}
     return f"{found.__module__.rpartition('.')[2]}.{found.__name__}"
 
 
 def code_files(settings: dict[str, Any]) -> list[str]:
-    """The files of its own repository that an `auto_map` names."""
+    """Returns the files of its own repository that an `auto_map` refers to."""
     references = []
     for entry in settings.get("auto_map", {}).values():
         references += (

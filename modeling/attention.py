@@ -1,14 +1,16 @@
-"""The one attention of this package: projections, softmax attention, projection.
+"""The single attention module of this package: input projections, softmax attention, output projection.
 
-Windows, stripes, global tokens and fusion across scales differ in what they attend to; they prepare tokens, context
-and bias, and call this module. The kernel comes from transformers' attention interface, so that
-`attn_implementation` "sdpa" (default; never holds the matrix) and "eager" (returns it) are chosen as everywhere.
+Windows, stripes, global tokens and cross-scale fusion differ only in what they attend to: they prepare
+tokens, context and bias, and call this module. The kernel comes from transformers' attention interface and is
+selected as usual with `attn_implementation`: "sdpa" (the default, never stores the attention matrix) or
+"eager" (returns it).
 
-On GPUs "sdpa" is only as good as the kernels for the head's width: the memory-efficient one takes multiples of 8, the
-flash one half precision up to 256, and for anything else PyTorch silently holds the whole matrix. So, where there is no
-bias, widths are padded with zeros to a multiple of 8, and where still no kernel fits, queries attend in blocks.
+On GPUs, "sdpa" needs a fused kernel for the head dimension: the memory-efficient kernel takes multiples of 8,
+the flash kernel half precision up to 256, and otherwise PyTorch silently materializes the whole matrix.
+Without a bias, heads are therefore zero-padded to a multiple of 8, and if no fused kernel fits even then,
+queries are processed in blocks.
 
-Legend: B batch (windows included), N tokens that ask, M tokens that are attended to, C channels.
+Legend: B batch (including windows), N query tokens, M context tokens, C channels, d head dimension.
 """
 
 import logging
@@ -23,8 +25,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 logger = logging.getLogger(__name__)
 
-MAX_SCORES = 2**24  # that a block of queries may have at once: 64 MiB in float32
-KERNEL_WIDTH = 8  # divides the head widths that every fused kernel takes
+MAX_SCORES = 2**24  # attention scores per block of queries: 64 MiB in float32
+KERNEL_WIDTH = 8  # fused kernels need head dimensions that are multiples of this
 
 
 def eager_attention_forward(
@@ -36,7 +38,7 @@ def eager_attention_forward(
     scaling: float,
     **_options: object,
 ) -> tuple[Tensor, Tensor]:
-    """(B, heads, N, d), (B, heads, M, d) twice -> (B, N, heads, d) and the probabilities (B, heads, N, M)."""
+    """(B, heads, N, d), twice (B, heads, M, d) -> (B, N, heads, d), probabilities (B, heads, N, M)."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -52,17 +54,26 @@ def split_heads(features: Tensor, head_dim: int) -> Tensor:
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """(B, heads, N, d), (B, heads, M, d) twice -> (B, N, heads, d), and probabilities (B, heads, N, M) or None.
+    """(B, heads, N, d), twice (B, heads, M, d) -> (B, N, heads, d), probabilities (B, heads, N, M) or None.
 
-    module: gives the attention implementation (`config`), the scale (`head_dim` to the power -1/2), and `is_causal = False`.
-    bias: broadcastable to (B, heads, N, M). Without it any width d works with memory that does not grow with N * M, unless
-        the implementation is "eager".
+    Args:
+        module: Provides the attention implementation (`config`), the scale `head_dim**-0.5` and
+            `is_causal = False`.
+        query: Queries (B, heads, N, d).
+        key: Keys (B, heads, M, d).
+        value: Values (B, heads, M, d).
+        bias: Additive bias, broadcastable to (B, heads, N, M). Without it, memory does not grow with N * M
+            for any d, unless the implementation is "eager".
+
+    Returns:
+        The attended values (B, N, heads, d), and the attention probabilities (B, heads, N, M) if the
+        implementation returns them ("eager"), else None.
     """
     implementation, width = module.config._attn_implementation, value.shape[-1]
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     if implementation == "sdpa" and bias is None and query.is_cuda:
         query, key, value = (padded_width(part) for part in (query, key, value))
-        # A graph that is traced cannot ask; there the padding alone has to do.
+        # A traced graph cannot query the available kernels, so compiled models rely on the padding alone.
         if not torch.compiler.is_compiling() and not has_fused_kernel(query, key, value):
             warn_of_blocks(query.shape[-1], query.dtype)
             kernel = attend_in_blocks
@@ -73,13 +84,13 @@ def attend(
 
 
 def padded_width(tokens: Tensor) -> Tensor:
-    """(B, heads, N, d) -> (B, heads, N, d'), d' the next multiple of 8; zeros change neither scores nor other channels."""
+    """(B, heads, N, d) -> (B, heads, N, d'), zero-padded to a multiple of 8; scores are unchanged."""
     missing = -tokens.shape[-1] % KERNEL_WIDTH
     return F.pad(tokens, (0, missing)) if missing else tokens
 
 
 def has_fused_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """(B, heads, N, d), (B, heads, M, d) twice, on CUDA -> whether PyTorch attends without holding the matrix."""
+    """Whether PyTorch has a fused kernel for (B, heads, N, d), twice (B, heads, M, d) on CUDA."""
     no_mask, no_dropout, not_causal, not_grouped = None, 0.0, False, False
     call = torch.backends.cuda.SDPAParams(query, key, value, no_mask, no_dropout, not_causal, not_grouped)
     return torch.backends.cuda.can_use_flash_attention(
@@ -89,10 +100,10 @@ def has_fused_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 @cache
 def warn_of_blocks(width: int, dtype: torch.dtype) -> None:
-    """Once for each width and type."""
+    """Logs the warning once per head dimension and dtype."""
     logger.warning(
-        "PyTorch has no fused attention for %s and heads of width %d on this device; attending exactly, but slower, in "
-        "blocks of queries. Half precision (bf16) usually has one.",
+        "PyTorch has no fused attention kernel for %s and heads of width %d on this device; falling back to exact "
+        "but slower attention in blocks of queries. Half precision (bf16) usually has a fused kernel.",
         dtype,
         width,
     )
@@ -107,10 +118,10 @@ def attend_in_blocks(
     max_scores: int = MAX_SCORES,
     **_options: object,
 ) -> tuple[Tensor, None]:
-    """(B, heads, N, d), (B, heads, M, d) twice -> (B, N, heads, d) and None, exactly and without the N x M matrix.
+    """(B, heads, N, d), twice (B, heads, M, d) -> (B, N, heads, d), None: exact, without the N x M matrix.
 
-    Rows of the softmax are independent, so queries go block by block, with at most `max_scores` scores at once (or one
-    row). The backward pass computes each block's scores again instead of keeping them.
+    The rows of the softmax are independent, so queries are processed in blocks of at most `max_scores` scores
+    (at least one row). The backward pass recomputes the scores of each block.
     """
     rows = max(1, max_scores // (query.shape[0] * query.shape[1] * key.shape[2]))
     blocks = [
@@ -121,30 +132,35 @@ def attend_in_blocks(
 
 
 def attended_block(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """(B, heads, n, d), (B, heads, M, d) twice -> (B, n, heads, d)."""
+    """(B, heads, n, d), twice (B, heads, M, d) -> (B, n, heads, d)."""
     return ((query @ key.transpose(-1, -2) * scaling).softmax(dim=-1) @ value).transpose(1, 2)
 
 
-def hiding_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, N) true where a key may be seen -> additive bias (B, 1, 1, N).
+def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask (B, N), true for visible keys -> additive bias (B, 1, 1, N).
 
-    Half of the lowest number keeps a row without any visible key finite: it attends evenly to all.
+    Hidden keys get half of the lowest finite value, so that a row without any visible key stays finite and
+    attends uniformly.
     """
-    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return hidden.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]
+    hidden = torch.zeros(padding_mask.shape, dtype=dtype, device=padding_mask.device)
+    return hidden.masked_fill(~padding_mask, torch.finfo(dtype).min / 2)[:, None, None]
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens over a context (themselves by default), with an additive bias.
+    """Multi-head attention of tokens over a context, by default the tokens themselves.
 
-    dim: width of the context and of the heads together; that of the tokens too, unless `token_dim` says otherwise.
+    Args:
+        config: Read only for its attention implementation.
+        dim: Channels of the context, and of all heads together.
+        num_heads: Number of heads; must divide `dim`.
+        token_dim: Channels of the tokens and of the output; `dim` by default.
     """
 
     def __init__(
         self, config: PreTrainedConfig, dim: int, num_heads: int, token_dim: int | None = None
     ) -> None:
         super().__init__()
-        self.config = config  # only for its attention implementation, which may change after construction
+        self.config = config  # for the attention implementation, which may change after construction
         self.head_dim = dim // num_heads
         self.is_causal = False  # without it, transformers' SDPA attends causally
         token_dim = dim if token_dim is None else token_dim
@@ -156,7 +172,13 @@ class Attention(nn.Module):
     def forward(
         self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, C'), (B, M, C), bias broadcastable to (B, heads, N, M) -> (B, N, C'), probabilities or None."""
+        """(B, N, C'), (B, M, C) -> (B, N, C'), probabilities (B, heads, N, M) or None.
+
+        Args:
+            tokens: Query tokens (B, N, C').
+            context: Context (B, M, C); the tokens themselves by default.
+            bias: Additive bias, broadcastable to (B, heads, N, M).
+        """
         context = tokens if context is None else context
         query, key, value = (
             split_heads(features, self.head_dim)

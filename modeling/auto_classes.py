@@ -1,4 +1,4 @@
-"""Every model of this package, for transformers' Auto classes."""
+"""Registers the models of this package with transformers' Auto classes."""
 
 from transformers import (
     AutoBackbone,
@@ -63,7 +63,7 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
 }
 DETECTION_PROCESSORS = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}
-# Pipelines check these lists of names, and without an entry log an error before they work all the same.
+# Pipelines check these name lists; without an entry they log an error, although the model works.
 NAMES_FOR_PIPELINES = {
     AutoModelForObjectDetection: modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     AutoModelForSemanticSegmentation: modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
@@ -71,7 +71,12 @@ NAMES_FOR_PIPELINES = {
 
 
 def register_auto_classes(image_processors: dict[str, type]) -> None:
-    """Makes `Auto*.from_pretrained` and `pipeline` find our models and their image processors (by backend)."""
+    """Registers our models and processors, so that `Auto*.from_pretrained` and `pipeline` find them.
+
+    Args:
+        image_processors: Image processor classes by backend ("torchvision", "pil"), for all models except
+            detectors.
+    """
     for config, models in MODELS.items():
         processors = DETECTION_PROCESSORS if AutoModelForObjectDetection in models else image_processors
         AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The encoders of transformers and timm, built from their configurations.
+"""Builds the encoders of transformers and timm from their configurations.
 
 Legend: B batch, C channels, H, W image height and width, h, w those of a feature map.
 """
@@ -27,11 +27,12 @@ if is_timm_available():
     import timm
 
 DYNAMIC, LENIENT = {"dynamic_img_size": True}, {"strict_img_size": False}
-ANY_SIZE_OPTIONS = ({**DYNAMIC, **LENIENT}, DYNAMIC, LENIENT)  # timm's, for models that have them
+# Tried in turn, because timm models differ in the options that they accept.
+ANY_SIZE_OPTIONS = ({**DYNAMIC, **LENIENT}, DYNAMIC, LENIENT)
 
 
 class MitEncoder(nn.Module):
-    """SegFormer's encoder as a backbone; transformers has none for it."""
+    """SegFormer's MiT encoder as a backbone, which transformers does not provide."""
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
@@ -39,12 +40,11 @@ class MitEncoder(nn.Module):
         self.config = config
         self.channels = list(config.hidden_sizes)
         self.model = SegformerModel(config)
-        maybe_install_capturing_hooks(
-            self.model
-        )  # at the first call, they would break the graph of torch.compile
+        # Installed lazily, at the first call, these hooks would break the graph of torch.compile.
+        maybe_install_capturing_hooks(self.model)
 
     def forward(self, pixel_values: Tensor, output_attentions: bool | None = None) -> BackboneOutput:
-        """(B, C, H, W) -> feature maps (B, C_i, h_i, w_i) of all stages."""
+        """(B, C, H, W) -> feature maps (B, C_i, h_i, w_i) of all stages, fine to coarse."""
         outputs = self.model(pixel_values, output_hidden_states=True, output_attentions=output_attentions)
         maps = outputs.hidden_states
         return BackboneOutput(feature_maps=maps, hidden_states=maps, attentions=outputs.attentions)
@@ -53,9 +53,19 @@ class MitEncoder(nn.Module):
 def build_encoder(
     config: PreTrainedConfig, out_indices: Sequence[int] | None = None, pretrained: bool = False
 ) -> nn.Module:
-    """The encoder that a configuration describes, with random weights, and the maps of these stages.
+    """Builds the encoder that a configuration describes.
 
-    pretrained: for timm, whether its weights are loaded.
+    Args:
+        config: Configuration of a backbone in transformers or timm.
+        out_indices: Stages whose feature maps are returned; None keeps those of the configuration.
+        pretrained: For timm models, whether to load timm's pretrained weights; all others are randomly
+            initialized.
+
+    Returns:
+        A module whose output has `feature_maps`.
+
+    Raises:
+        ValueError: If timm has no model of this name.
     """
     config = adapted_config(config, out_indices)
     if config.model_type == SegformerConfig.model_type:
@@ -66,9 +76,9 @@ def build_encoder(
 
 
 def adapted_config(config: PreTrainedConfig, out_indices: Sequence[int] | None) -> PreTrainedConfig:
-    """A copy with other stages. Tuples become lists, as after loading: some encoders join them with lists."""
+    """A copy with these `out_indices`. Tuples become lists, because some encoders concatenate them."""
     if not hasattr(config, "out_indices") and hasattr(config, "vision_config"):
-        config = config.vision_config  # of a model of images and texts
+        config = config.vision_config  # of a vision-language model
     config = deepcopy(config)
     for name, value in vars(config).items():
         if isinstance(value, tuple):
@@ -79,16 +89,14 @@ def adapted_config(config: PreTrainedConfig, out_indices: Sequence[int] | None) 
 
 
 def build_timm(config: TimmBackboneConfig, pretrained: bool = False) -> TimmBackbone:
-    """timm's model with the arguments `model_kwargs` of the configuration, and those that let it take all image sizes."""
+    """Builds a timm model with the configuration's `model_kwargs`, for any image size where possible."""
     if is_timm_available() and ":" not in config.backbone and not timm.is_model(config.backbone):
         raise ValueError(
             f"timm has no model '{config.backbone}'{did_you_mean(config.backbone, timm.list_models())}"
         )
     own = getattr(config, "model_kwargs", None) or {}
     for options in ANY_SIZE_OPTIONS:
-        with suppress(
-            TypeError
-        ):  # of models that do not know the option; they raise before anything is built
+        with suppress(TypeError):  # raised at once by models that do not have the option
             return TimmBackbone(config, pretrained=pretrained, **{**options, **own})
     return TimmBackbone(config, pretrained=pretrained, **own)
 

@@ -1,7 +1,8 @@
-"""Facts about encoders of transformers and timm, measured instead of listed.
+"""Measures the properties of transformers and timm encoders instead of listing them.
 
-An encoder is run on the meta device, which needs neither memory nor time: its maps tell strides, widths and axis order, the sizes
-that it refuses tell which ones it needs, and the parameters that get no gradient are those that no feature map depends on.
+The encoder is run on the meta device, which costs almost no memory or time. Strides, channels and axis order
+come from the shapes of its feature maps, the required image sizes from the sizes it rejects, and unused
+parameters are those that receive no gradient.
 
 Legend: B batch, C channels, H, W image height and width, h, w those of a feature map.
 """
@@ -20,24 +21,26 @@ from transformers.initialization import meta_device_safe_creation_ops, no_init_w
 from .backbone_building import adapted_config, build_encoder, build_timm
 
 Built = TypeVar("Built")
-# What an encoder raises on an image whose size it does not take, or on the meta device.
+# What encoders raise for an image size that they do not accept, or on the meta device.
 REFUSALS = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 USUAL_SIDES = (448, 224, 256, 384, 512)  # 448 is a multiple of the patches 14, 16, 32 and of stride 64
 UNMEASURED = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version"}
-MEASURED: dict[str, "EncoderFacts"] = {}
+MEASURED: dict[str, "FeatureInfo"] = {}
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
-    """What the adapter has to know of an encoder.
+class FeatureInfo:
+    """What the adapter needs to know about an encoder.
 
-    out_indices: the stages whose maps are used, or None where the configuration does not choose.
-    channels, strides: of each used map.
-    channels_last: whether maps are (B, h, w, C).
-    multiple: sides of the image must be multiples of it; 1 where the encoder takes all sizes itself.
-    minimum: smallest side with which the encoder trains on a single image.
-    fixed_size: the only (height, width) that the encoder takes, or None.
-    unused: names of the parameters that no used map depends on.
+    Attributes:
+        out_indices: Stages whose feature maps are used, or None if the configuration has no such option.
+        channels: Channels of each feature map.
+        strides: Stride of each feature map in pixels.
+        channels_last: Whether feature maps are (B, h, w, C).
+        multiple: Image sides must be multiples of this; 1 if the encoder accepts any size.
+        minimum: Smallest image side with which the encoder can train on a single image.
+        fixed_size: The only (height, width) that the encoder accepts, or None.
+        unused: Names of the parameters that no used feature map depends on.
     """
 
     out_indices: tuple[int, ...] | None
@@ -51,15 +54,15 @@ class EncoderFacts:
 
     @property
     def is_flat(self) -> bool:
-        """Whether all maps have one size, as a plain vision transformer's."""
+        """Whether all feature maps have the same stride, as in a plain vision transformer."""
         return len(set(self.strides)) == 1
 
     @property
     def pyramid_strides(self) -> tuple[int, ...]:
-        """Strides of the pyramid that flat maps, all of one stride, can be made into; of others, what they are.
+        """Strides of the pyramid that flat feature maps are turned into; otherwise the encoder's own strides.
 
-        They double from level to level: 4, 8, 16, 32 for patches of 16; 7, 14, 28, 56 for 14, which 4 does not divide. One
-        map is used for four levels.
+        Strides double from level to level: 4, 8, 16, 32 for patch size 16, and 7, 14, 28, 56 for patch size
+        14, which is not divisible by 4. A single feature map yields four levels.
         """
         if not self.is_flat:
             return self.strides
@@ -68,15 +71,23 @@ class EncoderFacts:
         return tuple(finest * 2**level for level in range(levels))
 
 
-def measure(config: PreTrainedConfig) -> EncoderFacts:
-    """The facts of the encoder that a configuration describes; known ones are not measured again."""
+def measure(config: PreTrainedConfig) -> FeatureInfo:
+    """Measures the encoder that a configuration describes; results are cached.
+
+    Args:
+        config: Configuration of a backbone in transformers or timm.
+
+    Raises:
+        ValueError: If the encoder does not run at any of the usual sizes, or its feature maps have no integer
+            stride.
+    """
     settings = {name: value for name, value in config.to_dict().items() if name not in UNMEASURED}
     key = f"{type(config).__module__}.{type(config).__qualname__} {json.dumps(settings, sort_keys=True, default=str)}"
     if key not in MEASURED:
         config = deepcopy(config)
-        if "flash" in str(config._attn_implementation):  # its kernels need a device that computes
+        if "flash" in str(config._attn_implementation):  # flash kernels do not run on the meta device
             config._attn_implementation = "sdpa"
-        # A caller may build under `torch.no_grad()` or `torch.inference_mode()`; here gradients tell what is used.
+        # Unused parameters are found by their gradients: undo a caller's `no_grad()` or `inference_mode()`.
         with (
             torch.inference_mode(mode=False),
             torch.enable_grad(),
@@ -87,7 +98,7 @@ def measure(config: PreTrainedConfig) -> EncoderFacts:
     return MEASURED[key]
 
 
-def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
+def measured_anew(config: PreTrainedConfig) -> FeatureInfo:
     indices = chosen_indices(config)
     size, maps, encoder = first_run(config, [indices])
     channels_last = are_channels_last(encoder, maps)
@@ -95,7 +106,7 @@ def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
     sum(feature_map.sum() for feature_map in maps).backward()
     trained = [(name, value) for name, value in encoder.named_parameters() if value.requires_grad]
     multiple = needed_multiple(encoder, strides, channels_last)
-    return EncoderFacts(
+    return FeatureInfo(
         out_indices=None if indices is None else tuple(indices),
         channels=tuple(feature_map.shape[-1 if channels_last else 1] for feature_map in maps),
         strides=strides,
@@ -108,9 +119,10 @@ def measured_anew(config: PreTrainedConfig) -> EncoderFacts:
 
 
 def chosen_indices(config: PreTrainedConfig) -> list[int] | None:
-    """The stages that a configuration names; where it names the last one alone, which is what all do by default, ours.
+    """The stages that a configuration selects, or our choice if it selects only the last, the usual default.
 
-    Ours are the last stage of each stride, the four coarsest of them; of a plain vision transformer four layers evenly.
+    Our choice is the last stage of each stride, at most the four coarsest; for plain vision transformers,
+    four evenly spaced layers.
     """
     config = getattr(config, "vision_config", config)
     if not hasattr(config, "out_indices"):
@@ -120,9 +132,8 @@ def chosen_indices(config: PreTrainedConfig) -> list[int] | None:
     if asked != indices[-1:]:
         return asked
     if not strides:
-        size, maps, encoder = first_run(
-            config, [indices, indices[1:]]
-        )  # some have a stem that they don't give
+        # Some encoders list a stem whose feature map they cannot return.
+        size, maps, encoder = first_run(config, [indices, indices[1:]])
         strides = strides_of(maps, size, are_channels_last(encoder, maps))
         indices = indices[-len(strides) :]
     if len(set(strides)) > 1:
@@ -133,7 +144,7 @@ def chosen_indices(config: PreTrainedConfig) -> list[int] | None:
 
 
 def known_stages(config: PreTrainedConfig) -> tuple[list[int], list[int]]:
-    """The numbers of all stages, and where they are known without running the encoder, their strides."""
+    """The indices of all stages, and for timm models their strides, else an empty list."""
     if config.model_type != TimmBackboneConfig.model_type:
         return list(range(len(config.stage_names))), []
     try:
@@ -145,7 +156,7 @@ def known_stages(config: PreTrainedConfig) -> tuple[list[int], list[int]]:
 
 
 def built_on(device: str, build: Callable[[], Built]) -> Built:
-    """What `build` gives on a device. transformers lets it read schedules of rates on the meta device as well."""
+    """Calls `build` on a device; encoders that read values while being built work on "meta" too."""
     with torch.device(device), meta_device_safe_creation_ops():
         return build()
 
@@ -153,16 +164,16 @@ def built_on(device: str, build: Callable[[], Built]) -> Built:
 def first_run(
     config: PreTrainedConfig, choices: Sequence[Sequence[int] | None]
 ) -> tuple[tuple[int, int], tuple[Tensor, ...], nn.Module]:
-    """The first image size at which the encoder runs with one of these choices of stages, the maps, and the encoder.
+    """Finds an image size and stages with which the encoder runs; returns size, feature maps and encoder.
 
-    An encoder that reads values on its way cannot run on the meta device, and is then run on the processor.
+    Encoders whose forward pass reads tensor values cannot run on the meta device and run on the CPU instead.
     """
     refusals = {}
     for device in ("meta", "cpu"):
         for indices in choices:
             try:
                 encoder = built_on(device, lambda: build_encoder(config, indices).eval())  # noqa: B023 - called here
-            except REFUSALS as error:  # of stages that it cannot give, or the meta device
+            except REFUSALS as error:  # stages that it cannot return, or the meta device
                 refusals["any size"] = error
                 continue
             for size in likely_sizes(encoder):
@@ -172,13 +183,13 @@ def first_run(
                     refusals[size] = error
     reasons = "; ".join(f"{size}: {error}" for size, error in refusals.items())
     raise ValueError(
-        f"the encoder '{config.model_type}' does not run ({reasons}). "
-        "Set its image size (image_size, or for timm model_kwargs={'img_size': ...}), or its out_indices."
+        f"the encoder '{config.model_type}' does not run at any of the usual image sizes ({reasons}). "
+        "Set its image size (image_size, or for timm model_kwargs={'img_size': ...}) or its out_indices."
     )
 
 
 def likely_sizes(encoder: nn.Module) -> Iterator[tuple[int, int]]:
-    """Image sizes at which an encoder may run: the usual ones, which are multiples of most strides, and its own."""
+    """Candidate image sizes: common ones, which are multiples of most strides, and the encoder's own."""
     yield (USUAL_SIDES[0],) * 2
     own = getattr(encoder.config, "image_size", None)
     timm_model = getattr(encoder, "_backbone", None)
@@ -191,14 +202,14 @@ def likely_sizes(encoder: nn.Module) -> Iterator[tuple[int, int]]:
 
 
 def run(encoder: nn.Module, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """The maps of one empty image (1, C, H, W)."""
+    """The feature maps of one all-zero image (1, C, H, W)."""
     device = next(encoder.parameters()).device
     image = torch.zeros(1, getattr(encoder.config, "num_channels", 3), *size, device=device)
     return tuple(encoder(image).feature_maps)
 
 
 def are_channels_last(encoder: nn.Module, maps: Sequence[Tensor]) -> bool:
-    """Whether the widths that the encoder states are on the last axis of its maps, and not on the second."""
+    """Whether the encoder's declared channels match the last axis of its feature maps and not the second."""
     first, last = ([feature_map.shape[axis] for feature_map in maps] for axis in (1, -1))
     return first != list(encoder.channels) == last
 
@@ -209,7 +220,7 @@ def map_size(feature_map: Tensor, channels_last: bool) -> tuple[int, int]:
 
 
 def strides_of(maps: Sequence[Tensor], size: tuple[int, int], channels_last: bool) -> tuple[int, ...]:
-    """Image size over map size, rounded up for maps that are."""
+    """Stride of each feature map. Raises ValueError unless it is an integer, the same along both axes."""
     strides = []
     for feature_map in maps:
         found = {
@@ -219,14 +230,14 @@ def strides_of(maps: Sequence[Tensor], size: tuple[int, int], channels_last: boo
         if len(found) > 1 or None in found:
             raise ValueError(
                 f"an image of {size[0]}x{size[1]} gives a feature map of {map_size(feature_map, channels_last)}; decoders "
-                "need the same whole stride along both axes. Use another encoder, or other out_indices."
+                "need the same integer stride along both axes. Use another encoder or other out_indices."
             )
         strides += found
     return tuple(strides)
 
 
 def fits(encoder: nn.Module, size: tuple[int, int], strides: Sequence[int], channels_last: bool) -> bool:
-    """Whether the encoder takes an image size, and gives every pixel a place on its maps."""
+    """Whether the encoder accepts an image size and its feature maps cover every pixel."""
     try:
         maps = run(encoder, size)
     except REFUSALS:
@@ -236,7 +247,7 @@ def fits(encoder: nn.Module, size: tuple[int, int], strides: Sequence[int], chan
 
 
 def needed_multiple(encoder: nn.Module, strides: Sequence[int], channels_last: bool) -> int | None:
-    """The smallest multiple whose sizes the encoder takes; None where there is none."""
+    """The smallest number whose multiples the encoder accepts as image sides, or None."""
     largest = max(strides)
     odd_sizes = [(2 * largest + 1, 5 * largest - 1), (3 * largest + largest // 2 + 1, 2 * largest + 3)]
     if all(fits(encoder, size, strides, channels_last) for size in odd_sizes):
@@ -248,7 +259,7 @@ def needed_multiple(encoder: nn.Module, strides: Sequence[int], channels_last: b
 
 
 def needed_minimum(encoder: nn.Module, strides: Sequence[int], multiple: int) -> int:
-    """The smallest side with which the encoder trains on one image: batch norm needs two values, pooling its window."""
+    """The smallest side for training on one image: batch norm and pooling need enough values."""
     largest = max(strides)
     encoder.train()
     for factor in range(1, 17):
@@ -261,4 +272,4 @@ def needed_minimum(encoder: nn.Module, strides: Sequence[int], multiple: int) ->
     return 16 * largest
 
 
-__all__ = ["EncoderFacts", "measure"]
+__all__ = ["FeatureInfo", "measure"]

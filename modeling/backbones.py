@@ -1,7 +1,8 @@
-"""The one adapter between encoders and decoders: any encoder gives feature maps (B, C_i, H/s_i, W/s_i) for any image size.
+"""The adapter between encoders and decoders: any encoder, any image size, maps (B, C_i, H/s_i, W/s_i).
 
-Ours, those of transformers (every AutoBackbone, and SegFormer's MiT), those of timm, and those that users register with
-AutoBackbone. Images are padded right and below to what an encoder needs, and its maps cut to ceil(side / stride).
+Supported are our backbones, those of transformers (every AutoBackbone, and SegFormer's MiT) and timm, and
+those that users register with AutoBackbone. Images are padded on the right and bottom to a size the encoder
+accepts, and its feature maps are cropped to ceil(side / stride).
 
 Legend: B batch, C channels, H, W image height and width, h, w those of a feature map.
 """
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from ..configuration.checked_config import choose
 from .backbone_building import build_encoder
-from .backbone_info import EncoderFacts, measure
+from .backbone_info import FeatureInfo, measure
 from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone
 from .modeling_maformer import MaformerBackbone
@@ -27,7 +28,7 @@ from .pretrained import check_images
 
 logger = logging.getLogger(__name__)
 
-# By `model_type`, which is the same in every copy of a configuration's class.
+# Keyed by `model_type`, which is the same in every copy of a configuration class.
 OWN_BACKBONES: dict[str, Callable[[PreTrainedConfig], nn.Module]] = {
     "cswin": CswinBackbone,
     "glam_swin": GlamSwinBackbone,
@@ -37,15 +38,19 @@ FLAT = {"keep": False, "pyramid": True}
 
 
 class AnyBackbone(nn.Module):
-    """An encoder in its adapter, built by `build_backbone`.
+    """An encoder with a uniform interface, built by `build_backbone`.
 
-    channels, strides: of each feature map, fine to coarse; all strides are equal for a plain vision transformer.
-    Attentions come from encoders of transformers and ours; `hidden_states` are those of the padded image, and for timm
-    the feature maps.
+    Attentions are available from our encoders and those of transformers. `hidden_states` are those of the
+    padded image; for timm they are the feature maps.
+
+    Attributes:
+        channels: Channels of each feature map, fine to coarse.
+        strides: Stride of each feature map in pixels; all equal for a plain vision transformer without
+            pyramid.
     """
 
     def __init__(
-        self, encoder: nn.Module, facts: EncoderFacts, pyramid: PlainVitPyramid | None = None
+        self, encoder: nn.Module, facts: FeatureInfo, pyramid: PlainVitPyramid | None = None
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -64,7 +69,14 @@ class AnyBackbone(nn.Module):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BackboneOutput:
-        """(B, C, H, W), optional (B, H, W) one where there is image -> feature maps (B, C_i, H/s_i, W/s_i)."""
+        """(B, C, H, W) -> feature maps (B, C_i, H/s_i, W/s_i), fine to coarse.
+
+        Args:
+            pixel_values: Images (B, C, H, W) of any size.
+            pixel_mask: Optional padding mask (B, H, W), 1 for image and 0 for padding.
+            output_hidden_states: Whether to return the encoder's hidden states.
+            output_attentions: Whether to return attention probabilities, which need eager attention.
+        """
         asks_attentions = output_attentions and "output_attentions" in self.takes
         check_images(self.encoder.config, pixel_values, pixel_mask, asks_attentions)
         options = {
@@ -81,7 +93,7 @@ class AnyBackbone(nn.Module):
         )
 
     def pad(self, image: Tensor) -> Tensor:
-        """(..., H, W) -> (..., H', W'), sides that the encoder takes, with zeros right and below."""
+        """(..., H, W) -> (..., H', W'): zero-padded on the right and bottom to an accepted size."""
         facts = self.facts
         if facts.multiple == facts.minimum == 1 and facts.fixed_size is None:
             return image
@@ -92,23 +104,23 @@ class AnyBackbone(nn.Module):
             new_height, new_width = facts.fixed_size
             if height > new_height or width > new_width:
                 raise ValueError(
-                    f"an image of {height}x{width} is larger than {new_height}x{new_width}, the only size that the encoder "
-                    f"'{self.encoder.config.model_type}' takes. Cut or resize images to that, or build the encoder for "
-                    "larger ones (image_size, or for timm model_kwargs={'img_size': ...})."
+                    f"an image of {height}x{width} is larger than {new_height}x{new_width}, the only size that "
+                    f"the encoder '{self.encoder.config.model_type}' accepts. Crop or resize images to it, or build "
+                    "the encoder for larger images (image_size, or for timm model_kwargs={'img_size': ...})."
                 )
         return F.pad(image, (0, new_width - width, 0, new_height - height))
 
     def padded_side(self, side: int) -> int:
-        """The next larger side that the encoder takes."""
+        """The smallest side, at least this one, that the encoder accepts."""
         multiple, minimum = self.facts.multiple, self.facts.minimum
         rounded = (side + multiple - 1) // multiple * multiple
-        # Python's max of a free size asks which one is larger, which an exported program cannot; dynamo can, and not the other.
+        # torch.export cannot evaluate Python's max of a symbolic size; dynamo can, but not torch.sym_max.
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             return torch.sym_max(rounded, minimum)
         return max(rounded, minimum)
 
     def finished(self, feature_maps: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, ...]:
-        """The encoder's maps of the padded image -> maps (B, C_i, H/s_i, W/s_i), fine to coarse, of the image itself."""
+        """Maps of the padded image -> (B, C_i, H/s_i, W/s_i), fine to coarse, cropped to the image."""
         if self.facts.channels_last:
             feature_maps = [feature_map.movedim(-1, 1) for feature_map in feature_maps]
         if self.pyramid is not None:
@@ -120,12 +132,12 @@ class AnyBackbone(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The encoder's own configuration."""
+        """The configuration of the encoder."""
         return self.encoder.config
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether the encoder recomputes in the backward pass; transformers sets it on all modules that have it."""
+        """Whether activations are recomputed in the backward pass; set by transformers."""
         return getattr(self, "_gradient_checkpointing", False)
 
     @gradient_checkpointing.setter
@@ -138,13 +150,13 @@ class AnyBackbone(nn.Module):
             hasattr(module, "gradient_checkpointing") for module in self.encoder.modules()
         ):
             logger.warning(
-                "the encoder '%s' has no gradient checkpointing: it keeps its activations, and only the decoder saves memory",
+                "the encoder '%s' has no gradient checkpointing and keeps its activations; only the decoder saves memory",
                 self.encoder.config.model_type,
             )
 
 
 def accepted_options(encoder: nn.Module) -> tuple[str, ...]:
-    """The options of `AnyBackbone.forward` that an encoder understands. timm's wrapper lists some that it refuses."""
+    """The options of `AnyBackbone.forward` that an encoder accepts; for timm's wrapper none."""
     if encoder.config.model_type == "timm_backbone":
         return ()
     parameters = inspect.signature(encoder.forward).parameters
@@ -154,10 +166,11 @@ def accepted_options(encoder: nn.Module) -> tuple[str, ...]:
 
 
 def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
-    """Makes buffers of parameters that no feature map depends on.
+    """Turns parameters that no feature map depends on into buffers.
 
-    Without a gradient they would stop DistributedDataParallel; as buffers they are saved and loaded all the same.
-    (`requires_grad_(False)` does not last: `from_pretrained` makes new parameters, which want a gradient.)
+    As parameters without a gradient they would make DistributedDataParallel fail; as buffers they are still
+    saved and loaded. (`requires_grad_(False)` does not last: `from_pretrained` creates new parameters that
+    require a gradient.)
     """
     for name in names:
         path, _, last = name.rpartition(".")
@@ -168,9 +181,10 @@ def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def save_all_buffers(encoder: nn.Module) -> None:
-    """Lets buffers that timm or a user fills while building be saved: `from_pretrained` leaves others as random memory.
+    """Makes all buffers of timm's and users' modules persistent.
 
-    transformers fills its own again, which older timm and most users' code do not.
+    `from_pretrained` leaves non-persistent buffers uninitialized. transformers' own modules fill theirs
+    again; older versions of timm and most user code do not.
     """
     for module in encoder.modules():
         if not type(module).__module__.startswith("transformers."):
@@ -178,23 +192,33 @@ def save_all_buffers(encoder: nn.Module) -> None:
 
 
 def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> AnyBackbone:
-    """The backbone that any configuration of an encoder describes, with random weights.
+    """Builds a backbone with random weights from any encoder configuration.
 
-    flat: for plain vision transformers, whose maps have one stride: "keep" leaves them so, "pyramid" adds layers that
-        make strides 4, 8, 16, 32 of them.
+    Args:
+        backbone_config: Configuration of one of our backbones, of a backbone in transformers, or a
+            `TimmBackboneConfig`.
+        flat: What to do with the single-stride feature maps of plain vision transformers: "keep" leaves them
+            unchanged, "pyramid" adds layers that turn them into strides 4, 8, 16 and 32 (see
+            `FeatureInfo.pyramid_strides`).
+
+    Returns:
+        A module whose `forward` returns `feature_maps`, a tuple of (B, C_i, H/s_i, W/s_i), fine to coarse.
+
+    Raises:
+        ValueError: If the encoder does not run, timm has no model of this name, or `flat` is unknown.
     """
     origin = "ours" if backbone_config.model_type in OWN_BACKBONES else "foreign"
     return choose("backbones that are", origin, BACKBONE_BUILDERS)(backbone_config, flat)
 
 
 def own_backbone(backbone_config: PreTrainedConfig, flat: str) -> AnyBackbone:
-    """One of ours in its adapter."""
+    """One of our backbones in the adapter."""
     build = choose("backbone", backbone_config.model_type, OWN_BACKBONES)
     return adapted(build(backbone_config), flat)
 
 
 def foreign_backbone(backbone_config: PreTrainedConfig, flat: str) -> AnyBackbone:
-    """An encoder of transformers, timm or a user in its adapter."""
+    """An encoder of transformers, timm or a user in the adapter."""
     facts = measure(backbone_config)
     return adapted(build_encoder(backbone_config, facts.out_indices), flat, facts)
 
@@ -205,19 +229,19 @@ BACKBONE_BUILDERS: dict[str, Callable[[PreTrainedConfig, str], AnyBackbone]] = {
 }
 
 
-def adapted(encoder: nn.Module, flat: str, facts: EncoderFacts | None = None) -> AnyBackbone:
-    """The encoder in its adapter; without facts it is one of ours."""
+def adapted(encoder: nn.Module, flat: str, facts: FeatureInfo | None = None) -> AnyBackbone:
+    """Wraps an encoder in the adapter; without `facts` it must be one of ours."""
     wants_pyramid = choose("way to use flat maps", flat, FLAT)
-    facts = facts or own_facts(encoder)
+    facts = facts or own_feature_info(encoder)
     pyramid = None
     if wants_pyramid and facts.is_flat:
         pyramid = PlainVitPyramid(facts.channels, facts.strides[0], facts.pyramid_strides)
     return AnyBackbone(encoder, facts, pyramid)
 
 
-def own_facts(encoder: nn.Module) -> EncoderFacts:
-    """Ours take any size, and build no parameter that they do not use."""
-    return EncoderFacts(tuple(encoder.out_indices), tuple(encoder.channels), tuple(encoder.strides))
+def own_feature_info(encoder: nn.Module) -> FeatureInfo:
+    """The facts of one of our backbones: they accept any size and have no unused parameters."""
+    return FeatureInfo(tuple(encoder.out_indices), tuple(encoder.channels), tuple(encoder.strides))
 
 
 __all__ = ["AnyBackbone", "build_backbone"]

@@ -1,4 +1,4 @@
-"""Small modules that several architectures share.
+"""Small modules shared by several architectures.
 
 Legend: B batch, C channels, G... grid axes, N tokens.
 """
@@ -12,36 +12,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-SLICE = 1024  # places
+SLICE = 1024  # positions per slice
 
 
 class Encoded(NamedTuple):
-    """Features (B, G..., C) at each stage, fine to coarse: what entered it, and what left it."""
+    """Input and output features (B, G..., C) of each stage, fine to coarse."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]
 
 
 class Decoded(NamedTuple):
-    """What every decoder gives: the map that the classifier reads, and what SegDeformer's has besides."""
+    """Output of every decoder: the feature map for the classifier, and SegDeformer's additional outputs."""
 
     feature_map: Tensor  # (B, C, h, w)
-    mid_logits: Tensor | None = None  # (B, K, h, w), class scores on the way, which are trained as well
-    internal_map: Tensor | None = (
-        None  # (B, C, h, w), the fused features of which momentum tokens are the class means
-    )
-    attentions: tuple[Tensor, ...] = ()  # of eager attention: probabilities (B, heads, queries, keys)
+    mid_logits: Tensor | None = None  # (B, K, h, w), mid-level class scores, with a loss of their own
+    # (B, C, h, w), the fused features whose class means the momentum tokens follow.
+    internal_map: Tensor | None = None
+    attentions: tuple[Tensor, ...] = ()  # probabilities (B, heads, queries, keys), eager attention only
 
 
 class WeightOwner(nn.Module):
-    """Owns a weight, and optionally a bias, shaped and initialized like those of a linear layer or a convolution.
+    """Owns a weight and optionally a bias, initialized like a linear layer or convolution.
 
-    The base of layers that use their weights in another way than `nn.Linear` and `nn.Conv2d`, such as a convolution over a
-    pyramid of maps. They do not inherit from these two: peft and torchao replace such layers, or their weights, and rely on
-    their `forward`. Like this, these tools skip them.
+    The base class of layers that apply their weights differently from `nn.Linear` and `nn.Conv2d`, such as a
+    convolution over a pyramid of feature maps. It does not inherit from these classes on purpose: peft and
+    torchao replace such layers or their weights and rely on the standard `forward`. This way, these tools
+    skip our layers.
 
-    shape: (C', C, kernel...) of the weight.
-    has_bias: adds a bias (C',).
+    Args:
+        shape: Shape (C', C, kernel...) of the weight.
+        has_bias: Whether to add a bias (C',).
     """
 
     def __init__(self, shape: tuple[int, ...], has_bias: bool = False) -> None:
@@ -51,7 +52,7 @@ class WeightOwner(nn.Module):
         self.bias = nn.Parameter(nn.init.uniform_(torch.empty(shape[0]), -bound, bound)) if has_bias else None
 
     def reset_own_weights(self, std: float) -> None:
-        """As transformers initializes linear layers and convolutions."""
+        """Initializes as transformers does linear layers and convolutions: normal weights, zero bias."""
         init.normal_(self.weight, std=std)
         if self.bias is not None:
             init.zeros_(self.bias)
@@ -61,7 +62,7 @@ class WeightOwner(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU in between."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops the whole branch of a sample with probability `rate`."""
+    """Stochastic depth: in training, drops a sample's whole residual branch with probability `rate`."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -94,14 +95,15 @@ class DropPath(nn.Module):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that also trains on a single value per channel.
+    """Batch normalization that can also train on a single value per channel.
 
-    The global pooling branch of UPerNet sees one pixel per image, so with a batch of one there is no variance to
-    compute: torch raises. Here the running statistics normalise that step instead, and stay as they are.
+    UPerNet's global pooling branch has one value per image and channel. With a batch of one there is no
+    variance, and torch raises an error. Here such a step is normalized with the running statistics, which are
+    not updated.
     """
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """(B, C, H, W) -> (B, C, H, W)."""
         if self.training and feature_map.numel() == feature_map.shape[1]:
             return F.batch_norm(
                 feature_map, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -110,7 +112,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, batch normalization, ReLU; the spatial size stays."""
+    """Convolution without bias, batch normalization, ReLU; keeps the spatial size."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
@@ -128,14 +130,15 @@ class ConvNormAct(nn.Module):
 
 
 def reset_before_relu(convolution: nn.Module) -> None:
-    """He initialization that keeps the variance of gradients, as mmsegmentation has it."""
+    """He initialization with fan-out, which preserves the variance of gradients, as in mmsegmentation."""
     init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
 
 
 def in_slices(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """A function of each place on its own, (..., C) -> (..., C); without gradients on a CPU, some places at a time.
+    """Applies a pointwise function (..., C) -> (..., C); for inference on a CPU, in slices of positions.
 
-    The wide inner features of an MLP then stay in the processor's cache: half the time for maps of 128 x 128.
+    The wide hidden features of an MLP then fit into the cache, which halves the time for 128 x 128 feature
+    maps.
     """
     on_cpu = features.device.type == "cpu" and not torch.compiler.is_compiling()
     if not on_cpu or torch.is_grad_enabled() or features.shape[:-1].numel() <= 2 * SLICE:

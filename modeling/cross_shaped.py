@@ -1,10 +1,11 @@
-"""Cross-shaped window attention (Dong et al., "CSWin Transformer", CVPR 2022): one half of the channels attends inside
-vertical stripes of the grid, the other inside horizontal ones, with a convolution of the values as position term (LePE).
+"""Cross-shaped window attention (Dong et al., "CSWin Transformer", CVPR 2022).
 
-Where a side is no multiple of the stripe's width, we append zeros and hide them from the softmax. The authors' code
-puts half of them in front and lets them take weight; `masks_padding=False` does the same, for their checkpoints.
+Half of the channels attend within vertical stripes of the grid, the other half within horizontal stripes,
+with a convolution of the values as position encoding (LePE). If a side is not a multiple of the stripe width,
+we append zeros and mask them in the softmax. The authors' code pads both ends and does not mask the padding;
+`masks_padding=False` reproduces that for their checkpoints.
 
-Legend: B batch, H, W the grid's sides, C channels, S stripes, N tokens of a stripe, h, w a stripe's sides.
+Legend: B batch, H, W height and width of the grid, C channels, S stripes, N tokens per stripe.
 """
 
 import math
@@ -16,14 +17,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
-from .attention import attend, hiding_bias, split_heads
+from .attention import attend, padding_bias, split_heads
 from .windows import Windows, merge, partition
 
-COLUMNS, ROWS = 1, 0  # the axis that is cut: vertical stripes are ranges of columns, horizontal ones of rows
+COLUMNS, ROWS = 1, 0  # the axis that is cut: columns for vertical stripes, rows for horizontal ones
 
 
 class Stripes(NamedTuple):
-    """How a grid is cut: the padded grid's windows, the axis, and the zeros before its begin; is_padded if any are."""
+    """How a grid is cut into stripes.
+
+    Attributes:
+        windows: The stripes as windows of the padded grid.
+        axis: The axis that is cut, `COLUMNS` or `ROWS`.
+        before: Number of padding cells before the grid along that axis.
+        is_padded: Whether there is any padding.
+    """
 
     windows: Windows
     axis: int
@@ -32,13 +40,20 @@ class Stripes(NamedTuple):
 
 
 def plan_stripes(grid: tuple[int, int], axis: int, width: int, pads_both_ends: bool = False) -> Stripes:
-    """Stripes of this width, cut across `axis` and as long as the grid; width 0 is one window over the whole grid."""
+    """Plans stripes that divide `axis` and span the grid along the other axis.
+
+    Args:
+        grid: Height and width of the grid.
+        axis: The axis to cut, `COLUMNS` or `ROWS`.
+        width: Width of a stripe; 0 is a single window over the whole grid.
+        pads_both_ends: Whether to split the padding between both ends instead of appending it.
+    """
     size = grid[axis]
     count = (size + width - 1) // width if width else 1
     padded_size = count * width if width else size
     window, counts, padded = list(grid), [1, 1], list(grid)
     window[axis], counts[axis], padded[axis] = width or size, count, padded_size
-    # An exported program is for all sizes, so that whether it pads may not depend on the one it was traced with.
+    # An exported program runs at any size: whether it pads must not depend on the size it was traced with.
     is_padded = width > 1 and (torch.compiler.is_exporting() or padded_size != size)
     before = (padded_size - size) // 2 if pads_both_ends and is_padded else 0
     return Stripes(
@@ -47,7 +62,7 @@ def plan_stripes(grid: tuple[int, int], axis: int, width: int, pads_both_ends: b
 
 
 def cut_stripes(features: Tensor, stripes: Stripes) -> Tensor:
-    """(B, H, W, C) -> (B * S, N, C), a view where the memory order allows it."""
+    """(B, H, W, C) -> (B * S, N, C), a view if the memory layout allows it."""
     if stripes.is_padded:
         missing = stripes.windows.padded[stripes.axis] - stripes.windows.grid[stripes.axis]
         widths = [stripes.before, missing - stripes.before]
@@ -56,28 +71,28 @@ def cut_stripes(features: Tensor, stripes: Stripes) -> Tensor:
 
 
 def join_stripes(tokens: Tensor, stripes: Stripes) -> Tensor:
-    """(B * S, N, C) -> (B, H, W, C): undoes `cut_stripes`."""
+    """(B * S, N, C) -> (B, H, W, C): the inverse of `cut_stripes`."""
     windows, axis = stripes.windows, stripes.axis + 1
     features = merge(tokens.unflatten(0, (-1, windows.counts[stripes.axis])), windows)
     if not stripes.is_padded:
         return features
     size = windows.grid[stripes.axis]
-    if torch.compiler.is_exporting():  # a view would tie the program to sizes that need padding, or to others
+    if torch.compiler.is_exporting():  # a view would specialize the program on whether the size needs padding
         return features.index_select(axis, torch.arange(size, device=features.device) + stripes.before)
     return features.narrow(axis, stripes.before, size)
 
 
-def stripe_bias(visible: Tensor | None, features: Tensor, stripes: Stripes) -> Tensor | None:
-    """(B, H, W) true where there is image -> additive bias (B * S, 1, 1, N) that hides the rest and the padding."""
-    if visible is None and not stripes.is_padded:
+def stripe_bias(padding_mask: Tensor | None, features: Tensor, stripes: Stripes) -> Tensor | None:
+    """Padding mask (B, H, W), true for image -> additive bias (B * S, 1, 1, N) that hides all padding."""
+    if padding_mask is None and not stripes.is_padded:
         return None
-    if visible is None:
-        visible = features.new_ones(features.shape[:-1])
-    return hiding_bias(cut_stripes(visible[..., None].float(), stripes)[..., 0] > 0, features.dtype)
+    if padding_mask is None:
+        padding_mask = features.new_ones(features.shape[:-1])
+    return padding_bias(cut_stripes(padding_mask[..., None].float(), stripes)[..., 0] > 0, features.dtype)
 
 
 class LocallyEnhancedPosition(nn.Conv2d):
-    """LePE: a depthwise 3x3 convolution of the values inside each stripe."""
+    """LePE: a depthwise 3x3 convolution of the values within each stripe."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim)
@@ -87,23 +102,26 @@ class LocallyEnhancedPosition(nn.Conv2d):
 
 
 class StripeAttention(nn.Module):
-    """Attention with LePE inside the stripes of one direction."""
+    """Attention with LePE within the stripes of one direction."""
 
     def __init__(
         self, config: PreTrainedConfig, dim: int, head_dim: int, axis: int, width: int, masks_padding: bool
     ) -> None:
         super().__init__()
-        self.config = config  # only for its attention implementation, which may change after construction
+        self.config = config  # for the attention implementation, which may change after construction
         self.head_dim, self.axis, self.width, self.masks_padding = head_dim, axis, width, masks_padding
         self.is_causal = False  # without it, transformers' SDPA attends causally
         self.position = LocallyEnhancedPosition(dim)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, H, W, C) thrice, optional (B, H, W) -> (B, H, W, C), probabilities (B * S, heads, N, N) or None."""
+        """Three (B, H, W, C) -> (B, H, W, C), probabilities (B * S, heads, N, N) or None.
+
+        `padding_mask` is an optional padding mask (B, H, W), true for image.
+        """
         stripes = plan_stripes(tuple(value.shape[1:-1]), self.axis, self.width, not self.masks_padding)
-        bias = stripe_bias(visible, value, stripes) if self.masks_padding else None
+        bias = stripe_bias(padding_mask, value, stripes) if self.masks_padding else None
         query, key, value = (cut_stripes(features, stripes) for features in (query, key, value))
         heads = (split_heads(tokens, self.head_dim) for tokens in (query, key, value))
         attended, probabilities = attend(self, *heads, bias)
@@ -113,9 +131,15 @@ class StripeAttention(nn.Module):
 
 
 class CrossShapedAttention(nn.Module):
-    """Self-attention of a grid in vertical and in horizontal stripes, each with half of the channels and heads.
+    """Self-attention of a grid in vertical and horizontal stripes, each with half of the channels and heads.
 
-    width 0 is one window over the whole grid for all channels, as in CSWin's last stage.
+    Args:
+        config: Read only for its attention implementation.
+        dim: Channels C.
+        num_heads: Heads of both directions together.
+        width: Width of the stripes; 0 is one window over the whole grid for all channels, as in CSWin's last
+            stage.
+        masks_padding: Whether stripe padding is masked in the softmax; False follows the authors' code.
     """
 
     def __init__(
@@ -133,14 +157,19 @@ class CrossShapedAttention(nn.Module):
         self.o_proj = nn.Linear(dim, dim)
 
     def forward(
-        self, features: Tensor, visible: Tensor | None = None
+        self, features: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """(B, H, W, C), optional (B, H, W) true where there is image -> (B, H, W, C), each branch's probabilities."""
+        """(B, H, W, C) -> (B, H, W, C), probabilities (B * S, heads, N, N) or None of each branch.
+
+        Args:
+            features: Features (B, H, W, C).
+            padding_mask: Optional padding mask (B, H, W), true for image.
+        """
         count = len(self.branches)
         projected = (project(features) for project in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (part.chunk(count, dim=-1) for part in projected)
         mixed = [
-            branch(query[index], key[index], value[index], visible)
+            branch(query[index], key[index], value[index], padding_mask)
             for index, branch in enumerate(self.branches)
         ]
         return self.o_proj(torch.cat([branch for branch, _ in mixed], dim=-1)), tuple(p for _, p in mixed)

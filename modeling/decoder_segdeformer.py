@@ -1,11 +1,13 @@
-"""SegDeformer (Shi et al., "A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context Mining", ECCV
-2022): a neck fuses the backbone's maps, then every position looks at the rest of the image and at tokens of the classes.
+"""SegDeformer (Shi et al., "A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context
+Mining", ECCV 2022).
 
-By default this is the authors' code, which differs from the paper: projections are 1x1 convolutions with batch
-normalisation and ReLU, attention has an output projection, and information tokens are used unprojected. The neck "linear"
-takes the paper's equations literally instead.
+A neck fuses the backbone's feature maps; then every position attends to the rest of the image (internal
+context) and to tokens of the classes (external context). The default follows the authors' code, which differs
+from the paper: projections are 1x1 convolutions with batch normalization and ReLU, attention has an output
+projection, and information tokens are not projected. With the neck "linear", the paper's equations are
+implemented literally.
 
-Legend: B batch, C channels, K classes, h, w the sides of the finest map.
+Legend: B batch, C channels, K classes, h, w height and width of the finest feature map.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from .patches import patches_with_image
 from .projections import project_jointly
 from .pyramid_fusion import ConvFusion, LinearFusion, SegformerFusion, as_features, as_map
 
-# By name: what builds a neck, from maps of these widths to one map of the decoder's width.
+# Constructors by name, from the channels of the feature maps and of the decoder.
 NECKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "conv": ConvFusion,
     "linear": LinearFusion,
@@ -35,22 +37,35 @@ NECKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
 
 
 class ContextMining(NamedTuple):
-    """The decoder's structure; the defaults are the authors' model."""
+    """Structure of the decoder; the defaults are the authors' model."""
 
-    neck: str = "conv"  # a name in NECKS; "linear" also means the paper's form of the attention
-    reduction_ratio: int = 1  # keys and values of the attention per R x R positions, section 3.4
-    num_heads: int = 1  # of the internal attention, Table 4; the external one has one
+    neck: str = "conv"  # a key of NECKS; "linear" also selects the paper's form of attention
+    reduction_ratio: int = 1  # R: one key and value per R x R positions, section 3.4
+    num_heads: int = 1  # of internal attention, Table 4; external attention has one
     internal_depth: int = 1  # Table 4
     internal_mlp: bool = False  # Table 4
     use_internal: bool = True  # Table 6
     use_external: bool = True  # Table 6
-    decouple_tokens: bool = True  # eq. 10; momentum tokens are one set in any case
-    use_external_attention: bool = True  # False: X_mid in place of Y_exter, Table 5
+    decouple_tokens: bool = True  # eq. 10; momentum tokens are always shared
+    use_external_attention: bool = True  # False adds X_mid instead of Y_exter, Table 5
     external_tokens: str = "learned"  # or "momentum", Table 5
 
 
 class SegDeformerDecoder(nn.Module):
-    """Feature maps of any number of scales, fine to coarse -> one map at the size of the finest, and the mid-level scores."""
+    """The SegDeformer decoder: fuses feature maps of any number of scales at the finest resolution.
+
+    Args:
+        config: Read only for its attention implementation.
+        in_channels: Channels of the feature maps, fine to coarse.
+        hidden_size: Channels C of the decoder.
+        num_labels: Number of classes K.
+        mining: Structure of the context mining.
+        dropout: Channel dropout rate of the output.
+
+    Raises:
+        ValueError: If `mining` names an unknown neck or kind of tokens, or its numbers do not fit
+            `hidden_size`.
+    """
 
     def __init__(
         self,
@@ -72,16 +87,20 @@ class SegDeformerDecoder(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, feature_maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> Decoded:
-        """Maps (B, C_i, h_i, w_i), fine to coarse, optional (B, H, W) one where there is image -> map (B, C, h, w) and
-        mid-level scores (B, K, h, w)."""
-        fused = self.neck(feature_maps).feature_map
+        """Maps (B, C_i, h_i, w_i), fine to coarse -> map (B, C, h, w), mid-level scores (B, K, h, w).
+
+        Args:
+            feature_maps: Feature maps of the backbone, fine to coarse.
+            pixel_mask: Optional padding mask (B, H, W), 1 for image and 0 for padding.
+        """
+        fused = self.neck(feature_maps).feature_map  # X_inter
         features = as_features(fused)
-        visible = patches_with_image(pixel_mask, features)
+        padding_mask = patches_with_image(pixel_mask, features)
         for_internal, for_external = self.project(features)
-        summed, internal_probabilities = self.mine_internal(features, for_internal, visible)
+        summed, internal_probabilities = self.mine_internal(features, for_internal, padding_mask)  # + Y_inter
         summed, mid_logits, external_probabilities = self.mine_external(
-            features, summed, for_external, visible
-        )
+            features, summed, for_external, padding_mask
+        )  # + Y_exter
         probabilities = (*internal_probabilities, external_probabilities)
         return Decoded(
             self.dropout(as_map(summed)),
@@ -91,7 +110,7 @@ class SegDeformerDecoder(nn.Module):
         )
 
     def project(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """X_inter (B, h, w, C) -> what the two kinds of mining read of it, (B, h, w, C') each, from one product."""
+        """X_inter (B, h, w, C) -> its projections (B, h, w, C') for both kinds of mining."""
         internal = [] if self.internal is None else self.internal.maps()
         external = [] if self.external is None else self.external.maps()
         if not internal and not external:
@@ -100,27 +119,27 @@ class SegDeformerDecoder(nn.Module):
         return projected[: len(internal)], projected[len(internal) :]
 
     def mine_internal(
-        self, features: Tensor, projected: Sequence[Tensor], visible: Tensor | None
+        self, features: Tensor, projected: Sequence[Tensor], padding_mask: Tensor | None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """(B, h, w, C) -> X_inter + Y_inter (B, h, w, C), probabilities."""
-        return (features, []) if self.internal is None else self.internal(features, projected, visible)
+        return (features, []) if self.internal is None else self.internal(features, projected, padding_mask)
 
     def mine_external(
-        self, features: Tensor, summed: Tensor, projected: Sequence[Tensor], visible: Tensor | None
+        self, features: Tensor, summed: Tensor, projected: Sequence[Tensor], padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """X_inter and the sum so far (B, h, w, C) -> the sum with Y_exter, Attn_mid (B, K, h, w), probabilities."""
+        """X_inter, the sum (B, h, w, C) -> the sum with Y_exter, Attn_mid (B, K, h, w), probabilities."""
         if self.external is None:
             return summed, None, None
-        attended, scores, probabilities = self.external(features, projected, visible)
+        attended, scores, probabilities = self.external(features, projected, padding_mask)
         return summed + attended, as_map(scores), probabilities
 
     def update_tokens(self, feature_map: Tensor, labels: Tensor, ignore_index: int) -> None:
-        """`Decoded.internal_map` (B, C, h, w), labels (B, H, W): a training step of momentum tokens."""
+        """Updates the momentum tokens from `Decoded.internal_map` (B, C, h, w) and labels (B, H, W)."""
         self.external.tokens.update(feature_map, labels, ignore_index)
 
 
 def check_mining(mining: ContextMining, hidden_size: int) -> None:
-    """Raises for numbers that no decoder can be built of."""
+    """Raises ValueError for numbers with which the decoder cannot be built."""
     if hidden_size % mining.num_heads:
         raise ValueError(
             f"num_heads={mining.num_heads} does not divide the decoder's width {hidden_size}. Choose a divisor."
@@ -131,7 +150,7 @@ def check_mining(mining: ContextMining, hidden_size: int) -> None:
 
 
 def internal_mining(config: PreTrainedConfig, dim: int, mining: ContextMining) -> InternalMining:
-    """Internal context mining of this structure."""
+    """Builds internal context mining with this structure."""
 
     def make_attention() -> InternalAttention:
         return InternalAttention(
@@ -144,11 +163,11 @@ def internal_mining(config: PreTrainedConfig, dim: int, mining: ContextMining) -
 def external_mining(
     config: PreTrainedConfig, dim: int, num_labels: int, mining: ContextMining
 ) -> ExternalMining:
-    """External context mining of this structure."""
-    is_normed = mining.neck != "linear"
+    """Builds external context mining with this structure."""
+    use_batch_norm = mining.neck != "linear"
     make_tokens = choose("kind of external tokens", mining.external_tokens, EXTERNAL_TOKENS)
     attention = None
     if mining.use_external_attention:
-        attention = external_attention(config, dim, is_normed, mining.reduction_ratio, num_labels)
+        attention = external_attention(config, dim, use_batch_norm, mining.reduction_ratio, num_labels)
     tokens = make_tokens(num_labels, dim, mining.decouple_tokens)
-    return ExternalMining(tokens, dim, is_normed, attention)
+    return ExternalMining(tokens, dim, use_batch_norm, attention)

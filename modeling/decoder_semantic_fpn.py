@@ -1,10 +1,12 @@
-"""Semantic FPN (Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019, section 3.1): the semantic branch.
+"""Semantic FPN (Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019, section 3.1): the semantic
+branch.
 
-A feature pyramid, then each level is brought to the finest one in steps of two, and the levels are summed. Widths are
-those of the usual implementation: the pyramid is twice as wide as the branch. Levels grow to the size of the next finer
-level instead of exactly twice their own, so that odd sizes fit; for even sizes that is the same.
+After a feature pyramid, each level is upsampled to the finest one in steps of two, and the levels are summed.
+As in the usual implementation, the pyramid has twice as many channels as the branch. Levels are upsampled to
+the size of the next finer level instead of exactly twice their own, so that odd sizes work; for even sizes
+this is the same.
 
-Legend: B batch, C channels, h, w the sides of a map.
+Legend: B batch, C channels, h, w height and width of a feature map.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from .upsampling import upsample
 
 
 class FeaturePyramid(nn.Module):
-    """Lateral 1x1 convolutions, summed from the coarsest map down, each smoothed by a 3x3 convolution."""
+    """Lateral 1x1 convolutions, summed top-down from the coarsest map, each followed by a 3x3 convolution."""
 
     def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
         super().__init__()
@@ -38,7 +40,13 @@ class FeaturePyramid(nn.Module):
 
 
 class SemanticFpnDecoder(nn.Module):
-    """Feature maps of any number of scales, fine to coarse -> one map at the size of the finest."""
+    """The Semantic FPN decoder: fuses feature maps of any number of scales at the finest resolution.
+
+    Args:
+        in_channels: Channels of the feature maps, fine to coarse.
+        hidden_size: Channels of the output; the pyramid has twice as many.
+        dropout: Channel dropout rate of the output.
+    """
 
     def __init__(self, in_channels: Sequence[int], hidden_size: int = 128, dropout: float = 0.1) -> None:
         super().__init__()
@@ -61,7 +69,7 @@ class SemanticFpnDecoder(nn.Module):
         return Decoded(self.dropout(summed))
 
     def bring_to_finest(self, index: int, level: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        """(B, 2 hidden, h_i, w_i) -> (B, hidden, h_0, w_0): a 3x3 convolution before each step up."""
+        """(B, 2 * hidden, h_i, w_i) -> (B, hidden, h_0, w_0): a 3x3 convolution before each upsampling."""
         for step, convolve in enumerate(self.branches[index]):
             level = convolve(level)
             level = upsample(level, sizes[index - 1 - step]) if index else level

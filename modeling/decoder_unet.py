@@ -1,11 +1,13 @@
-"""Unet decoders that mirror their encoder: Swin-Unet (Cao et al., 2021), with GLAM's global tokens and non-local upsampling
-(Themyr et al., WACV 2023, Fig. 2 and 4), and the same for other families in stages.
+"""U-Net decoders that mirror their encoder.
 
-Each step upsamples, joins the skip connection, and runs a stage of the encoder's kind: the mirror image of the stage
-whose resolution it reaches, with weights of its own. Skips are the features that enter the encoder's stages, as in
-Swin-Unet; the bottleneck stage is not repeated. A last expansion returns to single pixels.
+Swin-Unet (Cao et al., 2021), with GLAM's global tokens and non-local upsampling (Themyr et al., WACV 2023,
+Fig. 2 and 4), and the same for our other hierarchical encoders.
 
-Legend: B batch, C channels, G... grid axes, S... image axes.
+Each step upsamples, concatenates the skip connection, and runs a stage like the encoder's stage at that
+resolution, with weights of its own. As in Swin-Unet, skips are the inputs of the encoder's stages, and the
+bottleneck stage is not repeated. A final expansion restores the pixel resolution.
+
+Legend: B batch, C channels, G... grid axes, g... those of the next coarser grid, S... image axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +23,13 @@ from .patches import PatchExpand, patches_with_image
 
 
 class UnetStep(nn.Module):
-    """From one resolution to the next finer one.
+    """Decodes from one resolution to the next finer one.
 
-    upsample: from features (B, g..., C'), the skip (B, G..., C) and a mask (B, g...) to features (B, G..., C).
-    stage: from features (B, G..., C) and a mask (B, G...) to features of the same shape.
+    Args:
+        upsample: Module from features (B, g..., C'), the skip (B, G..., C) and a mask (B, g...) to features
+            (B, G..., C).
+        dim: Channels C of the finer resolution.
+        stage: Module from features (B, G..., C) and a mask (B, G...) to features of the same shape.
     """
 
     def __init__(self, upsample: nn.Module, dim: int, stage: nn.Module) -> None:
@@ -34,16 +39,20 @@ class UnetStep(nn.Module):
         self.stage = stage
 
     def forward(self, features: Tensor, skip: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """(B, g..., C'), (B, G..., C), optional (B, S...) one where there is image -> (B, G..., C)."""
+        """(B, g..., C'), skip (B, G..., C), optional padding mask (B, S...), 1 for image -> (B, G..., C)."""
         features = self.upsample(features, skip, patches_with_image(pixel_mask, features))
         features = self.fuse(torch.cat([features, skip], dim=-1))
         return self.stage(features, patches_with_image(pixel_mask, features))
 
 
 class UnetDecoder(nn.Module):
-    """The inputs of all stages but the last one, and the output of that -> one map with a cell for each pixel.
+    """The U-Net decoder: from the features of all encoder stages to one map at pixel resolution.
 
-    steps: coarse to fine. dim: width of the finest stage. patch: size of the encoder's patches.
+    Args:
+        steps: Decoder steps, coarse to fine.
+        dim: Channels of the finest stage.
+        patch: Size of the encoder's patches in pixels, one entry per axis.
+        layer_norm_eps: Epsilon of the layer norms.
     """
 
     def __init__(
@@ -55,7 +64,12 @@ class UnetDecoder(nn.Module):
         self.expand = PatchExpand(dim, dim, patch, layer_norm_eps)
 
     def forward(self, feature_maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> Decoded:
-        """Maps (B, C_i, G_i...), fine to coarse, optional (B, S...) one where there is image -> (B, C_0, patch * G_0...)."""
+        """Maps (B, C_i, G_i...), fine to coarse -> (B, C_0, patch * G_0...).
+
+        Args:
+            feature_maps: Inputs of all encoder stages but the last, and the output of the last.
+            pixel_mask: Optional padding mask (B, S...), 1 for image and 0 for padding.
+        """
         *skips, features = [feature_map.movedim(1, -1) for feature_map in feature_maps]
         for step, skip in zip(self.steps, skips[::-1], strict=True):
             features = step(features, skip, pixel_mask)
@@ -63,17 +77,22 @@ class UnetDecoder(nn.Module):
 
 
 def build_unet(config: PreTrainedConfig, build_stage: Callable[[int], nn.Module] | None) -> UnetDecoder:
-    """The mirror image of an encoder in stages; its bottleneck is not repeated.
+    """Builds the decoder that mirrors a hierarchical encoder.
 
-    config: a `UnetDecodingConfig`.
-    build_stage: gives a stage of the encoder's kind by its number; the decoder has all but the last.
+    Args:
+        config: A `UnetDecodingConfig`.
+        build_stage: Builds a stage like the encoder's from its index, or None if the encoder has no such
+            stages. The decoder has all stages but the last.
+
+    Raises:
+        ValueError: If the encoder cannot be mirrored, or the configuration does not suit the decoder "unet".
     """
     if build_stage is None:
         raise ValueError(
-            f"decoder 'unet' mirrors an encoder in stages of ours, and a '{config.model_type}' model has none. "
-            "Use another decoder, or a model of the family 'cswin', 'glam_swin' or 'maformer'."
+            f"decoder 'unet' mirrors the stages of the encoder, which a '{config.model_type}' model does not provide. "
+            "Use another decoder, or a 'cswin', 'glam_swin' or 'maformer' model."
         )
-    config.validate_unet()  # once more: `from_pretrained` changes fields of a configuration that was checked before
+    config.validate_unet()  # again: `from_pretrained` changes fields after the first check
     upsample = choose("upsampling", config.upsampling, UPSAMPLINGS)
     steps = [
         UnetStep(
@@ -87,7 +106,7 @@ def build_unet(config: PreTrainedConfig, build_stage: Callable[[int], nn.Module]
 
 
 def upsampling_sizes(config: PreTrainedConfig, stage: int) -> UpsamplingSizes:
-    """The numbers of the step up to a stage, whose paths are dropped as in the encoder's stage."""
+    """The sizes of the upsampling to a stage; its stochastic depth is that of the encoder's stage."""
     return UpsamplingSizes(
         dim=config.hidden_sizes[stage + 1],
         out_dim=config.hidden_sizes[stage],

@@ -1,9 +1,9 @@
-"""UPerNet (Xiao et al., ECCV 2018): pyramid pooling on the coarsest map, then a feature pyramid; and its auxiliary head.
+"""UPerNet (Xiao et al., ECCV 2018): pyramid pooling, feature pyramid, and auxiliary head.
 
-The parameters are those of the usual implementations. The two 3x3 convolutions over concatenated upsampled maps, most of
-the work there, run at low resolution (`PyramidConv3x3`), with equal results.
+The parameters are those of the usual implementations. The two 3x3 convolutions over concatenated upsampled
+maps, which dominate the cost there, run at low resolution with the same result (`PyramidConv3x3`).
 
-Legend: B batch, C channels, h, w the sides of a map, H, W those of the image.
+Legend: B batch, C channels, h, w height and width of a feature map.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .upsampling import PyramidConv3x3, upsample
 
 
 class PyramidConvNormAct(nn.Module):
-    """`ConvNormAct` with a 3x3 kernel over the concatenation of the maps, all upsampled to the first one's size."""
+    """A 3x3 `ConvNormAct` over the concatenation of all maps, upsampled to the size of the first."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -33,7 +33,13 @@ class PyramidConvNormAct(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """Pyramid pooling at 1, 2, 3 and 6 bins per side, upsampled and fused with the input."""
+    """Pyramid pooling, at 1, 2, 3 and 6 bins per side in UPerNet, upsampled and fused with the input.
+
+    Args:
+        in_channels: Channels C of the input.
+        hidden_size: Channels of each branch and of the output.
+        scales: Bins per side of each branch.
+    """
 
     def __init__(self, in_channels: int, hidden_size: int, scales: Sequence[int]) -> None:
         super().__init__()
@@ -49,7 +55,14 @@ class PyramidPooling(nn.Module):
 
 
 class UperNetDecoder(nn.Module):
-    """Feature maps of any number of scales, fine to coarse -> one map at the size of the finest."""
+    """The UPerNet decoder: from feature maps at any number of scales to one map at the size of the finest.
+
+    Args:
+        in_channels: Channels of the feature maps, fine to coarse.
+        hidden_size: Channels of the decoder and of its output.
+        pool_scales: Bins per side of the pyramid pooling.
+        dropout: Channel dropout rate of the output.
+    """
 
     def __init__(
         self,
@@ -72,13 +85,13 @@ class UperNetDecoder(nn.Module):
             feature_map.contiguous(memory_format=channels_last) for feature_map in feature_maps
         ]
         levels = [lateral(feature_map) for lateral, feature_map in zip(self.laterals, finer, strict=True)]
-        top = self.pooling(coarsest)
-        levels = self.add_top_down(levels, top)
+        top = self.pooling(coarsest)  # PPM
+        levels = self.add_top_down(levels, top)  # FPN
         levels = [conv(level) for conv, level in zip(self.fpn_convs, levels, strict=True)]
         return Decoded(self.dropout(self.fusion([*levels, top])))
 
     def add_top_down(self, levels: Sequence[Tensor], top: Tensor) -> list[Tensor]:
-        """Levels fine to coarse, and the map above them -> each level plus the upsampled sum of all above it."""
+        """Maps (B, C, h_i, w_i), fine to coarse, and `top` -> the same shapes, each plus all coarser maps."""
         summed = [top]
         for level in reversed(levels):
             summed.insert(0, level + upsample(summed[0], level.shape[-2:]))
@@ -86,7 +99,14 @@ class UperNetDecoder(nn.Module):
 
 
 class FcnHead(nn.Module):
-    """A 3x3 convolution and a classifier on one map: the auxiliary head that trains the backbone's middle."""
+    """A 3x3 convolution and a classifier: the auxiliary head on an intermediate feature map of the backbone.
+
+    Args:
+        in_channels: Channels of the feature map.
+        hidden_size: Channels between convolution and classifier.
+        num_labels: Number of classes.
+        dropout: Channel dropout rate before the classifier.
+    """
 
     def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.1) -> None:
         super().__init__()

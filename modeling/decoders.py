@@ -1,6 +1,7 @@
 """The decoders by name, and how each is built from a configuration.
 
-This file holds the table and nothing else: one entry a decoder, with string keys, and only the imports that the entries need.
+This file contains only the table: one entry per decoder, with string keys, and the imports that the entries
+need. The Hub export keeps only the entries that a model uses.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from .decoder_semantic_fpn import SemanticFpnDecoder
 from .decoder_unet import build_unet
 from .decoder_upernet import UperNetDecoder
 
-# From a configuration, the channels of the feature maps, fine to coarse, and what builds a stage of the encoder by its
-# number (None where the encoder has none that could be mirrored) to a decoder: `forward(feature_maps, pixel_mask) -> Decoded`.
+# Each entry builds a decoder, `forward(feature_maps, pixel_mask) -> Decoded`, from the configuration, the
+# channels of the feature maps, fine to coarse, and a function that builds an encoder stage from its index
+# (None if it cannot be mirrored).
 BuildStage = Callable[[int], nn.Module] | None
 DECODERS: dict[str, Callable[[DecodingConfig, tuple[int, ...], BuildStage], nn.Module]] = {
     "segdeformer": lambda config, channels, _: SegDeformerDecoder(

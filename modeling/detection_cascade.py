@@ -1,11 +1,13 @@
-"""Cascade Mask R-CNN (Cai and Vasconcelos, "Cascade R-CNN", TPAMI 2019) on our backbones, from torchvision's parts: three
-stages of heads, each of which starts from the boxes of the one before and must find them more exactly.
+"""Cascade Mask R-CNN (Cai and Vasconcelos, "Cascade R-CNN", TPAMI 2019), built from torchvision's parts.
 
-As in the MAFormer paper's Table 6: a box head of four convolutions with batch norm and one linear layer, boxes for each
-class, a mask head in each stage; later stages demand an overlap of 0.6 and 0.7 and count a half and a quarter in the loss. The box loss
-is torchvision's smooth L1; toolboxes also train such models with GIoU.
+Three stages of heads refine the boxes of the previous stage with an increasing IoU threshold for positive
+samples. As in Table 6 of the MAFormer paper, each stage has a box head of four convolutions with batch norm
+and one linear layer, class-specific boxes, and a mask head; the IoU thresholds are 0.5, 0.6 and 0.7, the loss
+weights 1, 0.5 and 0.25. The box loss is torchvision's smooth L1; other toolboxes also train such models with
+GIoU.
 
-Legend: B batch, h, w the sides of a map, N boxes of one image, R boxes of all images, K classes with background.
+Legend: B batch, h, w height and width of a feature map, N boxes per image, R boxes of all images, K classes
+including background.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ from torchvision.ops import clip_boxes_to_image
 from ..configuration.checked_config import reject_unknown_options
 from .detection import OPTIONS, PYRAMID_CHANNELS, mask_rcnn
 
-OVERLAPS = (0.5, 0.6, 0.7)  # of a proposal with an object, from which on it counts as that object
+OVERLAPS = (0.5, 0.6, 0.7)  # IoU with an object from which on a proposal is positive
 BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 SET_BY_STAGE = {
@@ -38,21 +40,21 @@ SET_BY_STAGE = {
 def predict_boxes(
     stage: RoIHeads, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """Maps (B, 256, h, w) and boxes (N, 4) of each image -> logits (R, K), box offsets (R, 4 K)."""
+    """Maps (B, 256, h, w), boxes (N, 4) per image -> logits (R, K), box offsets (R, 4 * K)."""
     return stage.box_predictor(stage.box_head(stage.box_roi_pool(features, boxes, sizes)))
 
 
 def predict_masks(
     stage: RoIHeads, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
 ) -> Tensor:
-    """Maps (B, 256, h, w) and boxes (N, 4) of each image -> mask logits (R, K, 28, 28)."""
+    """Maps (B, 256, h, w), boxes (N, 4) per image -> mask logits (R, K, 28, 28)."""
     return stage.mask_predictor(stage.mask_head(stage.mask_roi_pool(features, boxes, sizes)))
 
 
 def refine(
     stage: RoIHeads, logits: Tensor, offsets: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]
 ) -> list[Tensor]:
-    """Logits (R, K), offsets (R, 4 K), boxes (N, 4) of each image -> the boxes moved as the likeliest object wants it."""
+    """Logits (R, K), offsets (R, 4 * K), boxes (N, 4) per image -> refined boxes of the likeliest classes."""
     moved = stage.box_coder.decode(offsets.detach(), boxes)
     likeliest = logits[:, 1:].argmax(dim=1) + 1
     moved = moved[torch.arange(len(moved), device=moved.device), likeliest]
@@ -61,7 +63,7 @@ def refine(
 
 
 class CascadeHeads(nn.Module):
-    """Three of torchvision's `RoIHeads` in a row, in the place of one."""
+    """Three of torchvision's `RoIHeads` in sequence, with the interface of one."""
 
     def __init__(self, stages: Sequence[RoIHeads]) -> None:
         super().__init__()
@@ -74,7 +76,7 @@ class CascadeHeads(nn.Module):
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Maps (B, 256, h, w), boxes (N, 4) and size of each image -> detections of each image, or losses in training."""
+        """Maps (B, 256, h, w), boxes (N, 4) and size per image -> detections, or losses in training."""
         if self.training:
             return [], self.losses(features, proposals, sizes, targets)
         return self.detections(features, proposals, sizes), {}
@@ -86,7 +88,7 @@ class CascadeHeads(nn.Module):
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """The three losses of a stage, summed over the stages by weight."""
+        """The weighted sums over all stages of the class, box and mask loss."""
         total = dict.fromkeys(("loss_classifier", "loss_box_reg", "loss_mask"), 0.0)
         for stage, weight in zip(self.stages, LOSS_WEIGHTS, strict=True):
             boxes, matched, labels, offset_targets = stage.select_training_samples(boxes, targets)
@@ -108,7 +110,7 @@ class CascadeHeads(nn.Module):
         targets: list[dict[str, Tensor]],
         matches: tuple[list[Tensor], list[Tensor]],
     ) -> Tensor:
-        """Cross-entropy of the masks inside those boxes that hold an object. matches: which (N,), and its label (N,)."""
+        """Mask loss of positive boxes; `matches` are index (N,) and label (N,) of each box's object."""
         held = [(label > 0).nonzero()[:, 0] for label in matches[1]]
         boxes = [boxes_in_image[where] for boxes_in_image, where in zip(boxes, held, strict=True)]
         matched = [match[where] for match, where in zip(matches[0], held, strict=True)]
@@ -118,14 +120,14 @@ class CascadeHeads(nn.Module):
     def detections(
         self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Boxes of the last stage; scores and masks are the mean over the stages."""
+        """Detections with the boxes of the last stage, and scores and masks averaged over all stages."""
         scores = 0.0
         for stage in self.stages:
             boxes = proposals
             logits, offsets = predict_boxes(stage, features, boxes, sizes)
             scores = scores + logits.softmax(dim=-1) / len(self.stages)
             proposals = refine(stage, logits, offsets, boxes, sizes)
-        # a softmax of the logarithm gives the scores back
+        # torchvision applies a softmax, which maps log-probabilities to probabilities.
         found = stage.postprocess_detections(scores.log(), offsets, boxes, sizes)
         named = [
             {"boxes": boxes, "scores": scores, "labels": labels}
@@ -141,9 +143,22 @@ class CascadeHeads(nn.Module):
 
 
 def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
-    """Cascade Mask R-CNN on a backbone: used, and its options given, as `mask_rcnn`.
+    """Builds Cascade Mask R-CNN on a backbone, with the interface of `mask_rcnn`.
 
-    The recipes `maformer_small_cascade_mask_rcnn_3x_coco` and so on of `contextseg-train` have the paper's "3x" schedule.
+    The recipe `maformer_small_cascade_mask_rcnn_3x_coco` of `contextseg-train`, and those for other sizes,
+    have the paper's "3x" schedule.
+
+    Args:
+        backbone: As for `mask_rcnn`.
+        num_labels: Number of object classes without background.
+        **options: Arguments of torchvision's `MaskRCNN`, except those that each stage sets itself: heads,
+            predictors, IoU thresholds of the boxes and `bbox_reg_weights`.
+
+    Returns:
+        The detector, with randomly initialized heads.
+
+    Raises:
+        ValueError: If `num_labels` is below 1 or there is no such option.
     """
     reject_unknown_options("cascade_mask_rcnn", options, OPTIONS - SET_BY_STAGE)
     side = options["box_roi_pool"].output_size[0] if "box_roi_pool" in options else 7

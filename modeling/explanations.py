@@ -1,9 +1,9 @@
-"""Where a place of the image looks through the global tokens: the map G_k of GLAM's eq. 7, as in the paper's Fig. 1.
+"""Attention maps through the global tokens: G_k of eq. 7 of the GLAM paper, shown in its Fig. 1.
 
-Heads are averaged. What tokens attend to themselves (the second sum of eq. 7) belongs to a window as a whole and is
-spread evenly over its patches, so that every map sums to one.
+Attention is averaged over heads. Attention to the global tokens themselves (the second sum of eq. 7) concerns
+a window as a whole and is distributed evenly over its patches, so that every map sums to one.
 
-Legend: B batch, W windows, N tokens of a window, T global tokens per window, C channels.
+Legend: B batch, W windows, N tokens per window, M context tokens, T global tokens per window, C channels.
 """
 
 from typing import NamedTuple
@@ -13,11 +13,18 @@ from torch import Tensor, nn
 
 from .attention import Attention, split_heads
 from .swin_stages import SwinBlock, SwinEncoder
-from .windows import Windows, join
+from .windows import Windows, window_reverse
 
 
 class BlockInputs(NamedTuple):
-    """What the two attentions of one block received in a forward pass."""
+    """Inputs of both attentions of a block in one forward pass.
+
+    Attributes:
+        windows: The partition of the grid.
+        within: Context of W-MSA, (B * W, T + N, C).
+        across: Tokens of G-MSA, (B, W * T, C).
+        across_bias: Additive bias of G-MSA, or None.
+    """
 
     windows: Windows
     within: Tensor
@@ -34,13 +41,24 @@ def global_attention_maps(
     stage: int = 0,
     block: int | None = None,
 ) -> Tensor:
-    """(B, C, H, W) -> (B, H, W): how much the window around a pixel takes from each pixel of the image.
+    """(B, C, H, W) -> (B, H, W): attention of the window around a pixel to each pixel of the image.
 
-    model: a GLAM-Swin model of any task, with global attention.
-    position: (x, y) of the pixel, from the left and the top.
-    token: which of the window's global tokens to follow; None averages over them.
-    stage, block: where to look; by default the finest stage, and there the last block with global attention.
-    Each map sums to one. Memory grows linearly with the number of windows, whatever the attention implementation.
+    Memory grows linearly with the number of windows for every attention implementation.
+
+    Args:
+        model: A GLAM-Swin model for any task, with global attention.
+        pixel_values: Preprocessed images (B, C, H, W).
+        position: (x, y) of the pixel, counted from the top left corner.
+        token: Index of one of the window's global tokens; None averages over all of them.
+        stage: Index of the stage, 0 for the finest.
+        block: Index of the block within the stage; by default the last one with global attention.
+
+    Returns:
+        Maps (B, H, W), each of which sums to one.
+
+    Raises:
+        ValueError: If the position is outside the image, or the model, stage or block has no global
+            attention.
     """
     encoder = find_encoder(model)
     chosen = find_block(encoder, stage, block)
@@ -54,7 +72,7 @@ def global_attention_maps(
     stride = tuple(patch * 2**stage for patch in encoder.patch_embed.patch)
     window = window_of((y // stride[0], x // stride[1]), inputs.windows)
     patches = attention_over_patches(chosen, inputs, window, token)
-    pixels = join(patches[..., None], inputs.windows)[..., 0]
+    pixels = window_reverse(patches[..., None], inputs.windows)[..., 0]
     for axis, step in enumerate(stride, start=1):
         pixels = pixels.repeat_interleave(step, dim=axis)
     pixels = pixels[:, :height, :width]
@@ -66,12 +84,12 @@ def find_encoder(model: nn.Module) -> SwinEncoder:
         if isinstance(module, SwinEncoder):
             return module
     raise ValueError(
-        f"{type(model).__name__} has no Swin encoder. Global attention maps exist for GLAM-Swin models."
+        f"{type(model).__name__} has no Swin encoder, which global attention maps need. Pass a GLAM-Swin model."
     )
 
 
 def find_block(encoder: SwinEncoder, stage: int, block: int | None) -> SwinBlock:
-    """The asked block, or the last one of the stage that has global attention."""
+    """The requested block, or by default the last one of the stage with global attention."""
     if not 0 <= stage < len(encoder.stages):
         raise ValueError(f"stage {stage} does not exist. Choose 0 to {len(encoder.stages) - 1}.")
     blocks = encoder.stages[stage].blocks
@@ -87,10 +105,10 @@ def find_block(encoder: SwinEncoder, stage: int, block: int | None) -> SwinBlock
 
 
 def record(model: nn.Module, block: SwinBlock, pixel_values: Tensor) -> BlockInputs:
-    """Runs the model once and keeps what the block's attentions were given."""
+    """Runs the model once and records the inputs of the block's attentions."""
     seen = {}
     hooks = [
-        block.register_forward_pre_hook(lambda _, args: seen.update(cut=args[2])),
+        block.register_forward_pre_hook(lambda _, args: seen.update(window_partition=args[2])),
         block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
         block.global_attention.register_forward_pre_hook(
             lambda _, args, kwargs: seen.update(across=args[0], bias=kwargs["bias"]), with_kwargs=True
@@ -105,7 +123,7 @@ def record(model: nn.Module, block: SwinBlock, pixel_values: Tensor) -> BlockInp
 
 
 def window_of(cell: tuple[int, ...], windows: Windows) -> int:
-    """Number of the window that holds a cell of the grid, after the cyclic shift."""
+    """Index of the window that contains a cell of the grid, taking the cyclic shift into account."""
     number = 0
     for place, size, step, count, shift in zip(
         cell, windows.padded, windows.window, windows.counts, windows.shift, strict=True
@@ -115,7 +133,10 @@ def window_of(cell: tuple[int, ...], windows: Windows) -> int:
 
 
 def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, token: int | None) -> Tensor:
-    """-> (B, W, N): eq. 7 for the tokens of one window, over the patches of all windows."""
+    """-> (B, W, N): attention of one window's global tokens to the patches of all windows, eq. 7.
+
+    `a` and `b` are the attention matrices of W-MSA and G-MSA, named as in the paper.
+    """
     batch = inputs.across.shape[0]
     within = inputs.within.unflatten(0, (batch, -1))  # (B, W, T + N, C)
     num_tokens = inputs.across.shape[1] // within.shape[1]
@@ -131,7 +152,7 @@ def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, t
 
 
 def mean_probabilities(attention: Attention, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, N, C), (B, M, C) -> (B, N, M), averaged over heads."""
+    """(B, N, C), context (B, M, C) -> attention probabilities (B, N, M), averaged over heads."""
     query, key = (
         split_heads(attention.q_proj(tokens), attention.head_dim),
         split_heads(attention.k_proj(context), attention.head_dim),

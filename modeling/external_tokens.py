@@ -1,6 +1,6 @@
-"""What SegDeformer remembers of each class from other images: tokens that are learned, or moving averages of features.
+"""SegDeformer's external tokens, one per class: learned, or moving averages of features.
 
-Legend: B batch, C channels, K classes, h, w the sides of a feature map, H, W those of the image.
+Legend: B batch, C channels, K classes, h, w height and width of a feature map, H, W those of the image.
 """
 
 import torch
@@ -17,7 +17,13 @@ MOMENTUM = 0.9
 
 
 class LearnedTokens(LabelRows):
-    """Learned tokens, for scoring the classes and for what is told about them (eq. 10), or one set for both."""
+    """Learned tokens: class tokens for the scores and information tokens for the features (eq. 10).
+
+    Args:
+        num_labels: Number of classes K.
+        dim: Channels C.
+        decouple: Whether to learn two separate sets; False shares one set for both purposes.
+    """
 
     def __init__(self, num_labels: int, dim: int, decouple: bool) -> None:
         super().__init__()
@@ -25,7 +31,7 @@ class LearnedTokens(LabelRows):
         self.info_tokens = nn.Parameter(TOKEN_STD * torch.randn(num_labels, dim)) if decouple else None
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """-> tokens that score and tokens that inform, both (K, C)."""
+        """-> class tokens (K, C), information tokens (K, C)."""
         return self.class_tokens, self.class_tokens if self.info_tokens is None else self.info_tokens
 
     def reset_own_weights(self, _std: float) -> None:
@@ -34,11 +40,15 @@ class LearnedTokens(LabelRows):
 
 
 class MomentumTokens(LabelRows):
-    """Moving averages of the class means of features: what Table 5 compares learned tokens with.
+    """Moving averages of each class's mean feature, with which Table 5 compares learned tokens.
 
-    After the memory of Jin et al., "Mining Contextual Information Beyond Image for Semantic Segmentation" (ICCV 2021), with a
-    constant momentum and plain means; theirs decays the rate in training and weighs pixels by similarity. A mean has one
-    meaning, so the same tokens score and inform.
+    This follows the memory of Jin et al., "Mining Contextual Information Beyond Image for Semantic
+    Segmentation" (ICCV 2021), but with constant momentum and plain means; theirs decays the momentum during
+    training and weights pixels by similarity. The same tokens serve as class tokens and information tokens.
+
+    Args:
+        num_labels: Number of classes K.
+        dim: Channels C.
     """
 
     def __init__(self, num_labels: int, dim: int) -> None:
@@ -46,16 +56,22 @@ class MomentumTokens(LabelRows):
         self.register_buffer("class_tokens", TOKEN_STD * torch.randn(num_labels, dim))
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """-> twice the same tokens (K, C)."""
-        # A copy: the update must not change what the backward pass of this step still reads.
+        """-> the same tokens (K, C) twice."""
+        # A copy in training: the in-place update must not change what the backward pass of this step reads.
         tokens = self.class_tokens.clone() if self.training else self.class_tokens
         return tokens, tokens
 
     @torch.no_grad()
     def update(self, feature_map: Tensor, labels: Tensor, ignore_index: int) -> None:
-        """(B, C, h, w), (B, H, W): moves the tokens of the classes present towards their mean, over all processes.
+        """Moves the tokens of the classes present toward their mean features, over all processes.
 
-        Features take the label nearest to them. Other classes keep their tokens, at first random ones.
+        Labels are downsampled to the feature map by nearest neighbor. Absent classes keep their tokens, which
+        start random.
+
+        Args:
+            feature_map: Features (B, C, h, w).
+            labels: Class ids (B, H, W).
+            ignore_index: Label of pixels that are left out.
         """
         sums, counts = class_sums(feature_map, labels, len(self.class_tokens), ignore_index)
         if dist.is_available() and dist.is_initialized():
@@ -78,7 +94,7 @@ EXTERNAL_TOKENS = {
 def class_sums(
     feature_map: Tensor, labels: Tensor, num_labels: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """(B, C, h, w), (B, H, W) -> sums of each class's features (K, C), and their counts (K,)."""
+    """(B, C, h, w), labels (B, H, W) -> sums of the features of each class (K, C), and their counts (K,)."""
     check_labels(labels, num_labels, ignore_index)
     labels = torch.where(labels == ignore_index, num_labels, labels.long())
     nearest = F.interpolate(labels[:, None].double(), size=feature_map.shape[-2:], mode="nearest-exact")

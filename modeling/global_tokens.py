@@ -1,37 +1,38 @@
-"""GLAM's global tokens: a few learned tokens that join each window and then talk to those of all other windows.
+"""GLAM's global tokens: learned tokens that join each window and attend to those of all other windows.
 
-Themyr et al., "Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation", WACV 2023,
-section 3.2. As in the authors' code, tokens have no residual, norm or MLP of their own: each block replaces them by
-W-MSA followed by G-MSA. Unlike it, the G-MSA that ends a stage is not built, because nothing reads its result.
+Themyr et al., "Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation", WACV
+2023, section 3.2. As in the authors' code, global tokens have no residual, norm or MLP of their own: each
+block replaces them with the output of W-MSA followed by G-MSA. Unlike there, the last G-MSA of a stage is
+left out, because nothing reads its output.
 
-Legend: B batch, W windows, N tokens of a window, T global tokens per window, C channels.
+Legend: B batch, W windows, T global tokens per window, C channels, G... grid axes.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .windows import Windows, cut
+from .windows import Windows, window_partition
 
 
 class GlobalTokens(nn.Module):
-    """The learned tokens with which every window of a stage begins (the paper's g^0)."""
+    """The learned initial global tokens of a stage, shared by all windows (the paper's g^0)."""
 
     def __init__(self, num_tokens: int, dim: int) -> None:
         super().__init__()
         self.initial = nn.Parameter(torch.zeros(num_tokens, dim))
 
     def forward(self, batch: int, num_windows: int) -> Tensor:
-        """-> (B, W, T, C), the same tokens for every window."""
+        """-> (B, W, T, C), the same tokens for every window, without a copy."""
         return self.initial.expand(batch, num_windows, -1, -1)
 
     def reset_own_weights(self, _std: float) -> None:
-        init.normal_(self.initial, std=1.0)  # the authors' scale, whatever that of the linear layers
+        init.normal_(self.initial, std=1.0)  # as in the authors' code, independent of initializer_range
 
 
 def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: int) -> Tensor | None:
-    """(B, G...) true where there is image -> (B, W * T) true for tokens whose window covers some of it."""
+    """Padding mask (B, G...), true for image -> (B, W * T), true for tokens whose window contains image."""
     if pixel_mask is None:
         return None
-    covers_image = cut(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)) > 0
+    covers_image = window_partition(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)) > 0
     return covers_image.repeat_interleave(num_tokens, dim=1)

@@ -1,6 +1,6 @@
-"""Weights with one row for each label: what happens to them when a model is given other labels.
+"""Weights with one row per label, and how they change when a model gets other labels.
 
-Legend: K labels before, K' labels after.
+Legend: K number of labels before, K' after.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 
 
 def rows_of_equal_names(known: Mapping[int, str], wanted: Mapping[int, str]) -> list[int | None]:
-    """For each wanted label the known one of the same name, or None."""
+    """For each wanted label, the known label of the same name, or None."""
     row_of = {name: row for row, name in known.items()}
     return [row_of.get(wanted[label]) for label in sorted(wanted)]
 
 
 def with_kept_rows(stored: Tensor, fresh: Tensor, rows: Sequence[int | None]) -> Tensor:
-    """(K, ...), (K', ...) -> (K', ...): for each label the stored row that `rows` names, or the fresh one where it is None."""
+    """(K, ...), (K', ...) -> (K', ...): stored rows where `rows` has an index, else fresh ones."""
     kept = [fresh[label] if row is None else stored[row].to(fresh) for label, row in enumerate(rows)]
     return torch.stack(kept)
 
 
 class LabelRows(nn.Module):
-    """A module whose own parameters and buffers all have one row for each label."""
+    """A module whose own parameters and buffers have one row per label."""
 
     @torch.no_grad()
     def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
-        """Takes other labels: for each the row of the label that it keeps, or None for a fresh one.
+        """Replaces the labels; rows of kept labels are copied, the others are initialized.
 
         Args:
-            rows: One entry for each new label.
-            initialize: Fills a module with fresh values in place.
+            rows: For each new label, the row to keep, or None for a new row.
+            initialize: Initializes a module in place.
         """
         stored = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
         for name, tensor in stored.items():
@@ -44,13 +44,13 @@ class LabelRows(nn.Module):
 
 
 class LabelClassifier(LabelRows, nn.Conv2d):
-    """A 1x1 convolution from features to the logits of each label.
+    """A 1x1 convolution from features to logits.
 
-    Its constructor is `nn.Conv2d`'s, with which peft builds the adapters of a convolution.
+    It keeps the constructor of `nn.Conv2d`, with which peft builds the adapter of a convolution.
     """
 
     def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
-        """As above, and keeps `out_channels` true."""
+        """Replaces the labels and updates `out_channels`."""
         super().replace_labels(rows, initialize)
         self.out_channels = len(rows)
 

@@ -1,9 +1,9 @@
-"""Fine-tuning with few weights: LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) on the
-linear layers of a segmenter's backbone, by the optional package peft.
+"""Parameter-efficient fine-tuning: LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
+ICLR 2022) on the linear layers of a segmenter's backbone, with the optional package peft.
 
-What has few weights or starts fresh trains in full: decoder and heads, norms, and bare parameters such as tokens and position
-tables. peft saves LoRA's weights only and knows whole modules besides, which bare parameters and running statistics are not;
-so `LoraSegmenter` saves these itself.
+Modules that are small or newly initialized are trained in full: decoder and heads, norms, and bare parameters
+such as tokens and position tables. peft saves the LoRA weights and, besides them, only whole modules. Bare
+parameters and running statistics are neither, so `LoraSegmenter` saves them itself.
 """
 
 import os
@@ -17,24 +17,31 @@ try:
     from peft import LoraConfig, PeftModel
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import load_file, save_file
-except ImportError:  # `add_lora` says what to do
+except ImportError:  # reported by `add_lora`
     LoraConfig, PeftModel = None, nn.Module
 
 FROZEN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 
 
 class LoraSegmenter(PeftModel):
-    """A model with LoRA, trained and saved as every one of peft: Trainer knows it, and its folder is an adapter.
+    """A model with LoRA, trained and saved like any peft model, for example with transformers' Trainer.
 
-    The adapter holds all that training changes, so that peft's own `PeftModel.from_pretrained(model, folder)` restores it.
-    `merge_and_unload()` returns the plain model, which needs no peft: publish that one.
+    The saved adapter contains everything that training changes, so that peft's
+    `PeftModel.from_pretrained(model, folder)` restores it. `merge_and_unload()` returns the plain model,
+    which does not need peft; publish that one.
     """
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any
     ) -> None:
-        """Writes the adapter: what peft saves, and the other trained weights and buffers beside it."""
-        options.setdefault("save_embedding_layers", False)  # "auto" asks the Hub for a vocabulary
+        """Saves the adapter: LoRA weights, all other trained weights, and buffers.
+
+        Args:
+            save_directory: Folder to write to.
+            is_main_process: Whether this process writes; pass False on all others in distributed training.
+            **options: Further arguments of peft's `save_pretrained`.
+        """
+        options.setdefault("save_embedding_layers", False)  # "auto" queries the Hub for the vocabulary
         super().save_pretrained(str(save_directory), is_main_process=is_main_process, **options)
         if is_main_process:
             path = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
@@ -42,7 +49,7 @@ class LoraSegmenter(PeftModel):
             save_file(load_file(path) | others, path, metadata={"format": "pt"})
 
     def trained_besides_lora(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of a state dict that training changes and peft leaves out: all but LoRA and frozen weights."""
+        """The trained entries that peft does not save: all but LoRA and frozen weights."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         return {
             name: tensor.detach().cpu().contiguous()
@@ -58,16 +65,28 @@ def add_lora(
     lora_dropout: float = 0.0,
     **options: Any,
 ) -> LoraSegmenter:
-    """Freezes the backbone's linear layers and convolutions, and gives each linear layer a trainable update of rank `r`.
+    """Adds LoRA to the linear layers of a model's backbone.
 
-    It changes `model` itself, whose outputs stay as they are until the first training step.
+    The backbone's linear layers, convolutions and embeddings are frozen, and each linear layer gets a
+    trainable update of rank `r`; everything else is trained in full. The model is modified in place, and its
+    outputs do not change until the first training step.
 
-    model: a segmenter of this package or of transformers, any model with a backbone.
-    lora_alpha: updates are scaled by lora_alpha / r; by default with 1.
-    options: further settings of peft's `LoraConfig`.
+    Args:
+        model: A segmenter of this package or of transformers, or any model with a head and a backbone.
+        r: Rank of the updates.
+        lora_alpha: Updates are scaled by lora_alpha / r; `r` by default, a scale of 1.
+        lora_dropout: Dropout rate of the input of the updates.
+        **options: Further fields of peft's `LoraConfig`.
+
+    Returns:
+        The model wrapped by peft.
+
+    Raises:
+        ImportError: If peft is not installed.
+        ValueError: If the model has no backbone, or the backbone no linear layers.
     """
     if LoraConfig is None:
-        raise ImportError("add_lora needs the package peft. Install it: pip install 'contextseg[lora]'.")
+        raise ImportError("add_lora needs the package peft. Install it with: pip install 'contextseg[lora]'.")
     name = backbone_name(model)
     targets = [
         f"{name}.{layer}"
@@ -76,7 +95,7 @@ def add_lora(
     ]
     if not targets:
         raise ValueError(
-            f"the backbone of {type(model).__name__} has no linear layers, which LoRA updates. Fine-tune all its weights."
+            f"the backbone of {type(model).__name__} has no linear layers, which LoRA needs. Fine-tune all weights."
         )
     trained = [parameter for parameter in weights_to_train(model, name) if parameter.requires_grad]
     config = LoraConfig(
@@ -94,18 +113,18 @@ def add_lora(
 
 
 def backbone_name(model: PreTrainedModel) -> str:
-    """The attribute that holds the backbone."""
+    """Name of the attribute that holds the backbone. Raises ValueError if there is none."""
     for name in (model.base_model_prefix, "backbone"):
         if name and hasattr(model, name):
             return name
     raise ValueError(
-        f"{type(model).__name__} has no backbone that could be told from its head. Give a model with a head, such as "
+        f"{type(model).__name__} has no backbone separate from its head. Pass a model with a head, such as "
         "SegDeformerForSemanticSegmentation."
     )
 
 
 def weights_to_train(model: nn.Module, backbone: str) -> list[nn.Parameter]:
-    """Everything outside the backbone, and in it all that belongs to no linear layer, convolution or embedding."""
+    """All parameters except those of linear layers, convolutions and embeddings in the backbone."""
     trained = []
     for name, module in model.named_modules():
         is_inside = f"{name}.".startswith(f"{backbone}.")

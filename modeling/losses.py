@@ -1,9 +1,10 @@
-"""Segmentation losses of logits at the decoder's stride against labels at image size.
+"""Segmentation losses between logits at the decoder's stride and labels at image size.
 
-Every loss is that of the bilinearly enlarged logits, in float32 and over labelled pixels only, yet the enlarged
-(B, K, H, W) tensor never exists: the terms read maps of one number a pixel, which the operators make piece by piece.
+Every loss equals that of the bilinearly upsampled logits, in float32 and over labeled pixels only, but the
+upsampled (B, K, H, W) tensor is never stored: the terms read maps with one value per pixel, which the
+operators compute in blocks.
 
-Legend: B batch, K classes, (h, w) grid of the logits, (H, W) image.
+Legend: B batch, K classes, h, w height and width of the logits, H, W those of the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +18,22 @@ from torch import Tensor
 from .loss_operators import class_loss, label_likelihood
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
-BOUNDARY_RADIUS = 3  # pixels on either side of a boundary
+BOUNDARY_RADIUS = 3  # pixels on each side of a boundary
 
 
 def check_labels(labels: Tensor, num_labels: int, ignore_index: int) -> None:
-    """(B, H, W): every label must be a class or the ignore index, before a gather meets it.
+    """Checks that every label is a class id or the ignore index, which gather operations rely on.
 
-    Costs one synchronisation on an accelerator. Skipped while torch compiles or exports: a graph cannot raise.
+    This takes one device synchronization. It is skipped under torch.compile and export, where a graph cannot
+    raise.
+
+    Args:
+        labels: Class ids (B, H, W).
+        num_labels: Number of classes K; valid ids are 0 to K - 1.
+        ignore_index: Label of pixels without a class.
+
+    Raises:
+        ValueError: If there are other labels, with their values and pixel counts.
     """
     if torch.compiler.is_compiling():
         return
@@ -36,19 +46,20 @@ def check_labels(labels: Tensor, num_labels: int, ignore_index: int) -> None:
     )
     more = f" and {len(values) - 8} more values" if len(values) > 8 else ""
     raise ValueError(
-        f"labels hold {found}{more}, but the classes are 0..{num_labels - 1} and the ignore index is {ignore_index}. "
-        f"Map these ids to a class or to {ignore_index} (label_map of the image processor), or give the model more labels."
+        f"labels contain {found}{more}, but the classes are 0..{num_labels - 1} and the ignore index is "
+        f"{ignore_index}. Map these ids to a class or to {ignore_index} (label_map of the image processor), or "
+        "increase num_labels."
     )
 
 
 def check_shapes(logits: Tensor, labels: Tensor) -> None:
-    """(B, K, h, w) and integers (B, H, W) are required."""
+    """Raises ValueError unless logits are (B, K, h, w) and labels are integers (B, H, W)."""
     if logits.ndim != 4:
         raise ValueError(f"logits are {tuple(logits.shape)}, but must be (batch, num_labels, height, width).")
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
         raise ValueError(
-            f"labels are {tuple(labels.shape)}, but must be ({logits.shape[0]}, height, width), one class id a pixel. "
-            "Remove a channel axis by labels.squeeze(1); turn one-hot masks into ids by argmax(1)."
+            f"labels are {tuple(labels.shape)}, but must be ({logits.shape[0]}, height, width), one class id per "
+            "pixel. Remove a channel axis with labels.squeeze(1); convert one-hot masks to ids with argmax(1)."
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}, but must be class ids: pass labels.long().")
@@ -56,18 +67,18 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the terms read: the logits, and for every pixel of the image what `label_likelihood` found."""
+    """Input of the loss terms: logits, labels, and the result of `label_likelihood` for every pixel."""
 
     logits: Tensor  # (B, K, h, w)
     labels: Tensor  # (B, H, W), 0 where ignored
-    is_labelled: Tensor  # (B, H, W)
+    is_labeled: Tensor  # (B, H, W)
     weight: Tensor  # (B, H, W), 0 where ignored
     log_likelihood: Tensor  # (B, H, W), 0 where ignored
     log_normalizer: Tensor  # (B, H, W)
-    count: Tensor  # (), what the mean divides by
+    count: Tensor  # (), the divisor of the mean
 
     def mean(self, values: Tensor) -> Tensor:
-        """(B, H, W) -> (): the weighted mean, 0 where nothing counts."""
+        """(B, H, W) -> (): the weighted mean, 0 if there is no labeled pixel."""
         return (self.weight * values).sum() / torch.where(self.count > 0, self.count, 1)
 
 
@@ -77,44 +88,45 @@ def cross_entropy(pixels: Pixels) -> Tensor:
 
 
 def focal(pixels: Pixels, gamma: float = FOCAL_GAMMA) -> Tensor:
-    """Cross-entropy that fades for pixels already right, (1 - p)^gamma (Lin et al. 2017, arXiv:1708.02002, eq. 4)."""
+    """Focal loss: cross-entropy weighted by (1 - p)^gamma (Lin et al. 2017, arXiv:1708.02002, eq. 4)."""
     doubt = -torch.expm1(pixels.log_likelihood)
     return -pixels.mean(doubt.pow(gamma) * pixels.log_likelihood)
 
 
 def boundary(pixels: Pixels) -> Tensor:
-    """Mean cross-entropy of the pixels near a boundary, whatever the reduction.
+    """Mean cross-entropy of the pixels near a boundary, for any reduction.
 
-    U-Net's extra weight near borders (Ronneberger et al. 2015, arXiv:1505.04597, eq. 2) as a band, as Boundary IoU takes
-    it (Cheng et al. 2021, arXiv:2103.16562): labelled pixels with another label at most BOUNDARY_RADIUS rows and columns
-    away. Edges of the image and of ignored regions are no boundaries.
+    This is U-Net's additional weight near borders (Ronneberger et al. 2015, arXiv:1505.04597, eq. 2),
+    restricted to a strip as in Boundary IoU (Cheng et al. 2021, arXiv:2103.16562): labeled pixels with a
+    different label at most BOUNDARY_RADIUS rows and columns away. Edges of the image and of ignored regions
+    are not boundaries.
     """
     band = torch.where(near_boundary(pixels), pixels.weight, 0)
     return cross_entropy(replace(pixels, weight=band, count=band.sum()))
 
 
 def near_boundary(pixels: Pixels) -> Tensor:
-    """-> (B, H, W): labelled pixels whose neighbourhood holds more than one label."""
+    """-> (B, H, W): labeled pixels whose neighborhood contains more than one label."""
     labels, size = pixels.labels.float(), 2 * BOUNDARY_RADIUS + 1
     highest, negated_lowest = (
-        F.max_pool2d(torch.where(pixels.is_labelled, signed, -torch.inf), size, 1, BOUNDARY_RADIUS)
+        F.max_pool2d(torch.where(pixels.is_labeled, signed, -torch.inf), size, 1, BOUNDARY_RADIUS)
         for signed in (labels, -labels)
     )
-    return pixels.is_labelled & (highest != -negated_lowest)
+    return pixels.is_labeled & (highest != -negated_lowest)
 
 
 def dice(pixels: Pixels) -> Tensor:
-    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797, with plain sums below), over the batch as in nnU-Net.
+    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797, without squares), over the batch.
 
-    Mean over the classes present, as for the Lovasz loss: of 150 classes a batch lacks most, and their Dice, 0 for any
-    probability above 0, would only add a constant.
+    Mean over the classes present in the batch, as for the Lovasz loss. The Dice of an absent class is 0 for
+    any probability above 0 and would only add a constant, and with 150 classes most are absent.
     """
-    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labelled, "dice")[0]
+    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "dice")[0]
 
 
 def lovasz(pixels: Pixels) -> Tensor:
-    """Lovasz-softmax, the convex surrogate of the mean IoU (Berman et al. 2018, arXiv:1705.08790), over the batch."""
-    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labelled, "lovasz")[0]
+    """Lovasz-softmax, a surrogate of the mean IoU, over the batch (Berman et al. 2018, arXiv:1705.08790)."""
+    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "lovasz")[0]
 
 
 LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
@@ -127,7 +139,11 @@ LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
 
 
 def parse_terms(terms: str) -> list[tuple[float, str]]:
-    """ "cross_entropy+0.5*dice" -> [(1.0, "cross_entropy"), (0.5, "dice")]."""
+    """Parses a sum of loss terms: "cross_entropy+0.5*dice" -> [(1.0, "cross_entropy"), (0.5, "dice")].
+
+    Raises:
+        ValueError: If a term is unknown or its factor is not a number.
+    """
     parsed = []
     for term in terms.split("+"):
         factor, _, name = (part.strip() for part in term.rpartition("*"))
@@ -136,12 +152,12 @@ def parse_terms(terms: str) -> list[tuple[float, str]]:
                 f", did you mean '{known}'?" for known in get_close_matches(name, LOSS_TERMS, n=1)
             )
             raise ValueError(
-                f"no loss '{name}' in '{terms}'{close or '.'} Join by '+' any of: {', '.join(LOSS_TERMS)}."
+                f"no loss '{name}' in '{terms}'{close or '.'} Join any of these by '+': {', '.join(LOSS_TERMS)}."
             )
         try:
             parsed.append((float(factor or 1), name))
         except ValueError:
-            raise ValueError(f"'{factor}' in '{terms}' is no number. Write e.g. '0.5*{name}'.") from None
+            raise ValueError(f"'{factor}' in '{terms}' is not a number. Write e.g. '0.5*{name}'.") from None
     return parsed
 
 
@@ -151,7 +167,9 @@ def pixel_weights(labels: Tensor, logits: Tensor, class_weights: Sequence[float]
         return torch.ones_like(labels, dtype=logits.dtype)
     weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
     if weights.shape != logits.shape[1:2]:
-        raise ValueError(f"{weights.numel()} class_weights for {logits.shape[1]} labels. Give one for each.")
+        raise ValueError(
+            f"{weights.numel()} class_weights for {logits.shape[1]} labels. Give one weight per label."
+        )
     return weights[labels]
 
 
@@ -164,11 +182,22 @@ def segmentation_loss(
     class_weights: Sequence[float] | Tensor | None = None,
     reduction: str = "valid",
 ) -> Tensor:
-    """(B, K, h, w), (B, H, W) -> (): sum of the `terms`, e.g. "cross_entropy+0.5*dice".
+    """(B, K, h, w), (B, H, W) -> (): a sum of loss terms on the bilinearly upsampled logits.
 
-    class_weights weigh the pixels of cross_entropy, focal and boundary. Their mean is the weighted one over labelled
-    pixels ("valid") or, for the first two, over all pixels with ignored ones counting 0 ("all", as mmsegmentation does).
-    A batch without a labelled pixel has loss 0 and zero gradients.
+    A batch without labeled pixels has loss 0 and zero gradients.
+
+    Args:
+        logits: Logits (B, K, h, w) at any stride.
+        labels: Class ids (B, H, W) of any integer type.
+        terms: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the
+            terms are "cross_entropy", "dice", "focal", "lovasz" and "boundary".
+        ignore_index: Label of pixels that no term counts.
+        class_weights: Weights (K,) of the classes in cross_entropy, focal and boundary.
+        reduction: "valid" takes the weighted mean over labeled pixels. "all" averages cross_entropy and focal
+            over all pixels, with 0 for ignored ones, as mmsegmentation does.
+
+    Raises:
+        ValueError: If shapes, dtype or values of the labels are wrong, or an option is unknown.
     """
     if reduction not in ("valid", "all"):
         raise ValueError(f"no reduction '{reduction}'. Known: 'valid', 'all'.")
@@ -177,13 +206,13 @@ def segmentation_loss(
     check_labels(labels, logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        is_labelled = labels != ignore_index
-        labels = torch.where(is_labelled, labels, 0)
+        is_labeled = labels != ignore_index
+        labels = torch.where(is_labeled, labels, 0)
         log_likelihood, log_normalizer = label_likelihood(logits, labels)
-        log_likelihood = torch.where(is_labelled, log_likelihood, 0)
-        weight = pixel_weights(labels, logits, class_weights) * is_labelled
+        log_likelihood = torch.where(is_labeled, log_likelihood, 0)
+        weight = pixel_weights(labels, logits, class_weights) * is_labeled
         count = weight.sum() if reduction == "valid" else torch.ones_like(weight).sum()
-        pixels = Pixels(logits, labels, is_labelled, weight, log_likelihood, log_normalizer, count)
+        pixels = Pixels(logits, labels, is_labeled, weight, log_likelihood, log_normalizer, count)
         return sum(factor * LOSS_TERMS[name](pixels) for factor, name in factors)
 
 

@@ -1,5 +1,6 @@
-"""CSWin (Dong et al., "CSWin Transformer", CVPR 2022): attention in cross-shaped windows at three resolutions, over the
-whole grid at the last. The authors' weights are converted by `contextseg-convert --source cswin-official`.
+"""CSWin (Dong et al., "CSWin Transformer", CVPR 2022): attention in cross-shaped windows in the first three
+stages and over the whole grid in the last. `contextseg-convert --source cswin-official` converts the authors'
+weights.
 
 Legend: B batch, H, W image height and width, C channels.
 """
@@ -17,7 +18,7 @@ from .pyramid_encoder import BlockStage, OverlappingEmbed, PreNormBlock, Pyramid
 
 
 def build_cswin_stage(config: CswinConfig, stage: int) -> BlockStage:
-    """The blocks of one stage."""
+    """Builds the blocks of one stage."""
     dim, heads, width = config.hidden_sizes[stage], config.num_heads[stage], config.stripe_widths[stage]
     return BlockStage(
         PreNormBlock(
@@ -32,7 +33,7 @@ def build_cswin_stage(config: CswinConfig, stage: int) -> BlockStage:
 
 
 def build_cswin_encoder(config: CswinConfig, num_stages: int) -> PyramidEncoder:
-    """The first stages of the encoder that the configuration describes."""
+    """Builds the first `num_stages` stages of the encoder."""
     widths = [config.num_channels, *config.hidden_sizes]
     steps = [config.patch_size] + [2] * (num_stages - 1)
     embeds = [
@@ -49,7 +50,7 @@ def build_cswin_encoder(config: CswinConfig, num_stages: int) -> PyramidEncoder:
 
 
 class CswinPreTrainedModel(ContextsegPreTrainedModel):
-    """Base of the CSWin models."""
+    """Base class of the CSWin models."""
 
     config: CswinConfig
     _no_split_modules = ["PreNormBlock"]
@@ -57,28 +58,50 @@ class CswinPreTrainedModel(ContextsegPreTrainedModel):
 
 
 class CswinModel(StagedModel, CswinPreTrainedModel):
-    """The encoder with a final layer norm: `last_hidden_state` (B, N, C) and its mean `pooler_output` (B, C)."""
+    """CSWin encoder with a final layer norm and no head.
+
+    Returns `last_hidden_state` (B, N, C) and its mean over the tokens, `pooler_output` (B, C).
+
+    Args:
+        config: Configuration of the encoder.
+    """
 
     def __init__(self, config: CswinConfig) -> None:
         super().__init__(config, build_cswin_encoder(config, config.num_layers))
 
 
 class CswinBackbone(StagedBackbone, CswinPreTrainedModel):
-    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+    """CSWin encoder as a backbone.
+
+    Returns one layer-normed feature map (B, C, H/stride, W/stride) for each stage in `config.out_features`.
+
+    Args:
+        config: Configuration of the encoder; `out_features` selects the stages.
+    """
 
     def __init__(self, config: CswinConfig) -> None:
         super().__init__(config, build_cswin_encoder(config, config.num_backbone_stages))
 
 
 class CswinForImageClassification(StagedForImageClassification, CswinPreTrainedModel):
-    """The encoder with a linear classifier on its mean feature."""
+    """CSWin encoder with a linear classifier on the mean of its tokens.
+
+    Args:
+        config: Configuration of the encoder; `num_labels` or `id2label` sets the classes.
+    """
 
     def __init__(self, config: CswinConfig) -> None:
         super().__init__(config, CswinModel(config))
 
 
 class CswinForSemanticSegmentation(SegmentationModel, CswinPreTrainedModel):
-    """CSWin with a decoder, by default UPerNet. `decoder="unet"` mirrors its stages as Swin-Unet does Swin's."""
+    """CSWin encoder with a decoder, UPerNet by default.
+
+    With `decoder="unet"` the decoder mirrors the stages of the encoder, as Swin-Unet does with Swin.
+
+    Args:
+        config: Configuration of encoder, decoder and loss; `num_labels` or `id2label` sets the classes.
+    """
 
     def __init__(self, config: CswinConfig) -> None:
         super().__init__(config, CswinBackbone(config), partial(build_cswin_stage, config))

@@ -1,8 +1,9 @@
-"""GLAM-Swin (Themyr et al., "Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation",
-WACV 2023): a Swin transformer whose windows exchange information through global tokens at every resolution.
+"""GLAM-Swin (Themyr et al., "Full Contextual Attention for Multi-resolution Transformers in Semantic
+Segmentation", WACV 2023): a Swin transformer whose windows exchange information through global tokens at
+every resolution.
 
-With `num_global_tokens=0` it is plain Swin, equal to transformers' `SwinBackbone`. The authors' weights and
-transformers' Swin checkpoints are converted by `contextseg-convert` and `from_swin`.
+With `num_global_tokens=0` it is plain Swin, equal to transformers' `SwinBackbone`. `contextseg-convert`
+converts the authors' weights; `from_swin` loads transformers' Swin checkpoints.
 
 Legend: B batch, H, W image height and width, C channels.
 """
@@ -22,7 +23,7 @@ from .swin_stages import StageSizes, SwinEncoder, SwinStage
 
 
 def all_stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
-    """The numbers of each of the encoder's stages."""
+    """Returns the sizes of every stage of the encoder."""
     return [
         StageSizes(
             dim=config.hidden_sizes[stage],
@@ -43,18 +44,18 @@ def all_stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
 
 
 def build_glam_swin_stage(config: GlamSwinConfig, stage: int) -> SwinStage:
-    """The blocks of one stage, with global tokens of their own."""
+    """Builds the blocks of one stage, with its own global tokens."""
     return SwinStage(config, all_stage_sizes(config)[stage])
 
 
 def build_glam_swin_encoder(config: GlamSwinConfig, num_stages: int) -> SwinEncoder:
-    """The first stages of the encoder that the configuration describes."""
+    """Builds the first `num_stages` stages of the encoder."""
     patch = (config.patch_size,) * 2
     return SwinEncoder(config, config.num_channels, patch, all_stage_sizes(config)[:num_stages])
 
 
 class GlamSwinPreTrainedModel(ContextsegPreTrainedModel):
-    """Base of the GLAM-Swin models."""
+    """Base class of the GLAM-Swin models."""
 
     config: GlamSwinConfig
     _no_split_modules = ["SwinBlock"]
@@ -62,21 +63,39 @@ class GlamSwinPreTrainedModel(ContextsegPreTrainedModel):
 
     @classmethod
     def from_swin(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:
-        """A model with the weights of transformers' Swin or Swin-UPerNet, and new global tokens.
+        """Loads the weights of a Swin or Swin-UPerNet checkpoint of transformers.
 
-        checkpoint: folder, or name on the Hub such as "microsoft/swin-tiny-patch4-window7-224".
-        revision: branch, tag or commit on the Hub.
-        overrides: fields of the configuration, such as `id2label`; sizes are the checkpoint's.
+        Global tokens and their attention, which Swin does not have, are newly initialized.
+
+        Args:
+            checkpoint: Local folder, or name on the Hub such as "microsoft/swin-tiny-patch4-window7-224".
+            revision: Branch, tag or commit on the Hub.
+            **overrides: Configuration fields to set, such as `id2label` or `num_global_tokens`. All others
+                are taken from the checkpoint where it has them.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint is not a Swin or Swin-UPerNet, or its tensors do not fit the model.
+            FileNotFoundError: If the checkpoint has no weights.
+            ImportError: If contextseg is not installed, in the code of a Hub repository.
         """
         swin = library_module("modeling.swin_checkpoints")
         return swin.model_from_swin(cls, checkpoint, revision, **overrides)
 
 
 class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):
-    """The encoder with a final layer norm: `last_hidden_state` (B, N, C) and its mean `pooler_output` (B, C).
+    """GLAM-Swin encoder with a final layer norm and no head.
 
-    `output_attentions=True` needs `attn_implementation="eager"` and gives, in order of execution, the probabilities of
-    each W-MSA (B * windows, heads, queries, keys; global tokens first) and of each G-MSA (B, heads, tokens, tokens).
+    Returns `last_hidden_state` (B, N, C) and its mean over the tokens, `pooler_output` (B, C).
+
+    `output_attentions=True` needs `attn_implementation="eager"` and returns, in order of execution, the
+    probabilities of each W-MSA (B * windows, heads, queries, keys; global tokens first) and of each G-MSA (B,
+    heads, tokens, tokens).
+
+    Args:
+        config: Configuration of the encoder.
     """
 
     def __init__(self, config: GlamSwinConfig) -> None:
@@ -84,23 +103,36 @@ class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):
 
 
 class GlamSwinBackbone(StagedBackbone, GlamSwinPreTrainedModel):
-    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+    """GLAM-Swin encoder as a backbone.
+
+    Returns one layer-normed feature map (B, C, H/stride, W/stride) for each stage in `config.out_features`.
+
+    Args:
+        config: Configuration of the encoder; `out_features` selects the stages.
+    """
 
     def __init__(self, config: GlamSwinConfig) -> None:
         super().__init__(config, build_glam_swin_encoder(config, config.num_backbone_stages))
 
 
 class GlamSwinForImageClassification(StagedForImageClassification, GlamSwinPreTrainedModel):
-    """The encoder with a linear classifier on its mean feature."""
+    """GLAM-Swin encoder with a linear classifier on the mean of its tokens.
+
+    Args:
+        config: Configuration of the encoder; `num_labels` or `id2label` sets the classes.
+    """
 
     def __init__(self, config: GlamSwinConfig) -> None:
         super().__init__(config, GlamSwinModel(config))
 
 
 class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel):
-    """GLAM-Swin with a decoder, by default UPerNet: GLAM-Swin-UPerNet of the paper's Table 1.
+    """GLAM-Swin encoder with a decoder, UPerNet by default: GLAM-Swin-UPerNet in Table 1 of the paper.
 
-    With `decoder="unet"` it is GLAM-Swin-Unet, and Swin-Unet without global tokens.
+    With `decoder="unet"` it is GLAM-Swin-Unet, or Swin-Unet if there are no global tokens.
+
+    Args:
+        config: Configuration of encoder, decoder and loss; `num_labels` or `id2label` sets the classes.
     """
 
     def __init__(self, config: GlamSwinConfig) -> None:

@@ -1,12 +1,13 @@
-"""MAFormer (Wang et al., arXiv 2209.01620): blocks of a local branch in cross-shaped windows and a learned global branch
-at high resolution, fused by attention; plain ViT blocks at low resolution.
+"""MAFormer (Wang et al., arXiv 2209.01620): at high resolution, blocks with a local branch in cross-shaped
+windows and a learned global branch, fused by attention; at low resolution, plain ViT blocks.
 
-There is no public code and there are no public weights. Global Learning with Down-sampling is read as a fully connected
-layer over an averaged map, not literally over all tokens, since only so the printed counts come out: parameters and
-multiply-adds of B and L do. No design fits both the S and the B row; S with the printed depths has 5.1G multiply-adds where
-4.5G are printed (`MaformerConfig`).
+The authors published neither code nor weights. We read Global Learning with Down-sampling as a fully
+connected layer over an average-pooled map, not over all tokens: only then do parameters and multiply-adds
+(MACs) of B and L match the paper. No design matches both the S and the B row; S with the published depths has
+5.1G MACs, the paper says 4.5G (`MaformerConfig`).
 
-Legend: B batch, H, W image height and width, C channels, K labels, h, w sides of the last stage's grid, N = h * w.
+Legend: B batch, H, W image height and width, C channels, K labels, h, w height and width of the last stage's
+grid, N = h * w.
 """
 
 from functools import partial
@@ -29,11 +30,11 @@ from .pretrained import ContextsegPreTrainedModel
 from .pyramid_encoder import BlockStage, GridAttention, PreNormBlock, PyramidEncoder
 from .swin_stages import StageSizes
 
-TOKEN_VOTE = 0.5  # weight of the token head in the class logits, LV-ViT's
+TOKEN_VOTE = 0.5  # weight of the token head in the class logits, as in LV-ViT
 
 
 def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
-    """The numbers of one stage."""
+    """Returns the sizes of one stage."""
     return StageSizes(
         dim=config.hidden_sizes[stage],
         depth=config.depths[stage],
@@ -46,7 +47,7 @@ def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
 
 
 def build_block(config: MaformerConfig, stage: int, index: int) -> nn.Module:
-    """One block of a stage: a MAF block as long as there are stripe widths, then a ViT block."""
+    """Builds one block: a MAF block in stages that have a stripe width, a ViT block in the others."""
     sizes = stage_sizes(config, stage)
     if stage < len(config.stripe_widths):
         return maf_block(config, sizes, config.stripe_widths[stage], index)
@@ -54,7 +55,7 @@ def build_block(config: MaformerConfig, stage: int, index: int) -> nn.Module:
 
 
 def maf_block(config: MaformerConfig, sizes: StageSizes, stripe_width: int, index: int) -> MafBlock:
-    """The local branch, the global one and their fusion, as the options say."""
+    """Builds a MAF block: the local branch, the global branch and their fusion, as configured."""
     rate = sizes.drop_path_rates[index]
     if config.local_attention == "shifted_window":
         local = ShiftedWindowBlock(config, sizes, rate, shifted=index % 2 == 1)
@@ -76,13 +77,13 @@ def pre_norm_block(attention: nn.Module, sizes: StageSizes, index: int) -> PreNo
 
 
 def build_maformer_stage(config: MaformerConfig, stage: int) -> BlockStage:
-    """The blocks of one stage."""
+    """Builds the blocks of one stage."""
     blocks = range(config.depths[stage])
     return BlockStage(build_block(config, stage, index) for index in blocks)
 
 
 def build_maformer_encoder(config: MaformerConfig, num_stages: int) -> PyramidEncoder:
-    """The first stages of the encoder that the configuration describes."""
+    """Builds the first `num_stages` stages of the encoder."""
     eps = config.layer_norm_eps
     widths = [config.num_channels, *config.hidden_sizes]
     steps = [config.patch_size] + [2] * (num_stages - 1)
@@ -93,18 +94,24 @@ def build_maformer_encoder(config: MaformerConfig, num_stages: int) -> PyramidEn
 
 
 class MaformerPreTrainedModel(ContextsegPreTrainedModel):
-    """Base of the MAFormer models."""
+    """Base class of the MAFormer models."""
 
     config: MaformerConfig
     _no_split_modules = ["MafBlock", "PreNormBlock"]
-    # One recorder for both classes: transformers takes a list of two for self- and cross-attention.
+    # One recorder for both classes: transformers would read a list of two as self- and cross-attention.
     _can_record_outputs = {"attentions": OutputRecorder((StripeAttention, Attention), index=1)}
 
 
 class MaformerModel(StagedModel, MaformerPreTrainedModel):
-    """The encoder with a final layer norm: `last_hidden_state` (B, N, C) and its mean `pooler_output` (B, C).
+    """MAFormer encoder with a final layer norm and no head.
 
-    No public weights exist, and no design fits all of the paper's counts: see `MaformerConfig`.
+    Returns `last_hidden_state` (B, N, C) and its mean over the tokens, `pooler_output` (B, C).
+
+    There are no public weights, and no design matches all of the paper's parameter and MAC counts: see
+    `MaformerConfig`.
+
+    Args:
+        config: Configuration of the encoder.
     """
 
     def __init__(self, config: MaformerConfig) -> None:
@@ -112,17 +119,27 @@ class MaformerModel(StagedModel, MaformerPreTrainedModel):
 
 
 class MaformerBackbone(StagedBackbone, MaformerPreTrainedModel):
-    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`."""
+    """MAFormer encoder as a backbone.
+
+    Returns one layer-normed feature map (B, C, H/stride, W/stride) for each stage in `config.out_features`.
+
+    Args:
+        config: Configuration of the encoder; `out_features` selects the stages.
+    """
 
     def __init__(self, config: MaformerConfig) -> None:
         super().__init__(config, build_maformer_encoder(config, config.num_backbone_stages))
 
 
 class MaformerForImageClassification(StagedForImageClassification, MaformerPreTrainedModel):
-    """The encoder with a linear classifier on its mean feature.
+    """MAFormer encoder with a linear classifier on the mean of its tokens.
 
-    With `use_token_labels` a second classifier reads every token, as in LV-ViT: it learns from `token_labels`, and the
-    highest of each class's token logits, halved, is added to the class logits that are returned.
+    With `config.use_token_labels` a second linear classifier is applied to every token, as in LV-ViT. It is
+    trained on `token_labels`, and half of the maximum of its logits over the tokens is added to the class
+    logits.
+
+    Args:
+        config: Configuration of the encoder; `num_labels` or `id2label` sets the classes.
     """
 
     def __init__(self, config: MaformerConfig) -> None:
@@ -141,12 +158,20 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
-        """Classifies images, and with labels computes the loss.
+        """(B, C, H, W) -> logits (B, K); with labels, also the loss.
 
-        pixel_values: (B, C, H, W).
-        labels: (B,) class indices.
-        token_labels: (B, K, h, w) share of each class in each token, or (B, h, w) class indices, -100 where none.
-        Returns logits (B, K).
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            labels: (B,), class ids.
+            token_labels: (B, K, h, w), probability of each class for each token; or (B, h, w), class ids,
+                with -100 for tokens without a label. Needs `config.use_token_labels`.
+            output_hidden_states: Whether to return the feature maps of the patch embedding and of every
+                stage.
+            output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: If a shape is wrong, if the model has no token head for `token_labels`, or if
+                attentions are requested from another attention implementation.
         """
         check_token_labels(self.config, pixel_values, token_labels)
         outputs = self.backbone(
@@ -166,9 +191,13 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
 
 
 class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel):
-    """MAFormer with a decoder, by default Semantic FPN, one of the two of the paper's Table 7.
+    """MAFormer encoder with a decoder, Semantic FPN by default, one of the two in Table 7 of the paper.
 
-    `decoder="unet"` mirrors its stages as Swin-Unet does Swin's; the paper has no such row.
+    With `decoder="unet"`, which is not in the paper, the decoder mirrors the stages of the encoder, as
+    Swin-Unet does with Swin.
+
+    Args:
+        config: Configuration of encoder, decoder and loss; `num_labels` or `id2label` sets the classes.
     """
 
     def __init__(self, config: MaformerConfig) -> None:
@@ -176,7 +205,7 @@ class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel
 
 
 def token_label_loss(token_logits: Tensor, token_labels: Tensor) -> Tensor:
-    """(B, N, K), and (B, K, h, w) shares of classes or (B, h, w) class indices -> scalar, the mean cross-entropy."""
+    """(B, N, K), class probabilities (B, K, h, w) or class ids (B, h, w) -> scalar, mean cross-entropy."""
     logits = token_logits.transpose(1, 2).float()
     if token_labels.dim() == 4:
         return F.cross_entropy(logits, token_labels.flatten(2).float())
@@ -184,20 +213,21 @@ def token_label_loss(token_logits: Tensor, token_labels: Tensor) -> Tensor:
 
 
 def check_token_labels(config: MaformerConfig, pixel_values: Tensor, token_labels: Tensor | None) -> None:
-    """Raises unless there is a head for `token_labels` and one label for each token."""
+    """Raises ValueError unless the model has a token head and `token_labels` has one label per token."""
     if token_labels is None:
         return
     if not config.use_token_labels:
         raise ValueError(
-            "token_labels were given to a model without a token head. Set use_token_labels=True."
+            "got token_labels, but the model has no token head. Set use_token_labels=True in its config."
         )
     stride = config.patch_size * 2 ** (config.num_layers - 1)
     grid = tuple((side + stride - 1) // stride for side in pixel_values.shape[-2:])
     batch, classes = pixel_values.shape[0], config.num_labels
     if tuple(token_labels.shape) not in ((batch, classes, *grid), (batch, *grid)):
         raise ValueError(
-            f"token_labels has shape {tuple(token_labels.shape)}; {(batch, classes, *grid)}, shares of classes, or "
-            f"{(batch, *grid)}, class indices, is required. Resize the label map to the grid of the last stage."
+            f"token_labels has shape {tuple(token_labels.shape)}; {(batch, classes, *grid)} (class "
+            f"probabilities) or {(batch, *grid)} (class ids) is required. "
+            "Resize the label map to the grid of the last stage."
         )
 
 

@@ -1,11 +1,11 @@
-"""Mask R-CNN and Cascade Mask R-CNN as a model of transformers: torchvision's parts, put together by `mask_rcnn` and
-`cascade_mask_rcnn`, with the inputs and outputs of transformers' object detectors.
+"""Mask R-CNN and Cascade Mask R-CNN as a transformers model: built from torchvision's modules by `mask_rcnn`
+and `cascade_mask_rcnn`, with the inputs and outputs of transformers' object detectors.
 
-Images come resized and normalised from the image processor (`DetrImageProcessor`), with a `pixel_mask` where a batch is
-padded; its `post_process_object_detection` and the object-detection pipeline read the outputs.
+The image processor (`DetrImageProcessor`) resizes and normalizes images and returns a `pixel_mask` for padded
+batches; its `post_process_object_detection` and the object-detection pipeline accept the outputs.
 
-Legend: B batch, C channels, H, W axes of the padded images, K labels, N objects of one image, Q detections, the most of
-any image.
+Legend: B batch, C channels, H, W height and width of the padded images, K labels, N objects of one image,
+Q largest number of detections in an image of the batch.
 """
 
 import os
@@ -34,8 +34,8 @@ from .detection import fused_maps, mask_rcnn
 from .detection_cascade import cascade_mask_rcnn
 from .pretrained import ContextsegPreTrainedModel, check_images, library_module
 
-SIDE_MULTIPLE = 32  # of padded images, as torchvision has it: the anchors' strides come out whole
-# How torchvision's constructors fill the convolutions of its parts; biases start at zero.
+SIDE_MULTIPLE = 32  # padded image sides, as in torchvision: keeps the strides of the anchors integers
+# How torchvision's constructors initialize the convolutions of its modules; biases start at zero.
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 KAIMING_NORMAL = partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
 CONVOLUTION_WEIGHTS = {
@@ -49,13 +49,17 @@ CONVOLUTION_WEIGHTS = {
 
 @dataclass
 class InstanceSegmentationOutput(ModelOutput):
-    """What `MaskRcnnForObjectDetection` returns.
+    """Output of `MaskRcnnForObjectDetection`: losses in training mode, detections in evaluation mode.
 
-    loss: in training, the sum of `loss_dict`, torchvision's five losses by name.
-    logits: (B, Q, K + 1), of which a softmax is a detection's score at its class, and the rest at "no object", the last; all
-        of it is there for the rows that fill up images with fewer than Q detections.
-    pred_boxes: (B, Q, 4), centre x, centre y, width and height as shares of the image without its padding.
-    roi_masks: (B, Q, 28, 28), probability of the object in each cell of its box.
+    Args:
+        loss: Scalar, the sum of `loss_dict`. Training mode only.
+        loss_dict: The losses of torchvision's detector by name. Training mode only.
+        logits: (B, Q, K + 1). Their softmax gives the score of a detection at its class and the remaining
+            probability at "no object", the last class. Images with fewer than Q detections are padded with
+            rows that are all "no object".
+        pred_boxes: (B, Q, 4), center x, center y, width and height, relative to the image size without
+            padding.
+        roi_masks: (B, Q, 28, 28), probability of the object in each cell of its box.
     """
 
     loss: Tensor | None = None
@@ -66,10 +70,14 @@ class InstanceSegmentationOutput(ModelOutput):
 
 
 class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
-    """Boxes, classes and masks of objects, from a backbone of any type."""
+    """Mask R-CNN or Cascade Mask R-CNN on any backbone: predicts boxes, classes and masks of objects.
+
+    Args:
+        config: Configuration of backbone and detector; `num_labels` or `id2label` sets the classes.
+    """
 
     config: MaskRcnnConfig
-    _keep_in_fp32_modules_strict = {"rpn", "roi_heads"}  # coordinates have more digits than half precision
+    _keep_in_fp32_modules_strict = {"rpn", "roi_heads"}  # half precision is too coarse for box coordinates
 
     def __init__(self, config: MaskRcnnConfig) -> None:
         super().__init__(config)
@@ -82,7 +90,7 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As torchvision's constructors; weights that were loaded are out of reach of transformers' `init`."""
+        """Initializes as torchvision's constructors do; `init` leaves weights that were loaded unchanged."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             module.reset_parameters()
@@ -97,11 +105,22 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
         pixel_mask: Tensor | None = None,
         labels: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> InstanceSegmentationOutput:
-        """(B, C, H, W), optional (B, H, W) one where there is image -> losses in training mode, else detections.
+        """(B, C, H, W), optional (B, H, W) -> losses in training mode, detections (B, Q, ...) otherwise.
 
-        labels: for each image what `DetrImageProcessor` makes of COCO annotations: `class_labels` (N,), `boxes` (N, 4),
-            centre x, centre y, width and height as shares of W and H, and `masks` (N, H, W). In evaluation mode they are not
-            read, since torchvision draws the samples of its losses in training mode only.
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            pixel_mask: (B, H, W), 1 for image, 0 for padding right and below; None without padding.
+            labels: One mapping per image, as `DetrImageProcessor` makes them from COCO annotations:
+                `class_labels` (N,), `boxes` (N, 4), center x, center y, width and height relative to W and H,
+                and `masks` (N, H, W). Required in training mode. Ignored in evaluation mode, because
+                torchvision computes losses in training mode only.
+
+        Returns:
+            `loss` and `loss_dict` in training mode; `logits`, `pred_boxes` and `roi_masks` in evaluation
+            mode.
+
+        Raises:
+            ValueError: If a shape is wrong, or labels are missing or invalid in training mode.
         """
         check_images(self.config, pixel_values, pixel_mask)
         targets = detection_targets(labels, pixel_values, self.config.num_labels) if self.training else None
@@ -122,9 +141,16 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
         target_sizes: Sequence[tuple[int, int]],
         threshold: float = 0.5,
     ) -> list[dict[str, Tensor]]:
-        """Of each image the detections with a higher score, in the pixels of `target_sizes`, heights and widths.
+        """Returns the detections with a score above a threshold, in pixels of the original images.
 
-        Returns `scores` (N,), `labels` (N,), `boxes` (N, 4) as left, top, right, bottom, and `masks` (N, height, width).
+        Args:
+            outputs: Output of `forward` in evaluation mode.
+            target_sizes: (height, width) of each image, in pixels.
+            threshold: Detections with a score above it are kept; from 0 to 1.
+
+        Returns:
+            One dict per image: `scores` (N,), `labels` (N,), `boxes` (N, 4) as left, top, right, bottom in
+            pixels, and boolean `masks` (N, height, width).
         """
         found = []
         for size, logits, shares, roi_masks in zip(
@@ -145,27 +171,36 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
         revision: str = "main",
         **overrides: Any,
     ) -> Self:
-        """A detector on an encoder's pretrained weights; its heads are new.
+        """Builds a detector on a pretrained encoder; the heads are newly initialized.
 
-        checkpoint: folder, or name on the Hub, of an encoder in transformers' layout, whatever head it has, such as a
-            classifier of ours; or a model of timm. `encoder_normalisation` tells the mean and standard deviation that its
-            images want.
-        out_indices: stages whose feature maps are used; by default one for each stride.
-        revision: branch, tag or commit on the Hub.
-        overrides: fields of the configuration, such as `id2label` or `use_cascade`.
+        `encoder_normalization` returns the mean and std for normalizing its images.
+
+        Args:
+            checkpoint: Local folder, or name on the Hub, of a transformers checkpoint of the encoder with any
+                head, for example one of our classifiers; or the name of a timm model.
+            out_indices: Stages whose feature maps are used; by default the last one of each stride.
+            revision: Branch, tag or commit on the Hub.
+            **overrides: Configuration fields to set, such as `id2label` or `use_cascade`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint does not hold weights of the encoder.
+            ImportError: If contextseg is not installed, in the code of a Hub repository.
         """
         backbones = library_module("modeling.pretrained_backbones")
         return backbones.model_on_backbone(cls, checkpoint, out_indices, revision, **overrides)
 
 
 def is_within(layer: nn.Module, kind: type[nn.Module], model: nn.Module) -> bool:
-    """Whether a layer belongs to a part of this kind. (`_init_weights` may not be called with the part itself.)"""
+    """Whether a layer is inside a module of this kind: `_init_weights` may not see that module itself."""
     parts = (part for part in model.modules() if isinstance(part, kind))
     return any(layer is inner for part in parts for inner in part.modules())
 
 
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:
-    """(B, C, H, W), (B, H, W) one where there is image, from the upper left corner on -> height and width of each image."""
+    """(B, C, H, W), optional mask (B, H, W), 1 for image (top left) -> (height, width) of each image."""
     if pixel_mask is None:
         return [tuple(pixel_values.shape[-2:])] * len(pixel_values)
     heights, widths = pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist()
@@ -173,13 +208,13 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[i
 
 
 def padded(pixel_values: Tensor) -> Tensor:
-    """(B, C, H, W) -> the same with zeros right and below, up to multiples of 32."""
+    """(B, C, H, W) -> the same, zero-padded right and below to multiples of 32."""
     height, width = pixel_values.shape[-2:]
     return F.pad(pixel_values, (0, -width % SIDE_MULTIPLE, 0, -height % SIDE_MULTIPLE))
 
 
 def box_scale(size: Sequence[int], like: Tensor) -> Tensor:
-    """Height and width -> (4,), what boxes as shares of an image are multiplied with."""
+    """(height, width) -> (4,), the factors from relative boxes to pixels."""
     height, width = size
     return like.new_tensor([width, height, width, height])
 
@@ -187,12 +222,16 @@ def box_scale(size: Sequence[int], like: Tensor) -> Tensor:
 def detection_targets(
     labels: Sequence[Mapping[str, Tensor]] | None, pixel_values: Tensor, num_labels: int
 ) -> list[dict[str, Tensor]]:
-    """Labels of transformers' detectors, (B, C, H, W) -> torchvision's: `boxes` (N, 4) as left, top, right, bottom, `labels` (N,) from 1 on, `masks`."""
+    """Labels of transformers' detectors, (B, C, H, W) -> torchvision's targets.
+
+    A target has `boxes` (N, 4), left, top, right, bottom in pixels, `labels` (N,) from 1 on and `masks`
+    (N, H, W).
+    """
     batch, size = len(pixel_values), tuple(pixel_values.shape[-2:])
     if labels is None or len(labels) != batch:
         given = "no labels" if labels is None else f"labels of {len(labels)} images"
         raise ValueError(
-            f"{given} were given in training mode, and one entry is required for each of {batch} images. "
+            f"got {given} in training mode; one entry is required for each of {batch} images. "
             "Pass labels, or call model.eval() to detect objects."
         )
     targets = []
@@ -204,30 +243,32 @@ def detection_targets(
 
 
 def check_label(label: Mapping[str, Tensor], name: str, size: tuple[int, int], num_labels: int) -> None:
-    """Raises unless the objects of an image have classes, boxes of some area, and masks of the image's size (H, W)."""
+    """Raises ValueError unless each object has a class, a box with an area and a mask of the image's size."""
     if missing := {"boxes", "class_labels", "masks"} - label.keys():
         raise ValueError(
-            f"{name} has no '{min(missing)}'. Give boxes, class_labels and masks of every image; Mask R-CNN needs all three."
+            f"{name} has no '{min(missing)}'. Mask R-CNN needs boxes, class_labels and masks of every image."
         )
     count = len(label["class_labels"])
     wanted = {"boxes": (count, 4), "masks": (count, *size)}
     for part, shape in wanted.items():
         if tuple(label[part].shape) != shape:
             raise ValueError(
-                f"{name}['{part}'] has shape {tuple(label[part].shape)}; {shape} is required for {count} class_labels."
+                f"{name}['{part}'] has shape {tuple(label[part].shape)}; "
+                f"{shape} is required for {count} class_labels."
             )
     if count and not 0 <= label["class_labels"].min() <= label["class_labels"].max() < num_labels:
         raise ValueError(
-            f"{name}['class_labels'] holds {label['class_labels'].unique().tolist()}; 0 to {num_labels - 1} are required."
+            f"{name}['class_labels'] contains {label['class_labels'].unique().tolist()}; "
+            f"0 to {num_labels - 1} are required. Set num_labels or id2label to the classes of the data."
         )
     if count and not (label["boxes"][:, 2:] > 0).all():
-        raise ValueError(f"{name}['boxes'] holds a box without area. Leave such objects out.")
+        raise ValueError(f"{name}['boxes'] contains a box without area. Leave such objects out.")
 
 
 def detection_outputs(
     found: Sequence[Mapping[str, Tensor]], sizes: Sequence[tuple[int, int]], num_labels: int
 ) -> InstanceSegmentationOutput:
-    """torchvision's detections and the size of each image -> outputs with one row for each detection (B, Q, ...)."""
+    """torchvision's detections, (height, width) of each image -> outputs (B, Q, ...)."""
     most = max(len(image["scores"]) for image in found)
     rows = []
     for image, size in zip(found, sizes, strict=True):
@@ -243,13 +284,14 @@ def detection_outputs(
 
 
 def filled_up(rows: Tensor, count: int) -> Tensor:
-    """(N, ...) -> (count, ...), with zeros."""
+    """(N, ...) -> (count, ...), padded with zeros."""
     return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
 
 
 def pasted(roi_masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, 28, 28) probabilities and (N, 4) boxes -> (N, height, width), true where an object is; one after the other, to save memory."""
+    """(N, 28, 28) probabilities, (N, 4) boxes -> (N, height, width), True inside an object."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
+    # One by one, to save memory.
     for mask, cells, box in zip(masks, roi_masks, boxes, strict=True):
         mask.copy_(paste_masks_in_image(cells[None, None], box[None], tuple(size))[0, 0] > 0.5)
     return masks

@@ -1,5 +1,5 @@
-"""SegDeformer (Shi et al., "A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context Mining",
-ECCV 2022): internal and external context mining over any backbone.
+"""SegDeformer (Shi et al., "A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context
+Mining", ECCV 2022): internal and external context mining over any backbone.
 
 Legend: B batch, K labels, H, W image height and width.
 """
@@ -18,7 +18,11 @@ from .pretrained import library_module
 
 
 class SegDeformerForSemanticSegmentation(SegmentationModel):
-    """Any backbone with the SegDeformer decoder; `config.decoder` may name another one for comparison."""
+    """Any backbone with the SegDeformer decoder; `config.decoder` can name another decoder for comparison.
+
+    Args:
+        config: Configuration of backbone, decoder and loss; `num_labels` or `id2label` sets the classes.
+    """
 
     config: SegDeformerConfig
 
@@ -28,7 +32,10 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
     def compute_loss(
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor
     ) -> Tensor:
-        """As every segmenter's; in training, momentum tokens learn the batch's class means."""
+        """(B, K, h, w), feature maps fine to coarse, (B, H, W) -> scalar.
+
+        In training mode it also updates momentum tokens with the class means of the batch.
+        """
         if self.training and decoded.internal_map is not None:
             self.decoder.update_tokens(decoded.internal_map, labels, self.config.semantic_loss_ignore_index)
         return super().compute_loss(logits, decoded, feature_maps, labels)
@@ -41,25 +48,44 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
         revision: str = "main",
         **overrides: Any,
     ) -> Self:
-        """A model on an encoder's pretrained weights, with a new decoder.
+        """Builds a segmenter on a pretrained encoder; the decoder is newly initialized.
 
-        checkpoint: folder, or name on the Hub, of an encoder in transformers' layout, whatever head it has; or a model of
-            timm, such as "resnet50.a1_in1k". `encoder_normalisation` tells the mean and standard deviation that its images
-            want.
-        out_indices: stages whose feature maps are used; by default one for each stride.
-        revision: branch, tag or commit on the Hub.
-        overrides: fields of the configuration, such as `id2label` or `neck`.
+        `encoder_normalization` returns the mean and std for normalizing its images.
+
+        Args:
+            checkpoint: Local folder, or name on the Hub, of a transformers checkpoint of the encoder with any
+                head; or the name of a timm model, such as "resnet50.a1_in1k".
+            out_indices: Stages whose feature maps are used; by default the last one of each stride.
+            revision: Branch, tag or commit on the Hub.
+            **overrides: Configuration fields to set, such as `id2label` or `neck`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint does not hold weights of the encoder.
+            ImportError: If contextseg is not installed, in the code of a Hub repository.
         """
         backbones = library_module("modeling.pretrained_backbones")
         return backbones.model_on_backbone(cls, checkpoint, out_indices, revision, **overrides)
 
     @classmethod
     def from_segformer(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:
-        """A model with the encoder and the all-MLP decoder of a SegFormer checkpoint; the context mining is new.
+        """Loads the encoder and the all-MLP decoder of a SegFormer checkpoint; context mining is new.
 
-        checkpoint: folder, or name on the Hub such as "nvidia/segformer-b0-finetuned-ade-512-512".
-        revision: branch, tag or commit on the Hub.
-        overrides: fields of the configuration, such as `id2label`; sizes are the checkpoint's.
+        Args:
+            checkpoint: Local folder, or name on the Hub such as "nvidia/segformer-b0-finetuned-ade-512-512".
+            revision: Branch, tag or commit on the Hub.
+            **overrides: Configuration fields to set, such as `id2label`. All others are taken from the
+                checkpoint where it has them.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint is not a SegFormer, or its decoder has another width than the
+                model's.
+            ImportError: If contextseg is not installed, in the code of a Hub repository.
         """
         segformer = library_module("modeling.segformer_checkpoints")
         return segformer.model_from_segformer(cls, checkpoint, revision, **overrides)

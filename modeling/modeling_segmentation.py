@@ -1,6 +1,8 @@
-"""The one base of all segmenters: backbone -> decoder -> classifier (+ auxiliary head) -> loss.
+"""Base class of all segmenters: backbone -> decoder -> classifier (+ auxiliary head) -> loss.
 
-A paper's file builds its backbone and hands it over; everything else is here, the same for all.
+The file of a model family builds the backbone, which returns `feature_maps`, fine to coarse, and has their
+`channels` and `strides`; everything else is here. `build_stage` builds a stage of the encoder from its index,
+for decoders that mirror the encoder.
 
 Legend: B batch, K labels, C channels, H, W image height and width.
 """
@@ -30,7 +32,7 @@ HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "s
 
 
 class SegmentationModel(ContextsegPreTrainedModel):
-    """Backbone, decoder and heads; `logits` come at `config.logits_stride`, and are resized in the loss only."""
+    """Backbone, decoder and heads; `logits` have `config.logits_stride` and are resized only in the loss."""
 
     def __init__(
         self,
@@ -38,13 +40,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         backbone: nn.Module,
         build_stage: Callable[[int], nn.Module] | None = None,
     ) -> None:
-        """Adds the decoder that the configuration names, the classifier and the auxiliary head to a backbone.
-
-        Args:
-            config: What the model is; its `logits_stride` is filled in.
-            backbone: Gives `feature_maps`, fine to coarse, and has their `channels` and `strides`.
-            build_stage: Builds a stage of the encoder by its number, for a decoder that mirrors them.
-        """
+        """Adds decoder, classifier and auxiliary head to a backbone; sets `config.logits_stride`."""
         super().__init__(config)
         channels = tuple(backbone.channels)
         check_channels(channels)
@@ -56,7 +52,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         if config.use_auxiliary_head:
             self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
         config.logits_stride = backbone.strides[0]
-        if config.decoder == "unet":  # single pixels, and as in Swin-Unet no bias
+        if config.decoder == "unet":  # full resolution, and no bias as in Swin-Unet
             config.logits_stride = 1
             self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, 1, bias=False)
         self.post_init()
@@ -70,12 +66,17 @@ class SegmentationModel(ContextsegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> SemanticSegmenterOutput:
-        """Segments images, and with labels computes the loss.
+        """(B, C, H, W) -> logits (B, K, H / stride, W / stride); with labels, also the loss.
 
-        pixel_values: (B, C, H, W), normalised by the image processor.
-        pixel_mask: (B, H, W), one where there is image and zero where there is padding; None without padding.
-        labels: (B, H, W) class indices; `config.semantic_loss_ignore_index` where no loss is wanted.
-        Returns logits (B, K, H / stride, W / stride).
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            pixel_mask: (B, H, W), 1 for image, 0 for padding; None without padding.
+            labels: (B, H, W), class ids; pixels with `config.semantic_loss_ignore_index` are ignored.
+            output_hidden_states: Whether to return the feature maps of every stage.
+            output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: If a shape or label is wrong, or attentions are not available.
         """
         outputs = self.backbone(
             pixel_values,
@@ -97,13 +98,9 @@ class SegmentationModel(ContextsegPreTrainedModel):
         )
 
     def compute_loss(
-        self,
-        logits: Tensor,
-        decoded: Decoded,
-        feature_maps: tuple[Tensor, ...],
-        labels: Tensor,
+        self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor
     ) -> Tensor:
-        """(B, K, h, w), feature maps fine to coarse, (B, H, W) -> scalar: the main loss, plus those of the mid-level map and the auxiliary head."""
+        """(B, K, h, w), ..., (B, H, W) -> scalar, the weighted sum of main, mid-level and auxiliary loss."""
         loss = self.label_loss(logits, labels)
         if decoded.mid_logits is not None and self.config.attention_loss_weight:
             loss = loss + self.config.attention_loss_weight * self.label_loss(decoded.mid_logits, labels)
@@ -113,7 +110,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         return loss
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B, K, h, w), (B, H, W) -> scalar: the configured loss of one head."""
+        """(B, K, h, w), (B, H, W) -> scalar, the configured loss of one head."""
         config = self.config
         return segmentation_loss(
             logits,
@@ -126,9 +123,16 @@ class SegmentationModel(ContextsegPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; with other labels than the checkpoint's, the classifiers are renewed.
+        """Loads a checkpoint as transformers does, and adapts the classifiers if other labels are given.
 
-        Rows of classes whose names the checkpoint knows are kept, see `replace_labels`.
+        Args:
+            pretrained_model_name_or_path: Local folder, or name on the Hub.
+            *args: Further arguments of transformers.
+            **kwargs: Options of transformers and configuration fields. With other `id2label` or
+                `num_labels` than the checkpoint's, classes of the same name keep their weights.
+
+        Raises:
+            ValueError: If both a config object and labels are given.
         """
         stored, wanted = cls.stored_and_wanted_labels(pretrained_model_name_or_path, kwargs)
         if stored == wanted:
@@ -144,10 +148,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
     def stored_and_wanted_labels(
         cls, name: Any, kwargs: dict[str, Any]
     ) -> tuple[dict[int, str] | None, dict[int, str] | None]:
-        """The labels of a checkpoint and those that a call of `from_pretrained` asks for, or twice None.
-
-        Leaves the configuration of the wanted model in `kwargs["config"]`.
-        """
+        """Returns the labels of a checkpoint and those requested, or twice None; sets `kwargs["config"]`."""
         label_options = {"id2label", "label2id", "num_labels"} & kwargs.keys()
         if name is None or not (label_options or isinstance(kwargs.get("config"), PreTrainedConfig)):
             return None, None
@@ -155,9 +156,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         if label_options:
             config = kwargs.get("config") or name
             if isinstance(config, PreTrainedConfig):
-                raise ValueError(
-                    f"got a config object and {sorted(label_options)}. Set the labels in the config."
-                )
+                raise ValueError(f"got a config and {sorted(label_options)}. Set the labels in the config.")
             fields = kwargs.keys() & cls.config_class.__dataclass_fields__.keys()
             wanted = {option: kwargs.pop(option) for option in label_options | fields}
             kwargs["config"] = cls.config_class.from_pretrained(config, **hub, **wanted)
@@ -167,14 +166,14 @@ class SegmentationModel(ContextsegPreTrainedModel):
         return (stored, wanted_labels) if stored else (None, None)
 
     def replace_labels(self, id2label: Mapping[int, str]) -> None:
-        """Renews the classifiers for other labels; classes with a name that the model knows keep their weights."""
+        """Resizes the classifiers to new labels (id -> name); classes of known names keep their weights."""
         rows = rows_of_equal_names(self.config.id2label, id2label)
         for module in list(self.modules()):
             if isinstance(module, LabelRows):
                 module.replace_labels(rows, self._init_weights)
         kept = sum(row is not None for row in rows)
         logger.warning(
-            "classifier renewed for %d labels: %d keep their weights by name, %d are new and need training",
+            "classifier resized to %d labels: %d keep their weights by name, %d are new and need training",
             len(rows), kept, len(rows) - kept,
         )  # fmt: skip
         self.config.id2label = dict(id2label)
@@ -182,9 +181,9 @@ class SegmentationModel(ContextsegPreTrainedModel):
 
 
 def check_channels(channels: tuple[int, ...]) -> None:
-    """Raises unless there are feature maps enough for a decoder."""
+    """Raises ValueError if there are too few feature maps for a decoder."""
     if len(channels) < 2:
         raise ValueError(
-            f"the backbone gives {len(channels)} feature map; decoders need two or more. "
+            f"the backbone returns {len(channels)} feature map; decoders need two or more. "
             "Name more stages in out_features, or leave the option out."
         )

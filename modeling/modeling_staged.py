@@ -1,4 +1,4 @@
-"""Model, backbone and classifier of families whose configuration is a `StagedConfig`; a family's file builds the encoder.
+"""Model, backbone and classifier of the families with a `StagedConfig`; the family's file builds the encoder.
 
 Legend: B batch, H, W image height and width, C channels, N tokens.
 """
@@ -19,15 +19,17 @@ from .pretrained import ContextsegPreTrainedModel, check_images
 
 
 class StagedModel(ContextsegPreTrainedModel):
-    """The encoder with a final layer norm.
+    """An encoder with a final layer norm.
 
-    Returns `last_hidden_state` (B, N, C) and its mean `pooler_output` (B, C).
-    `output_attentions=True` needs `attn_implementation="eager"` and gives the probabilities of every attention in order of
-    execution: (B * stripes or windows, heads, queries, keys), or (B, heads, queries, keys) over the whole grid.
+    Returns `last_hidden_state` (B, N, C) and its mean over the tokens, `pooler_output` (B, C).
+
+    `output_attentions=True` needs `attn_implementation="eager"` and returns the probabilities of every
+    attention in order of execution: (B * stripes or windows, heads, queries, keys), or
+    (B, heads, queries, keys) for attention over the whole grid.
     """
 
     def __init__(self, config: StagedConfig, encoder: nn.Module) -> None:
-        """encoder: all stages, from images (and optional masks) to `Encoded`."""
+        """Takes an encoder of all stages: images and optional padding masks -> `Encoded`."""
         super().__init__(config)
         self.encoder = encoder
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -42,7 +44,19 @@ class StagedModel(ContextsegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """(B, C, H, W), optional (B, H, W) one where there is image -> features of the last stage."""
+        """(B, C, H, W) -> `last_hidden_state` (B, N, C) and `pooler_output` (B, C).
+
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            pixel_mask: (B, H, W), 1 for image, 0 for padding; None without padding.
+            output_hidden_states: Whether to return the feature maps (B, C, h, w) of the patch embedding and
+                of every stage.
+            output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: If a shape is wrong, or attentions are requested from another attention
+                implementation.
+        """
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
         encoded = self.encoder(pixel_values, pixel_mask)
         features = self.norm(encoded.outputs[-1]).flatten(1, 2)
@@ -54,14 +68,15 @@ class StagedModel(ContextsegPreTrainedModel):
 
 
 class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
-    """The encoder as a backbone: one layer-normed feature map (B, C, H/stride, W/stride) for each of `out_features`.
+    """An encoder as a backbone.
 
-    With `decoder="unet"` the maps are what that decoder joins, of the same sizes: what enters each stage but the last,
-    and the layer-normed output of the last.
+    Returns one layer-normed feature map (B, C, H/stride, W/stride) for each stage in `out_features`. With
+    `decoder="unet"` it returns the skip connections of that decoder, which have the same sizes: the input of
+    each stage but the last, and the layer-normed output of the last.
     """
 
     def __init__(self, config: StagedConfig, encoder: nn.Module) -> None:
-        """encoder: the first `config.num_backbone_stages` stages, from images (and optional masks) to `Encoded`."""
+        """Takes an encoder of `config.num_backbone_stages` stages: images, optional masks -> `Encoded`."""
         super().__init__(config)
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
         self.strides = [config.patch_size * 2 ** max(stage - 1, 0) for stage in config.out_stages]
@@ -76,11 +91,11 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         self.post_init()
 
     def is_normed(self, stage: str) -> bool:
-        """Whether a stage of `out_features` has a norm for its feature map."""
+        """Whether the feature map of a stage in `out_features` has a layer norm."""
         return self.config.decoder != "unet" or stage == self.out_features[-1]
 
     def feature_maps(self, encoded: Encoded) -> list[Tensor]:
-        """What the encoder computed -> the maps (B, H, W, C) of `out_features`."""
+        """Output of the encoder -> features (B, H, W, C), one per stage in `out_features`."""
         named = dict(zip(self.stage_names, pyramid(encoded), strict=False))
         skips = encoded.inputs[:-1] if self.config.decoder == "unet" else []
         return [*skips, *(norm(named[name]) for name, norm in self.norms.items())]
@@ -94,7 +109,19 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BackboneOutput:
-        """(B, C, H, W), optional (B, H, W) one where there is image -> feature maps, fine to coarse."""
+        """(B, C, H, W) -> `feature_maps` (B, C_i, H / stride_i, W / stride_i), fine to coarse.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            pixel_mask: (B, H, W), 1 for image, 0 for padding; None without padding.
+            output_hidden_states: Whether to return the feature maps (B, C, h, w) of the patch embedding and
+                of every stage.
+            output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: If a shape is wrong, or attentions are requested from another attention
+                implementation.
+        """
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
         encoded = self.encoder(pixel_values, pixel_mask)
         return BackboneOutput(
@@ -104,7 +131,7 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
 
 
 class StagedForImageClassification(ContextsegPreTrainedModel):
-    """The encoder with a linear classifier on its mean feature; `backbone` is the family's model."""
+    """A linear classifier on the mean of the tokens of `backbone`, the `StagedModel` of the family."""
 
     def __init__(self, config: StagedConfig, backbone: StagedModel) -> None:
         super().__init__(config)
@@ -120,7 +147,19 @@ class StagedForImageClassification(ContextsegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
-        """(B, C, H, W), optional labels (B,) -> logits (B, num_labels)."""
+        """(B, C, H, W) -> logits (B, num_labels); with labels, also the loss.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            labels: (B,), class ids.
+            output_hidden_states: Whether to return the feature maps of the patch embedding and of every
+                stage.
+            output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: If a shape is wrong, or attentions are requested from another attention
+                implementation.
+        """
         outputs = self.backbone(
             pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
         )
@@ -132,10 +171,10 @@ class StagedForImageClassification(ContextsegPreTrainedModel):
 
 
 def pyramid(encoded: Encoded) -> list[Tensor]:
-    """Features (B, H, W, C) of the patch embedding and of each stage."""
+    """Returns the features (B, H, W, C) of the patch embedding and of each stage."""
     return [encoded.inputs[0], *encoded.outputs]
 
 
 def channels_first(features: list[Tensor]) -> tuple[Tensor, ...]:
-    """Features (B, H, W, C) -> feature maps (B, C, H, W), as views: the decoders' convolutions want this memory order."""
+    """(B, H, W, C) -> (B, C, H, W), views: channels last in memory is fastest for decoder convolutions."""
     return tuple(level.movedim(-1, 1) for level in features)

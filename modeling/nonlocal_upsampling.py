@@ -1,13 +1,14 @@
-"""Non-local upsampling: fine features ask, coarse ones answer (Themyr et al. (GLAM), WACV 2023, section 3.3 and Fig. 4).
+"""Non-local upsampling of GLAM (Themyr et al., WACV 2023, section 3.3 and Fig. 4) by cross-attention.
 
-The skip connection gives the queries, the features to upsample keys and values; a plain upsampling of the latter is
-the residual, and an MLP follows. The paper lets every query attend to all coarse tokens (`GlobalCrossAttention`); the
-authors' code cuts both grids into as many windows and lets a fine window attend to the coarse one below it
-(`WindowCrossAttention`), with relative positions. In that code an indexing slip permutes the columns of keys, which
-weights trained with it need (`nonlocal_bias` "official").
+Queries come from the skip connection, keys and values from the coarse features; upsampled coarse features are
+the residual, and an MLP follows. In the paper every query attends to all coarse tokens
+(`GlobalCrossAttention`). The authors' code partitions both grids into the same number of windows, and each
+fine window attends to the coarse window at the same position (`WindowCrossAttention`), with relative
+positions. An indexing bug in that code permutes the columns of the keys; weights trained with it need
+`nonlocal_bias="official"`.
 
-Legend: B batch, G... grid axes of the fine features, g... of the coarse ones, C channels of the coarse ones,
-C' of the fine ones.
+Legend: B batch, G... grid axes of the fine features, g... of the coarse ones, C channels of the coarse
+features, C' of the fine ones.
 """
 
 from collections.abc import Callable
@@ -21,19 +22,20 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention, hiding_bias
+from .attention import Attention, padding_bias
 from .blocks import DropPath, Mlp
 from .patches import PatchExpand
-from .windows import Windows, crop, cut, join, plan_windows
+from .windows import Windows, crop, plan_windows, window_partition, window_reverse
 
 
 class UpsamplingSizes(NamedTuple):
-    """The numbers that make one step of upsampling, from `dim` channels to `out_dim` on twice the grid.
+    """Sizes of one upsampling step, from `dim` to `out_dim` channels and to twice the grid.
 
-    window: side of a coarse window; that of a fine one is twice as long.
-    num_heads: of the attention, which is `dim` wide.
-    bias: numbering of relative positions, "clean" or "official".
-    shortcut: the residual, "expand" (patch expansion) or "bilinear".
+    Args:
+        window: Sides of a coarse window; a fine window is twice as large.
+        num_heads: Heads of the attention, which has `dim` channels.
+        bias: Index of relative positions, "clean" or "official" (with the authors' bug).
+        shortcut: The residual, "expand" (patch expansion) or "bilinear".
     """
 
     dim: int
@@ -48,10 +50,10 @@ class UpsamplingSizes(NamedTuple):
 
 
 def cross_position_index(window: tuple[int, ...], bias: str, device: torch.device) -> Tensor:
-    """(N, M) row of the bias table for each place of a fine window and each of the coarse window that it covers.
+    """-> (N, M), row of the bias table for each position in a fine window and each in its coarse window.
 
-    A fine place counts as the coarse one that it lies in. "official" takes the place k along the last axis for 2 k
-    modulo the window, as the authors' code does.
+    A fine position has the coordinates of the coarse position that contains it. "official" replaces the
+    coarse coordinate k along the last axis by 2 k modulo the window size, as the authors' code does.
     """
     fine = torch.meshgrid(*(torch.arange(2 * size, device=device) // 2 for size in window), indexing="ij")
     coarse = [torch.arange(size, device=device) for size in window]
@@ -66,7 +68,7 @@ def cross_position_index(window: tuple[int, ...], bias: str, device: torch.devic
 
 
 class CrossPositionBias(nn.Module):
-    """A learned bias for each head and each offset between a fine place and a coarse one."""
+    """A learned bias for each head and each offset between a fine and a coarse position."""
 
     def __init__(self, window: tuple[int, ...], num_heads: int, bias: str) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class CrossPositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(prod(2 * size - 1 for size in window), num_heads))
 
     def forward(self) -> Tensor:
-        """-> (heads, N, M), N places of a fine window and M of a coarse one."""
+        """-> (heads, N, M), N positions of a fine window and M of a coarse one."""
         index = cross_position_index(self.window, self.bias, self.table.device)
         return self.table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
@@ -84,7 +86,7 @@ class CrossPositionBias(nn.Module):
 
 
 class WindowCrossAttention(nn.Module):
-    """The authors' code: each fine window attends to the coarse window that it covers. Padding takes part as zeros."""
+    """The authors' code: a fine window attends to the coarse window at its position, padding included."""
 
     def __init__(self, config: PreTrainedConfig, sizes: UpsamplingSizes) -> None:
         super().__init__()
@@ -93,44 +95,44 @@ class WindowCrossAttention(nn.Module):
         self.position_bias = CrossPositionBias(sizes.window, sizes.num_heads, sizes.bias)
 
     def forward(self, skip: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """(B, G..., C'), (B, g..., C) -> (B, G..., C'); a mask of padding is not needed inside windows."""
+        """(B, G..., C'), (B, g..., C) -> (B, G..., C'); windows need no padding mask."""
         coarse = plan_windows(tuple(features.shape[1:-1]), self.window)
         fine = twice(coarse, tuple(skip.shape[1:-1]))
-        asking, context = cut(skip, fine), cut(features, coarse)
+        asking, context = window_partition(skip, fine), window_partition(features, coarse)
         bias = self.position_bias()[None].to(context.dtype)
         mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias)
-        return join(mixed.reshape(asking.shape), fine)
+        return window_reverse(mixed.reshape(asking.shape), fine)
 
 
 def twice(coarse: Windows, grid: tuple[int, ...]) -> Windows:
-    """The cut of a grid twice as fine into as many windows, each twice as long."""
+    """The partition of a grid of twice the size into the same number of windows, each twice as large."""
     window, padded = tuple(2 * size for size in coarse.window), tuple(2 * size for size in coarse.padded)
     return Windows(grid, window, coarse.counts, padded, coarse.shift)
 
 
 class GlobalCrossAttention(nn.Module):
-    """The paper: each fine token attends to all coarse ones. No relative positions, hence no bias and linear memory."""
+    """The paper: each fine token attends to all coarse tokens; without position bias, memory is linear."""
 
     def __init__(self, config: PreTrainedConfig, sizes: UpsamplingSizes) -> None:
         super().__init__()
         self.attention = Attention(config, sizes.dim, sizes.num_heads, token_dim=sizes.out_dim)
 
     def forward(self, skip: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, G..., C'), (B, g..., C), optional (B, g...) true where there is image -> (B, G..., C')."""
-        bias = None if mask is None else hiding_bias(mask.flatten(1), features.dtype)
+        """(B, G..., C'), (B, g..., C), optional mask (B, g...), True for image -> (B, G..., C')."""
+        bias = None if mask is None else padding_bias(mask.flatten(1), features.dtype)
         mixed, _ = self.attention(skip.flatten(1, -2), features.flatten(1, -2), bias)
         return mixed.reshape(skip.shape)
 
 
-class BilinearExpand(nn.Module):
-    """The authors' other residual: the finer width by a linear map, then bilinear upsampling, corners aligned."""
+class BilinearResize(nn.Module):
+    """The authors' other residual: linear projection, then bilinear upsampling with aligned corners."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.projection = nn.Linear(dim, out_dim)
 
     def forward(self, features: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(B, h, w, C) -> (B, G..., C'), cropped from twice the size."""
+        """(B, h, w, C) -> (B, G..., C'), upsampled to twice the size and cropped to `grid`."""
         feature_map = self.projection(features).movedim(-1, 1)
         size = tuple(2 * side for side in feature_map.shape[2:])
         finer = F.interpolate(feature_map, size=size, mode="bilinear", align_corners=True)
@@ -141,12 +143,12 @@ SHORTCUTS: dict[str, Callable[[UpsamplingSizes], nn.Module]] = {
     "expand": lambda sizes: PatchExpand(
         sizes.dim, sizes.out_dim, (2,) * len(sizes.window), sizes.layer_norm_eps
     ),
-    "bilinear": lambda sizes: BilinearExpand(sizes.dim, sizes.out_dim),
+    "bilinear": lambda sizes: BilinearResize(sizes.dim, sizes.out_dim),
 }
 
 
 class NonLocalUpsample(GradientCheckpointingLayer):
-    """Cross-attention from the skip to the coarse features, added to their plain upsampling, and an MLP."""
+    """Cross-attention from skip connection to coarse features, added to their upsampling, then an MLP."""
 
     def __init__(self, sizes: UpsamplingSizes, attend: nn.Module) -> None:
         super().__init__()
@@ -158,14 +160,14 @@ class NonLocalUpsample(GradientCheckpointingLayer):
         self.drop_path = DropPath(sizes.drop_path_rate)
 
     def forward(self, features: Tensor, skip: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, g..., C), (B, G..., C'), optional (B, g...) true where there is image -> (B, G..., C')."""
+        """(B, g..., C), (B, G..., C'), optional mask (B, g...), True for image -> (B, G..., C')."""
         upsampled = self.shortcut(features, tuple(skip.shape[1:-1]))
         upsampled = upsampled + self.drop_path(self.attend(skip, self.norm1(features), mask))
         return upsampled + self.drop_path(self.mlp(self.norm2(upsampled)))
 
 
 class ExpandUpsample(nn.Module):
-    """Plain patch expansion, which reads no more of the skip than its size."""
+    """Patch expansion, which uses only the size of the skip connection."""
 
     def __init__(self, sizes: UpsamplingSizes) -> None:
         super().__init__()
@@ -176,7 +178,7 @@ class ExpandUpsample(nn.Module):
         return self.expand(features, tuple(skip.shape[1:-1]))
 
 
-# By name: from features (B, g..., C) and the skip (B, G..., C') to features (B, G..., C').
+# Each maps features (B, g..., C) and the skip connection (B, G..., C') to features (B, G..., C').
 UPSAMPLINGS: dict[str, Callable[[PreTrainedConfig, UpsamplingSizes], nn.Module]] = {
     "expand": lambda _, sizes: ExpandUpsample(sizes),
     "nonlocal": lambda config, sizes: NonLocalUpsample(sizes, WindowCrossAttention(config, sizes)),

@@ -1,4 +1,4 @@
-"""Between pixels and patches, and from one resolution to the next.
+"""Patch embedding, merging and expansion: from pixels to patches, and from one resolution to the next.
 
 Legend: B batch, C channels, G... grid axes, S... image axes.
 """
@@ -14,7 +14,7 @@ CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class PatchEmbed(nn.Module):
-    """Cuts the image into patches, each a linear map of its pixels, followed by a layer norm."""
+    """Linear projection of non-overlapping patches, followed by a layer norm."""
 
     def __init__(
         self, num_channels: int, dim: int, patch: tuple[int, ...], layer_norm_eps: float = 1e-5
@@ -25,7 +25,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, S...) -> (B, G..., C'), the image zero-padded after its end to whole patches."""
+        """(B, C, S...) -> (B, G..., C'); images are zero-padded at the end of each axis to whole patches."""
         windows = plan_windows(tuple(pixel_values.shape[2:]), self.patch)
         widths = []
         for size, padded in zip(windows.grid[::-1], windows.padded[::-1], strict=True):
@@ -34,9 +34,10 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Halves the grid: 2 x 2 (x 2) neighbours become one patch of twice the channels, zero-padded at odd sides.
+    """Halves the grid: 2 x 2 (x 2) neighbors become one patch with twice the channels.
 
-    Neighbours are concatenated with the first axis fastest, as in the Swin checkpoints.
+    Odd sides are zero-padded. Neighbors are concatenated with the first axis fastest, as in the Swin
+    checkpoints.
     """
 
     def __init__(self, dim: int, axes: int, layer_norm_eps: float = 1e-5) -> None:
@@ -46,7 +47,7 @@ class PatchMerge(nn.Module):
         self.reduction = nn.Linear(2**axes * dim, 2 * dim, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, G..., C) -> (B, half of G..., 2 C)."""
+        """(B, G..., C) -> (B, ceil(G / 2)..., 2 C)."""
         windows = plan_windows(tuple(features.shape[1:-1]), (2,) * self.axes)
         folded = [size for count in windows.counts for size in (count, 2)]
         outer, inner = range(1, 2 * self.axes, 2), range(2 * self.axes, 1, -2)
@@ -55,9 +56,16 @@ class PatchMerge(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """The way back: each patch becomes a small block of patches, its sub-rows slowest and its channels fastest.
+    """Inverse of merging or embedding: each patch becomes a block of patches.
 
-    factor: how many patches along each axis; 2 x 2 undoes the grid of `PatchMerge`, the patch size that of `PatchEmbed`.
+    In the projection's output the rows of a block are slowest and the channels fastest.
+
+    Args:
+        dim: Input channels.
+        out_dim: Output channels.
+        factor: Patches along each axis of a block; 2 x 2 inverts `PatchMerge`, the patch size inverts
+            `PatchEmbed`.
+        layer_norm_eps: Epsilon of the layer norm.
     """
 
     def __init__(self, dim: int, out_dim: int, factor: tuple[int, ...], layer_norm_eps: float = 1e-5) -> None:
@@ -67,7 +75,7 @@ class PatchExpand(nn.Module):
         self.norm = nn.LayerNorm(out_dim, eps=layer_norm_eps)
 
     def forward(self, features: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
-        """(B, G..., C) -> (B, factor * G..., C'), or what of it lies in `grid`, from its beginning."""
+        """(B, G..., C) -> (B, factor * G..., C'), cropped to `grid` at the end of each axis if given."""
         counts = tuple(features.shape[1:-1])
         finer = tuple(count * step for count, step in zip(counts, self.factor, strict=True))
         blocks = Windows(finer, self.factor, counts, finer, (0,) * len(counts))
@@ -77,7 +85,7 @@ class PatchExpand(nn.Module):
 
 
 def patches_with_image(pixel_mask: Tensor | None, features: Tensor) -> Tensor | None:
-    """(B, S...) one where there is image, (B, G..., C) -> (B, G...) true where a patch covers some of it."""
+    """Mask (B, S...), 1 for image, and (B, G..., C) -> (B, G...), True for patches that contain image."""
     if pixel_mask is None:
         return None
     grid = tuple(features.shape[1:-1])

@@ -1,10 +1,12 @@
-"""A pyramid from the maps of a plain vision transformer, which all have one size (Bao et al., "BEiT: BERT Pre-Training of
-Image Transformers", appendix; Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection").
+"""A feature pyramid from a plain vision transformer, whose feature maps all have the same size (Bao et al.,
+"BEiT: BERT Pre-Training of Image Transformers", appendix; Li et al., "Exploring Plain Vision Transformer
+Backbones for Object Detection").
 
-The early layers' maps are enlarged by transposed convolutions, the late ones pooled. We normalise each pixel over its
-channels where BEiT has batch norm, so that a single small image trains as well.
+Transposed convolutions enlarge the feature maps of early layers; late ones are max-pooled. Where BEiT has
+batch norm we use a layer norm over the channels of each pixel, so that training also works with a single
+small image.
 
-Legend: B batch, C channels, h, w height and width of the given maps.
+Legend: B batch, C channels, h, w height and width of the input feature maps.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 
 class PixelNorm(nn.LayerNorm):
-    """Layer norm of each pixel over its channels."""
+    """Layer norm over the channels of each pixel."""
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> the same shape."""
@@ -21,7 +23,7 @@ class PixelNorm(nn.LayerNorm):
 
 
 def resampling(channels: int, stride: int, wanted: int) -> nn.Module:
-    """What takes a map from one stride to another, powers of two apart."""
+    """Builds a module that resamples a feature map from `stride` to `wanted`, both powers of two."""
     if wanted >= stride:
         factor = wanted // stride
         return nn.MaxPool2d(factor, ceil_mode=True) if factor > 1 else nn.Identity()
@@ -34,7 +36,13 @@ def resampling(channels: int, stride: int, wanted: int) -> nn.Module:
 
 
 class PlainVitPyramid(nn.Module):
-    """Maps of one stride, early layers first, as a pyramid with other strides; a single map is used for all levels."""
+    """Resamples feature maps of one stride, early layers first, to a pyramid; a single map serves all levels.
+
+    Args:
+        channels: Channels of each feature map.
+        stride: Stride of all input feature maps.
+        strides: Strides of the pyramid, fine to coarse.
+    """
 
     def __init__(self, channels: Sequence[int], stride: int, strides: Sequence[int]) -> None:
         super().__init__()
@@ -46,7 +54,7 @@ class PlainVitPyramid(nn.Module):
         )
 
     def forward(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C_i, h, w) -> maps (B, C_i, h * stride / stride_i, w * stride / stride_i)."""
+        """(B, C_i, h, w) each -> (B, C_i, h * stride / stride_i, w * stride / stride_i) each."""
         if len(feature_maps) == 1:
             feature_maps = [feature_maps[0]] * len(self.levels)
         return [level(feature_map) for level, feature_map in zip(self.levels, feature_maps, strict=True)]

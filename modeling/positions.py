@@ -1,6 +1,7 @@
-"""Where things are: relative positions inside a window, and the place of a window in the image for global tokens.
+"""Position embeddings: relative positions in a window, and window positions in the grid for global tokens.
 
-Indices are pure functions of their arguments, never buffers: those would hold random memory after `from_pretrained`.
+Indices are pure functions of their arguments, not buffers, which would hold random memory after
+`from_pretrained`.
 
 Legend: N tokens of a window, W windows, T global tokens per window, C channels.
 """
@@ -15,7 +16,7 @@ from .windows import Windows
 
 
 def relative_position_index(window: tuple[int, ...], device: torch.device) -> Tensor:
-    """(N, N) row of the bias table for each pair of places in a window, numbered as in Swin."""
+    """-> (N, N), row of the bias table for each pair of positions in a window, indexed as in Swin."""
     axes = torch.meshgrid(*(torch.arange(size, device=device) for size in window), indexing="ij")
     index = torch.zeros((), dtype=torch.long, device=device)
     for places, size in zip(axes, window, strict=True):
@@ -25,7 +26,7 @@ def relative_position_index(window: tuple[int, ...], device: torch.device) -> Te
 
 
 class RelativePositionBias(nn.Module):
-    """Swin's learned bias for each head and each offset between two places of a window."""
+    """Swin's learned bias for each head and each offset between two positions in a window."""
 
     def __init__(self, window: tuple[int, ...], num_heads: int) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class RelativePositionBias(nn.Module):
 
 
 class GlobalPositionTable(nn.Module):
-    """The authors' position embedding of G-MSA: a learned list of rows of which the centre is read, one row a token."""
+    """The authors' position embedding of G-MSA: a learned table, one row per token, centered on the grid."""
 
     def __init__(self, rows: int, num_tokens: int, dim: int) -> None:
         super().__init__()
@@ -50,12 +51,13 @@ class GlobalPositionTable(nn.Module):
         self.table = nn.Parameter(torch.zeros(rows, dim))
 
     def forward(self, windows: Windows) -> Tensor:
-        """-> (W * T, C)."""
+        """-> (W * T, C). Raises ValueError if the grid has more tokens than the table has rows."""
         rows, needed = self.table.shape[0], prod(windows.counts) * self.num_tokens
         if needed > rows:
             raise ValueError(
-                f"a grid of {'x'.join(map(str, windows.grid))} needs {needed} global positions, and the table has {rows} rows. "
-                "Use a smaller image or tiles, or train with global_position_embedding='none' or 'sincos', which have no limit."
+                f"a grid of {'x'.join(map(str, windows.grid))} needs {needed} global positions, "
+                f"and the table has {rows} rows. Use a smaller image or tiles, "
+                "or train with global_position_embedding='none' or 'sincos', which have no limit."
             )
         return self.table.narrow(0, rows // 2 - needed // 2, needed)
 
@@ -64,9 +66,9 @@ class GlobalPositionTable(nn.Module):
 
 
 class GlobalPositionSinCos(nn.Module):
-    """Sine and cosine of the window's place, and a learned code that tells the tokens of one window apart.
+    """Sine-cosine embedding of the window's position plus a learned embedding of each token in a window.
 
-    The place is counted in windows, so that neighbours are equally far from each other in images of any size.
+    Positions are counted in windows, so that the distance of neighbors does not depend on the image size.
     """
 
     def __init__(self, num_tokens: int, dim: int) -> None:
@@ -83,9 +85,10 @@ class GlobalPositionSinCos(nn.Module):
 
 
 def sincos_places(counts: tuple[int, ...], dim: int, device: torch.device, longest: float = 1000.0) -> Tensor:
-    """(W, C): for each axis an equal share of channels, half sines and half cosines of geometric wavelengths.
+    """-> (W, C), sine-cosine embedding of each window's position, with equal channels for each axis.
 
-    Wavelengths go from 2 pi to `longest` times that; channels that the axes cannot share equally are zero.
+    Half of the channels of an axis are sines, half cosines. Wavelengths form a geometric series from 2 pi to
+    2 pi * `longest`, in windows; channels that cannot be divided among the axes are zero.
     """
     waves = dim // (2 * len(counts))
     steps = torch.arange(waves, device=device, dtype=torch.float32)
@@ -101,7 +104,7 @@ def sincos_places(counts: tuple[int, ...], dim: int, device: torch.device, longe
 
 
 def global_position(kind: str, rows: int, num_tokens: int, dim: int) -> nn.Module | None:
-    """The position embedding of G-MSA by name."""
+    """Builds the position embedding of G-MSA by name; None for "none"."""
     build = {
         "none": lambda: None,
         "table": lambda: GlobalPositionTable(rows, num_tokens, dim),

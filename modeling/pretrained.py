@@ -1,4 +1,4 @@
-"""What every model of this package shares: initialisation, checks of the input, and how it is saved."""
+"""Base class of all models: initialization, input checks, saving and pushing."""
 
 import os
 from collections.abc import Callable
@@ -12,10 +12,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class HubHooks(NamedTuple):
-    """What saves a model so that its repository holds its own code. Where contextseg is installed, `registration.py` sets it.
+    """Functions that save a model with its code; `registration.py` sets them if contextseg is installed.
 
-    save: called with the model, transformers' own `save_pretrained`, the folder, and the options of `save_pretrained`.
-    push: called with the model, the repository's name on the Hub, and the options of `push_to_hub`.
+    Args:
+        save: Called with the model, transformers' own `save_pretrained`, the folder, and the options of
+            `save_pretrained`.
+        push: Called with the model, the name of the repository on the Hub, and the options of `push_to_hub`.
     """
 
     save: Callable[..., None]
@@ -23,22 +25,30 @@ class HubHooks(NamedTuple):
 
 
 class ContextsegPreTrainedModel(PreTrainedModel):
-    """Base of all models. Modules that own bare parameters fill them in `reset_own_weights`."""
+    """Base class of all models. Modules with their own parameters initialize them in `reset_own_weights`."""
 
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # our losses are means: Trainer must keep averaging over accumulated batches
+    accepts_loss_kwargs = False  # our losses are means: Trainer must average over accumulated batches
     _supports_sdpa = True
     _supports_attention_backend = True
-    # None in a repository's copy of this code: there transformers itself copies the files along.
+    # None in the copy of this code in a Hub repository: there transformers itself copies the files.
     hub_hooks: HubHooks | None = None
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any
     ) -> None:
-        """Writes a repository of its own: weights, settings, code and model card."""
+        """Saves a self-contained repository: weights, configuration, code and model card.
+
+        Args:
+            save_directory: Folder to write to; created if missing.
+            is_main_process: Whether this process writes code and model card; False for all but one in
+                distributed runs.
+            **options: `license` of the weights for the model card, in the Hub's spelling; `push_to_hub=True`
+                with the options of `push_to_hub`; and those of transformers, such as `max_shard_size`.
+        """
         write = super().save_pretrained
         if self.hub_hooks is None or not is_main_process or options.get("distributed_checkpoint"):
             write(save_directory, is_main_process, **options)
@@ -46,13 +56,26 @@ class ContextsegPreTrainedModel(PreTrainedModel):
             self.hub_hooks.save(self, write, save_directory, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """`save_pretrained` into a repository on the Hub, in one commit."""
+        """Pushes what `save_pretrained` writes to the Hub in one commit; creates the repository if needed.
+
+        Args:
+            repo_id: Repository on the Hub, such as "me/streets".
+            **options: `license` of the weights for the model card, in the Hub's spelling; `token`, `private`,
+                `revision`, `create_pr`, `commit_message`, `commit_description` and `tags`; and those of
+                `save_pretrained`.
+
+        Returns:
+            The commit, a `huggingface_hub.CommitInfo`.
+
+        Raises:
+            HubError: If the upload fails, or somebody else pushed meanwhile. Nothing is committed then.
+        """
         if self.hub_hooks is None:
             return super().push_to_hub(repo_id, **options)
         return self.hub_hooks.push(self, repo_id, **options)
 
     def get_input_embeddings(self) -> None:
-        """None: pixels come in through layers, not through a table. FSDP in accelerate asks."""
+        """Returns None: pixels have no embedding table. FSDP in accelerate calls this."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -62,9 +85,9 @@ class ContextsegPreTrainedModel(PreTrainedModel):
 
 
 def library_module(name: str) -> ModuleType:
-    """A module of the installed library, such as "modeling.swin_checkpoints", imported when it is called for.
+    """Imports a module of the installed library, such as "modeling.swin_checkpoints".
 
-    What reads other people's checkpoints stays at home when a model is saved with its code. Raises ImportError without contextseg.
+    Code that loads other checkpoints is not exported with a model. Raises ImportError without contextseg.
     """
     try:
         return import_module(f"contextseg.{name}")
@@ -72,7 +95,7 @@ def library_module(name: str) -> ModuleType:
         if str(error.name).partition(".")[0] != "contextseg":
             raise
         raise ImportError(
-            "reading other checkpoints needs the contextseg library, of which a model's repository holds a part only. "
+            "loading other checkpoints needs the contextseg library; a model's repository has only a part. "
             "Install it with `pip install contextseg`."
         ) from error
 
@@ -83,11 +106,14 @@ def check_images(
     pixel_mask: Tensor | None = None,
     output_attentions: bool | None = None,
 ) -> None:
-    """Raises unless `pixel_values` is (B, num_channels, H, W), the mask (B, H, W), and attentions can be had."""
+    """Raises ValueError unless `pixel_values` is (B, num_channels, H, W) and `pixel_mask` (B, H, W).
+
+    Also raises it if `output_attentions` is set and the attention implementation does not return them.
+    """
     shape, num_channels = (
         tuple(pixel_values.shape),
         getattr(config, "num_channels", 3),
-    )  # a user's may not say
+    )  # configurations of users may lack it
     if len(shape) != 4 or shape[1] != num_channels:
         raise ValueError(
             f"pixel_values has shape {shape}; (batch, {num_channels}, height, width) is required. "
@@ -95,10 +121,11 @@ def check_images(
         )
     if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
         raise ValueError(
-            f"pixel_mask has shape {tuple(pixel_mask.shape)}; {(shape[0], *shape[2:])} is required, one where there is image."
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}; {(shape[0], *shape[2:])} is required, "
+            "with 1 for image and 0 for padding."
         )
     if output_attentions and config._attn_implementation != "eager":
         raise ValueError(
-            f"attn_implementation '{config._attn_implementation}' never holds the attention matrices. "
-            "Call model.set_attn_implementation('eager') before asking for output_attentions=True."
+            f"attn_implementation '{config._attn_implementation}' does not compute attention matrices. "
+            "Call model.set_attn_implementation('eager') before using output_attentions=True."
         )

@@ -1,4 +1,4 @@
-"""Backbones with pretrained weights: checkpoints of transformers, ours, and timm's by name."""
+"""Backbones with pretrained weights: transformers checkpoints, ours included, and timm models by name."""
 
 import json
 import logging
@@ -28,13 +28,22 @@ def load_pretrained_backbone(
     flat: str = "keep",
     revision: str = "main",
 ) -> AnyBackbone:
-    """The encoder of a checkpoint in its adapter; `encoder_config` of the same name is the `backbone_config` for it.
+    """Loads the encoder of a checkpoint as a backbone.
 
-    name: folder or name on the Hub of a checkpoint in transformers' layout, whatever head it has, or a model of timm
-        such as "resnet50.a1_in1k" or "timm/resnet50.a1_in1k".
-    out_indices: stages whose maps are used; None leaves the choice to `build_backbone`.
-    flat: see `build_backbone`.
-    revision: branch, tag or commit on the Hub.
+    `encoder_config` with the same arguments returns the `backbone_config` of a model with this backbone.
+
+    Args:
+        name: Local folder, or name on the Hub, of a transformers checkpoint with any head; or the name of a
+            timm model, such as "resnet50.a1_in1k" or "timm/resnet50.a1_in1k".
+        out_indices: Stages whose feature maps are used; None leaves the choice to `build_backbone`.
+        flat: What to do with feature maps of a plain vision transformer, see `build_backbone`.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        A module from images (B, C, H, W) to `feature_maps` (B, C_i, h_i, w_i), fine to coarse.
+
+    Raises:
+        ValueError: If the checkpoint does not hold weights of the encoder.
     """
     config = encoder_config(name, out_indices, revision)
     if config.model_type in OWN_BACKBONES:
@@ -58,9 +67,14 @@ def model_on_backbone(
     revision: str,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A model whose configuration has a `backbone_config`, with this checkpoint's encoder in it; all else is new.
+    """Builds a model with the pretrained encoder of a checkpoint; everything else is newly initialized.
 
-    overrides: other fields of its configuration.
+    Args:
+        model_class: Class of the model, whose configuration has a `backbone_config`.
+        checkpoint: As `name` of `load_pretrained_backbone`.
+        out_indices: Stages whose feature maps are used.
+        revision: Branch, tag or commit on the Hub.
+        **overrides: Other fields of the configuration.
     """
     backbone_config = encoder_config(checkpoint, out_indices, revision)
     model = model_class(model_class.config_class(backbone_config=backbone_config, **overrides))
@@ -72,7 +86,14 @@ def model_on_backbone(
 def encoder_config(
     name: str | os.PathLike, out_indices: Sequence[int] | None = None, revision: str = "main"
 ) -> PreTrainedConfig:
-    """The configuration of a checkpoint's encoder, or of a model of timm; labels of a classifier are left out."""
+    """Returns the configuration of the encoder of a checkpoint, or of a timm model, without class labels.
+
+    Args:
+        name: Local folder, or name on the Hub, of a transformers checkpoint with any head; or the name of a
+            timm model.
+        out_indices: Stages whose feature maps are used; None keeps the configured ones.
+        revision: Branch, tag or commit on the Hub.
+    """
     name = os.fspath(name)
     if is_timm_name(name):
         return TimmBackboneConfig(backbone=timm_name(name), out_indices=list(out_indices or [-1]))
@@ -83,7 +104,7 @@ def encoder_config(
 
 
 def is_timm_name(name: str) -> bool:
-    """Whether a name is timm's; a folder never is."""
+    """Whether a name is that of a timm model; a local folder takes precedence."""
     return not os.path.isdir(name) and is_timm_available() and timm.is_model(timm_name(name))
 
 
@@ -94,25 +115,34 @@ def timm_name(name: str) -> str:
 def load_encoder(
     encoder_class: type[nn.Module], name: str | os.PathLike, config: PreTrainedConfig, revision: str
 ) -> nn.Module:
-    """The encoder in float32 with a checkpoint's weights; what it lacks is fresh, and listed in one line."""
+    """Loads an encoder in float32; tensors missing in the checkpoint are newly initialized and logged."""
     encoder, info = encoder_class.from_pretrained(
         name, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
     )
     missing, total = sorted(info["missing_keys"]), len(encoder.state_dict())
     if 2 * len(missing) > total:
         raise ValueError(
-            f"{name} holds {total - len(missing)} of the {total} tensors of {encoder_class.__name__}; it is no checkpoint of "
-            f"this encoder. Missing are {', '.join(missing[:3])}, ... Give a checkpoint of a '{config.model_type}' model."
+            f"{name} has {total - len(missing)} of the {total} tensors of {encoder_class.__name__}: "
+            f"it is not a checkpoint of this encoder. Missing: {', '.join(missing[:3])}, ... "
+            f"Pass a checkpoint of a '{config.model_type}' model."
         )
     if missing:
-        logger.info("%s does not hold %s: they are new and need training", name, ", ".join(missing))
+        logger.info("%s has no %s: newly initialized, training needed", name, ", ".join(missing))
     return encoder
 
 
-def encoder_normalisation(
+def encoder_normalization(
     name: str | os.PathLike, revision: str = "main"
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that a checkpoint's images were normalised with; ImageNet's where it does not say."""
+    """Returns mean and std, one value per channel, for normalizing the images of a pretrained encoder.
+
+    Args:
+        name: Local folder, or name on the Hub, of a transformers checkpoint; or the name of a timm model.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        (mean, std) for pixel values from 0 to 1; those of ImageNet if the checkpoint does not specify them.
+    """
     name = os.fspath(name)
     if is_timm_name(name):
         settings = timm.get_pretrained_cfg(timm_name(name)).to_dict()
@@ -129,4 +159,4 @@ def encoder_normalisation(
     return tuple(mean), tuple(std)
 
 
-__all__ = ["encoder_config", "encoder_normalisation", "load_pretrained_backbone", "model_on_backbone"]
+__all__ = ["encoder_config", "encoder_normalization", "load_pretrained_backbone", "model_on_backbone"]

@@ -1,12 +1,13 @@
-"""Projections of channels as values: modules that give, when they are called, the affine map that they stand for.
+"""Channel projections whose `forward` returns the affine map that they compute, so that maps can be combined.
 
-An affine map of channels can be computed more cheaply than layer by layer, with equal results: several that read the same
-features share one product; one commutes with bilinear upsampling, so it runs at low resolution; applied to features that are
-mixed from a few tokens, it needs to see only the tokens. All of these combine the weights of several modules. Here each
-module owns its parameters and returns the map that they make, `AffineMap`, from `forward`; whoever combines maps calls the
-modules and reads no parameters, so that hooks which load parameters for the time of a call (offloading) work.
+Combined affine maps are cheaper than one layer after the other, with the same result: several maps of the
+same features share one matrix product; a map commutes with bilinear upsampling, so it can run at low
+resolution; if features are a linear combination of a few tokens, it can be applied to the tokens instead.
+Each module here owns its parameters and returns an `AffineMap` from `forward`. Code that combines maps calls
+the modules and reads no parameters of theirs, so that hooks that load parameters for the duration of a call
+(offloading) work.
 
-Legend: B batch, h, w the sides of a map, C channels and D those after a map, K tokens.
+Legend: B batch, h, w height and width of a feature map, C input channels, D output channels, K tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from .blocks import BatchNorm2d, WeightOwner, reset_before_relu
 
 
 class AffineMap(NamedTuple):
-    """An affine map of channels, and what follows it."""
+    """An affine map of channels, and the function applied after it."""
 
     matrix: Tensor  # (D, C)
     shift: Tensor | None = None  # (D,)
@@ -40,10 +41,10 @@ class LinearMap(WeightOwner):
 
 
 class TorchLinearMap(LinearMap):
-    """The same with torch's initialization, which the authors of SegDeformer keep."""
+    """`LinearMap` with torch's initialization, as in the SegDeformer authors' code."""
 
     def reset_own_weights(self, std: float) -> None:
-        super().reset_own_weights(std)  # as `TorchLinear` does, so that a seed gives the same model
+        super().reset_own_weights(std)  # draws as many random numbers as `TorchLinear`, for equal seeds
         reset_like_torch(self)
 
 
@@ -66,10 +67,10 @@ class PointwiseKernel(WeightOwner):
 
 
 class FoldableNorm(BatchNorm2d):
-    """Batch normalization that, called without a feature map, gives the affine map that its running statistics make."""
+    """Batch normalization that, called without input, returns the affine map of its running stats."""
 
     def forward(self, feature_map: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """(B, C, h, w) -> the same shape; nothing -> scale and shift, (C,) each, in float32 or wider."""
+        """(B, C, h, w) -> the same shape; without input -> scale and shift, (C,) each, in float32 or wider."""
         if feature_map is not None:
             return super().forward(feature_map)
         exact = torch.promote_types(self.weight.dtype, torch.float32)
@@ -78,7 +79,7 @@ class FoldableNorm(BatchNorm2d):
 
 
 class NormedMap(nn.Module):
-    """1x1 convolution without bias, batch normalization and ReLU; in evaluation one affine map and ReLU."""
+    """1x1 convolution without bias, batch normalization, ReLU; in evaluation mode an affine map and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -86,9 +87,9 @@ class NormedMap(nn.Module):
         self.norm = FoldableNorm(out_channels)
 
     def forward(self) -> AffineMap:
-        """-> matrix (D, C), shift (D,) or None, and what follows it."""
+        """-> matrix (D, C), shift (D,) or None, and the function applied after it."""
         matrix = self.convolution()
-        # On several GPUs `nn.SyncBatchNorm` takes the place of the norm, and is not folded.
+        # On several GPUs `nn.SyncBatchNorm` replaces the norm; it is not folded.
         if self.norm.training or not isinstance(self.norm, FoldableNorm):
             return AffineMap(matrix, None, self.normalize)
         scale, shift = self.norm()
@@ -96,7 +97,7 @@ class NormedMap(nn.Module):
 
     def normalize(self, features: Tensor) -> Tensor:
         """(B, h, w, D) -> (B, h, w, D): batch normalization and ReLU."""
-        # A slice of a joint product has gaps between its positions, which make batch normalization far slower.
+        # A slice of a joint product is not contiguous, which makes batch normalization much slower.
         return F.relu(self.norm(features.contiguous().permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
     def reset_own_weights(self, _std: float) -> None:
@@ -104,7 +105,7 @@ class NormedMap(nn.Module):
 
 
 class NormedProjection(NormedMap):
-    """The same, applied to features."""
+    """`NormedMap` applied to features."""
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, D)."""
@@ -112,7 +113,7 @@ class NormedProjection(NormedMap):
 
 
 def reset_like_torch(layer: nn.Module) -> None:
-    """Fills weight (D, C) and bias as the constructor of `nn.Linear` does."""
+    """Initializes weight (D, C) and bias as the constructor of `nn.Linear` does."""
     bound = layer.weight.shape[1] ** -0.5
     for parameter in layer.parameters():
         init.uniform_(parameter, -bound, bound)
@@ -121,10 +122,10 @@ def reset_like_torch(layer: nn.Module) -> None:
 def project_jointly(
     features: Tensor, maps: Sequence[AffineMap], tokens: Tensor | None = None
 ) -> list[Tensor]:
-    """Features (B, h, w, C) -> what each map makes of them (B, h, w, D), all from one product.
+    """(B, h, w, C) -> the output (B, h, w, D) of each map, all computed by one matrix product.
 
-    With tokens (K, C) the features are instead what these weights (B, h, w, K) mix from them, sum_k weight_k token_k, and
-    each map is applied to the K tokens only. Either all maps have a shift, or none.
+    With `tokens` (K, C), `features` (B, h, w, K) are weights of the tokens instead, and each map is applied
+    to sum_k weight_k token_k by mapping only the K tokens. Either all maps have a shift or none.
     """
     matrix = torch.cat([each.matrix for each in maps])
     if tokens is not None:

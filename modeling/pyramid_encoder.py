@@ -1,6 +1,6 @@
-"""Encoders with embeddings between their stages, and the pre-norm block that their stages are made of.
+"""Encoders with a patch embedding before each stage, and the pre-norm block of their stages.
 
-A block is given the module that mixes its tokens: attention over the whole grid here, in stripes or windows elsewhere.
+A block takes its attention module as an argument: over the whole grid (here), in stripes or in windows.
 
 Legend: B batch, C channels, G... grid axes, S... image axes, N tokens.
 """
@@ -9,23 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention, hiding_bias
+from .attention import Attention, padding_bias
 from .blocks import DropPath, Encoded, Mlp, in_slices
 from .patches import CONV, patches_with_image
 
 
 class GridAttention(Attention):
-    """Attention of every place of a grid over the whole grid."""
+    """Self-attention over the whole grid."""
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C), probabilities or None."""
-        bias = None if visible is None else hiding_bias(visible.flatten(1), features.dtype)
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C), probabilities or None."""
+        bias = None if padding_mask is None else padding_bias(padding_mask.flatten(1), features.dtype)
         mixed, probabilities = super().forward(features.flatten(1, -2), bias=bias)
         return mixed.reshape(features.shape), probabilities
 
 
 class PreNormBlock(GradientCheckpointingLayer):
-    """A mixer of tokens and an MLP, each behind a layer norm and added to what it was given."""
+    """Attention and MLP, each with a layer norm before it and a residual connection."""
 
     def __init__(
         self, attention: nn.Module, dim: int, mlp_ratio: float, drop_path_rate: float, layer_norm_eps: float
@@ -37,9 +37,9 @@ class PreNormBlock(GradientCheckpointingLayer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
-        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
-        features = features + self.drop_path(self.attention(self.norm1(features), visible)[0])
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
+        features = features + self.drop_path(self.attention(self.norm1(features), padding_mask)[0])
         return features + self.drop_path(in_slices(self.feed_forward, features))
 
     def feed_forward(self, features: Tensor) -> Tensor:
@@ -48,10 +48,10 @@ class PreNormBlock(GradientCheckpointingLayer):
 
 
 class OverlappingEmbed(nn.Module):
-    """Convolution with overlapping patches, followed by a layer norm, as in CSWin: 7x7 for a step of 4, 3x3 for 2.
+    """Overlapping patch embedding of CSWin: convolution (7x7 for stride 4, 3x3 for stride 2) and layer norm.
 
-    The image is zero-padded after its end to whole steps. With `pads_end=False`, as the authors have it, pixels that fill
-    no step are left out instead.
+    Images are zero-padded at the end of each axis to a multiple of the stride. With `pads_end=False`, as in
+    the authors' code, the remaining pixels are dropped instead.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class OverlappingEmbed(nn.Module):
 
 
 class BlockStage(nn.ModuleList):
-    """The blocks of one resolution, one after the other."""
+    """The blocks of one stage in sequence."""
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
-        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
+    def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
         for block in self:
-            features = block(features, visible)
+            features = block(features, padding_mask)
         return features
 
 
 class PyramidEncoder(nn.Module):
-    """An embedding of patches before each stage."""
+    """Stages, each after a patch embedding."""
 
     def __init__(self, embeds: list[nn.Module], stages: list[nn.Module]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class PyramidEncoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
-        """(B, C, S...), optional (B, S...) one where there is image -> features (B, G..., C) at each stage."""
+        """(B, C, S...), optional mask (B, S...), 1 for image -> features (B, G..., C) of each stage."""
         feature_map = pixel_values
         inputs, outputs = [], []
         for embed, stage in zip(self.embeds, self.stages, strict=True):

@@ -1,10 +1,11 @@
-"""Fusion of feature maps by matrices: a projection of each level, upsampling, and a projection of all levels together.
+"""Fusion of a feature pyramid: projection of each level, upsampling, concatenation and joint projection.
 
-A matrix over channels and a bilinear interpolation commute, biases included, since the interpolation's weights sum to one.
-So the last projection runs level by level below the upsampling, and the concatenation of all levels at the finest size never
-exists: sum_i up(W_i z_i) in place of [W_1 ... W_L] concat_i(up(z_i)).
+A linear map of channels commutes with bilinear interpolation, biases included, because interpolation weights
+sum to one. So the joint projection is applied to each level before upsampling, and the concatenation of all
+levels at the finest resolution is never materialized: sum_i up(W_i z_i) instead of [W_1 ... W_L]
+concat_i(up(z_i)).
 
-Legend: B batch, C channels, h, w the sides of a map.
+Legend: B batch, C channels, h, w height and width of a feature map.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from .upsampling import upsample
 
 
 class LinearFusion(nn.Module):
-    """Eq. 1 of the SegDeformer paper: two linear layers, with nothing but the upsampling between them."""
+    """Eq. 1 of the SegDeformer paper: two linear layers with only the upsampling between them."""
 
     def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class LinearFusion(nn.Module):
         parts = matrix.chunk(len(self.projections), dim=1)
         projections = [project() for project in self.projections]
         matrices = [part @ level.matrix for part, level in zip(parts, projections, strict=True)]
-        # A level's own bias passes through the interpolation unchanged, too.
+        # Interpolation does not change the bias of a level.
         shifts = [part @ level.shift for part, level in zip(parts, projections, strict=True)]
         shift = sum(shifts) if shift is None else shift + sum(shifts)
         summed = sum_upsampled([as_features(feature_map) for feature_map in feature_maps], matrices, shift)
@@ -39,9 +40,10 @@ class LinearFusion(nn.Module):
 
 
 class SegformerFusion(LinearFusion):
-    """SegFormer's all-MLP decoder (Xie et al., NeurIPS 2021): as above, then batch normalization and ReLU.
+    """SegFormer's all-MLP decoder (Xie et al., NeurIPS 2021): `LinearFusion`, batch normalization and ReLU.
 
-    The second layer reads its levels fine to coarse. In transformers' checkpoints its columns are ordered coarse to fine.
+    The columns of the second layer are ordered fine to coarse; in transformers' checkpoints they are coarse
+    to fine.
     """
 
     def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
@@ -68,7 +70,7 @@ class ConvFusion(nn.Module):
 
 
 def sum_upsampled(levels: Sequence[Tensor], matrices: Sequence[Tensor], shift: Tensor | None) -> Tensor:
-    """Levels (B, h_i, w_i, C_i), fine to coarse, matrices (C, C_i), shift (C,) -> (B, h_0, w_0, C)."""
+    """Levels (B, h_i, w_i, C_i), fine to coarse, matrices (C, C_i), shift (C,) -> sum (B, h_0, w_0, C)."""
     summed = F.linear(levels[0], matrices[0], shift)
     for level, matrix in zip(levels[1:], matrices[1:], strict=True):
         mixed = F.linear(level, matrix)
@@ -77,10 +79,10 @@ def sum_upsampled(levels: Sequence[Tensor], matrices: Sequence[Tensor], shift: T
 
 
 def as_features(feature_map: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h, w, C), with the channels side by side in memory."""
+    """(B, C, h, w) -> (B, h, w, C), channels contiguous in memory."""
     return feature_map.contiguous(memory_format=channels_last).permute(0, 2, 3, 1)
 
 
 def as_map(features: Tensor) -> Tensor:
-    """(B, h, w, C) -> (B, C, h, w), the same memory."""
+    """(B, h, w, C) -> (B, C, h, w), a view."""
     return features.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Turns a foreign checkpoint into ours by a table, and accepts no tensor that is left over on either side."""
+"""Converts checkpoints of other code to our names by a table; no tensor may be left over on either side."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,12 +13,13 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class RenamingTable:
-    """What becomes of each tensor. Patterns are regular expressions, searched anywhere in a name.
+    """Rules for renaming, splitting and dropping tensors, as regular expressions searched anywhere in a name.
 
-    renamed: (pattern, replacement) pairs, all applied, top to bottom.
-    split: (pattern, parts): a tensor whose new name matches is cut into equal parts along its first axis; part k
-        replaces the match by parts[k].
-    dropped: tensors whose name in the checkpoint matches are left out.
+    Args:
+        renamed: (pattern, replacement) pairs, all applied, top to bottom.
+        split: (pattern, parts) pairs: a tensor whose new name matches is split into equal parts along its
+            first axis; for part k, parts[k] replaces the match.
+        dropped: Patterns of tensors to leave out, matched against names in the checkpoint.
     """
 
     renamed: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
@@ -26,11 +27,11 @@ class RenamingTable:
     dropped: tuple[str, ...] = ()
 
     def with_dropped(self, patterns: Iterable[str]) -> "RenamingTable":
-        """The same table with further tensors left out."""
+        """Returns this table with further patterns of dropped tensors."""
         return RenamingTable(self.renamed, self.split, (*self.dropped, *patterns))
 
     def apply(self, state_dict: Mapping[str, Tensor]) -> StateDict:
-        """The checkpoint under our names."""
+        """Returns the tensors under our names. Raises ValueError if two tensors get the same name."""
         converted: StateDict = {}
         for source, tensor in state_dict.items():
             if any(re.search(pattern, source) for pattern in self.dropped):
@@ -38,7 +39,7 @@ class RenamingTable:
             for name, part in self.cut(self.rename(source), tensor):
                 if name in converted:
                     raise ValueError(
-                        f"'{source}' becomes '{name}', which another tensor became before. Mend the table."
+                        f"'{source}' is renamed to '{name}', as is another tensor. Correct the table."
                     )
                 converted[name] = part
         return converted
@@ -57,19 +58,22 @@ class RenamingTable:
 
 
 def read_weights(path: str | Path) -> StateDict:
-    """The tensors of a .safetensors file or of a pickled one (.pth, .pt, .bin), training checkpoints included."""
+    """Reads the tensors of a .safetensors or pickle (.pth, .pt, .bin) file, also of a training checkpoint.
+
+    Raises FileNotFoundError if there is no such file.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file at {path}.")
+        raise FileNotFoundError(f"there is no weights file {path}. Check the path.")
     contents = load_state_dict(path, weights_only=True)
-    # where the CSWin authors keep the averaged weights, mmsegmentation and the Swin authors theirs
+    # keys of the weights in checkpoints of CSWin (averaged weights), mmsegmentation and Swin
     for key in ("state_dict_ema", "state_dict", "model"):
         contents = contents.get(key, contents)
     return {name: tensor for name, tensor in contents.items() if isinstance(tensor, Tensor)}
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads converted weights, or raises with every name and shape that is left over or does not fit."""
+    """Loads converted weights. Raises ValueError with all missing, unexpected and wrongly shaped tensors."""
     wanted = module.state_dict()
     problems = [
         *section("in the checkpoint, but not in the model", weights, weights.keys() - wanted.keys()),
@@ -78,7 +82,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         raise ValueError(
-            "the checkpoint does not fit the model. Check that weights and arguments belong together.\n"
+            "the checkpoint does not fit the model. Check that the weights belong to these arguments.\n"
             + "\n".join(problems)
         )
     module.load_state_dict(weights)
@@ -95,4 +99,4 @@ def mismatches(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> l
         for name in sorted(weights.keys() & wanted.keys())
         if weights[name].shape != wanted[name].shape
     ]
-    return ["  of another shape:", *lines] if lines else []
+    return ["  of different shape:", *lines] if lines else []

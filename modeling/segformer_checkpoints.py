@@ -1,7 +1,7 @@
-"""Weights of transformers' SegFormer for SegDeformer: the encoder, and the all-MLP decoder as its neck.
+"""Loads SegFormer checkpoints of transformers into SegDeformer: encoder, and all-MLP decoder as the neck.
 
-transformers itself reads the checkpoint, the layout of `nvidia/segformer-*` and newer ones; here its tensors change
-places. What SegFormer does not have, the context mining, keeps its fresh initialisation.
+transformers reads the checkpoint, so the layout of `nvidia/segformer-*` and newer ones both work; the tensors
+are copied here. The context mining, which SegFormer does not have, stays newly initialized.
 """
 
 import logging
@@ -23,7 +23,7 @@ from .label_rows import rows_of_equal_names, with_kept_rows
 
 logger = logging.getLogger(__name__)
 
-# Fields of a SegFormer's configuration that describe its decoder, and ours for them.
+# Decoder fields of a SegFormer configuration -> our fields.
 DECODER_FIELDS = {
     "decoder_hidden_size": "decoder_hidden_size",
     "semantic_loss_ignore_index": "semantic_loss_ignore_index",
@@ -36,18 +36,23 @@ def model_from_segformer(
     revision: str = "main",
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A SegDeformer of the checkpoint's size with its weights.
+    """Builds a SegDeformer with the sizes and weights of a SegFormer checkpoint.
 
-    checkpoint: folder, or name on the Hub, of a SegFormer (bare, classifier or segmenter). Without a segmenter's decoder
-        the encoder alone is loaded.
-    revision: branch, tag or commit on the Hub.
-    overrides: fields of our configuration; the rest is the checkpoint's.
+    Args:
+        model_class: Class of the model.
+        checkpoint: Local folder, or name on the Hub, of a SegFormer (bare, classifier or segmenter). If it
+            has no decoder, only the encoder is loaded.
+        revision: Branch, tag or commit on the Hub.
+        **overrides: Fields of our configuration; all others are taken from the checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint is not a SegFormer, or its decoder has another width than the model's.
     """
     source = AutoConfig.from_pretrained(checkpoint, revision=revision)
     if source.model_type != "segformer":
         raise ValueError(
-            f"the checkpoint holds a '{source.model_type}', and from_segformer reads SegFormer. For other encoders use "
-            "from_backbone."
+            f"the checkpoint is a '{source.model_type}'; from_segformer loads only SegFormer. "
+            "For other encoders use from_backbone."
         )
     has_decoder = SegformerForSemanticSegmentation.__name__ in (source.architectures or ())
     source_class = SegformerForSemanticSegmentation if has_decoder else SegformerModel
@@ -60,7 +65,7 @@ def model_from_segformer(
 def segformer_options(
     source: PreTrainedConfig, has_decoder: bool, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """The fields of our configuration: the checkpoint's sizes and labels where it has a decoder, then the overrides."""
+    """Returns our configuration fields: encoder, decoder and labels of the checkpoint, then the overrides."""
     options = {"backbone_config": encoder_config(source)}
     if has_decoder:
         options |= {ours: getattr(source, theirs) for theirs, ours in DECODER_FIELDS.items()}
@@ -71,7 +76,7 @@ def segformer_options(
 
 
 def encoder_config(source: PreTrainedConfig) -> SegformerConfig:
-    """The encoder's part of a SegFormer's configuration, without the labels of its task."""
+    """Returns the encoder's part of a SegFormer configuration, without labels."""
     kept = {
         name: value
         for name, value in source.to_diff_dict().items()
@@ -82,7 +87,7 @@ def encoder_config(source: PreTrainedConfig) -> SegformerConfig:
 
 
 def copy_weights(segformer: PreTrainedModel, model: PreTrainedModel, has_decoder: bool) -> None:
-    """Fills the model's encoder, and where there are some and they fit, its neck and classifier; says what was loaded."""
+    """Copies the encoder, and neck and classifier if both models have them; logs what was loaded."""
     encoder = segformer.segformer if has_decoder else segformer
     model.backbone.encoder.model.load_state_dict(encoder.state_dict())
     loaded = ["encoder"]
@@ -93,16 +98,16 @@ def copy_weights(segformer: PreTrainedModel, model: PreTrainedModel, has_decoder
         copy_classifier(head.classifier, model.classifier, segformer.config, config)
         known = set(segformer.config.id2label.values()) & set(config.id2label.values())
         loaded += ["all-MLP decoder", f"classifier rows of {len(known)} of {config.num_labels} classes"]
-    logger.warning("loaded from a SegFormer checkpoint: %s; all else is newly initialised", ", ".join(loaded))
+    logger.warning("loaded from a SegFormer checkpoint: %s; the rest is newly initialized", ", ".join(loaded))
 
 
 @torch.no_grad()
 def copy_neck(head: nn.Module, neck: nn.Module) -> None:
-    """SegFormer's `decode_head` -> `SegformerFusion`. There the fusion reads its levels coarse to fine, here fine to coarse."""
+    """Copies SegFormer's `decode_head` to `SegformerFusion`, reversing its coarse-to-fine order of levels."""
     projections = head.linear_projections
     if neck.fusion.convolution.weight.shape != head.linear_fuse.weight.shape:
         raise ValueError(
-            f"the checkpoint's decoder is {len(head.linear_fuse.weight)} wide and the model's "
+            f"the checkpoint's decoder has {len(head.linear_fuse.weight)} channels, the model's "
             f"{len(neck.fusion.convolution.weight)}. Leave out decoder_hidden_size."
         )
     for ours, theirs in zip(neck.projections, projections, strict=True):
@@ -116,7 +121,7 @@ def copy_neck(head: nn.Module, neck: nn.Module) -> None:
 def copy_classifier(
     theirs: nn.Conv2d, ours: nn.Conv2d, source: PreTrainedConfig, config: PreTrainedConfig
 ) -> None:
-    """Rows of classes with equal names; the others keep their fresh initialisation."""
+    """Copies the rows of classes with equal names; the others stay newly initialized."""
     rows = rows_of_equal_names(source.id2label, config.id2label)
     ours.weight.copy_(with_kept_rows(theirs.weight, ours.weight, rows))
     ours.bias.copy_(with_kept_rows(theirs.bias, ours.bias, rows))

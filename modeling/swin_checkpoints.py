@@ -1,9 +1,9 @@
-"""Weights of transformers' Swin, and of Swin with UPerNet, for GLAM-Swin: the same blocks under other names.
+"""Loads Swin and Swin-UPerNet checkpoints of transformers into GLAM-Swin, which has the same blocks.
 
-Checkpoints come as a folder or a name on the Hub, in the names that transformers 5 keeps in memory, in those that it
-and older versions write (`microsoft/swin-*`), and with a UPerNet around them (`openmmlab/upernet-swin-*`). What plain
-Swin does not have (global tokens, their attention and positions) keeps its fresh initialisation. A Unet's decoder
-starts from the encoder's stages, as in the GLAM authors' code.
+A checkpoint is a local folder or a name on the Hub. Tensors may have the names that transformers 5 uses in
+memory, those that it and older versions write (`microsoft/swin-*`), or those of UPerNet
+(`openmmlab/upernet-swin-*`). Global tokens, their attention and their positions, which Swin does not have,
+stay newly initialized. A Unet decoder is initialized from the encoder's stages, as in the GLAM authors' code.
 """
 
 import json
@@ -59,7 +59,7 @@ TABLE = RenamingTable(
     ),
     dropped=(
         r"\.relative_position_index$",  # recomputed here
-        r"\.mask_token$|^decoder\.0\.",  # the pretext task of masked image modelling
+        r"\.mask_token$|^decoder\.0\.",  # head and token of masked image modeling
     ),
 )
 BACKBONE = ("encoder.", "norm.", "norms.")
@@ -85,7 +85,7 @@ UPERNET_FIELDS = {
     "auxiliary_loss_weight": "auxiliary_loss_weight",
     "loss_ignore_index": "semantic_loss_ignore_index",
 }
-# What every published checkpoint has, and the only thing that is built here.
+# Values of all published checkpoints; others are not implemented.
 SWIN_FIXED = {"qkv_bias": True, "use_absolute_embeddings": False, "hidden_act": "gelu"}
 UPERNET_FIXED = {"pool_scales": [1, 2, 3, 6], "auxiliary_num_convs": 1, "auxiliary_concat_input": False}
 
@@ -96,11 +96,19 @@ def model_from_swin(
     revision: str = "main",
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A GLAM-Swin of the checkpoint's size with its weights.
+    """Builds a GLAM-Swin with the sizes and weights of a Swin checkpoint.
 
-    checkpoint: folder, or name on the Hub, of a Swin (bare, backbone or classifier) or of a UPerNet with Swin.
-    revision: branch, tag or commit on the Hub.
-    overrides: fields of our configuration, such as `num_global_tokens` or `id2label`; the rest is the checkpoint's.
+    Args:
+        model_class: Class of the model.
+        checkpoint: Local folder, or name on the Hub, of a Swin (bare, backbone or classifier) or a
+            Swin-UPerNet.
+        revision: Branch, tag or commit on the Hub.
+        **overrides: Fields of our configuration, such as `num_global_tokens` or `id2label`; all others are
+            taken from the checkpoint where it has them.
+
+    Raises:
+        ValueError: If the checkpoint is not a Swin or Swin-UPerNet, or its tensors do not fit the model.
+        FileNotFoundError: If the checkpoint has no weights.
     """
     source = AutoConfig.from_pretrained(checkpoint, revision=revision)
     decoder = overrides.get("decoder", "upernet")
@@ -114,18 +122,16 @@ def model_from_swin(
 
 
 def swin_options(source: PreTrainedConfig) -> dict[str, Any]:
-    """The fields of our configuration that say how large the Swin is."""
+    """Returns our configuration fields for the sizes of the Swin encoder."""
     swin = getattr(source, "backbone_config", source)
     if swin.model_type != "swin":
-        raise ValueError(
-            f"the checkpoint holds a '{swin.model_type}'. Give one of Swin, or of UPerNet with Swin."
-        )
+        raise ValueError(f"the checkpoint is a '{swin.model_type}'. Pass a Swin or Swin-UPerNet checkpoint.")
     check_fixed(swin, SWIN_FIXED)
     return {name: getattr(swin, name) for name in SWIN_FIELDS}
 
 
 def upernet_options(source: PreTrainedConfig, decoder: str) -> dict[str, Any]:
-    """The fields of our configuration that say how large the heads are; none for a Swin alone or another decoder."""
+    """Returns our configuration fields for the sizes of the heads; none without UPerNet on both sides."""
     if source.model_type != "upernet" or decoder != "upernet":
         return {}
     check_fixed(source, UPERNET_FIXED)
@@ -140,7 +146,7 @@ def check_fixed(source: PreTrainedConfig, fixed: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(checkpoint: str | os.PathLike, revision: str = "main") -> dict[str, Tensor]:
-    """The tensors of a folder or a Hub repository: safetensors or, failing that, pickled; whole or in shards."""
+    """Reads the tensors of a folder or Hub repository: safetensors, or else pickle; one file or shards."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if path := find_file(checkpoint, name, revision):
             return load_state_dict(path, weights_only=True)
@@ -153,7 +159,8 @@ def read_checkpoint(checkpoint: str | os.PathLike, revision: str = "main") -> di
                 for key, tensor in load_state_dict(path, weights_only=True).items()
             }
     raise FileNotFoundError(
-        f"'{checkpoint}' has neither model.safetensors nor pytorch_model.bin, nor shards of them."
+        f"'{checkpoint}' has neither model.safetensors nor pytorch_model.bin, nor shards of them. "
+        "Check the path."
     )
 
 
@@ -162,24 +169,24 @@ def find_file(checkpoint: str | os.PathLike, name: str, revision: str) -> str | 
 
 
 def convert_swin_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the tensors of a Swin or UPerNet-Swin, those of the backbone without a prefix."""
+    """Renames the tensors of a Swin or Swin-UPerNet to ours; those of the backbone get no prefix."""
     converted = TABLE.apply(state_dict)
     unknown = [name for name in converted if not name.startswith((*BACKBONE, *HEADS))]
     if unknown:
         raise ValueError(
-            f"the checkpoint has tensors that no Swin has: {', '.join(unknown[:5])}. Check its type."
+            f"the checkpoint has tensors that Swin does not have: {', '.join(unknown[:5])}. Check its type."
         )
     return converted
 
 
 def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source: PreTrainedConfig) -> None:
-    """Fills the model in place, and says in one line what was loaded and what starts afresh."""
+    """Loads converted weights into the model and logs what was loaded and what is newly initialized."""
     fresh = model.state_dict()
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     weights = {
         prefix + name if name.startswith(BACKBONE) else name: tensor for name, tensor in weights.items()
     }
-    if is_unet(fresh):  # which has one norm in the encoder, where Swin's last one is
+    if is_unet(fresh):  # its encoder has a single norm, after the last stage
         last = f"{prefix}norms.stage{len(model.config.depths)}."
         renamed = {re.sub(rf"^{prefix}norm\.", last, name): tensor for name, tensor in weights.items()}
         weights = renamed | weights
@@ -189,26 +196,24 @@ def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source
     missing = [name for name in new if "encoder." in name and not ONLY_GLAM.search(name)]
     if missing:
         raise ValueError(
-            f"the checkpoint lacks {', '.join(missing[:5])}. Check that config.json and weights belong together."
+            f"the checkpoint has no {', '.join(missing[:5])}. Check that its config.json and weights match."
         )
     model.load_state_dict(fitted, strict=False)
     logger.warning(
-        "loaded %d of %d tensors from a %s checkpoint; newly initialised: %s",
+        "loaded %d of %d tensors from a %s checkpoint; newly initialized: %s",
         len(fitted), len(fresh), source.model_type, ", ".join(summary(new, fitted, source, model.config)) or "nothing",
     )  # fmt: skip
 
 
 def wanted(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that the model has a place for. Heads of another kind stay out, and stages that were not built."""
+    """Returns the tensors that the model has, without heads of another kind and stages that are not built."""
     same_heads = kind_of_heads(weights) == kind_of_heads(fresh)
     chosen = {}
     for name, tensor in weights.items():
         if name in fresh and (same_heads or not name.startswith(HEADS)):
             chosen[name] = tensor
         elif (module := ENCODER_MODULE.search(name)) and any(module[0] in other for other in fresh):
-            raise ValueError(
-                f"the checkpoint has '{name}', which the model has not. Check the checkpoint's type."
-            )
+            raise ValueError(f"the checkpoint has '{name}', the model does not. Check the checkpoint's type.")
     return chosen
 
 
@@ -217,7 +222,7 @@ def is_unet(tensors: Iterable[str]) -> bool:
 
 
 def for_unet(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, and those of an encoder's stages once more for the stages that mirror them in a Unet's decoder."""
+    """Adds a copy of each encoder stage's weights for the stage of a Unet decoder that mirrors it."""
     doubled = dict(weights)
     steps = {name.split(".")[2] for name in fresh if name.startswith("decoder.steps.")}
     for name, tensor in weights.items():
@@ -229,39 +234,39 @@ def for_unet(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict
 
 
 def kind_of_heads(tensors: Mapping[str, Tensor]) -> tuple[bool, int]:
-    """Whether there is a UPerNet, and the axes of the classifier: four for pixels, two for images, none without."""
+    """Whether there is a UPerNet, and the number of axes of the classifier's weight, 0 if there is none."""
     return "decoder.fusion.norm.weight" in tensors, tensors.get("classifier.weight", torch.tensor(0)).ndim
 
 
 def fit(
     name: str, tensor: Tensor, fresh: Tensor, source: PreTrainedConfig, config: PreTrainedConfig
 ) -> Tensor:
-    """The tensor in the shape that the model needs: for another window, or for other classes."""
+    """Adapts a tensor to the model's window size or classes; raises ValueError if it still does not fit."""
     if re.search(r"classifier\.(weight|bias)$", name) and tensor.shape[1:] == fresh.shape[1:]:
         return with_kept_rows(tensor, fresh, rows_of_equal_names(source.id2label, config.id2label))
     if name.endswith("position_bias.table") and tensor.shape[1] == fresh.shape[1]:
         return resize_bias_table(tensor, fresh.shape[0])
     if tensor.shape != fresh.shape:
         raise ValueError(
-            f"'{name}' is {tuple(tensor.shape)} in the checkpoint and {tuple(fresh.shape)} in the model. "
-            "Leave out the options that change its size."
+            f"'{name}' has shape {tuple(tensor.shape)} in the checkpoint and {tuple(fresh.shape)} in the "
+            "model. Leave out the options that change its size."
         )
     return tensor
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """((2w-1)^2, heads) -> (rows, heads): the table of another window, resized bicubically as a picture."""
+    """((2w-1)^2, heads) -> (rows, heads), the table of another window size by bicubic interpolation."""
     if table.shape[0] == rows:
         return table
     old, new = round(table.shape[0] ** 0.5), round(rows**0.5)
-    picture = table.float().T.unflatten(1, (old, old))[None]
-    return F.interpolate(picture, (new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
+    image = table.float().T.unflatten(1, (old, old))[None]
+    return F.interpolate(image, (new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
 def summary(
     new: Iterable[str], loaded: Iterable[str], source: PreTrainedConfig, config: PreTrainedConfig
 ) -> list[str]:
-    """What starts afresh: the modules that hold these tensors, and classes that the loaded classifier did not know."""
+    """Lists what is newly initialized: modules, and the number of classes that the checkpoint lacks."""
     parts = [
         match[1] if (match := ONLY_GLAM.search(name)) else name.removeprefix("backbone.") for name in new
     ]

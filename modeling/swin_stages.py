@@ -1,8 +1,8 @@
-"""Swin's stages, with GLAM's global tokens in every window (none of them is plain Swin).
+"""Stages of Swin with GLAM's global tokens in every window; without global tokens they are plain Swin.
 
-Liu et al., "Swin Transformer", ICCV 2021; Themyr et al. (GLAM), WACV 2023, section 3.2 and Fig. 3. One block is
-W-MSA over [global tokens ; window], then G-MSA over all global tokens, then the MLP of the visual tokens. Relative
-positions and the shift mask act between visual tokens only.
+Liu et al., "Swin Transformer", ICCV 2021; Themyr et al. (GLAM), WACV 2023, section 3.2 and Fig. 3. One block
+is W-MSA over [global tokens ; window], then G-MSA over all global tokens, then the MLP of the visual tokens.
+Relative position bias and shift mask apply between visual tokens only.
 
 Legend: B batch, G... grid axes, C channels, W windows, N tokens of a window, T global tokens per window.
 """
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention, hiding_bias
+from .attention import Attention, padding_bias
 from .blocks import DropPath, Encoded, Mlp
 from .global_tokens import GlobalTokens, tokens_with_image
 from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
-from .windows import Windows, cut, join, plan_windows, shift_mask
+from .windows import Windows, plan_windows, shift_mask, window_partition, window_reverse
 
 
 class StageSizes(NamedTuple):
-    """The numbers that make a stage."""
+    """Sizes of one stage."""
 
     dim: int
     depth: int
@@ -42,22 +42,22 @@ class StageSizes(NamedTuple):
 
 
 class WindowCut(NamedTuple):
-    """What the blocks of a stage share: how the grid is cut, and the masks and positions that follow from it."""
+    """The partition of a grid into windows that the blocks of a stage share, with its masks and positions."""
 
     windows: Windows
     shift_mask: Tensor | None
-    visible_tokens: Tensor | None
+    token_padding_mask: Tensor | None
     global_position: Tensor | None
 
 
 class SwinBlock(GradientCheckpointingLayer):
-    """Window attention with global tokens, attention across windows, MLP."""
+    """Window attention with global tokens (W-MSA), attention across windows (G-MSA), MLP."""
 
     def __init__(
         self, config: PreTrainedConfig, sizes: StageSizes, drop_path_rate: float, is_last: bool
     ) -> None:
         super().__init__()
-        self.is_last = is_last  # of its stage: nothing reads the global tokens that leave it
+        self.is_last = is_last  # of its stage: its global tokens are not used any more
         self.norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
         self.position_bias = RelativePositionBias(sizes.window, sizes.num_heads)
         self.attention = Attention(config, sizes.dim, sizes.num_heads)
@@ -72,11 +72,11 @@ class SwinBlock(GradientCheckpointingLayer):
         self, features: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
     ) -> tuple[Tensor, Tensor | None]:
         """(B, G..., C), (B, W, T, C) -> the same shapes."""
-        windows = cut(self.norm1(features), window_cut.windows)
+        windows = window_partition(self.norm1(features), window_cut.windows)
         windows, global_tokens = self.mix_within_windows(windows, global_tokens, window_cut.shift_mask)
         if self.global_attention is not None:
             global_tokens = self.mix_across_windows(global_tokens, window_cut)
-        features = features + self.drop_path(join(windows, window_cut.windows))
+        features = features + self.drop_path(window_reverse(windows, window_cut.windows))
         features = features + self.drop_path(self.mlp(self.norm2(features)))
         return features, global_tokens
 
@@ -96,7 +96,7 @@ class SwinBlock(GradientCheckpointingLayer):
         return mixed[:, :, num_tokens:], mixed[:, :, :num_tokens]
 
     def attention_bias(self, mask: Tensor | None, batch: int, num_tokens: int, dtype: torch.dtype) -> Tensor:
-        """-> (1 or B * W, heads, N or T + N, T + N); rows and columns of global tokens are zero."""
+        """-> (1 or B * W, heads, N or T + N, T + N), zero in rows and columns of global tokens."""
         asking_tokens = 0 if self.is_last else num_tokens
         bias = F.pad(self.position_bias()[None], (num_tokens, 0, asking_tokens, 0))
         if mask is not None:
@@ -109,14 +109,14 @@ class SwinBlock(GradientCheckpointingLayer):
         tokens = global_tokens.flatten(1, 2)
         if window_cut.global_position is not None:
             tokens = tokens + window_cut.global_position.to(tokens.dtype)
-        visible = window_cut.visible_tokens
-        bias = None if visible is None else hiding_bias(visible, tokens.dtype)
+        padding_mask = window_cut.token_padding_mask
+        bias = None if padding_mask is None else padding_bias(padding_mask, tokens.dtype)
         mixed, _ = self.global_attention(tokens, bias=bias)
         return mixed.reshape(global_tokens.shape)
 
 
 class SwinStage(nn.Module):
-    """The blocks of one resolution: regular and shifted windows in turn, global tokens handed from block to block."""
+    """The blocks of one resolution, with shifted windows in every other block and shared global tokens."""
 
     def __init__(self, config: PreTrainedConfig, sizes: StageSizes) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class SwinStage(nn.Module):
             )
 
     def forward(self, features: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """(B, G..., C), optional (B, G...) true where there is image -> (B, G..., C)."""
+        """(B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
         cuts = [self.cut(features, pixel_mask, shifted) for shifted in (False, True)]
         global_tokens = None
         if self.global_tokens is not None:
@@ -150,7 +150,7 @@ class SwinStage(nn.Module):
         return features
 
     def cut(self, features: Tensor, pixel_mask: Tensor | None, shifted: bool) -> WindowCut:
-        """The cut of regular or of shifted windows for features of this size."""
+        """Returns the partition into regular or shifted windows for features of this size."""
         windows = plan_windows(tuple(features.shape[1:-1]), self.window, shifted and self.shifts_windows)
         position = None
         if self.global_position is not None:
@@ -166,7 +166,7 @@ class SwinStage(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Patches, then stages with a merging of patches between them."""
+    """Patch embedding, then stages with patch merging between them."""
 
     def __init__(
         self, config: PreTrainedConfig, num_channels: int, patch: tuple[int, ...], stages: list[StageSizes]
@@ -178,7 +178,7 @@ class SwinEncoder(nn.Module):
         self.merges = nn.ModuleList(PatchMerge(sizes.dim, len(patch), eps) for sizes in stages[:-1])
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
-        """(B, C, S...), optional (B, S...) one where there is image -> features (B, G..., C) at each stage."""
+        """(B, C, S...), optional mask (B, S...), 1 for image -> features (B, G..., C) of each stage."""
         features = self.patch_embed(pixel_values)
         inputs, outputs = [], []
         for index, stage in enumerate(self.stages):

@@ -1,14 +1,15 @@
-"""Bilinear upsampling (align_corners=False), and 3x3 convolutions over upsampled maps without upsampling them.
+"""Bilinear upsampling (align_corners=False), and 3x3 convolution of upsampled feature maps at low resolution.
 
-A convolution and an interpolation are linear and act on different axes, so they may change places tap by tap:
-conv3x3(up(P)) is the sum over the nine taps of shift(up(W_tap P)). Here the taps mix the channels at low resolution,
-where pixels are few; then two dense products with shifted interpolation matrices, one per axis, upsample, shift and
-sum the taps at once. The result is that of the plain formula up to rounding, zero padding at the border included.
+Interpolation and the channel mixing of each tap are linear and act on different axes, so they commute:
+conv3x3(up(P)) is the sum over the nine taps of shift(up(W_tap P)). The taps mix channels at low resolution,
+where there are few pixels; then two dense products with shifted interpolation matrices, one per axis,
+upsample, shift and sum the taps. The result equals the direct computation up to rounding, zero padding at the
+border included.
 
-Channels are the fastest axis in memory throughout: no step needs a transposition, and that layout also makes the
-convolutions around it fastest on CPUs and tensor cores.
+Channels are the fastest axis in memory throughout: no step needs a transposition, and that layout is also the
+fastest for the surrounding convolutions on CPUs and tensor cores.
 
-Legend: B batch, C channels, h, w and H, W the sides before and after upsampling.
+Legend: B batch, C channels, h, w and H, W height and width before and after upsampling.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ from .blocks import WeightOwner
 
 
 def interpolation_matrix(source: int, target: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(target, source): linear interpolation of one axis, each row the weights of one target cell."""
+    """-> (target, source), linear interpolation along one axis; a row holds the weights of one target."""
     exact = torch.promote_types(dtype, torch.float32)
-    centres = torch.arange(target, dtype=exact, device=device) + 0.5
-    positions = (centres * (source / target) - 0.5).clamp(0, source - 1)
+    centers = torch.arange(target, dtype=exact, device=device) + 0.5
+    positions = (centers * (source / target) - 0.5).clamp(0, source - 1)
     distances = positions[:, None] - torch.arange(source, dtype=exact, device=device)
     return (1 - distances.abs()).clamp(min=0).to(dtype)
 
@@ -35,35 +36,37 @@ def upsample(feature_map: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class PyramidConv3x3(WeightOwner):
-    """A 3x3 convolution, without bias, of the concatenation of a pyramid's maps, all upsampled to the finest one's size.
+    """3x3 convolution without bias of concatenated feature maps, upsampled to the finest one.
 
-    The concatenation itself is never made, see `pyramid_conv3x3`.
+    The concatenation is never materialized, see `pyramid_conv3x3`.
 
-    in_channels: sum of C_i over the maps.
+    Args:
+        in_channels: Sum of the channels C_i of the feature maps.
+        out_channels: Output channels C'.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__((out_channels, in_channels, 3, 3))
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i), the first one setting the size -> (B, C', H, W)."""
+        """(B, C_i, h_i, w_i) each, of which the first one has the output size -> (B, C', H, W)."""
         return pyramid_conv3x3(feature_maps, self.weight)
 
 
 def pyramid_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """Maps (B, C_i, h_i, w_i), the first one setting the size; weight (C', sum of C_i, 3, 3) -> (B, C', H, W).
+    """(B, C_i, h_i, w_i) each, the first of output size; weight (C', sum of C_i, 3, 3) -> (B, C', H, W).
 
     Equals conv2d(cat([first, *upsampled others]), weight, padding=1).
     """
     finest, *coarser = feature_maps
     finest_weight, coarser_weight = weight.split([finest.shape[1], weight.shape[1] - finest.shape[1]], dim=1)
-    # Before the direct convolution, because it needs the most memory while it runs.
+    # Before the direct convolution, because this step needs the most memory.
     upsampled = upsampled_conv3x3(coarser, coarser_weight, finest.shape[-2:])
     return upsampled + F.conv2d(finest, finest_weight, padding=1)
 
 
 def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, C_i, h_i, w_i), weight (C', sum of C_i, 3, 3), size (H, W) -> (B, C', H, W).
+    """(B, C_i, h_i, w_i) each, weight (C', sum of C_i, 3, 3), size (H, W) -> (B, C', H, W).
 
     Equals conv2d(cat(upsampled maps), weight, padding=1).
     """
@@ -78,7 +81,7 @@ def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequ
 
 
 def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tensor]:
-    """(B, C, h, w), (C', C, 3, 3) -> for each row of taps (B, h, W * C'), its three taps upsampled along w and summed."""
+    """(B, C, h, w), (C', C, 3, 3) -> for each row of taps (B, h, W * C'), upsampled along w and summed."""
     batch, _, height, source = feature_map.shape
     columns = _shifted_matrices(source, width, feature_map).permute(1, 2, 0).flatten(1)  # (W, w * 3)
     widened = []
@@ -92,7 +95,7 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tenso
 
 
 def _shifted_matrices(source: int, target: int, like: Tensor) -> Tensor:
-    """(3, target, source): what the three taps see of an upsampled axis, with zeros outside of it."""
+    """-> (3, target, source), interpolation along an axis as the three taps read it, zero outside."""
     matrix = interpolation_matrix(source, target, dtype=like.dtype, device=like.device)
     padded = F.pad(matrix, (0, 0, 1, 1))
     return torch.stack([padded[tap : tap + target] for tap in range(3)])

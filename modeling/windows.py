@@ -1,6 +1,6 @@
-"""Windows over a grid with any number of axes: cut, join, pad, shift, and the mask of shifted windows.
+"""Windows of a grid with any number of axes: partition and its inverse, padding, cyclic shift and its mask.
 
-A `Windows` value is computed once from the grid's size and handed down; modules keep no sizes.
+`Windows` is computed once from the size of the grid and passed down; modules store no sizes.
 
 Legend: B batch, G... grid axes, C channels, W windows, N tokens of a window.
 """
@@ -14,36 +14,36 @@ from torch import Tensor
 
 
 class Windows(NamedTuple):
-    """How a grid is cut: its size, the window's, the number of windows along each axis, and the cyclic shift."""
+    """How a grid is partitioned: sizes of grid and window, windows along each axis, and cyclic shift."""
 
     grid: tuple[int, ...]
     window: tuple[int, ...]
     counts: tuple[int, ...]
-    padded: tuple[int, ...]  # the grid's size after padding to whole windows
+    padded: tuple[int, ...]  # size of the grid after padding to whole windows
     shift: tuple[int, ...]
 
 
 def plan_windows(grid: tuple[int, ...], window: tuple[int, ...], shifted: bool = False) -> Windows:
-    """The cut of a grid into windows, the last ones padded; shifted windows move by half a window."""
-    # Ceiling division in this form, not (-size) % step: torch.compile and torch.export solve it for free sizes.
+    """Plans the partition of a grid into windows, padded at the end; the shift is half a window."""
+    # Ceiling division in this form, not (-size) % step: torch.compile and torch.export can solve it.
     counts = tuple((size + step - 1) // step for size, step in zip(grid, window, strict=True))
     padded = tuple(count * step for count, step in zip(counts, window, strict=True))
     shift = tuple(step // 2 if shifted else 0 for step in window)
     return Windows(grid, window, counts, padded, shift)
 
 
-def cut(features: Tensor, windows: Windows) -> Tensor:
-    """(B, G..., C) -> (B, W, N, C): zero-pads, shifts cyclically and cuts; windows and tokens in row-major order."""
+def window_partition(features: Tensor, windows: Windows) -> Tensor:
+    """(B, G..., C) -> (B, W, N, C): pads, shifts and partitions; windows and tokens in row-major order."""
     return partition(roll(pad(features, windows), windows, -1), windows)
 
 
-def join(tokens: Tensor, windows: Windows) -> Tensor:
-    """(B, W, N, C) -> (B, G..., C): undoes `cut`."""
+def window_reverse(tokens: Tensor, windows: Windows) -> Tensor:
+    """(B, W, N, C) -> (B, G..., C), the inverse of `cut`."""
     return crop(roll(merge(tokens, windows), windows, 1), windows.grid)
 
 
 def pad(features: Tensor, windows: Windows) -> Tensor:
-    """(B, G..., C) -> (B, padded..., C) with zeros after the end of each axis."""
+    """(B, G..., C) -> (B, padded..., C), zero-padded at the end of each axis."""
     widths = [0, 0]
     for size, padded in zip(windows.grid[::-1], windows.padded[::-1], strict=True):
         widths += [0, padded - size]
@@ -53,9 +53,7 @@ def pad(features: Tensor, windows: Windows) -> Tensor:
 def crop(features: Tensor, grid: tuple[int, ...]) -> Tensor:
     """(B, padded..., C) -> (B, G..., C)."""
     for axis, size in enumerate(grid, start=1):
-        if (
-            torch.compiler.is_exporting()
-        ):  # a view would tie the program to sizes that need padding, or to others
+        if torch.compiler.is_exporting():  # a view would specialize the program on whether sizes need padding
             features = features.index_select(axis, torch.arange(size, device=features.device))
         else:
             features = features.narrow(axis, 0, size)
@@ -63,7 +61,7 @@ def crop(features: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 def roll(features: Tensor, windows: Windows, direction: int) -> Tensor:
-    """(B, padded..., C) -> the same shape, moved by the shift forwards (1) or backwards (-1)."""
+    """(B, padded..., C) -> the same shape, shifted cyclically forward (1) or backward (-1)."""
     if not any(windows.shift):
         return features
     shifts = [direction * step for step in windows.shift]
@@ -91,10 +89,10 @@ def merge(tokens: Tensor, windows: Windows) -> Tensor:
 
 
 def shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask (W, N, N) of a shifted cut: -100 between tokens that only the cyclic shift made neighbours.
+    """-> (W, N, N), additive mask: -100 between tokens that are adjacent only because of the cyclic shift.
 
-    Regions are those of Swin: along each axis the inner windows, the part of the last window that stays, and the
-    part that wraps around. None without a shift.
+    Regions are those of Swin: along each axis the inner windows, the part of the last window that stays, and
+    the part that wraps around. Returns None without a shift.
     """
     if not any(windows.shift):
         return None

@@ -1,1 +1,1 @@
-"""Before and after the model: images, masks, label maps, scores."""
+"""What happens before and after the model: reading images and masks, inference, scores and overlays."""

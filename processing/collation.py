@@ -1,6 +1,6 @@
-"""From samples of any size to one batch: what a DataLoader or transformers' Trainer takes as its collator.
+"""The collator that turns samples of any size into one batch, for a DataLoader or transformers' Trainer.
 
-Legend: B batch, C bands, H, W pixels.
+Legend: B batch, C channels, H, W pixels.
 """
 
 from typing import Any
@@ -11,12 +11,16 @@ from transformers import BaseImageProcessor
 
 
 class SegmentationCollator:
-    """Samples {"image": picture, "mask": (H, W) class ids} -> inputs of a segmenter; other keys are left out.
+    """Collates samples {"image": image, "mask": (H, W) class ids} to the inputs of a segmenter.
 
-    Images are normalised and never resized: that is left to the augmentation. A batch of mixed sizes is padded to the largest;
-    padding is labelled as ignored, and `pixel_mask` tells the model where it is.
+    Other keys of the samples are dropped. Images are normalized but not resized, which is up to the
+    augmentation. A batch of mixed sizes is padded to the largest height and width; padding is labeled
+    `ignore_index`, and `pixel_mask` marks the pixels that are not padding.
 
-    can_pad: False for a model that takes no `pixel_mask`; mixed sizes then raise.
+    Args:
+        processor: The image processor that normalizes and pads.
+        ignore_index: Label of the padding.
+        can_pad: Whether the model takes a `pixel_mask`. If False, mixed sizes raise an error.
     """
 
     def __init__(
@@ -27,13 +31,24 @@ class SegmentationCollator:
         self.can_pad = can_pad
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """-> pixel_values (B, C, H, W), labels (B, H, W), and pixel_mask (B, H, W) where sizes differ."""
+        """Collates a batch.
+
+        Args:
+            samples: One dict per image, with an "image" for the processor and a "mask" (H, W) of class ids.
+
+        Returns:
+            `pixel_values` (B, C, H, W), `labels` (B, H, W) int64, and for mixed sizes `pixel_mask` (B, H, W).
+
+        Raises:
+            ValueError: The sizes differ and `can_pad` is False.
+        """
         sizes = {sample["mask"].shape for sample in samples}
         if len(sizes) > 1 and not self.can_pad:
             shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
             raise ValueError(
-                f"images of {shown} are to become one batch, and this model takes no pixel_mask that would tell padding from "
-                "image. Give images of one size, or one at a time: per_device_eval_batch_size=1."
+                f"cannot batch images of {shown}: this model takes no pixel_mask, so it cannot "
+                "tell padding from image. Give images of one size, or one image per batch: "
+                "per_device_eval_batch_size=1."
             )
         images = [sample["image"] for sample in samples]
         inputs = dict(self.processor(images, do_resize=False, return_tensors="pt"))

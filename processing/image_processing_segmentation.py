@@ -1,10 +1,10 @@
 """The image processor of every 2-D segmenter: images and masks in, `pixel_values` and `labels` out.
 
-One class per backend of transformers, `SegmentationImageProcessor` (torchvision) and `SegmentationImageProcessorPil`.
-They differ only in the arithmetic of resizing and normalising; everything else is in `SegmentationProcessing`, and the
-way back from logits to masks in `SemanticPostProcessing`.
+One class per backend of transformers, `SegmentationImageProcessor` (torchvision) and
+`SegmentationImageProcessorPil`. They differ only in the arithmetic of resizing and normalizing; everything
+else is in `SegmentationProcessing`, and post-processing from logits to masks in `SemanticPostProcessing`.
 
-Legend: B batch, C bands, H, W pixels.
+Legend: B batch, C channels, K classes, H, W pixels.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from transformers.image_utils import SizeDict, load_image
 from transformers.processing_utils import Unpack
 
 from .image_processor_options import SegmentationImageProcessorKwargs, SegmentationOptions
-from .image_reading import Source, describe, read_bands, read_image, read_mask, read_orientation
+from .image_reading import Source, describe, read_channels, read_image, read_mask, read_orientation
 from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
 from .orientation import swaps_sides
@@ -31,7 +31,7 @@ from .saving import SavedWithCode
 
 
 class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedWithCode):
-    """What both backends share. Subclasses give `_to_backend`, `resize` and `_preprocess`."""
+    """What both backends share. Subclasses implement `_to_backend`, `resize` and `_preprocess`."""
 
     def preprocess(
         self,
@@ -39,42 +39,71 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         segmentation_maps: Source | Sequence[Source] | None = None,
         **kwargs: Unpack[SegmentationImageProcessorKwargs],
     ) -> BatchFeature:
-        """One image or a batch, with masks of the same sizes -> `pixel_values`, `labels`, and `pixel_mask` if padded.
+        """Prepares one image or a batch, with or without masks.
 
-        Images may be paths, URLs, bytes, files, PIL images, arrays or tensors; see `image_reading`. Images are turned
-        upright by their EXIF orientation, masks by their own. In a batch of mixed sizes images are padded at the right and at
-        the bottom with 0, the mean colour, and labels with `ignore_index`; `pixel_mask` (B, H, W) is 1 on the images.
+        Images are rotated upright by their EXIF orientation, masks by their own. In a batch of mixed sizes,
+        images are padded on the right and at the bottom with 0 (the mean color), and labels with
+        `ignore_index`.
+
+        Args:
+            images: A path, URL, bytes, binary file, PIL image, array or tensor, or a list of them (or a 4-D
+                array or tensor).
+            segmentation_maps: One mask per image, of the size of its upright image: a path, bytes, binary
+                file, PIL image, array or tensor of ids (H, W) or RGB colors (H, W, 3).
+            **kwargs: Options that replace those of the processor in this call, and `return_tensors`.
+
+        Returns:
+            `pixel_values` (B, C, H, W) float32; with masks `labels` (B, H, W) int64; and `pixel_mask`
+            (B, H, W), 1 on the images and 0 on the padding, if images were padded.
+
+        Raises:
+            ImageReadError: A file cannot be read, or has the wrong number of channels.
+            ValueError: An option is unknown or invalid, a mask does not fit its image, or a mask has a value
+                without a class.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def process_image(self, image: Source, **options: Any) -> Tensor | np.ndarray:
-        """Any image -> its upright bands (C, H, W), uint8 or float32 in 0..255, in memory of its own."""
+        """Reads an image: upright, (C, H, W), uint8 or float32 in 0..255, as a copy."""
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             image = load_image(image)
         reading = {name: options.get(name) for name in ("value_range", "input_data_format")}
         reading["pixel_limit"] = options.get("pixel_limit", self.pixel_limit)
         if options.get("do_convert_rgb", self.do_convert_rgb):
-            bands = np.asarray(read_image(image, **reading))
+            channels = np.asarray(read_image(image, **reading))
         else:
             mean = options.get("image_mean", self.image_mean)
-            bands = read_bands(image, len(mean) if isinstance(mean, Sequence) else None, **reading)
+            channels = read_channels(image, len(mean) if isinstance(mean, Sequence) else None, **reading)
         if isinstance(image, Image.Image) and swaps_sides(read_orientation(image)):
             warnings.warn(
-                "an image lies on its side and was turned upright by its EXIF orientation, which swaps height and width. "
-                "For a mask of its stored pixels give post_process_semantic_segmentation the orientations, "
-                "[processor.read_orientation(image)].",
+                "an image was turned upright by its EXIF orientation, which swaps height and width. "
+                "To get a mask that fits the stored pixels, pass "
+                "orientations=[processor.read_orientation(image)] to post_process_semantic_segmentation.",
                 stacklevel=2,
             )
-        return self._to_backend(np.array(np.moveaxis(bands, -1, 0), order="C"), options.get("device"))
+        return self._to_backend(np.array(np.moveaxis(channels, -1, 0), order="C"), options.get("device"))
 
     def decode_mask(self, mask: Source, **overrides: Any) -> np.ndarray:
-        """Any mask -> class ids (H, W) int64 through `label_map`, or through `palette` if the mask holds colours."""
+        """Decodes a mask with `label_map`, or without one with `palette` if the mask has colors.
+
+        Args:
+            mask: A path, bytes, binary file, PIL image, array or tensor of ids (H, W) or RGB colors
+                (H, W, 3).
+            **overrides: `label_map`, `palette`, `ignore_index` or `pixel_limit`, in place of the processor's.
+
+        Returns:
+            Class ids (H, W) int64, upright; `ignore_index` where the pixel has no label.
+
+        Raises:
+            ImageReadError: The mask cannot be read.
+            ValueError: The mask has a value without a class.
+        """
         label_map, palette, ignore_index, pixel_limit = (
             overrides.get(name, getattr(self, name))
             for name in ("label_map", "palette", "ignore_index", "pixel_limit")
         )
         table = LabelMap(label_map, ignore_index)
-        values = read_mask(mask, decode_palette=table.needs_colours, pixel_limit=pixel_limit)
+        values = read_mask(mask, decode_palette=table.needs_colors, pixel_limit=pixel_limit)
         if values.ndim == 3 and label_map is None and palette is not None:
             table = LabelMap.from_palette(palette, ignore_index)
         return table.decode(values, describe(mask))
@@ -90,19 +119,19 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         options["do_resize"] = (
             options["size"] is not None if options["do_resize"] is None else options["do_resize"]
         )
-        pictures = [self.process_image(source, **options) for source in sources]
-        sizes = [tuple(picture.shape[-2:]) for picture in pictures]
+        processed = [self.process_image(source, **options) for source in sources]
+        sizes = [tuple(image.shape[-2:]) for image in processed]
         labels = None
         if segmentation_maps is not None:
             masks = list(segmentation_maps) if is_batch else [segmentation_maps]
             labels = self._labels(masks, sources, sizes, options)
-        pictures = self._preprocess(pictures, **options)
-        data = {"pixel_values": pictures}
-        sizes = [tuple(picture.shape[-2:]) for picture in pictures]
+        processed = self._preprocess(processed, **options)
+        data = {"pixel_values": processed}
+        sizes = [tuple(image.shape[-2:]) for image in processed]
         if options["do_pad"] and len(set(sizes)) > 1:
             height, width = (max(sides) for sides in zip(*sizes, strict=True))
             canvas = SizeDict(height=height, width=width)
-            data["pixel_values"], data["pixel_mask"] = self.pad(pictures, pad_size=canvas, return_mask=True)
+            data["pixel_values"], data["pixel_mask"] = self.pad(processed, pad_size=canvas, return_mask=True)
             labels = labels and [
                 _pad_labels(label, height, width, options["ignore_index"]) for label in labels
             ]
@@ -117,19 +146,18 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         sizes: list[tuple[int, int]],
         options: dict[str, Any],
     ) -> list[Tensor] | list[np.ndarray]:
-        """Masks -> labels (H, W) int64, resized as the images are; `sizes` are those of the images as read."""
+        """Masks -> labels (H, W) int64, resized like the images, whose `sizes` are those before resizing."""
         if len(masks) != len(sources):
-            raise ValueError(
-                f"{len(sources)} images came with {len(masks)} masks. Give one mask for each image."
-            )
+            raise ValueError(f"got {len(sources)} images and {len(masks)} masks. Give one mask per image.")
         labels = []
         for mask, source, size in zip(masks, sources, sizes, strict=True):
             label = self.decode_mask(mask, **options)
             if label.shape != size:
                 turned = " It fits the image before its EXIF rotation." if label.shape == size[::-1] else ""
                 raise ValueError(
-                    f"{describe(mask)} is {label.shape[1]}x{label.shape[0]}, but its image {describe(source)} is "
-                    f"{size[1]}x{size[0]} (upright).{turned} Make the mask for the image as it is seen."
+                    f"{describe(mask)} is {label.shape[1]}x{label.shape[0]}, but its image "
+                    f"{describe(source)} is {size[1]}x{size[0]} (upright).{turned} "
+                    "Give a mask of the upright image."
                 )
             if options["do_resize"]:
                 label = _resize_nearest(label, resized_size(*size, options["size"]))
@@ -140,14 +168,38 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         height, width = resized_size(*image.shape[-2:], options["size"])
         if height * width > options["pixel_limit"]:
             raise ValueError(
-                f"size={options['size']} makes a {image.shape[-1]}x{image.shape[-2]} image {width}x{height}, above the limit of "
-                f"{options['pixel_limit']} pixels. Use {{'max_pixels': ...}}, or add 'longest_edge'."
+                f"size={options['size']} resizes a {image.shape[-1]}x{image.shape[-2]} image to "
+                f"{width}x{height}, above the limit of {options['pixel_limit']} pixels. "
+                f"Use {{'max_pixels': ...}}, or add 'longest_edge'."
             )
         return SizeDict(height=height, width=width)
 
 
 class SegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
-    """Prepares images and masks for 2-D segmenters with torchvision, on the CPU or on `device`."""
+    """Prepares images and masks for 2-D segmenters with torchvision, and turns logits into masks.
+
+    Every option is an attribute, is saved in `preprocessor_config.json`, and can be replaced in a call. An
+    image is read as RGB (`do_convert_rgb`), resized by `size` if there is one, scaled to 0..1, normalized by
+    `image_mean` and `image_std`, and padded to the largest of its batch.
+
+    Args:
+        **kwargs: Options of transformers' image processors, which also take `device`; their defaults are no
+            resizing, bilinear `resample`, the mean and std of ImageNet, and padding. `size` is one of
+            {"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"} and {"max_pixels"}, in
+            pixels. Also:
+
+            - `label_map`: Value in the mask file (id, or color as "#rrggbb") -> class id or "ignore".
+              Default: ids are classes.
+            - `ignore_index`: Label of pixels without a class, and of padding. Default: 255.
+            - `palette`: One [red, green, blue] per class, to decode masks of colors and to color predictions.
+            - `value_range`: (low, high), black and white in images that are not 8-bit. Default: 0 and 65535
+              for uint16; other types need it.
+            - `pixel_limit`: Most pixels of an image, as read and as resized. Default: 178,956,970, Pillow's
+              own limit.
+
+    Raises:
+        ValueError: An option is unknown or invalid.
+    """
 
     def _to_backend(self, array: np.ndarray, device: str | torch.device | None) -> Tensor:
         return torch.from_numpy(array).to(device)
@@ -165,17 +217,17 @@ class SegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
 
 
 class SegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
-    """Prepares images and masks for 2-D segmenters with Pillow and numpy."""
+    """The same image processor with Pillow and numpy in place of torchvision; it takes no `device`."""
 
     def _to_backend(self, array: np.ndarray, device: str | torch.device | None) -> np.ndarray:
         if device not in (None, "cpu", torch.device("cpu")):
             raise ValueError(
-                f"the Pillow backend has no device {device}. Load the processor with backend='torchvision'."
+                f"the Pillow backend cannot use device {device}. Load it with backend='torchvision'."
             )
         return array
 
     def resize(self, image: np.ndarray, size: SizeDict, resample: int | None = None, **_: Any) -> np.ndarray:
-        """(C, H, W) -> (C, *size), band by band: Pillow has no images of more than four."""
+        """(C, H, W) -> (C, *size), one channel at a time because Pillow images have at most four."""
         shape = size.width, size.height
         return np.stack([np.asarray(Image.fromarray(band).resize(shape, resample)) for band in image])
 
@@ -193,18 +245,18 @@ class SegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
 
 
 def _as_list(images: Source | Sequence[Source]) -> tuple[list[Source], bool]:
-    """The images one by one, and whether they came as a batch."""
+    """The images as a list, and whether they came as a batch."""
     is_batch = isinstance(images, list | tuple) or (
         isinstance(images, np.ndarray | Tensor) and images.ndim == 4
     )
     sources = list(images) if is_batch else [images]
     if not sources:
-        raise ValueError("there are no images. Give at least one.")
+        raise ValueError("got an empty batch. Give at least one image.")
     return sources, is_batch
 
 
 def _resize_nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) -> size, each pixel from the one under its centre."""
+    """(H, W) -> size; each pixel takes the value under its center."""
     rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, label.shape, strict=True))
     return label[rows.astype(np.int64)[:, None], columns.astype(np.int64)]
 

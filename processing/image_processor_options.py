@@ -1,4 +1,4 @@
-"""What a segmentation image processor can be told, the defaults, and the checks that find wrong or unknown options."""
+"""Options of a segmentation image processor, their defaults, and checks for invalid and unknown ones."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -19,11 +19,13 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     """Options of transformers' image processors, and:
 
     label_map (`dict`, *optional*):
-        Value of the mask file (id, or colour as "#rrggbb") to class id or "ignore". None: ids are classes.
-    ignore_index (`int`): Label of pixels that take no part, padding included.
-    palette (`list`, *optional*): One colour per class: decodes colour masks, and colours predictions.
-    value_range (`list`, *optional*): Values of black and white in images that have more than 8 bits.
-    pixel_limit (`int`): Larger image files are refused, and so are sizes to resize to.
+        Value in the mask file (id, or color as "#rrggbb") to class id or "ignore". None: ids are classes.
+    ignore_index (`int`): Label of pixels without a class, and of padding.
+    palette (`list`, *optional*): One [red, green, blue] per class, to decode masks of colors and to color
+        predictions.
+    value_range (`list`, *optional*): (low, high), black and white in images that are not 8-bit; 16-bit ones
+        need none.
+    pixel_limit (`int`): Most pixels of an image, as read and as resized.
     """
 
     label_map: dict | None
@@ -34,13 +36,13 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class SegmentationOptions:
-    """The options as class attributes, which transformers copies to every processor and saves as JSON."""
+    """The options as class attributes, which transformers copies to each processor and saves as JSON."""
 
     valid_kwargs = SegmentationImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
 
     do_convert_rgb = True
-    do_resize = None  # None: whenever a `size` is given
+    do_resize = None  # None: if a `size` is given
     size = None  # see resize_rules.py
     resample = PILImageResampling.BILINEAR
     do_rescale = True
@@ -48,7 +50,7 @@ class SegmentationOptions:
     do_normalize = True
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    do_pad = True  # a batch of mixed sizes to its largest height and width
+    do_pad = True  # pads a batch of mixed sizes to its largest height and width
     label_map = None
     ignore_index = 255
     palette = None
@@ -60,7 +62,7 @@ class SegmentationOptions:
         for name in kwargs:
             if name not in known and not name.startswith("_"):
                 near = get_close_matches(name, known, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
+                hint = f"did you mean '{near[0]}'?" if near else f"known options: {', '.join(known)}."
                 raise ValueError(f"no option '{name}', {hint}")
         super().__init__(**kwargs)
 
@@ -84,6 +86,6 @@ class SegmentationOptions:
         mean = kwargs["image_mean"]
         if kwargs["do_normalize"] and kwargs["do_convert_rgb"] and isinstance(mean, tuple) and len(mean) != 3:
             raise ValueError(
-                f"image_mean has {len(mean)} entries, but do_convert_rgb=True makes 3 bands of every image. "
+                f"image_mean has {len(mean)} entries, but do_convert_rgb=True gives every image 3 channels. "
                 "Pass do_convert_rgb=False."
             )

@@ -1,10 +1,11 @@
-"""Images and masks from anywhere, or an error that names the file and says what to do.
+"""Reads images and masks from any source; errors name the file and say what to do.
 
-Sources are paths, bytes, binary files, PIL images, numpy arrays and torch tensors. Images come out upright, first frame
-only, alpha dropped, on the scale 0..255: 16-bit values are divided by 257, other values need a stated range.
-Masks come out as they are stored: ids are never converted to grey, nor palette indices to colours unless asked.
+Sources are paths, bytes, binary files, PIL images, numpy arrays and torch tensors. Images are returned
+upright, first frame only, without alpha, on the scale 0..255: 16-bit values are divided by 257, other types
+need a `value_range`. Masks are returned as stored: ids are never converted to gray, and palette indices
+become colors only on request.
 
-Legend: H height, W width, C bands.
+Legend: H height, W width, C channels.
 """
 
 import io
@@ -26,11 +27,11 @@ from .png_rows import misses_rows
 
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
-PIXEL_LIMIT = 178_956_970  # where Pillow, too, refuses by default
-RGB_BANDS = (3, 1, 4)  # numbers of bands that can become RGB; in doubt the first that fits
+PIXEL_LIMIT = 178_956_970  # where Pillow raises an error by default, too
+RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
 LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 OPENING = threading.Lock()  # Pillow's own pixel limit is a global variable
-DECODING_ERRORS = (  # what Pillow is known to raise for damaged files
+DECODING_ERRORS = (  # which Pillow raises for damaged files
     OSError,
     SyntaxError,
     ValueError,
@@ -45,11 +46,11 @@ DECODING_ERRORS = (  # what Pillow is known to raise for damaged files
 
 
 class ImageReadError(ValueError):
-    """An image or mask that cannot be read; the message names it and says what to do."""
+    """An image or mask cannot be read; the message names it and says what to do."""
 
 
 class Decoded(NamedTuple):
-    """A loaded image, pixels as stored, and the EXIF code that makes them upright."""
+    """A loaded image with its pixels as stored, and its EXIF orientation code."""
 
     image: Image.Image
     orientation: int
@@ -63,55 +64,63 @@ def read_image(
     input_data_format: str | None = None,
     pixel_limit: int = PIXEL_LIMIT,
 ) -> Image.Image:
-    """Any source -> an upright 8-bit RGB image.
+    """Reads any source as an upright 8-bit RGB image.
 
-    `value_range` (low, high) maps values other than 8-bit ones to black and white; `input_data_format` ("channels_first"
-    or "channels_last") says where an array has its bands; `pixel_limit` refuses larger files before decoding them.
+    Args:
+        source: Path, bytes, binary file, PIL image, array or tensor.
+        value_range: (low, high), black and white in images that are not 8-bit.
+        input_data_format: "channels_first" or "channels_last", for arrays and tensors where both would fit.
+        pixel_limit: Most pixels of a file; larger ones are rejected before they are decoded.
+
+    Raises:
+        ImageReadError: The image is missing, damaged, too large, or of a type that needs a `value_range`.
     """
     if isinstance(source, np.ndarray | Tensor):
-        bands = _array_bands(source, RGB_BANDS, value_range, input_data_format)
-        bands = bands[..., :3] if bands.shape[-1] >= 3 else bands.repeat(3, axis=-1)
-        return Image.fromarray(_rounded(bands))
+        channels = _array_channels(source, RGB_CHANNELS, value_range, input_data_format)
+        channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
+        return Image.fromarray(_rounded(channels))
     image, orientation, name = open_image(source, pixel_limit)
     rgb = _to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
 
-def read_bands(
+def read_channels(
     source: Source,
-    num_bands: int | None,
+    num_channels: int | None,
     *,
     value_range: tuple[float, float] | None = None,
     input_data_format: str | None = None,
     pixel_limit: int = PIXEL_LIMIT,
 ) -> np.ndarray:
-    """Any source -> its upright bands (H, W, C), uint8 or float32 in 0..255, for images that are not RGB.
+    """Reads any source as (H, W, C), upright, uint8 or float32 in 0..255, for images that are not RGB.
 
-    `num_bands` is the number required (None: any); one more is accepted where it is an alpha channel, which is dropped.
+    `num_channels` is the required number of channels (None: any); an alpha channel beyond it is dropped. Other
+    arguments and errors are those of `read_image`.
     """
     if isinstance(source, np.ndarray | Tensor):
-        accepted = (num_bands,) if num_bands else RGB_BANDS
-        return _array_bands(source, accepted, value_range, input_data_format)
+        accepted = (num_channels,) if num_channels else RGB_CHANNELS
+        return _array_channels(source, accepted, value_range, input_data_format)
     image, orientation, name = open_image(source, pixel_limit)
-    if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a colour, not measurements
+    if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
         image = _to_rgb(image, value_range, name)
-    bands = _on_8_bit_scale(_pixels(image), value_range, name)
-    bands = bands[..., None] if bands.ndim == 2 else bands
-    if image.mode in ("LA", "RGBA") and num_bands == bands.shape[-1] - 1:
-        bands = bands[..., :-1]
-    if num_bands not in (None, bands.shape[-1]):
+    channels = _on_8_bit_scale(_pixels(image), value_range, name)
+    channels = channels[..., None] if channels.ndim == 2 else channels
+    if image.mode in ("LA", "RGBA") and num_channels == channels.shape[-1] - 1:
+        channels = channels[..., :-1]
+    if num_channels not in (None, channels.shape[-1]):
         raise ImageReadError(
-            f"{name} has {bands.shape[-1]} bands, but {num_bands} are needed. Give the file that holds all bands; "
-            "formats that Pillow does not know can be passed as numpy arrays."
+            f"{name} has {channels.shape[-1]} channels, but {num_channels} are needed. Give the file that has all "
+            "channels; read formats that Pillow does not support yourself, and pass numpy arrays."
         )
-    return turn_upright(bands, orientation)
+    return turn_upright(channels, orientation)
 
 
 def read_mask(source: Source, *, decode_palette: bool = False, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
-    """Any source -> upright ids (H, W) of an integer type, or the colours (H, W, 3) of a colour mask.
+    """Reads any source as ids (H, W) of an integer type, or as the colors (H, W, 3) of an RGB mask.
 
-    `decode_palette` turns a palette image into its colours; otherwise its indices are the ids. A mask is turned by its
-    own EXIF orientation, as its image is.
+    `decode_palette` returns the colors of a palette image, otherwise its indices are the ids. The mask is
+    rotated upright by its own EXIF orientation. Raises ImageReadError for lossy formats and modes that cannot
+    hold class ids.
     """
     if isinstance(source, np.ndarray | Tensor):
         return _mask_array(source)
@@ -125,8 +134,8 @@ def read_mask(source: Source, *, decode_palette: bool = False, pixel_limit: int 
         image = _to_rgb(image, None, name)
     if image.mode in ("F", "CMYK", "LAB", "YCbCr", "HSV"):
         raise ImageReadError(
-            f"{name} has Pillow mode {image.mode}, which holds no class ids. "
-            "Save masks as palette, 8-bit or 16-bit grey, or RGB PNG."
+            f"{name} has Pillow mode {image.mode}, which cannot hold class ids. "
+            "Save masks as palette, 8-bit or 16-bit gray, or RGB PNG."
         )
     mask = np.asarray(image)
     mask = mask[..., 0] if image.mode in ("LA", "PA") else mask[..., :3] if mask.ndim == 3 else mask
@@ -134,7 +143,7 @@ def read_mask(source: Source, *, decode_palette: bool = False, pixel_limit: int 
 
 
 def read_orientation(source: Source) -> int:
-    """The EXIF code (1..8) of an image; 1, upright, for arrays and where the file says nothing readable."""
+    """Returns the EXIF orientation (1..8) of an image; 1 (upright) if it has none that can be read."""
     if isinstance(source, np.ndarray | Tensor):
         return UPRIGHT
     if isinstance(source, Image.Image):
@@ -147,7 +156,7 @@ def read_orientation(source: Source) -> int:
 
 
 def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
-    """Any source but arrays -> the decoded first frame in its stored mode, not yet turned upright."""
+    """Decodes the first frame of any source but arrays, in its stored mode and not yet upright."""
     name = describe(source)
     try:
         if isinstance(source, Image.Image):
@@ -157,7 +166,7 @@ def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
                 image = Image.open(file)
             decoded = _decode(image, name, pixel_limit)
             if misses_rows(image, file):
-                raise EOFError(f"it holds fewer than the {image.height} rows that its header states")
+                raise EOFError(f"it has fewer than the {image.height} rows that its header states")
             return decoded
     except ImageReadError:
         raise
@@ -166,7 +175,7 @@ def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
 
 
 def describe(source: Source) -> str:
-    """A name for messages."""
+    """Returns a name for messages. Raises TypeError if `source` is not one of the supported types."""
     if isinstance(source, str | os.PathLike):
         return f"'{os.fspath(source)}'"
     if isinstance(source, Image.Image):
@@ -210,10 +219,10 @@ def _decode(image: Image.Image, name: str, pixel_limit: int) -> Decoded:
     if width * height > pixel_limit:
         raise ImageReadError(
             f"{name} is {width}x{height}, above the limit of {pixel_limit} pixels. "
-            "Cut or scale it, or raise `pixel_limit` if you trust the file."
+            "Crop or resize it, or raise `pixel_limit` if you trust the file."
         )
-    # Once only and before anything that loads on its own (`getexif` of a PNG does): Pillow's second load() of a damaged
-    # file raises nothing and gives a black picture. A TIFF turns itself upright here.
+    # Load once, and before anything that loads implicitly (as `getexif` of a PNG does): the second load() of
+    # a damaged file raises nothing and gives a black image. Pillow rotates a TIFF upright here.
     image.load()
     return Decoded(image, _orientation(image), name)
 
@@ -221,7 +230,7 @@ def _decode(image: Image.Image, name: str, pixel_limit: int) -> Decoded:
 def _orientation(image: Image.Image) -> int:
     try:
         code = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except (*DECODING_ERRORS, Warning):  # a damaged EXIF block says nothing about the pixels
+    except (*DECODING_ERRORS, Warning):  # the pixels may be fine where the EXIF block is damaged
         return UPRIGHT
     return code if isinstance(code, int) and code in TURNS else UPRIGHT
 
@@ -231,8 +240,8 @@ def _explained(error: Exception, name: str) -> ImageReadError:
         return ImageReadError(f"{name} does not exist. Check the path.")
     if isinstance(error, UnidentifiedImageError):
         return ImageReadError(
-            f"{name} is empty, damaged at its start, or no image that this Pillow can read. Open it in a text editor: failed "
-            "downloads leave HTML. Replace the file, or take it out of the data."
+            f"{name} is empty, damaged at its start, or not an image that this Pillow can read. Open it in a "
+            "text editor: failed downloads leave HTML. Replace the file, or take it out of the data."
         )
     return ImageReadError(
         f"{name} cannot be decoded: {error}. Copy or download it again, or take it out of the data."
@@ -244,10 +253,10 @@ def _to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: s
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     if image.mode in ("P", "PA"):
-        return image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns about transparent entries
+        return image.convert("RGBA").convert("RGB")  # straight to RGB warns about transparency
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these
         return Image.fromarray(_rounded(_on_8_bit_scale(_pixels(image), value_range, name))).convert("RGB")
-    return image.convert("RGB")  # RGB itself is returned as a copy
+    return image.convert("RGB")  # a copy, also of an RGB image
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -257,15 +266,17 @@ def _pixels(image: Image.Image) -> np.ndarray:
     )  # at most 16 bits
 
 
-def _array_bands(
+def _array_channels(
     source: np.ndarray | Tensor,
     accepted: tuple[int, ...],
     value_range: tuple[float, float] | None,
     input_data_format: str | None,
 ) -> np.ndarray:
     name = describe(source)
-    bands = _bands_last(_to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name)
-    return _on_8_bit_scale(bands, value_range, name)
+    channels = _channels_last(
+        _to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name
+    )
+    return _on_8_bit_scale(channels, value_range, name)
 
 
 def _to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
@@ -275,7 +286,7 @@ def _to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
     return source.float().numpy() if source.dtype == torch.bfloat16 else source.numpy()
 
 
-def _bands_last(
+def _channels_last(
     array: np.ndarray, accepted: tuple[int, ...], data_format: str | None, is_tensor: bool, name: str
 ) -> np.ndarray:
     """(H, W), (H, W, C) or (C, H, W) -> (H, W, C)."""
@@ -283,19 +294,20 @@ def _bands_last(
         return array[..., None]
     fits = {"channels_first": array.ndim == 3 and array.shape[0] in accepted}
     fits["channels_last"] = array.ndim == 3 and array.shape[-1] in accepted
-    if data_format is None:  # where both fit, torch has bands first and numpy has them last
+    if data_format is None:  # where both fit: channels first in torch, last in numpy
         custom, other = ("channels_first", "channels_last")[:: 1 if is_tensor else -1]
         data_format = custom if fits[custom] else other
     if not fits[data_format] or 0 in array.shape:
         needed = " or ".join(str(number) for number in sorted(accepted))
         raise ImageReadError(
-            f"{name} is no image with {needed} bands. Pass (H, W, C) or (C, H, W), and `input_data_format` where they could be confused."
+            f"{name} is not an image with {needed} channels. Pass (H, W, C) or (C, H, W), "
+            "and `input_data_format` if both would fit."
         )
     return array if data_format == "channels_last" else np.moveaxis(array, 0, -1)
 
 
 def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
-    """uint8 as it is, all else as float32 in 0..255."""
+    """uint8 unchanged, everything else as float32 in 0..255."""
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if values.dtype == np.uint8:
@@ -304,11 +316,11 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
         return values.astype(np.float32) / 257
     if value_range is None:
         raise ImageReadError(
-            f"{name} holds {values.dtype} values of {values.min()} to {values.max()}: which of them is black and which is white? "
-            "Pass value_range=(low, high), for example (0, 1), or convert to uint8."
+            f"{name} has {values.dtype} values from {values.min()} to {values.max()}: black and white are "
+            "unknown. Pass value_range=(low, high), for example (0, 1), or convert to uint8."
         )
     if not np.isfinite(values).all():
-        raise ImageReadError(f"{name} holds NaN or infinite values. Replace them before reading.")
+        raise ImageReadError(f"{name} has NaN or infinite values. Replace them before reading.")
     low, high = value_range
     return np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
 
@@ -321,11 +333,11 @@ def _mask_array(source: np.ndarray | Tensor) -> np.ndarray:
     name, mask = describe(source), _to_numpy(source)
     if mask.dtype.kind not in "biu":
         raise ImageReadError(
-            f"{name} has type {mask.dtype}, but class ids are integers. Convert the mask first."
+            f"{name} has dtype {mask.dtype}, but class ids are integers. Convert the mask first."
         )
     if mask.ndim == 3:
-        mask = _bands_last(mask, (3, 1), None, isinstance(source, Tensor), name)
+        mask = _channels_last(mask, (3, 1), None, isinstance(source, Tensor), name)
         mask = mask[..., 0] if mask.shape[-1] == 1 else mask
     if mask.ndim not in (2, 3) or 0 in mask.shape:
-        raise ImageReadError(f"{name} is no mask. Pass ids (H, W) or colours (H, W, 3).")
+        raise ImageReadError(f"{name} is not a mask. Pass ids (H, W) or RGB colors (H, W, 3).")
     return mask.astype(np.uint8) if mask.dtype == bool else mask

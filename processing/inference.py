@@ -1,12 +1,12 @@
-"""How a segmenter is applied to one image: at once or window by window, at several scales, mirrored as well.
+"""Inference on one image: whole or in windows, at one or more scales, with or without mirroring.
 
-The protocol is mmsegmentation's: logits of overlapping windows are averaged; of each scaled image, and of its mirrored
-windows, the logits are resized to the size that is wanted, and their class probabilities averaged there. Windows lie on
-the cells of the logits, so that blending happens at the decoder's stride, and a model that looks at single pixels gives
-what it gives for the whole image. Results come in bands of rows: with windows, no map of all classes is ever held; of whole
-images, the logits are, those of all scales and mirrors at once.
+The protocol is mmsegmentation's. Logits of overlapping windows are averaged. The logits of each scale and of
+its mirrored windows are resized to the requested size, where their class probabilities are averaged. Windows
+are aligned to the cells of the logits, so blending happens at the decoder's stride, and a model that looks at
+single pixels gives the same result as on the whole image. Results come in bands of rows: with windows, no map
+of all classes is ever in memory; with whole images, the logits of all scales and mirrored views are.
 
-Legend: C bands, H, W pixels of the result, K classes, h, w cells of the logits.
+Legend: C channels, H, W pixels of the result, K classes, h, w cells of the logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,26 +21,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .image_reading import Source
-from .logits_to_masks import upsampled_rows
+from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
-BAND_VALUES = 1 << 22  # class scores of a band, 16 MiB; a few such tensors exist at once
+BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How a segmenter is applied to an image: whole or in windows, at one scale or several, mirrored as well.
+    """Applies a segmenter to an image: whole or in windows, at one or more scales, with or without mirroring.
 
-    `Inference()` is the whole image at its own scale. Its methods take any segmenter in evaluation mode whose outputs have
-    `logits` (B, K, h, w), on any device, and its image processor, which also resizes to other scales.
+    `Inference()` processes the whole image at its own scale. The methods take any segmenter in evaluation
+    mode whose outputs have `logits` (B, K, h, w), on any device, and its image processor, which also resizes
+    to other scales.
 
     Args:
-        window: Side of the windows in pixels, or (height, width); None is the whole image.
-        overlap: Share of a window that its neighbor covers as well, from 0 to below 1.
-        blend: Weights of the pixels of overlapping windows, "gaussian" or "constant".
-        scales: Factors of the image's size; class probabilities are averaged over them.
-        flip: Whether to average with the prediction for the mirrored image.
-        batch_size: Windows of one forward pass.
+        window: Side of the windows in pixels, or (height, width). Default: None, the whole image.
+        overlap: Fraction of a window that its neighbor covers too, from 0 to below 1. Default: 0.5.
+        blend: Weights of the pixels in overlapping windows, "gaussian" (default) or "constant".
+        scales: Factors of the image's size; class probabilities are averaged over them. Default: (1.0,).
+        flip: Whether to average with the prediction for the mirrored image. Default: False.
+        batch_size: Windows per forward pass. Default: 4.
 
     Raises:
         ValueError: A setting is out of range.
@@ -62,10 +63,11 @@ class Inference:
             )
         if not 0 <= self.overlap < 1:
             raise ValueError(
-                f"overlap={self.overlap} is not between 0 and 1. Give the share of a window that neighbours have in common, such as 0.5."
+                f"overlap={self.overlap} is not between 0 and 1. "
+                "Give the fraction of a window that neighbors share, such as 0.5."
             )
         if self.blend not in WEIGHTS:
-            raise ValueError(f"there is no blend '{self.blend}'. Known: {', '.join(WEIGHTS)}.")
+            raise ValueError(f"unknown blend '{self.blend}'. Known: {', '.join(WEIGHTS)}.")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(
                 f"scales={self.scales} need at least one factor, all above 0, such as (0.75, 1.0, 1.25)."
@@ -73,15 +75,14 @@ class Inference:
 
     @property
     def window_sides(self) -> tuple[int, ...]:
+        """(height, width) of the windows in pixels; `window` must not be None."""
         return (self.window, self.window) if isinstance(self.window, int) else tuple(self.window)
 
     def __str__(self) -> str:
         parts = ["whole images"]
         if self.window is not None:
             height, width = self.window_sides
-            parts = [
-                f"windows of {height}x{width} pixels, {self.overlap:.3g} of them shared, {self.blend} weights"
-            ]
+            parts = [f"windows of {height}x{width} pixels, overlap {self.overlap:.3g}, {self.blend} weights"]
         if self.scales != (1.0,):
             parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
         if self.flip:
@@ -95,17 +96,20 @@ class Inference:
         Args:
             model: The segmenter.
             processor: Its image processor.
-            image: Path, PIL image, array or tensor.
+            image: Path, URL, bytes, binary file, PIL image, array or tensor.
 
         Returns:
-            The mask (H, W), int32 class ids at the image's own size, on the model's device.
+            The mask (H, W), int32 class ids at the size of the upright image, on the model's device.
+
+        Raises:
+            ImageReadError: The image cannot be read.
         """
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
 
     def inputs(self, processor: Any, image: Source) -> list[Tensor]:
-        """The `pixel_values` (1, C, ., .) of an image at each of the scales, for `mask` and `probabilities`."""
+        """Prepares an image for `mask` and `probabilities`: its `pixel_values` (1, C, ., .) at each scale."""
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         return [
             pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
@@ -114,27 +118,32 @@ class Inference:
 
     @torch.no_grad()
     def mask(self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """The mask of what `inputs` gave: (H, W) int32 class ids of the given `size`, on the model's device."""
-        mask = torch.empty(tuple(size), dtype=torch.int32, device=model.device)
-        row = 0
-        for logits in self.bands(model, inputs, size):
-            scores = logits[0] if len(logits) == 1 else mean_probabilities(logits)
-            mask[row : row + scores.shape[1]] = scores.max(0).indices  # several times as fast as argmax
-            row += scores.shape[1]
-        return mask
+        """Segments the result of `inputs`.
+
+        Args:
+            model: The segmenter.
+            inputs: `pixel_values` (1, C, ., .) at each scale.
+            size: (H, W) of the mask.
+
+        Returns:
+            The mask (H, W), int32 class ids on the model's device.
+        """
+        channels = self.channels(model, inputs, size)
+        scores = (logits[0] if len(logits) == 1 else mean_probabilities(logits) for logits in channels)
+        return argmax_of_bands(scores, size, model.device)
 
     @torch.no_grad()
     def probabilities(
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
     ) -> Iterator[Tensor]:
-        """Class probabilities of what `inputs` gave, at the given `size`, as bands (K, rows, W) from top to bottom."""
-        for logits in self.bands(model, inputs, size):
+        """Yields probabilities at `size` as bands (K, rows, W), top to bottom. Arguments as in `mask`."""
+        for logits in self.channels(model, inputs, size):
             yield mean_probabilities(logits)
 
-    def bands(
+    def channels(
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
     ) -> Iterator[list[Tensor]]:
-        """Logits of every view, scale by scale and mirrored, resized to `size`: band by band a list of (K, rows, W)."""
+        """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""
         height, width = size
         forwards = (logits_of, mirrored_logits_of) if self.flip else (logits_of,)
         views = [self.view(model, pixels, forward) for pixels in inputs for forward in forwards]
@@ -146,7 +155,7 @@ class Inference:
     def view(
         self, model: nn.Module, pixels: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
     ) -> tuple[int, RowReader]:
-        """(1, C, ., .) -> how many rows of cells its logits have, and a reader of these (K, h, w)."""
+        """(1, C, ., .) -> the number of rows h of its logits, and a reader of these logits (K, h, w)."""
         sides = pixels.shape[-2:]
         if self.window is None or all(
             n <= window for n, window in zip(sides, self.window_sides, strict=True)
@@ -161,10 +170,13 @@ class Inference:
 
 
 class WindowedImage:
-    """An image as windows that begin on cells of the logits. None reaches over the image, so there is no padding.
+    """An image cut into windows, which are aligned to the cells of the logits and need no padding.
 
-    Attributes, one entry for each axis: `cells` of the image, `window` in cells (its side rounded up to whole ones, and
-    no longer than the image), `starts` of the windows.
+    Attributes:
+        cells: Cells of the image along each axis.
+        window: Cells of a window along each axis: its side rounded up to whole cells, at most that of the
+            image.
+        starts: First cells of the windows along each axis.
     """
 
     def __init__(self, pixels: Tensor, stride: int, window: Sequence[int], overlap: float) -> None:
@@ -179,16 +191,16 @@ class WindowedImage:
     def logits(
         self, forward: Callable[[Tensor], Tensor], places: list[Place], *, batch_size: int
     ) -> Iterator[Tensor]:
-        """Places of windows -> for each of them (K, *window); only windows of equal size share a batch."""
+        """Yields the logits (K, *window) of windows at these places; a batch has windows of one size."""
         for _, equal in groupby(map(self.cut, places), key=lambda window: window.shape):
             while batch := list(islice(equal, batch_size)):
                 logits = forward(torch.stack(batch))
-                if logits.shape[-2:] != self.window:  # of a model whose cells cover no whole number of pixels
+                if logits.shape[-2:] != self.window:  # the stride is not a whole number
                     logits = F.interpolate(logits, size=self.window, mode="bilinear", align_corners=False)
                 yield from logits
 
     def cut(self, place: Place) -> Tensor:
-        """The window's pixels, (C, ., .); the last cell of the image may be a part of one."""
+        """The window's pixels (C, ., .); the last cell of the image may be incomplete."""
         rows, columns = (
             slice(first * self.stride, (first + cells) * self.stride)
             for first, cells in zip(place, self.window, strict=True)
@@ -197,7 +209,7 @@ class WindowedImage:
 
 
 def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> Tensor:
-    """An image -> `pixel_values` (1, C, ., .) of `scale` times that size."""
+    """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`."""
     height, width = (max(1, round(side * scale)) for side in size)
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
     return processor(image, **resized, return_tensors="pt")["pixel_values"]
@@ -214,9 +226,9 @@ def mirrored_logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def logits_stride(model: nn.Module, window: Tensor) -> int:
-    """Pixels along a cell of the logits; where the configuration does not tell, the logits of `window` do.
+    """Returns the stride of the logits in pixels, from the configuration or by a forward pass on `window`.
 
-    It is 1, the pixels themselves, where no whole number explains them.
+    Returns 1 if the stride is not a whole number.
     """
     known = getattr(model.config, "logits_stride", None)
     if known is not None:

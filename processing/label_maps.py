@@ -1,9 +1,9 @@
-"""Which class each id or colour of a mask file stands for: one explicit table in place of `reduce_labels`.
+"""Maps the ids or colors of a mask file to class ids with one explicit table, in place of `reduce_labels`.
 
-    LabelMap({0: "ignore", 1: 0, 2: 1, 3: 1})              ids of the file; "ignore" leaves a pixel out
-    LabelMap({"#804080": 0, (70, 70, 70): 1})              colours of the file
+    LabelMap({0: "ignore", 1: 0, 2: 1, 3: 1})              ids in the file; "ignore": no label
+    LabelMap({"#804080": 0, (70, 70, 70): 1})              colors in the file
 
-Every value that occurs in a mask has to be in the table, so a forgotten class is found before it is trained on.
+Every value that occurs in a mask must be in the table, so a forgotten class is found before training.
 """
 
 import warnings
@@ -20,11 +20,21 @@ TABLE_SIZES = (
     1 << 8,
     1 << 16,
     1 << 24,
-)  # 8-bit ids, 16-bit ids, colours; larger ids are looked up one by one
+)  # 8-bit ids, 16-bit ids, colors; larger ids are looked up one by one
 
 
 class LabelMap:
-    """Decodes masks to class ids. Without entries, ids are classes already and colours cannot be decoded."""
+    """Decodes masks to class ids.
+
+    Args:
+        entries: Id, "#rrggbb" or (r, g, b) in the mask file -> class id, or "ignore" (also None). By default
+            ids are classes already, and colors cannot be decoded.
+        ignore_index: Label of ignored pixels.
+
+    Raises:
+        ValueError: A key is not an id or a color, a value is not a class id, or two entries contradict each
+            other.
+    """
 
     def __init__(
         self, entries: Mapping[Key, int | str | None] | None = None, ignore_index: int = 255
@@ -32,64 +42,76 @@ class LabelMap:
         self.entries = None if entries is None else normalize_label_map(entries)
         self.ignore_index = ignore_index
         self.ids: dict[int, int] = {}
-        self.colours: dict[int, int] = {}  # 0xRRGGBB -> class
+        self.colors: dict[int, int] = {}  # 0xRRGGBB -> class
         for key, value in (self.entries or {}).items():
             label = ignore_index if value == IGNORE else value
             if key.startswith("#"):
-                self.colours[int(key[1:], 16)] = label
+                self.colors[int(key[1:], 16)] = label
             else:
                 self.ids[int(key)] = label
 
     @classmethod
     def from_palette(cls, palette: Iterable[Iterable[int]], ignore_index: int = 255) -> "LabelMap":
-        """Class k has the k-th colour."""
-        colours = [tuple(colour) for colour in palette]
-        if len(set(colours)) < len(colours):
+        """Maps the k-th color to class k. Raises ValueError if two classes have the same color."""
+        colors = [tuple(color) for color in palette]
+        if len(set(colors)) < len(colors):
             raise ValueError(
-                "palette gives one colour to several classes, so masks cannot be decoded. Pass a label_map."
+                "palette has the same color for several classes, so it cannot decode masks. Pass a label_map."
             )
-        return cls({colour: label for label, colour in enumerate(colours)}, ignore_index)
+        return cls({color: label for label, color in enumerate(colors)}, ignore_index)
 
     @property
-    def needs_colours(self) -> bool:
-        """Whether palette images have to be read as colours, because the table knows nothing else."""
-        return bool(self.colours) and not self.ids
+    def needs_colors(self) -> bool:
+        """Whether palette images must be read as colors, because the table has only colors."""
+        return bool(self.colors) and not self.ids
 
     def decode(self, mask: np.ndarray, name: str = "mask") -> np.ndarray:
-        """Ids (H, W) or colours (H, W, 3) -> class ids (H, W) int64, ignored pixels at `ignore_index`."""
+        """Decodes a mask.
+
+        Args:
+            mask: Ids (H, W) or RGB colors (H, W, 3).
+            name: The name of the mask in error messages.
+
+        Returns:
+            Class ids (H, W) int64; ignored pixels are `ignore_index`.
+
+        Raises:
+            ValueError: The mask has a value that is not in the table, or colors that the table lacks.
+        """
         if mask.ndim == 3:
-            if not self.colours:
+            if not self.colors:
                 raise ValueError(
-                    f"{name} holds colours, but no colour is known. Pass a label_map such as "
-                    '{"#804080": 0, "#000000": "ignore"}, or a palette with one colour per class.'
+                    f"{name} has colors, but label_map has none. Pass a label_map such as "
+                    '{"#804080": 0, "#000000": "ignore"}, or a palette with one color per class.'
                 )
             red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
-            return _look_up(red << 16 | green << 8 | blue, self.colours, name, show=_hex)
+            return _look_up(red << 16 | green << 8 | blue, self.colors, name, show=_hex)
         if self.entries is not None:
             return _look_up(mask, self.ids, name, show=str)
         if mask.max() == 255 and ((mask == 0) | (mask == 255)).all():
             warnings.warn(
-                "a mask holds only 0 and 255. If 255 is the foreground, pass label_map={0: 0, 255: 1}; if 255 means that a "
-                'pixel has no label, pass label_map={0: 0, 255: "ignore"} to silence this warning.',
+                "a mask has only the values 0 and 255. If 255 is the foreground, "
+                "pass label_map={0: 0, 255: 1}; if 255 marks pixels without a label, "
+                'pass label_map={0: 0, 255: "ignore"} to silence this warning.',
                 stacklevel=2,
             )
         return mask.astype(np.int64)
 
 
 def normalize_label_map(entries: Mapping[Key, int | str | None]) -> dict[str, int | str]:
-    """The form that JSON keeps: "7" or "#rrggbb" -> class id or "ignore"."""
+    """The map as saved in JSON: "7" or "#rrggbb" -> class id or "ignore". Raises ValueError if invalid."""
     normalized: dict[str, int | str] = {}
     for key, value in entries.items():
         text = _normalize_key(key)
         label = IGNORE if value is None or value == IGNORE else value
         if label != IGNORE and not (isinstance(label, int | np.integer) and 0 <= label <= MAX_CLASSES):
             raise ValueError(
-                f'label_map gives {value!r} for {text}. Give a class id of 0 to {MAX_CLASSES}, or "ignore".'
+                f'label_map maps {text} to {value!r}. Give a class id from 0 to {MAX_CLASSES}, or "ignore".'
             )
         label = label if label == IGNORE else int(label)
         if normalized.setdefault(text, label) != label:
             raise ValueError(
-                f"label_map names {text} twice, as {normalized[text]} and {label}. Keep one of them."
+                f"label_map has {text} twice, with {normalized[text]} and {label}. Keep one of them."
             )
     return normalized
 
@@ -107,24 +129,27 @@ def _normalize_key(key: Key) -> str:
     except ValueError:
         pass
     raise ValueError(
-        f'label_map cannot use {key!r} as a mask value. Give an id such as 7, or a colour as (128, 64, 128) or "#804080".'
+        f"label_map cannot use {key!r} as a mask value. "
+        'Give an id such as 7, or a color such as (128, 64, 128) or "#804080".'
     )
 
 
-def _hex(colour: int) -> str:
-    return f"#{colour:06x}"
+def _hex(color: int) -> str:
+    return f"#{color:06x}"
 
 
 def _look_up(values: np.ndarray, known: dict[int, int], name: str, show: Callable[[int], str]) -> np.ndarray:
-    """Each value's entry in `known`, as int64; raises for values that are not there."""
+    """Each value's entry in `known`, as int64. Raises ValueError for values that are not in it."""
     positions = _positions(values, tuple(known))
     if (unknown := positions == UNKNOWN).any():
         missing, counts = np.unique(values[unknown], return_counts=True)
         most = np.argsort(-counts, kind="stable")[:10]
         shown = ", ".join(f"{show(int(missing[i]))} ({counts[i]} pixels)" for i in most)
         raise ValueError(
-            f"{name} has {len(missing)} values that label_map does not know: {shown}{', ...' if len(missing) > 10 else ''}. "
-            f'Add each to label_map with its class, or with "ignore"; known are {", ".join(map(show, sorted(known))) or "none"}.'
+            f"{name} has {len(missing)} values that are not in label_map: "
+            f"{shown}{', ...' if len(missing) > 10 else ''}. "
+            'Add each to label_map with its class or "ignore"; '
+            f"known values: {', '.join(map(show, sorted(known))) or 'none'}."
         )
     return np.array([*known.values(), 0], dtype=np.int64)[positions]
 
@@ -141,7 +166,7 @@ def _positions(values: np.ndarray, keys: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _table(keys: tuple[int, ...], size: int) -> np.ndarray:
-    """(size,): where each possible value stands in `keys`."""
+    """(size,): the position in `keys` of each possible value."""
     table = np.full(size, UNKNOWN, dtype=np.int16)
     for position, key in enumerate(keys):
         if 0 <= key < size:

@@ -1,9 +1,11 @@
-"""From logits at the decoder's stride to class ids at any size, in memory that does not grow with the classes.
+"""Post-processing from logits at the decoder's stride to class ids at any size.
+
+Memory does not grow with the number of classes.
 
 Legend: B batch, K classes, h, w cells of the logits, H, W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -21,23 +23,38 @@ CHUNK_VALUES = 1 << 24  # upsampled logits held at once: 64 MiB
 
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(K, h, w) -> (H, W) int64, equal to bilinear interpolation to `size` followed by argmax over the classes."""
-    step = max(1, CHUNK_VALUES // (size[0] * size[1]))
+    """(B, K, h, w) -> (B, H, W) int64: the class with the highest logit after resizing to `size`.
+
+    Interpolates bilinearly a few classes at a time and keeps a running maximum, so no (B, K, H, W) tensor
+    exists.
+    """
+    step = max(1, CHUNK_VALUES // max(1, len(logits) * size[0] * size[1]))
     best, winner = None, None
-    for first in range(0, logits.shape[0], step):
-        chunk = logits[None, first : first + step].float()
-        chunk = F.interpolate(chunk, size=size, mode="bilinear", align_corners=False)[0]
-        values, classes = chunk.max(dim=0)
+    for first in range(0, logits.shape[1], step):
+        chunk = logits[:, first : first + step].float()
+        chunk = F.interpolate(chunk, size=size, mode="bilinear", align_corners=False)
+        values, classes = chunk.max(dim=1)
         if best is None:
             best, winner = values, classes
         else:
-            better = values > best  # of equal classes the first stays
+            better = values > best  # of equal logits the first class stays
             best, winner = torch.where(better, values, best), torch.where(better, classes + first, winner)
     return winner
 
 
+def argmax_of_bands(
+    channels: Iterable[Tensor], size: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Class scores as bands of rows (K, R, W), top to bottom -> (H, W) int32 class ids, (H, W) = `size`."""
+    mask, row = torch.empty(tuple(size), dtype=torch.int32, device=device), 0
+    for scores in channels:
+        mask[row : row + scores.shape[1]] = scores.max(0).indices  # several times as fast as argmax
+        row += scores.shape[1]
+    return mask
+
+
 def upsampled_rows(rows: RowReader, cells: int, size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Rows start..stop-1 of logits (K, cells, w) interpolated bilinearly to `size`: (K, stop - start, W)."""
+    """(K, cells, w) logits -> (K, stop - start, W): rows start..stop-1 after bilinear resizing to `size`."""
     height, width = size
     at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * cells / height - 0.5).clamp(min=0)
     above = at.long().clamp(max=cells - 1)
@@ -51,9 +68,10 @@ def upsampled_rows(rows: RowReader, cells: int, size: tuple[int, int], start: in
 
 
 def covered_cells(pixels: int, padded: int, cells: int) -> int:
-    """How many of `cells`, which lie over `padded` pixels, the first `pixels` get when they are an input of their own.
+    """Returns how many cells an image of `pixels` has along an axis, given that `padded` pixels have `cells`.
 
-    A model has ceil(pixels / stride) cells. The stride is the smallest power of two that explains `cells`.
+    A model has ceil(pixels / stride) cells. The stride is taken as the smallest power of two that is
+    consistent with `cells`.
     """
     strides = (1 << k for k in range(padded.bit_length() + 1))
     stride = next((stride for stride in strides if -(-padded // stride) == cells), None)
@@ -61,7 +79,7 @@ def covered_cells(pixels: int, padded: int, cells: int) -> int:
 
 
 def crop_padding(logits: Tensor, pixel_mask: Tensor) -> Tensor:
-    """(K, h, w) of a padded image -> the cells over its content. `pixel_mask` (H, W) is 1 there, at the top left."""
+    """(K, h, w) of a padded image -> the cells of its content, where `pixel_mask` (H, W) is 1."""
     content = int(pixel_mask[:, 0].sum()), int(pixel_mask[0].sum())
     rows, columns = (
         covered_cells(*axis) for axis in zip(content, pixel_mask.shape, logits.shape[-2:], strict=True)
@@ -70,7 +88,7 @@ def crop_padding(logits: Tensor, pixel_mask: Tensor) -> Tensor:
 
 
 class SemanticPostProcessing:
-    """The methods of an image processor that make masks; it needs an attribute `palette`."""
+    """Post-processing methods of an image processor; needs an attribute `palette`."""
 
     read_orientation = staticmethod(read_orientation)
 
@@ -81,19 +99,28 @@ class SemanticPostProcessing:
         pixel_mask: Tensor | None = None,
         orientations: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Logits (B, K, h, w) -> B masks of class ids (H, W), each as large as its image was before `preprocess`.
+        """Turns the outputs of a segmenter into masks.
 
-        target_sizes: (height, width) of each mask; None leaves the masks at the size of the logits.
-        pixel_mask: what `preprocess` returned for a padded batch, so that the padding is cut off.
-        orientations: EXIF codes by `read_orientation`: masks are turned back to the pixels as stored in the file, and
-            `target_sizes` are the stored ones. Without it they are those of the upright images.
+        Args:
+            outputs: Outputs of the model with `logits` (B, K, h, w).
+            target_sizes: (height, width) of each mask in pixels. Default: the size of the logits.
+            pixel_mask: (B, H, W) that `preprocess` returned for a padded batch, to crop the padding.
+            orientations: EXIF orientation of each image, from `read_orientation`. Masks are then rotated back
+                to the pixels as stored in the file, and `target_sizes` are the stored sizes. By default masks
+                are upright.
+
+        Returns:
+            B masks (H, W) of int64 class ids.
+
+        Raises:
+            ValueError: An argument does not have one entry per image.
         """
         logits = list(outputs.logits)
         for_each = {"target_sizes": target_sizes, "pixel_mask": pixel_mask, "orientations": orientations}
         for name, values in for_each.items():
             if values is not None and len(values) != len(logits):
                 raise ValueError(
-                    f"{name} has {len(values)} entries for {len(logits)} images. Give one for each image."
+                    f"{name} has {len(values)} entries for {len(logits)} images. Give one per image."
                 )
         if pixel_mask is not None:
             logits = [crop_padding(*pair) for pair in zip(logits, pixel_mask, strict=True)]
@@ -104,9 +131,19 @@ class SemanticPostProcessing:
         for image_logits, size, code in zip(logits, target_sizes, codes, strict=True):
             height, width = (int(side) for side in size)
             upright = (width, height) if swaps_sides(code) else (height, width)
-            masks.append(turn_back(upsampled_argmax(image_logits, upright), code))
+            masks.append(turn_back(upsampled_argmax(image_logits[None], upright)[0], code))
         return masks
 
     def colorize(self, mask: np.ndarray | Tensor) -> Image.Image:
-        """(H, W) class ids -> a palette image in the colours of `palette`; it can be saved and read as a mask."""
+        """Colors a mask with `palette`, or with a default one.
+
+        Args:
+            mask: Class ids (H, W) from 0 to 255.
+
+        Returns:
+            A palette image whose pixel values are the class ids, so that the saved file is a mask as well.
+
+        Raises:
+            ValueError: An id is outside 0..255.
+        """
         return colorize(mask, self.palette)

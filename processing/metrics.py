@@ -1,16 +1,15 @@
 """Scores of semantic segmentation, from one confusion matrix that stays on the device.
 
-Pixels labelled `ignore_index`, or -100 (what Trainer pads with), are left out altogether. A class is left out of a mean
-when its score is 0/0: IoU and Dice (F1) when neither labels nor prediction hold it, accuracy (recall) when the labels do
-not, precision when the prediction does not. A class that is predicted but never labelled has IoU 0 and counts. This is the
-practice of mmsegmentation and `evaluate`.
+Pixels labeled `ignore_index`, or -100 (Trainer's padding), are not counted. A class is left out of a mean if
+its score is 0/0: IoU and Dice (F1) if it occurs in neither labels nor prediction, accuracy (recall) if not in
+the labels, precision if not in the prediction. A class that is predicted but never labeled has IoU 0 and
+counts. mmsegmentation and `evaluate` define the means in the same way.
 
 Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021.
 
-Legend: B batch, H, W image axes, K classes; `ids` are integer class ids. Rows of the matrix are labels, columns predictions.
+Legend: B batch, H, W image axes, K classes; `ids` are integer class ids.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,18 +19,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .logits_to_masks import upsampled_argmax
+
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
 MEANS = {"mean_iou": "iou", "mean_accuracy": "accuracy", "mean_precision": "precision", "mean_dice": "dice"}
 
 
 class ConfusionMatrix:
-    """Counts of (label, predicted class) pairs over any number of images, and the scores that follow from them.
+    """Pixel counts of (label, predicted class) pairs over any number of images, and their scores.
+
+    Matrices of different images or processes can be added with `+`.
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are left out.
-        device: Where the matrix starts; it follows the labels.
+        ignore_index: Label of pixels that are not counted. Default: 255.
+        device: Initial device of the matrix; `update` moves it to that of the labels. Default: the CPU.
 
     Attributes:
         matrix: (K, K) int64 pixel counts; rows are labels, columns predictions.
@@ -43,7 +46,15 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
-        """(..., H, W) and (..., H, W) class ids: adds their pixels, a few millions at a time."""
+        """Adds the pixels of one image or a batch.
+
+        Args:
+            prediction: Predicted class ids (..., H, W).
+            labels: Class ids (..., H, W) of the same shape.
+
+        Raises:
+            ValueError: The shapes differ, a type is not an integer, or an id is neither a class nor ignored.
+        """
         prediction, labels = as_equal_ids(prediction, labels)
         self.matrix = self.matrix.to(labels.device)
         counted = is_counted(labels, self.ignore_index)
@@ -58,25 +69,41 @@ class ConfusionMatrix:
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         if (self.num_labels, self.ignore_index) != (other.num_labels, other.ignore_index):
             raise ValueError(
-                f"confusion matrices of {self.num_labels} classes (ignored: {self.ignore_index}) and "
-                f"{other.num_labels} classes (ignored: {other.ignore_index}) do not add up. "
+                f"cannot add confusion matrices of {self.num_labels} classes (ignored: {self.ignore_index}) "
+                f"and {other.num_labels} classes (ignored: {other.ignore_index}). "
                 "Build both with the same num_labels and ignore_index."
             )
         return self._with(self.matrix + other.matrix.to(self.matrix.device))
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "ConfusionMatrix":
-        """The sum over processes, for example with `accelerator.reduce`; this matrix keeps its own counts."""
+        """Returns the sum over processes; this matrix keeps its own counts.
+
+        Args:
+            reduce: Sums a tensor over all processes, such as `accelerator.reduce`.
+        """
         return self._with(reduce(self.matrix.clone()))
 
     def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Means as floats, and `per_class`: one row of name, iou, accuracy, precision, dice and support for each class."""
+        """Computes the scores of all pixels so far.
+
+        Args:
+            names: One name per class. Default: the class ids.
+
+        Returns:
+            `mean_iou`, `mean_accuracy`, `mean_precision`, `mean_dice` and `pixel_accuracy`, from 0 to 1, and
+            `per_class`, a list of dicts with `name`, `iou`, `accuracy`, `precision`, `dice` (NaN for 0/0) and
+            `support`, the number of labeled pixels.
+
+        Raises:
+            ValueError: The number of names is not that of the classes.
+        """
         matrix = self.matrix.cpu().double()
-        hits, labelled, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        hits, labeled, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
         columns = {
-            "iou": hits / (labelled + predicted - hits),  # 0/0 is NaN
-            "accuracy": hits / labelled,  # which is the recall
+            "iou": hits / (labeled + predicted - hits),  # 0/0 is NaN
+            "accuracy": hits / labeled,  # which is the recall
             "precision": hits / predicted,
-            "dice": 2 * hits / (labelled + predicted),  # which is F1
+            "dice": 2 * hits / (labeled + predicted),  # which is F1
             "support": self.matrix.cpu().sum(1),
         }
         scores = {mean: columns[column].nanmean().item() for mean, column in MEANS.items()}
@@ -86,24 +113,25 @@ class ConfusionMatrix:
         return scores
 
     def _with(self, matrix: Tensor) -> "ConfusionMatrix":
-        """The same kind of matrix with other counts."""
+        """A matrix of the same settings with these counts."""
         other = ConfusionMatrix(self.num_labels, self.ignore_index)
         other.matrix = matrix
         return other
 
 
 class BoundaryIoU:
-    """IoU of the pixels within a distance of the class borders, pooled over images.
+    """IoU of the pixels within a distance of the class boundaries, pooled over images.
 
-    The distance is `dilation_ratio` of the image diagonal, at least one pixel; the image border is a border, as in the
-    authors' definition. All classes come from one pass: a pixel lies inside its class exactly when the smallest and
-    the largest id of the square around it are equal, so memory and time do not grow with the number of classes.
-    Ignored regions are given to the prediction as well, so that a perfect prediction scores 1.
+    The distance is `dilation_ratio` of the image diagonal, at least one pixel. The image border counts as a
+    boundary, as in the authors' definition. One pass covers all classes: a pixel is off the boundary of its
+    class if and only if the smallest and the largest id in the square around it are equal, so memory and time
+    do not grow with the number of classes. Ignored regions are ignored in the prediction as well, so that a
+    perfect prediction scores 1.
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are left out.
-        dilation_ratio: The distance, as a share of the image's diagonal.
+        ignore_index: Label of pixels that are not counted. Default: 255.
+        dilation_ratio: The distance as a fraction of the image diagonal. Default: 0.02.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, dilation_ratio: float = 0.02) -> None:
@@ -113,7 +141,15 @@ class BoundaryIoU:
         self.counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
 
     def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
-        """(..., H, W) and (..., H, W) class ids of whole images: adds their boundary pixels."""
+        """Adds the boundary pixels of one whole image or a batch.
+
+        Args:
+            prediction: Predicted class ids (..., H, W).
+            labels: Class ids (..., H, W) of the same shape.
+
+        Raises:
+            ValueError: The shapes differ, a type is not an integer, or an id is neither a class nor ignored.
+        """
         prediction, labels = as_equal_ids(prediction, labels)
         counted = is_counted(labels, self.ignore_index)
         check_ids(prediction, counted, self.num_labels, "predictions")
@@ -122,44 +158,50 @@ class BoundaryIoU:
         images = zip(
             *(ids.reshape(-1, *ids.shape[-2:]) for ids in (prediction, labels, counted)), strict=True
         )
-        for predicted, labelled, valid in images:
-            self.counts = self.counts.to(labels.device) + self._count(predicted, labelled, valid, radius)
+        for predicted, labeled, valid in images:
+            self.counts = self.counts.to(labels.device) + self._count(predicted, labeled, valid, radius)
 
     def compute(self) -> dict[str, Any]:
-        """`boundary_iou`, the mean over classes that occur, and `per_class_boundary_iou`."""
+        """Returns `boundary_iou`, the mean over classes that occur, and `per_class_boundary_iou`, a list."""
         intersection, both = self.counts.cpu().double()
         per_class = intersection / (both - intersection)
         return {"boundary_iou": per_class.nanmean().item(), "per_class_boundary_iou": per_class.tolist()}
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "BoundaryIoU":
-        """The sum over processes, for example with `accelerator.reduce`; this object keeps its own counts."""
+        """Returns the sum over processes; this object keeps its own counts.
+
+        Args:
+            reduce: Sums a tensor over all processes, such as `accelerator.reduce`.
+        """
         other = BoundaryIoU(self.num_labels, self.ignore_index, self.dilation_ratio)
         other.counts = reduce(self.counts.clone())
         return other
 
-    def _count(self, predicted: Tensor, labelled: Tensor, valid: Tensor, radius: int) -> Tensor:
-        """Three (H, W) -> (2, K): boundary pixels shared by both, and the sum of each one's."""
-        void = torch.full_like(labelled, self.num_labels)
-        labelled, predicted = torch.where(valid, labelled, void), torch.where(valid, predicted, void)
-        label_edge = valid & boundary(labelled, radius)
+    def _count(self, predicted: Tensor, labeled: Tensor, valid: Tensor, radius: int) -> Tensor:
+        """Three (H, W) -> (2, K): the boundary pixels in both, and the sum of those in each."""
+        void = torch.full_like(labeled, self.num_labels)
+        labeled, predicted = torch.where(valid, labeled, void), torch.where(valid, predicted, void)
+        label_edge = valid & boundary(labeled, radius)
         predicted_edge = valid & boundary(predicted, radius)
-        shared = label_edge & predicted_edge & (labelled == predicted)
+        shared = label_edge & predicted_edge & (labeled == predicted)
         count = self.num_labels
-        both = count_ids(labelled, label_edge, count) + count_ids(predicted, predicted_edge, count)
-        return torch.stack([count_ids(labelled, shared, count), both])
+        both = count_ids(labeled, label_edge, count) + count_ids(predicted, predicted_edge, count)
+        return torch.stack([count_ids(labeled, shared, count), both])
 
 
 class TrainerScores:
-    """`compute_metrics` for transformers' Trainer; with `batch_eval_metrics=True` its memory does not grow.
+    """`compute_metrics` for transformers' Trainer.
 
-    Pass `preprocess_logits_for_metrics=reduce_logits` as well. Scores are flat: the means, and `iou_<name>` when names
-    are given. Classes that never occur are left out. `last` has all that `ConfusionMatrix.compute` gave at the end of the
-    last evaluation.
+    With `batch_eval_metrics=True`, memory does not grow with the data set. Also pass
+    `preprocess_logits_for_metrics=reduce_logits` to the Trainer.
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are left out.
-        names: Class names, to get a score of each class.
+        ignore_index: Label of pixels that are not counted. Default: 255.
+        names: One name per class, to get the IoU of each class too.
+
+    Attributes:
+        last: All that `ConfusionMatrix.compute` returned at the end of the last evaluation.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, names: Sequence[str] | None = None) -> None:
@@ -168,7 +210,15 @@ class TrainerScores:
         self.last: dict[str, Any] = {}
 
     def __call__(self, evaluation: Any, compute_result: bool = True) -> dict[str, float]:
-        """Adds a batch (or the whole set); the scores, and a fresh start, when `compute_result`."""
+        """Adds a batch or the whole data set.
+
+        Args:
+            evaluation: An `EvalPrediction` with `predictions` and `label_ids`, class ids (B, H, W).
+            compute_result: Whether this is the end of the evaluation. The counts then start again from zero.
+
+        Returns:
+            Empty before the end; then the means, and with names `iou_<name>` of each class that occurs.
+        """
         self.confusion.update(evaluation.predictions, evaluation.label_ids)
         if not compute_result:
             return {}
@@ -180,38 +230,31 @@ class TrainerScores:
 
 
 def reduce_logits(logits: Tensor | tuple | list, labels: Tensor) -> Tensor:
-    """(B, K, h, w) and labels (B, H, W) -> (B, H, W) int32 class ids, for `preprocess_logits_for_metrics`.
+    """(B, K, h, w) logits and labels (B, H, W) -> (B, H, W) int32 class ids at the size of the labels.
 
-    Resizes a few classes at a time under a running maximum, so that no (B, K, H, W) tensor exists.
+    For `preprocess_logits_for_metrics` of transformers' Trainer. No (B, K, H, W) tensor is ever in memory.
+
+    Args:
+        logits: The logits, or a tuple or list that begins with them.
+        labels: The labels; only their size is used.
     """
     logits = logits[0] if isinstance(logits, tuple | list) else logits  # hidden states may come along
-    size = labels.shape[-2:]
-    step = max(1, PIXELS_AT_ONCE // max(1, len(logits) * size.numel()))
-    best = classes = None
-    for start in range(0, logits.shape[1], step):
-        resized = F.interpolate(logits[:, start : start + step].float(), size=size, mode="bilinear")
-        value, index = resized.max(dim=1)
-        index = (index + start).to(torch.int32)  # NCCL gathers no int16
-        if best is None:
-            best, classes = value, index
-            continue
-        classes = torch.where(value > best, index, classes)
-        best = torch.maximum(value, best)
-    return classes
+    return upsampled_argmax(logits, tuple(labels.shape[-2:])).to(torch.int32)  # NCCL gathers no int16
 
 
 def as_equal_ids(prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-    """Both as integer tensors on the prediction's device; their shapes must be equal."""
+    """Both as integer tensors on the prediction's device. Raises ValueError if shapes or types do not fit."""
     prediction, labels = torch.as_tensor(prediction), torch.as_tensor(labels)
     if prediction.shape != labels.shape or labels.ndim < 2:
         raise ValueError(
-            f"predictions of shape {tuple(prediction.shape)} and labels of shape {tuple(labels.shape)} cannot be compared. "
-            "Both must be class ids of shape (H, W) or (B, H, W); resize logits to the labels' size and take the argmax."
+            f"predictions of shape {tuple(prediction.shape)} and labels of shape {tuple(labels.shape)} "
+            "cannot be compared. Both must be class ids of shape (H, W) or (B, H, W); "
+            "resize logits to the labels' size and take the argmax."
         )
     if prediction.is_floating_point() or labels.is_floating_point():
         raise ValueError(
-            f"predictions are {prediction.dtype} and labels {labels.dtype}; both must be integer class ids. "
-            "Take the argmax of logits over the classes first."
+            f"predictions are {prediction.dtype} and labels are {labels.dtype}; both must be integer "
+            "class ids. Take the argmax of logits over the classes first."
         )
     # Unsigned types would wrap a negative ignore index, and some have no arithmetic in torch.
     prediction, labels = (ids if ids.dtype == torch.int64 else ids.int() for ids in (prediction, labels))
@@ -224,7 +267,7 @@ def is_counted(labels: Tensor, ignore_index: int) -> Tensor:
 
 
 def check_ids(ids: Tensor, counted: Tensor, num_labels: int, what: str) -> None:
-    """Raises on the first class id outside 0..num_labels-1 among the counted pixels."""
+    """Raises ValueError if a counted pixel has a class id outside 0..num_labels-1."""
     wrong = counted & ((ids < 0) | (ids >= num_labels))
     if wrong.any():
         values, pixels = ids[wrong].unique(return_counts=True)
@@ -232,19 +275,19 @@ def check_ids(ids: Tensor, counted: Tensor, num_labels: int, what: str) -> None:
             f"{v} ({n} pixels)" for v, n in zip(values.tolist()[:8], pixels.tolist()[:8], strict=True)
         )
         raise ValueError(
-            f"{what} hold the class ids {found}, but there are {num_labels} classes, 0..{num_labels - 1}. "
+            f"{what} have the class ids {found}, but there are {num_labels} classes, 0..{num_labels - 1}. "
             "Set ignore_index or the label map so that every other id is ignored."
         )
 
 
 def count_ids(ids: Tensor, counted: Tensor, num_ids: int) -> Tensor:
-    """(...) ids and (...) bool -> (num_ids,): how often each id occurs where counted."""
+    """(...) ids and (...) bool -> (num_ids,): how often each id occurs where `counted`."""
     ids = torch.where(counted, ids.long(), num_ids)
     return torch.bincount(ids.flatten(), minlength=num_ids + 1)[:num_ids]
 
 
 def boundary(ids: Tensor, radius: int) -> Tensor:
-    """(H, W) -> (H, W) bool: some pixel within `radius` rows and columns has another id or is outside the image."""
+    """(H, W) -> (H, W) bool: whether another id or the image border is within `radius` rows and columns."""
     padded = F.pad(ids.to(torch.int16), [radius] * 4, value=-1)
     lowest, highest = padded, padded
     for axis in (-2, -1):
@@ -254,7 +297,7 @@ def boundary(ids: Tensor, radius: int) -> Tensor:
 
 
 def running(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor, length: int, axis: int) -> Tensor:
-    """(..., N, ...) -> (..., N - length + 1, ...): minimum or maximum of every `length` neighbours, in log2(length) steps."""
+    """(..., N, ...) -> (..., N - length + 1, ...): running minimum or maximum, in log2(length) steps."""
     covered = 1
     while covered < length:
         shift = min(covered, length - covered)
@@ -268,13 +311,13 @@ def class_names(names: Sequence[str] | None, num_labels: int) -> list[str]:
     """The given names, or the class ids as text."""
     if names is not None and len(names) != num_labels:
         raise ValueError(
-            f"{len(names)} class names for {num_labels} classes. Pass one name for each class, or none."
+            f"{len(names)} class names for {num_labels} classes. Pass one name per class, or none."
         )
     return list(names) if names is not None else [str(index) for index in range(num_labels)]
 
 
 def scores_table(scores: dict[str, Any]) -> str:
-    """The result of `ConfusionMatrix.compute` as a Markdown table, one line for each class, then the means."""
+    """Formats the result of `ConfusionMatrix.compute` as a Markdown table: one line per class, then means."""
     rows = [
         [r["name"], *(percent(r[c]) for c in MEANS.values()), f"{r['support']:,}"]
         for r in scores["per_class"]
@@ -291,13 +334,8 @@ def scores_table(scores: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 
-def scores_json(scores: dict[str, Any]) -> str:
-    """Scores as strict JSON: NaN (a class that never occurs) becomes null."""
-    return json.dumps(without_nan(scores), indent=1, allow_nan=False)
-
-
 def without_nan(value: Any) -> Any:
-    """The same lists and dicts with None in place of NaN."""
+    """The same lists and dicts with None in place of NaN, as strict JSON requires."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -306,5 +344,5 @@ def without_nan(value: Any) -> Any:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with two digits; a dash for NaN."""
+    """A fraction as a percentage with two decimals; a dash for NaN."""
     return "-" if math.isnan(share) else f"{100 * share:.2f}"

@@ -1,10 +1,10 @@
-"""The EXIF orientation of a photograph: turn pixels upright, and turn masks back to the layout stored on disk."""
+"""EXIF orientation: rotates images upright, and masks back to the pixels as stored."""
 
 import numpy as np
 from torch import Tensor
 
 UPRIGHT = 1
-# EXIF code -> (are rows and columns swapped, axes to flip after that) to make the stored pixels upright
+# EXIF code -> (whether to swap rows and columns, axes to flip after that) to make the stored pixels upright
 TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     1: (False, ()),
     2: (False, (1,)),
@@ -18,23 +18,23 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether the stored width is the upright height."""
+    """Whether this EXIF orientation swaps height and width."""
     return TURNS[orientation][0]
 
 
 def upright_view(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, ...) as stored -> (H', W', ...) as meant to be seen: the same memory, so that it can also be written to."""
+    """(H, W, ...) as stored -> (H', W', ...) upright: a view, so writing to it changes `pixels`."""
     swapped, flipped = TURNS[orientation]
     return np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flipped)
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, ...) as stored -> (H', W', ...) as meant to be seen."""
+    """(H, W, ...) as stored -> (H', W', ...) upright, contiguous."""
     return np.ascontiguousarray(upright_view(pixels, orientation))
 
 
 def turn_back(mask: Tensor, orientation: int) -> Tensor:
-    """(H', W') upright -> (H, W) as the pixels of the image file are stored."""
+    """(H', W') upright -> (H, W) as the image file stores its pixels."""
     swapped, flipped = TURNS[orientation]
     mask = mask.flip(flipped)
     return mask.transpose(0, 1).contiguous() if swapped else mask

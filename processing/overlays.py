@@ -1,6 +1,6 @@
-"""Masks and heat maps over photographs, markers, and grids of images with titles and a legend.
+"""Masks and heat maps over images, markers, and grids of images with titles and a legend.
 
-Legend: H, W image axes. Every function returns a new RGB image; masks and heat maps are arrays (H, W).
+Legend: H, W image axes. Drawing functions return new RGB images; masks and heat maps are arrays (H, W).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,19 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .atomic_write import atomic_write
 from .palettes import colorize
 
 Palette = Sequence[Sequence[int]]
 BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 
 
-def mask_picture(mask: np.ndarray, palette: Palette, ignore_index: int | None = None) -> Image.Image:
-    """(H, W) class ids -> their colours; ignored pixels are black."""
+def mask_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = None) -> Image.Image:
+    """(H, W) class ids -> an RGB image of their colors; ignored pixels are black."""
     ignored = np.zeros_like(mask, dtype=bool) if ignore_index is None else mask == ignore_index
-    picture = np.array(colorize(np.where(ignored, 0, mask), palette).convert("RGB"))
-    picture[ignored] = 0
-    return Image.fromarray(picture)
+    image = np.array(colorize(np.where(ignored, 0, mask), palette).convert("RGB"))
+    image[ignored] = 0
+    return Image.fromarray(image)
 
 
 def mask_overlay(
@@ -33,16 +34,22 @@ def mask_overlay(
     strength: float = 0.5,
     ignore_index: int | None = None,
 ) -> Image.Image:
-    """The image tinted with the colors of the classes.
+    """Tints an image with the colors of its classes.
 
     Args:
-        image: The image.
-        mask: (H, W) class ids of the same size.
-        palette: One (r, g, b) for each class.
-        strength: Share of the class color, from 0 to 1.
-        ignore_index: Id of pixels that keep their color.
+        image: The image; it is converted to RGB.
+        mask: Class ids (H, W), of the size of the image.
+        palette: One (red, green, blue) per class, 0 to 255.
+        strength: Weight of the class color, from 0 to 1. Default: 0.5.
+        ignore_index: Id of pixels that keep their color. Default: none.
+
+    Returns:
+        A new RGB image.
+
+    Raises:
+        ValueError: The sizes differ, or an id is outside 0..255 and not ignored.
     """
-    tinted = Image.blend(image.convert("RGB"), mask_picture(mask, palette, ignore_index), strength)
+    tinted = Image.blend(image.convert("RGB"), mask_image(mask, palette, ignore_index), strength)
     if ignore_index is not None:
         tinted.paste(image.convert("RGB"), mask=Image.fromarray(mask == ignore_index))
     return tinted
@@ -51,40 +58,47 @@ def mask_overlay(
 def heat_overlay(
     image: Image.Image, heat: np.ndarray, *, strength: float = 0.8, colormap: str = "inferno"
 ) -> Image.Image:
-    """The image in gray under a map of values, such as attention; the highest value is brightest.
+    """Draws a map of values, such as attention, over the image in gray; the highest values are brightest.
 
-    The scale ends at the 99.5th percentile, so that a few extreme pixels do not leave the rest dark.
+    The scale goes from the minimum to the 99.5th percentile, so that a few extreme pixels do not leave the
+    rest dark.
 
     Args:
         image: The image.
-        heat: (H, W) values of the same size.
-        strength: Share of the map's color, from 0 to 1.
-        colormap: A colormap of matplotlib.
+        heat: Values (H, W), of the size of the image.
+        strength: Weight of the map's color, from 0 to 1. Default: 0.8.
+        colormap: Name of a matplotlib colormap. Default: "inferno".
+
+    Returns:
+        A new RGB image.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     heat = np.asarray(heat, dtype=np.float64)
     low, high = heat.min(), np.percentile(heat, 99.5)
     high = high if high > low else heat.max()
     scaled = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
-    colours = (matplotlib.colormaps[colormap](scaled)[..., :3] * 255).astype(np.uint8)
-    return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colours), strength)
+    colors = (matplotlib.colormaps[colormap](scaled)[..., :3] * 255).astype(np.uint8)
+    return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colors), strength)
 
 
 def with_cross(
-    image: Image.Image, position: tuple[int, int], *, colour: tuple[int, int, int] = (0, 255, 255)
+    image: Image.Image, position: tuple[int, int], *, color: tuple[int, int, int] = (0, 255, 255)
 ) -> Image.Image:
-    """The picture with a cross at (x, y), outlined so that it shows on any ground."""
+    """The image with a cross at `position` (x, y), outlined so that it shows on any background."""
     marked = image.convert("RGB")
     draw = ImageDraw.Draw(marked)
     arm = max(4, round(0.025 * max(image.size)))
     thin = max(1, arm // 5)
     x, y = position
-    for ink, width, reach in (((0, 0, 0), thin + 2, arm + 1), (colour, thin, arm)):
+    for ink, width, reach in (((0, 0, 0), thin + 2, arm + 1), (color, thin, arm)):
         draw.line([x - reach, y, x + reach, y], fill=ink, width=width)
         draw.line([x, y - reach, x, y + reach], fill=ink, width=width)
     return marked
 
 
-def grid_of_pictures(
+def image_grid(
     rows: Sequence[Sequence[Image.Image]],
     titles: Sequence[str] = (),
     legend: Mapping[str, Sequence[int]] | None = None,
@@ -92,8 +106,8 @@ def grid_of_pictures(
     cell_width: int = 320,
     gap: int = 8,
 ) -> Image.Image:
-    """Rows of equally wide pictures, a title over each column, and names of classes with their colours below."""
-    cells = [[fitted(picture, cell_width) for picture in row] for row in rows]
+    """Draws rows of images of equal width, with a title above each column and a legend of colors below."""
+    cells = [[fitted(image, cell_width) for image in row] for row in rows]
     heights = [max(cell.height for cell in row) for row in cells]
     columns = max(len(row) for row in cells)
     font = sans(max(12, cell_width // 20))
@@ -105,8 +119,8 @@ def grid_of_pictures(
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        centre = gap + column * (cell_width + gap) + cell_width // 2
-        draw.text((centre, top // 2 + gap // 2), title, fill=INK, font=font, anchor="mm")
+        center = gap + column * (cell_width + gap) + cell_width // 2
+        draw.text((center, top // 2 + gap // 2), title, fill=INK, font=font, anchor="mm")
     y = top + gap
     for row, row_height in zip(cells, heights, strict=True):
         for column, cell in enumerate(row):
@@ -121,14 +135,14 @@ def grid_of_pictures(
 def legend_lines(
     legend: Mapping[str, Sequence[int]], font: ImageFont.FreeTypeFont, width: int
 ) -> list[list[tuple[str, Sequence[int], int]]]:
-    """Names, colours and offsets, broken into lines of at most `width` pixels."""
+    """Lines of (name, color, offset), each at most `width` pixels long."""
     lines, x = [], width
-    for name, colour in legend.items():
+    for name, color in legend.items():
         needed = round(font.getlength(name)) + 3 * font.size
         if x + needed > width:
             lines.append([])
             x = 0
-        lines[-1].append((name, colour, x))
+        lines[-1].append((name, color, x))
         x += needed
     return lines
 
@@ -141,28 +155,27 @@ def draw_legend(
 ) -> None:
     left, middle = start
     side = round(font.size)
-    for name, colour, offset in entries:
+    for name, color, offset in entries:
         x = left + offset
-        draw.rectangle([x, middle - side // 2, x + side, middle + side // 2], fill=tuple(colour), outline=INK)
+        draw.rectangle([x, middle - side // 2, x + side, middle + side // 2], fill=tuple(color), outline=INK)
         draw.text((x + side + side // 2, middle), name, fill=INK, font=font, anchor="lm")
 
 
-def fitted(picture: Image.Image, width: int) -> Image.Image:
-    """RGB at the given width; small pictures are enlarged with sharp pixels."""
-    height = max(1, round(picture.height * width / picture.width))
-    method = Image.Resampling.LANCZOS if picture.width > width else Image.Resampling.NEAREST
-    return picture.convert("RGB").resize((width, height), method)
+def fitted(image: Image.Image, width: int) -> Image.Image:
+    """RGB at the given width; small images are enlarged by nearest neighbor."""
+    height = max(1, round(image.height * width / image.width))
+    method = Image.Resampling.LANCZOS if image.width > width else Image.Resampling.NEAREST
+    return image.convert("RGB").resize((width, height), method)
 
 
 @lru_cache
 def sans(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib carries a font with it, so pictures look the same on every machine."""
+    """The font that comes with matplotlib, so that images look the same on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
-def save_png(picture: Image.Image, target: Path) -> None:
-    """Under a temporary name first, so that a full disk never leaves half a file."""
+def save_png(image: Image.Image, target: Path) -> None:
+    """Writes a PNG file and the folders that it needs; the file is never left incomplete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".writing")
-    picture.save(temporary, format="PNG")
-    temporary.replace(target)
+    with atomic_write(target) as temporary:
+        image.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""Does a PNG hold all the rows that its header promises? Pillow fills missing ones with black and says nothing."""
+"""Detects PNG files with fewer rows than their header states; Pillow silently fills the rest with black."""
 
 import struct
 import zlib
@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the PNG colour types
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the PNG color types
 WHOLE_IMAGE = ((0, 0, 1, 1),)
 ADAM7_PASSES = (
     (0, 0, 8, 8),
@@ -21,9 +21,10 @@ ADAM7_PASSES = (
 
 
 def misses_rows(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether the pixel data of an already decoded PNG is shorter than its size demands.
+    """Returns whether a decoded PNG has less pixel data than its size requires.
 
-    Missing rows come out as zeros, so only a picture with a black last row (or an interlaced one) is counted again.
+    Missing rows are decoded as zeros, so the data is measured only if the last row is black or the image is
+    interlaced.
     """
     if image.format != "PNG" or not (image.info.get("interlace") or _last_row_is_black(image)):
         return False
@@ -37,13 +38,13 @@ def _last_row_is_black(image: Image.Image) -> bool:
 
 def _expected_bytes(file: BinaryIO) -> int:
     file.seek(16)
-    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(13))
+    width, height, depth, color_type, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(13))
     expected = 0
     for left, top, step_x, step_y in ADAM7_PASSES if interlaced else WHOLE_IMAGE:
         columns = max(0, (width - left + step_x - 1) // step_x)
         rows = max(0, (height - top + step_y - 1) // step_y)
         if columns:
-            expected += rows * (1 + (columns * depth * CHANNELS[colour_type] + 7) // 8)  # 1: the filter byte
+            expected += rows * (1 + (columns * depth * CHANNELS[color_type] + 7) // 8)  # 1: the filter byte
     return expected
 
 

@@ -13,7 +13,7 @@ from .orientation import swaps_sides, turn_back
 from .overlays import heat_overlay, mask_overlay, save_png, with_cross
 from .palettes import colorize, default_palette
 from .prediction_files import Job
-from .prediction_maps import PICTURES, PictureMap, ProbabilityFile, mask_beside_maps
+from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
 
 Position = tuple[int, int]  # x and y in pixels
 
@@ -53,7 +53,7 @@ class Predictor:
         if self.overlay:
             save_png(mask_overlay(self.read(job), mask.numpy(), self.palette), job.target("overlays"))
         if self.explain:
-            save_png(self.attention_picture(job), job.target("attention"))
+            save_png(self.attention_image(job), job.target("attention"))
 
     def predict(self, job: Job, orientation: int) -> Tensor:
         """The upright mask (H, W); what else the probabilities tell is written on the way."""
@@ -68,10 +68,10 @@ class Predictor:
 
     def new_map(
         self, name: str, job: Job, stored_size: tuple[int, int], orientation: int
-    ) -> PictureMap | ProbabilityFile:
+    ) -> ImageMap | ProbabilityFile:
         target = job.target(name)
-        if name in PICTURES:
-            return PictureMap(target, PICTURES[name], stored_size, orientation)
+        if name in IMAGE_MAPS:
+            return ImageMap(target, IMAGE_MAPS[name], stored_size, orientation)
         return ProbabilityFile(
             target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
         )
@@ -81,7 +81,7 @@ class Predictor:
             job.source, value_range=self.processor.value_range, pixel_limit=self.processor.pixel_limit
         )
 
-    def attention_picture(self, job: Job) -> Image.Image:
+    def attention_image(self, job: Job) -> Image.Image:
         """Where the marked pixel of the upright image looks, when the model sees all of it: the paper's Fig. 1."""
         image = self.read(job)
         pixel_values = self.processor(job.source, return_tensors="pt")["pixel_values"].to(self.model.device)

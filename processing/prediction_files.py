@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from .prediction_maps import PICTURES
+from .prediction_maps import IMAGE_MAPS
 
 SUFFIXES = {
     ".jpg",
@@ -20,7 +20,7 @@ SUFFIXES = {
     ".jp2",
     ".avif",
 }
-PICTURE_FOLDERS = ("overlays", "attention", *PICTURES)  # below the output folder, beside the masks
+IMAGE_FOLDERS = ("overlays", "attention", *IMAGE_MAPS)  # below the output folder, beside the masks
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def check_targets(jobs: list[Job]) -> None:
     inputs = {job.source.resolve() for job in jobs}
     owners: dict[Path, Path] = {}
     for job in jobs:
-        for picture in (job.target(kind) for kind in ("", *PICTURE_FOLDERS)):
-            if picture.resolve() in inputs:
+        for image in (job.target(kind) for kind in ("", *IMAGE_FOLDERS)):
+            if image.resolve() in inputs:
                 raise ValueError(
-                    f"a result for {job.source} would overwrite the image {picture}. Choose another --output."
+                    f"a result for {job.source} would overwrite the image {image}. Choose another --output."
                 )
         target = job.target()
         if target in owners:

@@ -11,7 +11,7 @@ Legend: K classes, H, W pixels as stored in the file, R rows of the upright imag
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .logits_to_masks import argmax_of_bands
 from .orientation import upright_view
 from .overlays import save_png
 
@@ -37,11 +38,11 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(0) / math.log(max(2, len(probabilities)))
 
 
-PICTURES: dict[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
-MAPS = (*PICTURES, "probabilities")
+IMAGE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
+MAPS = (*IMAGE_MAPS, "probabilities")
 
 
-class PictureMap:
+class ImageMap:
     """A map of 0..1 as a 16-bit PNG."""
 
     def __init__(
@@ -98,17 +99,18 @@ class ProbabilityFile:
 
 
 def mask_beside_maps(
-    bands: Iterable[Tensor], size: Size, maps: Sequence[PictureMap | ProbabilityFile]
+    channels: Iterable[Tensor], size: Size, maps: Sequence[ImageMap | ProbabilityFile]
 ) -> Tensor:
     """Class probabilities as bands (K, R, W) of the upright image -> its mask (H, W); each map gets every band."""
-    mask, row = torch.empty(size, dtype=torch.int32), 0
-    try:
-        for probabilities in bands:
-            classes = probabilities.max(0).indices
-            mask[row : row + len(classes)] = classes
-            row += len(classes)
+
+    def copied() -> Iterator[Tensor]:
+        for probabilities in channels:
             for one in maps:
                 one.add(probabilities)
+            yield probabilities
+
+    try:
+        mask = argmax_of_bands(copied(), size)
     except BaseException:
         for one in maps:
             one.discard()

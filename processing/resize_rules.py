@@ -1,7 +1,7 @@
-"""To which size an image goes: exactly a size, by its shortest edge, or down to a number of pixels.
+"""Rules for the size an image is resized to: a fixed size, a shortest edge, or a maximum number of pixels.
 
-{"height": 512, "width": 1024}      exactly, whatever the aspect ratio was
-{"shortest_edge": 512}              keeps the aspect ratio; with "longest_edge": 2048 no edge becomes longer
+{"height": 512, "width": 1024}      this size, whatever the aspect ratio
+{"shortest_edge": 512}              keeps the aspect ratio; "longest_edge": 2048 limits the other edge
 {"max_pixels": 1000000}             keeps the aspect ratio, never enlarges
 """
 
@@ -17,18 +17,20 @@ RULES = (
 
 
 def check_resize_rule(rule: Mapping[str, int]) -> dict[str, int]:
-    """The rule as a plain dictionary, or an error that lists the rules there are."""
+    """The rule as a plain dict. Raises ValueError, with the list of known rules, if it is invalid."""
     rule = dict(rule) if isinstance(rule, Mapping) or hasattr(rule, "keys") else rule
     if isinstance(rule, dict) and set(rule) in RULES:
         if all(isinstance(value, int) and value >= 1 for value in rule.values()):
             return rule
-        raise ValueError(f"size={rule} needs whole numbers of at least 1.")
+        raise ValueError(f"size={rule} is invalid. Give whole numbers of at least 1, in pixels.")
     known = ", ".join(str(sorted(keys)) for keys in RULES)
-    raise ValueError(f"size={rule} is no resize rule. Give a dictionary with exactly these keys: {known}.")
+    raise ValueError(
+        f"size={rule} is not a resize rule. Give a dict with exactly one of these sets of keys: {known}."
+    )
 
 
 def resized_size(height: int, width: int, rule: Mapping[str, int]) -> tuple[int, int]:
-    """(height, width) after resizing by `rule`; each at least 1, however long and thin the image is."""
+    """Returns (height, width) after resizing by `rule`; each is at least 1, whatever the aspect ratio."""
     if "height" in rule:
         return rule["height"], rule["width"]
     if "max_pixels" in rule:
@@ -44,5 +46,5 @@ def _within_pixels(height: int, width: int, max_pixels: int) -> tuple[int, int]:
         return height, width
     scale = sqrt(max_pixels / (height * width))
     new_height = max(1, int(height * scale))
-    new_width = max(1, min(int(width * scale), max_pixels // new_height))  # where the height was lifted to 1
+    new_width = max(1, min(int(width * scale), max_pixels // new_height))  # if the height was raised to 1
     return min(new_height, max_pixels // new_width), new_width

@@ -1,4 +1,4 @@
-"""How image processors are saved: with their code beside them."""
+"""Saves image processors together with their code."""
 
 import os
 from collections.abc import Callable
@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 
 class HubHooks(NamedTuple):
-    """What saves an image processor so that its repository holds its own code; as the models' `HubHooks`.
+    """Callables that save an image processor with its code, like the models' `HubHooks`.
 
-    save: called with the processor, transformers' own `save_pretrained`, the folder, and the options of `save_pretrained`.
-    push: called with the processor, the repository's name on the Hub, and the options of `push_to_hub`.
+    Attributes:
+        save: Called with the processor, transformers' own `save_pretrained`, the folder, and the options of
+            `save_pretrained`.
+        push: Called with the processor, the name of the repository on the Hub, and the options of
+            `push_to_hub`.
     """
 
     save: Callable[..., None]
@@ -17,20 +20,30 @@ class HubHooks(NamedTuple):
 
 
 class SavedWithCode:
-    """Mixin in front of one of transformers' image processors. The models' base class does the same for models."""
+    """Mixin for transformers' image processors; the models' base class does the same for models."""
 
-    # None in a repository's copy of this code: there transformers itself copies the files along.
+    # None in the copy of this code in a repository, where transformers copies the files itself.
     hub_hooks: HubHooks | None = None
 
     def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> None:
-        """Writes `preprocessor_config.json` and the code that it needs."""
+        """Writes `preprocessor_config.json` and the code of the processor.
+
+        Args:
+            save_directory: The folder; it is created if needed.
+            **options: Options of transformers' `save_pretrained`.
+        """
         if self.hub_hooks is None:
             super().save_pretrained(save_directory, **options)
         else:
             self.hub_hooks.save(self, super().save_pretrained, save_directory, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """`save_pretrained` into a repository on the Hub, in one commit."""
+        """Saves to a repository on the Hub, in one commit.
+
+        Args:
+            repo_id: Name of the repository, such as "user/name".
+            **options: Options of transformers' `push_to_hub`.
+        """
         if self.hub_hooks is None:
             return super().push_to_hub(repo_id, **options)
         return self.hub_hooks.push(self, repo_id, **options)

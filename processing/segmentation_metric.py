@@ -1,6 +1,6 @@
 """`SegmentationMetric`: our scores as an `evaluate.Metric` that needs neither network nor cache files.
 
-A file of its own because importing `evaluate` takes seconds.
+In a file of its own because importing `evaluate` takes seconds.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,19 @@ author={Long, Jonathan and Shelhamer, Evan and Darrell, Trevor}, journal={CVPR},
 
 
 class SegmentationMetric(Metric):
-    """Mean IoU and its companions over predicted and true class ids.
+    """Mean IoU, Dice, accuracy and precision as an `evaluate.Metric`.
 
-    Batches go straight into a confusion matrix, in place of `evaluate`'s files of all pixels, so that memory and disk
-    do not grow with the data set, and images of one set may differ in size.
+    Batches are added to a confusion matrix, where `evaluate` writes all pixels to files. Memory and disk do
+    not grow with the data set, and images may differ in size.
+
+    Args:
+        num_labels: Number of classes.
+        ignore_index: Label of pixels that are not counted. Default: 255.
+        names: One name per class, for the scores of each class.
+        **options: Options of `evaluate.Metric`.
+
+    Raises:
+        ValueError: `num_process` is above 1.
     """
 
     def __init__(
@@ -32,8 +41,9 @@ class SegmentationMetric(Metric):
         super().__init__(**options)
         if self.num_process > 1:
             raise ValueError(
-                f"num_process={self.num_process}, but SegmentationMetric counts in one process. Sum `confusion` of all "
-                "processes with ConfusionMatrix.reduced(accelerator.reduce), or gather predictions first."
+                f"num_process={self.num_process}, but SegmentationMetric counts in one process. "
+                "Sum `confusion` over processes with ConfusionMatrix.reduced(accelerator.reduce), "
+                "or gather predictions first."
             )
         self.names = names
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
@@ -43,23 +53,31 @@ class SegmentationMetric(Metric):
         return MetricInfo(
             description="Mean IoU, Dice and accuracy of semantic segmentation.",
             citation=CITATION,
-            inputs_description="predictions, references: class ids, (H, W) for each image.",
+            inputs_description="predictions, references: class ids (H, W) of each image.",
             features=Features({"predictions": ids, "references": ids}),
         )
 
     def add(self, *, prediction: Tensor | np.ndarray, reference: Tensor | np.ndarray) -> None:
-        """(H, W) and (H, W) class ids of one image."""
+        """Adds the predicted and the true class ids (H, W) of one image."""
         self.confusion.update(np.asarray(prediction), np.asarray(reference))
 
     def add_batch(self, *, predictions: Sequence, references: Sequence) -> None:
-        """(B, H, W) and (B, H, W) class ids, or lists of images of different sizes."""
+        """Adds predicted and true class ids (B, H, W), or lists of (H, W) of different sizes."""
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 
     def compute(
         self, *, predictions: Sequence | None = None, references: Sequence | None = None
     ) -> dict[str, Any]:
-        """Scores over everything added since the last call, these last images included."""
+        """Computes the scores of all images added since the last call.
+
+        Args:
+            predictions: Further predicted class ids, as in `add_batch`.
+            references: Their true class ids.
+
+        Returns:
+            The scores of `ConfusionMatrix.compute`.
+        """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         scores = self.confusion.compute(self.names)

@@ -1,7 +1,7 @@
-"""Overlapping windows over a map of any number of axes: where they lie, how they blend, and the blended map row by row.
+"""Overlapping windows over a map of any number of axes: where they lie, and how they blend row by row.
 
-Nothing here knows models: `predict` may be any function of a window's place. A map is never held as a whole: its rows
-(cells along the first axis) leave as soon as no further window touches them.
+Independent of models: `predict` may be any function of the place of a window. The map is never in memory as a
+whole: its rows (cells along the first axis) are yielded as soon as no further window covers them.
 
 Legend: K channels, G... cells of the map along each axis, N... those of a window, R rows.
 """
@@ -12,25 +12,25 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-Place = tuple[int, ...]  # of a window: its first cell along each axis
+Place = tuple[int, ...]  # the first cell of a window along each axis
 
 
 def window_starts(length: int, window: int, step: int) -> list[int]:
-    """First cells, `step` apart, of the windows that cover `length`; the last one moves back to end where the map ends."""
+    """First cells, `step` apart, of windows that cover `length`; the last window ends where the map ends."""
     last = max(0, length - window)
     return [*range(0, last, step), last]
 
 
 def constant_weights(window: Sequence[int]) -> Tensor:
-    """(N...) ones: all windows over a cell count alike, as in mmsegmentation's sliding inference."""
+    """(N...) of ones: all windows over a cell have equal weight, as in mmsegmentation's sliding inference."""
     return torch.ones(tuple(window))
 
 
 def gaussian_weights(window: Sequence[int], sigma: float = 0.125, smallest: float = 1e-3) -> Tensor:
-    """(N...) a bell over the window, 1 at its centre: cells count more where the window sees more around them.
+    """(N...), a Gaussian with 1 at the center: cells with more context in the window weigh more.
 
-    MONAI's importance map: the deviation is `sigma` of the window along each axis (nnU-Net has the same eighth), and no
-    weight is below `smallest`, so that cells in corners that one window alone covers keep their digits.
+    MONAI's importance map: the std is `sigma` of the window along each axis (nnU-Net uses the same 1/8). No
+    weight is below `smallest`, so that corner cells that a single window covers do not lose precision.
     """
     weights = torch.ones(())
     for length in window:
@@ -51,13 +51,16 @@ def blended_rows(
     weights: Tensor,
     predict: Callable[[list[Place]], Iterable[Tensor]],
 ) -> Iterator[Tensor]:
-    """Weighted means of overlapping windows: pieces (K, R, G...) of the map, top to bottom, R rows at a time.
+    """Yields the weighted mean of overlapping windows as pieces (K, R, G...) of the map, top to bottom.
 
-    size: (G...) cells of the map. starts: for each axis the first cells of its windows, which cover it.
-    weights: (N...) of the cells of a window; windows are no longer than the map.
-    predict: places of windows -> for each of them the values (K, N...). It gets the windows that begin in one row together.
+    Memory holds as many rows as a window has.
 
-    The memory is that of as many rows as a window has.
+    Args:
+        size: Cells (G...) of the map.
+        starts: For each axis the first cells of the windows, which together cover it.
+        weights: (N...) weights of the cells of a window, which is at most as large as the map.
+        predict: Places of windows -> the values (K, N...) of each. Called once for all windows that begin in
+            the same row.
     """
     rows, *window = weights.shape
     total, weight = None, None
@@ -79,13 +82,13 @@ def blended_rows(
 
 
 def moved_up(values: Tensor, axis: int, rows: int) -> Tensor:
-    """The same shape without its first `rows`, with as many zeros at the end."""
+    """Drops the first `rows` along `axis` and appends as many zeros."""
     kept = values.narrow(axis, rows, values.shape[axis] - rows)
     return torch.cat([kept, torch.zeros_like(values.narrow(axis, 0, rows))], dim=axis)
 
 
 class RowReader:
-    """Rows of a map that arrives in pieces (K, R, G...), asked for from top to bottom; what lies above is forgotten."""
+    """Reads rows of a map that arrives in pieces (K, R, G...), from top to bottom; rows above are dropped."""
 
     def __init__(self, pieces: Iterable[Tensor]) -> None:
         self.pieces = iter(pieces)
@@ -97,7 +100,7 @@ class RowReader:
         return len(self.held)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop-1, (K, stop - start, G...); `start` is nowhere above that of an earlier call."""
+        """Returns rows start..stop-1, (K, stop - start, G...); `start` never decreases from call to call."""
         self.forget(start)
         while self.first + self.held.shape[1] < stop:
             self.held = torch.cat([self.held, next(self.pieces)], dim=1)

@@ -1,1 +1,1 @@
-"""What one runs: training, evaluation, prediction, conversion, export, benchmarks, the demo."""
+"""Commands: training, evaluation, prediction, conversion, export and the demo."""

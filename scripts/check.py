@@ -1,8 +1,8 @@
-"""contextseg-check: looks at every image and mask before anything trains.
+"""contextseg-check: checks every image and mask of a data set before training.
 
     contextseg-check data/train
 
-Heavy imports come after the command line is read, so that `--help` answers at once.
+Heavy imports follow the parsing of the command line, so that `--help` answers at once.
 """
 
 import json
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 PROGRAM = "contextseg-check"
 DESCRIPTION = """Read all images and masks of a data set and report pairs, sizes, class shares, unknown ids and unreadable
-files. Exits with 1 if something would break a training. A folder of splits (train/, val/) is checked split by split."""
+files. Exits with 1 if there is a problem that would stop training. A folder of splits (train/, val/) is checked split by split."""
 
 
 @dataclass
 class CheckArguments(CommandOptions):
     data: str = positional(
-        "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a `datasets` data set"
+        "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a data set for `datasets`"
     )
-    classes: str | None = option(None, "file with the class names (default: classes.json beside the data)")
+    classes: str | None = option(None, "file with the class names (default: classes.json next to the data)")
     image_column: str | None = option(
-        None, "column of the images in a `datasets` data set (default: found by type and name)"
+        None, "image column of a data set for `datasets` (default: found by type and name)"
     )
     mask_column: str | None = option(
-        None, "column of the masks in a `datasets` data set (default: found by type and name)"
+        None, "mask column of a data set for `datasets` (default: found by type and name)"
     )
-    num_channels: int = option(3, "channels of the images")
+    num_channels: int = option(3, "number of image channels")
     sample: int | None = option(None, "number of pairs to check, spread evenly over the data (default: all)")
     json: bool = option(False, "print the report as JSON")
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def splits(source: str) -> list[str]:
-    """The folder itself, or those in it that hold images/ and masks/, or the splits of a published data set."""
+    """Returns the folder, its subfolders with images/ and masks/, or the splits of a published data set."""
     from ..processing.data.official_layouts import sources_of_splits
 
     folder = Path(source)
@@ -69,6 +69,7 @@ def splits(source: str) -> list[str]:
 
 
 def check(source: str, arguments: CheckArguments) -> "CheckReport":
+    """Checks one split."""
     from ..processing.data.datasets import open_data
     from ..processing.data.report import check_data
 
@@ -77,7 +78,7 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
         classes=arguments.classes,
         image_column=arguments.image_column,
         mask_column=arguments.mask_column,
-        num_bands=arguments.num_channels,
+        num_channels=arguments.num_channels,
         needs_all_pairs=False,
     )
     return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())

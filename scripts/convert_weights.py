@@ -1,8 +1,8 @@
-"""contextseg-convert: writes a repository that `from_pretrained` opens from the weights of somebody else's code.
+"""contextseg-convert: converts weights of other code bases to a folder that `from_pretrained` loads.
 
     contextseg-convert --source swin --weights microsoft/swin-tiny-patch4-window7-224 --output swin-tiny
 
-Heavy imports come after the command line is read, so that `--help` answers at once.
+Heavy imports follow the parsing of the command line, so that `--help` answers at once.
 """
 
 import json
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 PROGRAM = "contextseg-convert"
 DESCRIPTION = """Convert the weights of another code base, and write a folder with model and image processor that from_pretrained
-opens."""
-# ImageNet's, in the range 0 to 1: what the authors of GLAM and Swin normalize with.
+loads."""
+# ImageNet's mean and std for pixels in 0..1, with which the authors of GLAM and Swin normalize.
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(kw_only=True)
 class ConvertArguments(CommandOptions):
     source: Literal["cswin-official", "glam-official", "segdeformer-official", "swin"] = required(
-        "*-official: a file of the authors' repository; swin: Swin, or UPerNet with Swin, of transformers"
+        "*-official: a checkpoint of the authors' repository; swin: a Swin or UPerNet-Swin checkpoint of transformers"
     )
-    weights: str = required("weights to convert: a file (.safetensors, .pth), a folder or a name on the Hub")
+    weights: str = required("weights to convert: a file (.safetensors, .pth), a folder, or a name on the Hub")
     output: str = required("folder to write")
     arguments: str | None = option(
         None,
         "JSON file; for glam-official and cswin-official the authors' constructor arguments, for the others fields of our "
-        "configuration, such as id2label (swin: by default no global tokens, which computes the same as the source)",
+        "configuration, such as id2label (swin: by default without global tokens, which is equivalent to the source)",
         metavar="FILE",
     )
     max_image_size: str | None = option(
         None,
-        "glam-official: drop the rows of the position tables that no image up to this size reads",
+        "glam-official: drop the rows of the position tables that images up to this size do not use",
         metavar="HEIGHTxWIDTH",
     )
 
@@ -80,7 +80,23 @@ def convert_weights(
     arguments: str | Path | None = None,
     max_image_size: tuple[int, int] | None = None,
 ) -> "PreTrainedModel":
-    """Converts a checkpoint and writes model and image processor to `output`."""
+    """Converts a checkpoint and writes model and image processor.
+
+    Args:
+        source: Code base of the checkpoint: "cswin-official", "glam-official", "segdeformer-official" or
+            "swin".
+        weights: A file, or for "swin" a folder or a name on the Hub.
+        output: Folder to write.
+        arguments: JSON file with the authors' constructor arguments, or with fields of our configuration.
+        max_image_size: Height and width of the largest image for which to keep position rows
+            ("glam-official").
+
+    Returns:
+        The converted model.
+
+    Raises:
+        ValueError: If arguments are missing, or something cannot be converted.
+    """
     from ..processing.image_processing_segmentation import SegmentationImageProcessor
     from .conversion.sources import converted
 

@@ -1,9 +1,10 @@
-"""contextseg-demo: the library's whole way in a few minutes, on scenes that it draws itself.
+"""contextseg-demo: the whole workflow of the library in a few minutes, on generated scenes.
 
     contextseg-demo
 
-Draws labelled scenes whose white areas can only be told apart by a far flag, trains the smallest GLAM-Swin, scores it,
-saves it, and lets a Python that cannot import contextseg segment with transformers' pipeline. Pictures and a report tell.
+Draws labeled scenes whose white areas can only be classified by a distant flag, trains the smallest
+GLAM-Swin, scores and saves it, and segments with transformers' pipeline in a Python process that cannot
+import contextseg. Writes images and a report.
 """
 
 import shutil
@@ -20,25 +21,25 @@ if TYPE_CHECKING:
     from .demonstration import Asked
 
 PROGRAM = "contextseg-demo"
-DESCRIPTION = """Draw scenes, train the smallest GLAM-Swin on them, score, save, reload without contextseg, predict. Needs no data and no
-network, and up to 5 minutes on 2 cores. REPORT.md in the output folder tells how it went."""
+DESCRIPTION = """Draw scenes, train the smallest GLAM-Swin on them, score, save, reload without contextseg, and predict. Needs neither
+data nor network, and takes up to 5 minutes on 2 cores. The results are in REPORT.md in the output folder."""
 
-MARKER = ".contextseg-demo"  # a folder without it is never cleared
+MARKER = ".contextseg-demo"  # a folder without this file is never cleared
 SPLITS = ("train", "val", "test")
-SHOWN = 4  # test scenes in the picture
+SHOWN = 4  # test scenes in scenes.png
 
 
 @dataclass
 class DemoArguments(CommandOptions):
-    scenes: int = option(1500, "scenes to train on")
+    scenes: int = option(1500, "number of training scenes")
     size: int = option(96, "side of a scene in pixels")
     distance: float = option(
-        48, "pixels from the flag to the nearest white area, in the scenes that are scored"
+        48, "pixels from the flag to the nearest white area, in the validation and test scenes"
     )
-    steps: int = option(800, "optimizer steps, of 8 scenes each")
-    tokens: int = option(4, "global tokens in each window; 0 is plain Swin, for comparison")
-    seed: int = option(0, "seed of the scenes, the initial weights and the order of training")
-    output: str = option("demo", "folder for everything; replaces an earlier demonstration")
+    steps: int = option(800, "optimizer steps with 8 scenes each")
+    tokens: int = option(4, "global tokens per window; 0 is plain Swin, for comparison")
+    seed: int = option(0, "seed of the scenes, the initial weights and the order of the training scenes")
+    output: str = option("demo", "folder for all results; replaces those of an earlier demo")
 
 
 def new_parser() -> CommandLine:
@@ -52,20 +53,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def demo(arguments: DemoArguments) -> int:
-    """The five steps; the exit code, which is that of the training when it was stopped."""
+    """Runs the five steps; returns the exit code, which is that of the training if it was stopped."""
     from .demo_report import NEXT, report, summary
 
     started, folder = time.perf_counter(), fresh_folder(Path(arguments.output))
-    say(1, f"drawing {arguments.scenes} scenes to train on, and others to score")
+    say(1, f"drawing {arguments.scenes} training scenes, and others for scoring")
     draw(arguments, folder)
-    say(2, f"training GLAM-Swin nano with {arguments.tokens} global tokens in each window")
+    say(2, f"training GLAM-Swin nano with {arguments.tokens} global tokens per window")
     if code := train_nano(arguments, folder):
         return code
-    say(3, "scoring scenes that were not trained on")
+    say(3, "scoring test scenes")
     facts = {"scores": score(folder)}
-    say(4, "saving, and predicting with transformers' pipeline in a Python without contextseg")
+    say(4, "saving, and predicting with transformers' pipeline in a Python process without contextseg")
     facts |= save_and_reload(arguments, folder)
-    say(5, "asking the model where it looks, and drawing pictures")
+    say(5, "measuring what global attention looks at, and drawing figures")
     facts |= explain(arguments, folder)
     facts["minutes"] = (time.perf_counter() - started) / 60
     (folder / "REPORT.md").write_text(report(vars(arguments), facts), encoding="utf-8")
@@ -80,11 +81,14 @@ def say(step: int, what: str) -> None:
 
 
 def fresh_folder(folder: Path) -> Path:
-    """An empty folder that is known as ours, in place of what an earlier demonstration left there."""
+    """Returns an empty, marked folder; clears that of an earlier demo.
+
+    Raises ValueError if it holds other files.
+    """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
             raise ValueError(
-                f"{folder} holds files that are not from contextseg-demo. Choose another --output."
+                f"{folder} contains files that contextseg-demo did not write. Choose another --output."
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,7 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def draw(arguments: DemoArguments, folder: Path) -> None:
-    """data/train with flags at any distance; data/val and data/test with far flags only."""
+    """Writes data/train with flags at any distance, and data/val and data/test with distant flags only."""
     from ..processing.data.scenes import write_scenes
 
     for split in SPLITS:
@@ -104,12 +108,12 @@ def draw(arguments: DemoArguments, folder: Path) -> None:
 
 
 def series(arguments: DemoArguments, split: str) -> int:
-    """The seed of a split's scenes: no two splits, of whatever seeds, share one."""
+    """Returns the seed of a split's scenes, different for all splits and all --seed."""
     return len(SPLITS) * arguments.seed + SPLITS.index(split)
 
 
 def train_nano(arguments: DemoArguments, folder: Path) -> int:
-    """What `contextseg-train` with these options does."""
+    """Trains GLAM-Swin nano, as `contextseg-train` with these options does; returns the exit code."""
     from ..processing.data.scenes import CLASSES, FLAGS
     from ..training.options import SegmentationArguments
     from ..training.run import train
@@ -133,40 +137,40 @@ def train_nano(arguments: DemoArguments, folder: Path) -> int:
 
 
 def score(folder: Path) -> dict[str, Any]:
-    """What `contextseg-evaluate run --data data/test` does."""
+    """Scores the model, as `contextseg-evaluate run --data data/test` does."""
     from .evaluate import EvaluateArguments, evaluate
 
     return evaluate(EvaluateArguments(str(folder / "run"), data=str(folder / "data" / "test")))
 
 
 def save_and_reload(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
-    """What `contextseg-export run --output model` does, and what a user without contextseg makes of it."""
+    """Exports the model, as `contextseg-export run --output model` does, and uses it without contextseg."""
     from ..training.publishing import ExportArguments, export
     from .demonstration import compare_elsewhere
 
     export(ExportArguments(str(folder / "run"), output=str(folder / "model"), proof=False))
     count = compare_elsewhere(test_scenes(arguments, folder, SHOWN), folder / "model", folder / "pipeline")
-    print(f"{count} masks, pixel for pixel those of this process")
+    print(f"{count} masks, identical to those of this process")
     return {"pipeline_masks": count}
 
 
 def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
-    """Pictures, and over more scenes: does the white follow the flag, and does attention find it?"""
+    """Draws the figures, and measures whether predictions follow the flag and attention finds it."""
     from ..training.plots import plot_curves
     from ..training.records import read_log
     from .demo_report import ASKED
-    from .demonstration import attention_of_stages, best_stage, picture
+    from .demonstration import attention_of_stages, best_stage, image
 
     asked = test_scenes(arguments, folder, ASKED)
     attention = attention_of_stages(asked)
     shown = best_stage(attention, arguments.size)
-    picture(asked[:SHOWN], shown.stage if shown else None).save(folder / "scenes.png")
+    image(asked[:SHOWN], shown.stage if shown else None).save(folder / "scenes.png")
     plot_curves(read_log(folder / "run" / "log.jsonl"), folder / "loss.png")
     return {"right": mean(case.right for case in asked), "attention": attention, "shown": shown}
 
 
 def test_scenes(arguments: DemoArguments, folder: Path, count: int) -> "list[Asked]":
-    """The saved model with the first test scenes, each of them under both flags."""
+    """Applies the saved model to the first test scenes, each with both flags."""
     from ..training.models import open_model
     from .demonstration import ask
 

@@ -1,4 +1,4 @@
-"""What `contextseg-demo` says at its end, and writes into REPORT.md."""
+"""Summary and REPORT.md of `contextseg-demo`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,30 +7,30 @@ from ..processing.data.scenes import AMBIGUOUS
 from ..processing.metrics import percent, scores_table
 from ..training.records import environment
 
-ASKED = 40  # test scenes whose flags are repainted, and in which attention is measured
+ASKED = 40  # test scenes that are also predicted with the other flag, and in which attention is measured
 NEXT = """
-Next, on your own images (data/train and data/val, each with images/ and masks/, and data/classes.json beside them):
+Next, on your own images (data/train and data/val, each with images/ and masks/, and data/classes.json next to them):
   contextseg-check data/train
   contextseg-train --preset tiny --train data/train --val data/val --output runs/mine
   contextseg-evaluate runs/mine --data data/val
   contextseg-predict runs/mine photo.jpg --output masks/ --explain 120,45
 """
-REPORT = """# The contextseg demonstration
+REPORT = """# contextseg demo
 
 {summary}
 
-![Image, truth, prediction, where the model looks, and the same scene under the other flag](scenes.png)
+![Image, ground truth, prediction, attention, and the same scene with the other flag](scenes.png)
 
 ## What was done
 
 `contextseg-demo --steps {steps} --scenes {scenes} --size {size} --distance {distance:g} --tokens {tokens} --seed {seed}`: {minutes:.1f} minutes on
-{machine}. {scenes} generated scenes to train on, GLAM-Swin `nano` with {tokens} global tokens in each window and UPerNet, {steps} steps with 8
-scenes each. The saved model ([model/](model)) then segmented {pipeline_masks} pictures through transformers' `pipeline` in a Python
-that cannot import contextseg: the masks are the same, pixel for pixel.
+{machine}. GLAM-Swin `nano` with {tokens} global tokens per window and UPerNet was trained on {scenes} generated scenes, for {steps} steps
+with 8 scenes each. The saved model ([model/](model)) then segmented {pipeline_masks} images through transformers' `pipeline` in a
+Python process that cannot import contextseg, with identical masks.
 
-The white areas are snow fields or frozen lakes, drawn by the same code; one flag tells which (red: ice, blue: snow). In the scenes
-that are scored no white pixel is nearer to the flag than {distance:g} of {size} pixels. Who cannot see the flag is right on half of the white
-pixels, and on none under *both* flags.
+The white areas are snow fields or frozen lakes, drawn by the same code; only a flag shows which (red: ice, blue: snow). In the
+scored scenes, no white pixel is closer to the flag than {distance:g} of {size} pixels. A model that cannot see the flag is right on half of
+the white pixels, and on none with *both* flags.
 
 ## Scores
 
@@ -38,19 +38,19 @@ pixels, and on none under *both* flags.
 
 ![Loss and mIoU](loss.png)
 
-## Where the model looks
+## Attention
 
 {attention}
-## What this shows, and what not
+## What this shows, and what it does not
 
-Training, evaluation, saving and the pipeline work on this machine, and the model decides by a cue that lies outside the window of a
-white pixel at the finer stages. It does not show that global tokens are the only way to the cue: the coarsest windows of this small
-model and UPerNet's pooling cover the whole scene. `contextseg-demo --tokens 0 --output demo-swin` trains it without them; with seed 0
-we saw the same scores (mIoU 86.3 %, and 86.1 % with tokens).
+Training, evaluation, saving and the pipeline work on this machine, and the model uses a cue that lies outside the window of a
+white pixel at the finer stages. The demo does not show that this takes global tokens: the coarsest windows of this small model and
+UPerNet's pooling cover the whole scene. `contextseg-demo --tokens 0 --output demo-swin` trains the model without them; with seed 0
+we measured about the same scores (mIoU 86.3 %, and 86.1 % with tokens).
 """
-ATTENTION = """The map asks, for the window around the cross, how much its global tokens take from each pixel of the image (GLAM's eq. 7).
-Around the flag it is this many times the image's mean, over {asked} scenes; the picture shows stage {shown}. (One colour is enough: who has
-learnt to look for a red flag knows the blue one by its absence.)
+ATTENTION = """The map shows how much the global tokens of the window around the cross attend to each pixel of the image (GLAM's eq. 7). The table
+gives attention around the flag over the mean of the image, averaged over {asked} scenes; the figure shows stage {shown}. (Attending to
+one color is enough: a model that looks for a red flag infers the blue one from its absence.)
 
 | stage | window | around a red flag | around a blue flag |
 |---|---|---|---|
@@ -59,23 +59,23 @@ learnt to look for a red flag knows the blue one by its absence.)
 
 
 def summary(facts: Mapping[str, Any]) -> str:
-    """The scores in two sentences."""
+    """Returns the scores in two sentences."""
     scores = facts["scores"]
     white = ", ".join(
         f"{row['name']} {percent(row['iou'])} %" for row in (scores["per_class"][at] for at in AMBIGUOUS)
     )
     return (
         f"mIoU {percent(scores['mean_iou'])} %; IoU of {white}; "
-        f"{percent(facts['right'])} % of the white pixels are right under either flag, which is 0 % for a model that cannot see it."
+        f"{percent(facts['right'])} % of the white pixels are right with both flags; 0 % for a model that cannot see the flag."
     )
 
 
 def report(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """REPORT.md: what was done, how well it went, and what that does and does not show.
+    """Returns the text of REPORT.md.
 
     Args:
         settings: The options of the command.
-        facts: What its steps found: `scores`, `right`, `attention`, `shown`, `pipeline_masks` and `minutes`.
+        facts: Results of its steps: `scores`, `right`, `attention`, `shown`, `pipeline_masks` and `minutes`.
     """
     hardware = environment()["hardware"]
     return REPORT.format(
@@ -90,6 +90,7 @@ def report(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def attention_section(facts: Mapping[str, Any]) -> str:
+    """Returns the section about attention, a table by stage."""
     if not facts["attention"]:
         return "Plain Swin has no global tokens, so there is no global attention to show.\n"
     rows = [

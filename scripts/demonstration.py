@@ -1,6 +1,6 @@
-"""What `contextseg-demo` does with its trained model: lets a stranger use it, asks it about single scenes, and reports.
+"""Analysis of the model of `contextseg-demo`: use without contextseg, attention, figures.
 
-Legend: H, W image axes.
+Legend: H, W height and width of a scene.
 """
 
 import subprocess
@@ -18,12 +18,12 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..modeling.explanations import global_attention_maps
 from ..processing.data.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
 from ..processing.inference import Inference
-from ..processing.overlays import grid_of_pictures, heat_overlay, mask_picture, with_cross
+from ..processing.overlays import heat_overlay, image_grid, mask_image, with_cross
 from ..training.command_line import CommandError
 
 PALETTE = list(CLASSES.values())
 
-# What the second Python runs: arguments are the model's folder, and two folders for images and for their masks.
+# Code of the second Python process. Arguments: the folders of the model, the images and the masks to write.
 STRANGER = """
 import sys
 sys.modules["contextseg"] = None
@@ -44,7 +44,7 @@ for file in sorted(images.iterdir()):
 
 @dataclass
 class Asked:
-    """A trained model, asked about one scene and about the same scene under the other flag."""
+    """A trained model applied to a scene and to its twin, the same scene with the other flag."""
 
     model: PreTrainedModel
     processor: BaseImageProcessor
@@ -53,37 +53,38 @@ class Asked:
 
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W) class ids of the scene and of its twin."""
+        """Predicted class ids (H, W) of the scene and of its twin."""
         return self.segment(self.scene), self.segment(self.twin)
 
     def segment(self, scene: Scene) -> np.ndarray:
+        """Returns the predicted class ids (H, W) of a scene."""
         return Inference()(self.model, self.processor, scene.image).numpy()
 
     @cached_property
     def white(self) -> np.ndarray:
-        """(H, W) true where the label hangs on the flag."""
+        """Mask (H, W) of the pixels whose label depends on the flag."""
         return np.isin(self.scene.mask, AMBIGUOUS)
 
     @property
     def right(self) -> float:
-        """Share of the white pixels that are right under both flags: what knows the flag, and not by chance."""
+        """Share of the white pixels that are right with both flags, which is not possible by chance."""
         under_each = [p == s.mask for p, s in zip(self.predictions, (self.scene, self.twin), strict=True)]
         return float((under_each[0] & under_each[1])[self.white].mean())
 
     @cached_property
     def position(self) -> tuple[int, int]:
-        """(x, y) of the white pixel nearest to the middle of all white pixels."""
+        """(x, y) of the white pixel closest to the centroid of all white pixels."""
         places = np.argwhere(self.white)
         row, column = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()]
         return int(column), int(row)
 
     def attention(self, stage: int) -> np.ndarray:
-        """(H, W), summing to one: where the window around that pixel looks through the stage's global tokens."""
+        """Attention (H, W), summing to 1, of the window around `position` via the global tokens of a stage."""
         pixel_values = self.processor(self.scene.image, return_tensors="pt")["pixel_values"]
         return global_attention_maps(self.model, pixel_values, self.position, stage=stage)[0].numpy()
 
     def attention_on_flag(self, stage: int) -> float:
-        """Attention around the flag over the mean of the image: 1 where the flag draws no more than anything else."""
+        """Attention around the flag over the mean of the image; 1 if the flag gets no extra attention."""
         size, reach = self.scene.mask.shape[0], 2 * FLAG_REACH
         around = tuple(slice(max(0, at - reach), min(size, at + reach + 1)) for at in self.scene.flag)
         attention = self.attention(stage)
@@ -99,7 +100,7 @@ def ask(
     size: int,
     distance: float,
 ) -> list[Asked]:
-    """The first scenes of a series, each with its twin."""
+    """Returns the first scenes of a series with their twins; `size` and `distance` in pixels."""
     return [
         Asked(
             model,
@@ -112,7 +113,7 @@ def ask(
 
 @dataclass
 class StageAttention:
-    """What the global tokens of one stage make of the flags, on average over scenes."""
+    """Attention of one stage around the flags, averaged over scenes, see `Asked.attention_on_flag`."""
 
     stage: int
     window: int  # pixels
@@ -121,7 +122,7 @@ class StageAttention:
 
 
 def attention_of_stages(asked: Sequence[Asked]) -> list[StageAttention]:
-    """Every stage with global attention, fine to coarse; none for plain Swin."""
+    """Measures every stage with global attention, fine to coarse; empty for plain Swin."""
     model = asked[0].model
     rows = []
     for number, stage in enumerate(model.backbone.encoder.stages):
@@ -136,13 +137,20 @@ def attention_of_stages(asked: Sequence[Asked]) -> list[StageAttention]:
 
 
 def best_stage(rows: Sequence[StageAttention], size: int) -> StageAttention | None:
-    """Among the stages with several windows, where attention crosses from one to another: the one that finds flags best."""
+    """Returns the stage with the most attention on flags among those with several windows, if any."""
     crossing = [row for row in rows if row.window < size]
     return max(crossing, key=lambda row: row.red + row.blue, default=None)
 
 
 def compare_elsewhere(asked: Sequence[Asked], model: Path, work: Path) -> int:
-    """Lets a Python without contextseg segment the scenes from the saved folder; the number of masks, all equal to ours."""
+    """Segments the scenes in a Python process without contextseg, and compares the masks.
+
+    Returns:
+        The number of masks, all identical to those of this process.
+
+    Raises:
+        CommandError: If the process fails, or a mask differs.
+    """
     images, masks = work / "images", work / "masks"
     for folder in (images, masks):
         folder.mkdir(parents=True)
@@ -156,34 +164,35 @@ def compare_elsewhere(asked: Sequence[Asked], model: Path, work: Path) -> int:
         with Image.open(masks / name) as theirs:
             if not np.array_equal(theirs, prediction):
                 raise CommandError(
-                    f"{images / name} got another mask in a Python without contextseg: {masks / name}."
+                    f"the mask of {images / name} is different in a Python process without contextseg: {masks / name}."
                 )
     return len(ours)
 
 
 def run_stranger(model: Path, images: Path, masks: Path) -> None:
+    """Runs `STRANGER`. Raises CommandError if it fails."""
     folders = [str(folder.resolve()) for folder in (model, images, masks)]
     finished = subprocess.run(
         [sys.executable, "-I", "-c", STRANGER, *folders], capture_output=True, text=True
     )
     if finished.returncode:
         raise CommandError(
-            f"{model} does not work in a Python without contextseg:\n{finished.stderr.strip()}"
+            f"{model} does not work in a Python process without contextseg:\n{finished.stderr.strip()}"
         )
 
 
-def picture(asked: Sequence[Asked], stage: int | None) -> Image.Image:
-    """A row for each scene: image, truth, prediction, where the cross looks, then the twin and its prediction."""
-    titles = ["image", "truth", "prediction", "where the cross looks", "flag repainted", "prediction"]
+def image(asked: Sequence[Asked], stage: int | None) -> Image.Image:
+    """Draws one row per scene: image, ground truth, prediction, attention, twin, and its prediction."""
+    titles = ["image", "ground truth", "prediction", "attention of the cross", "other flag", "prediction"]
     rows = []
     for case in asked:
         image, twin = Image.fromarray(case.scene.image), Image.fromarray(case.twin.image)
-        masks = [mask_picture(mask, PALETTE) for mask in (case.scene.mask, *case.predictions)]
+        masks = [mask_image(mask, PALETTE) for mask in (case.scene.mask, *case.predictions)]
         rows.append([with_cross(image, case.position), *masks[:2], twin, masks[2]])
         if stage is not None:
             rows[-1].insert(
                 3, with_cross(heat_overlay(image, case.attention(stage), strength=0.65), case.position)
             )
     if stage is None:
-        titles.remove("where the cross looks")
-    return grid_of_pictures(rows, titles, CLASSES, cell_width=256)
+        titles.remove("attention of the cross")
+    return image_grid(rows, titles, CLASSES, cell_width=256)

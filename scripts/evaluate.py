@@ -1,4 +1,4 @@
-"""contextseg-evaluate: scores a trained segmenter on images with masks.
+"""contextseg-evaluate: scores a segmenter on images with masks.
 
 contextseg-evaluate runs/streets --data data/val
 contextseg-evaluate runs/streets --data data/val --window 1024 --overlap 0.25
@@ -28,20 +28,19 @@ if TYPE_CHECKING:
     from ..processing.metrics import ConfusionMatrix
 
 PROGRAM = "contextseg-evaluate"
-DESCRIPTION = """Score a segmenter on images with masks: images of any size, one at a time, each compared with its mask at the
-size of the file. Prints a table and writes it as evaluation.json, .md and .csv, and the confusion matrix as confusion.csv (pixels)
-and confusion.png (shares of each class's pixels). A score that is 0/0, of a class that never occurs, is "-" (null in JSON) and
-left out of the means."""
+DESCRIPTION = """Score a segmenter on images with masks. Images of any size are predicted one at a time and compared with their masks
+at full size. Prints a table and writes it as evaluation.json, .md and .csv, and the confusion matrix as confusion.csv (pixels)
+and confusion.png (normalized by row). The score of a class that never occurs is "-" (null in JSON) and left out of the means."""
 
 
 @dataclass
 class EvaluateArguments(CommandOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     data: str = required(
-        "folder with images/ and masks/, folder of a published data set, or a name for `datasets`"
+        "folder with images/ and masks/, folder of a published data set, or name for `datasets`"
     )
     workers: int | None = option(
-        None, "processes that load data (default: one fewer than there are cores, at most 8)"
+        None, "processes that load data (default: number of cores minus one, at most 8)"
     )
     output: str | None = option(None, "folder for the results (default: the model's folder)")
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
@@ -59,7 +58,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
-    """Scores, also written to `arguments.output`."""
+    """Scores a segmenter, and writes the results to the output folder.
+
+    Returns:
+        `mean_iou` and the other scores of `ConfusionMatrix.compute`, and boundary IoU.
+
+    Raises:
+        ValueError: If model or data do not exist, or do not have the same number of classes.
+    """
     from accelerate import Accelerator
     from tqdm import tqdm
 
@@ -98,14 +104,14 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
 
 def output_folder(arguments: EvaluateArguments) -> Path:
-    """What was asked for; else the folder of the model; else, for a model of the Hub, the current one."""
+    """Returns --output, or the folder of the model, or for a model on the Hub the current folder."""
     if arguments.output is not None:
         return Path(arguments.output)
     return Path(arguments.model) if Path(arguments.model).is_dir() else Path()
 
 
 def report(scores: dict[str, Any], facts: dict[str, Any], confusion: "ConfusionMatrix", folder: Path) -> None:
-    """Prints the table, and writes it as JSON, Markdown and CSV; the confusion matrix as CSV and as a picture."""
+    """Prints the table, and writes table and confusion matrix."""
     from ..processing.metrics import percent, scores_table
     from ..training.plots import plot_confusion
     from ..training.records import environment, write_json
@@ -124,7 +130,7 @@ def report(scores: dict[str, Any], facts: dict[str, Any], confusion: "ConfusionM
     counts = confusion.matrix.tolist()
     write_csv(
         folder / "confusion.csv",
-        [["labelled as", *names], *([name, *row] for name, row in zip(names, counts, strict=True))],
+        [["label", *names], *([name, *row] for name, row in zip(names, counts, strict=True))],
     )
     plot_confusion(confusion.matrix.cpu().numpy(), names, folder / "confusion.png")
     print(

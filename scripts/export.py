@@ -1,4 +1,4 @@
-"""contextseg-export: a trained model as a Hub repository that carries its own code.
+"""contextseg-export: a trained model as a Hub repository that includes its code.
 
 contextseg-export runs/streets --push me/streets
 contextseg-export runs/streets --output streets-model
@@ -9,9 +9,9 @@ import sys
 from ..training.command_line import CommandLine, short_errors
 from ..training.publishing import PROGRAM, ExportArguments, export
 
-DESCRIPTION = """Make a repository of a trained model, on the Hub or in a folder, that transformers opens with
-trust_remote_code=True where contextseg is not installed: weights, settings, image processor, code, scores, model card and an
-example picture. A second Python that cannot import contextseg proves it."""
+DESCRIPTION = """Make a repository of a trained model, on the Hub or in a folder, that transformers loads with
+trust_remote_code=True without contextseg being installed: weights, configuration, image processor, code, scores, model card and
+an example image. The result is checked in a second Python process that cannot import contextseg."""
 
 
 def new_parser() -> CommandLine:

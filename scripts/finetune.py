@@ -3,8 +3,8 @@
     contextseg-finetune --weights runs/streets --train data/train --val data/val --output runs/tuned
     contextseg-finetune --weights nvidia/segformer-b0-finetuned-ade-512-512 --lora 8 --train data/train --output runs/tuned
 
-contextseg-train is our own loop, with the papers' recipes; this one has all that TrainingArguments offers. Heavy imports come
-after the command line is read, so that `--help` answers at once.
+contextseg-train is our own loop, with the papers' recipes; this command has all options of TrainingArguments.
+Heavy imports follow the parsing of the command line, so that `--help` answers at once.
 """
 
 import argparse
@@ -15,17 +15,17 @@ from ..training.command_line import CommandLine, short_errors
 from ..training.finetuning_options import FinetuneOptions, trainer_options
 
 PROGRAM = "contextseg-finetune"
-DESCRIPTION = """Fine-tune a segmenter with transformers' Trainer: any checkpoint that AutoModelForSemanticSegmentation opens, ours
-or not. The output folder receives the model and its image processor, evaluation.json, and checkpoint-N/ to resume from."""
+DESCRIPTION = """Fine-tune a segmenter with transformers' Trainer: any checkpoint that AutoModelForSemanticSegmentation loads, ours
+or not. Writes the model and its image processor, evaluation.json, and checkpoint-N/ for resuming to the output folder."""
 MORE = "Options of transformers.TrainingArguments"
-OFTEN_USED = """All of them are accepted as well, and --help-all lists them. Often used: --num_train_epochs, --max_steps,
+OFTEN_USED = """All of them are accepted; --help-all lists them. Often used: --num_train_epochs, --max_steps,
 --learning_rate, --lr_scheduler_type, --warmup_steps, --weight_decay, --per_device_train_batch_size, --gradient_accumulation_steps,
 --bf16, --gradient_checkpointing, --torch_compile, --eval_strategy, --save_strategy, --load_best_model_at_end, --logging_steps,
 --report_to, --dataloader_num_workers, --seed, --use_cpu, --push_to_hub, --hub_model_id."""
 
 
 class HelpAll(argparse.Action):
-    """Shows the options of TrainingArguments as well, and exits."""
+    """Action of --help-all: also shows the options of TrainingArguments, and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from ..training.finetuning import trainer_parser

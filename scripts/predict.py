@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ..processing.prediction_files import Job
 
 PROGRAM = "contextseg-predict"
-DESCRIPTION = """Segment image files. Each mask is a PNG as large as its file, pixel for pixel (also for rotated photographs), whose
-values are class ids and whose palette shows them in colours. Files that cannot be read are reported at the end."""
+DESCRIPTION = """Segment image files. Each mask is a PNG with the pixel layout of its image file (also for photographs with an EXIF
+rotation); its values are class ids, and its palette shows them in color. Files that cannot be read are reported at the end."""
 
 
 @dataclass
@@ -31,23 +31,23 @@ class PredictArguments(CommandOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     images: list[str] = positional("image files, and folders that are searched for them")
     output: str = option(
-        "masks", "folder for the masks, which keep the names of the images and their subfolders"
+        "masks", "folder for the masks, which keep the file names and subfolders of the images"
     )
     overlay: bool = option(
-        False, "also write the images tinted with the classes, to overlays/ in the output folder"
+        False, "also write the images overlaid with class colors to overlays/ in the output folder"
     )
     confidence: bool = option(
         False, "also write the probability of the predicted class to confidence/: 16-bit PNG, 65535 is 1"
     )
     entropy: bool = option(
         False,
-        "also write the entropy divided by log K to entropy/: 16-bit PNG; at 65535 all classes are equally likely",
+        "also write the entropy divided by log K to entropy/: 16-bit PNG, 65535 is 1 (all classes equally likely)",
     )
     probabilities: bool = option(
         False, "also write the probabilities of all K classes to probabilities/: .npy, float16 (K, H, W)"
     )
     explain: str | None = option(
-        None, "also show which pixels this one attends to (GLAM's eq. 7), in attention/", metavar="X,Y"
+        None, "also show which pixels this pixel attends to (GLAM's eq. 7), in attention/", metavar="X,Y"
     )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
 
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
-    """Writes what was asked for; the files that could not be segmented, and why."""
+    """Segments all images and writes the results. Returns the files that could not be segmented, and why."""
     from accelerate import Accelerator
     from tqdm import tqdm
 
@@ -97,11 +97,11 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
 
 
 def parse_position(text: str) -> tuple[int, int]:
-    """`"120,45"` -> (120, 45): pixels from the left and from the top."""
+    """Parses --explain: `"120,45"` -> (120, 45), pixels from the left and from the top."""
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
         raise ValueError(
-            f"--explain {text} is not a position. Write X,Y in pixels from the left and the top: 120,45."
+            f"--explain {text} is not a position. Write X,Y in pixels from the left and the top, such as 120,45."
         )
     return int(parts[0]), int(parts[1])
 

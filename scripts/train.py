@@ -1,4 +1,4 @@
-"""contextseg-train: trains a segmenter on pairs of images and masks, a classifier on images with labels, or a detector on
+"""contextseg-train: trains a segmenter on images with masks, a classifier on labeled images, or a detector on
 images with boxes and masks.
 
     contextseg-train --model glam_swin --preset tiny --train data/train --val data/val --output runs/streets
@@ -6,7 +6,7 @@ images with boxes and masks.
     contextseg-train --task detection --preset nano --train data/train --val data/val --output runs/things
     contextseg-train --recipe maformer_small_imagenet1k --dry-run
 
-Heavy imports come after the command line is read, so that `--help` answers at once.
+Heavy imports follow the parsing of the command line, so that `--help` answers at once.
 """
 
 import sys
@@ -15,10 +15,10 @@ from ..training.command_line import CommandLine, short_errors
 from ..training.options import train_arguments, train_parser
 
 PROGRAM = "contextseg-train"
-DESCRIPTION = """Train a semantic segmenter on images and masks, with --task classification an image classifier on images
-with labels, or with --task detection a detector on images in COCO's format. The output folder receives best/ and last/ (both
-load with from_pretrained), run.json, log.jsonl and TensorBoard curves. Stop a run with Ctrl-C or SIGTERM: it saves, and --resume
-continues from exactly there."""
+DESCRIPTION = """Train a semantic segmenter on images and masks, with --task classification an image classifier on labeled
+images, or with --task detection a detector on data in COCO's format. Writes best/ and last/ (both load with from_pretrained),
+run.json, log.jsonl and TensorBoard curves to the output folder. Stop a run with Ctrl-C or SIGTERM: it saves, and --resume
+continues exactly where it stopped."""
 
 
 def new_parser() -> CommandLine:

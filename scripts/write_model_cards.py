@@ -1,9 +1,9 @@
-"""One model card for each recipe, in `model_cards/`: what the paper printed, how to train it, and that nobody here has.
+"""Writes one model card per recipe to `model_cards/`: the paper's scores, and how to train the model.
 
     python -m contextseg.scripts.write_model_cards
 
-writes them again after a recipe has changed. A recipe that was trained has the card of its weights instead (contextseg-export);
-such a card is left alone.
+Run it again when a recipe changes. A trained recipe has the card of its weights instead (contextseg-export),
+which this script does not overwrite.
 """
 
 import sys
@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def is_trained(row: Row) -> bool:
-    """Whether its card is that of weights, as `write_model_card` writes them."""
+    """Whether the card of a recipe is that of trained weights, written by `write_model_card`."""
     path = FOLDER / f"{row.name}.md"
     return path.exists() and BEGIN in path.read_text(encoding="utf-8")
 
@@ -37,7 +37,7 @@ def rows() -> list[Row]:
 
 
 def index() -> str:
-    """The folder's README.md."""
+    """Returns the text of the folder's README.md."""
     lines = [
         [
             f"[{row.title}]({row.name}.md)",
@@ -49,12 +49,13 @@ def index() -> str:
     ]
     return f"""# Model cards
 
-One card for each recipe in [scripts/recipes](../scripts/recipes), written by `python -m contextseg.scripts.write_model_cards`.
-The papers' sizes take GPUs for days; a card shows no score that was not measured here, unless as the paper's.
+One card per recipe in [scripts/recipes](../scripts/recipes), written by `python -m contextseg.scripts.write_model_cards`.
+The models of the papers take days on GPUs; all scores on these cards are the papers', unless a card says that they were measured
+here.
 
-A model that you train carries a card of its own, made of its `run.json` and `evaluation.json` (`hub/model_card.py`): scores with data
-and protocol, labels with colour and IoU, lines of use that run as they stand, the training command, seconds and hardware, licence
-and citation.
+A model that you train gets a card of its own, written from its `run.json` and `evaluation.json` (`hub/model_card.py`): scores with
+data and protocol, labels with color and IoU, code that runs as it is, the training command, time and hardware, license and
+citation.
 
 {table(["recipe", "data", "paper", "state"], lines)}
 """

@@ -21,8 +21,8 @@ def write_digits(folder, size=32, count=None):
         for number in chosen:
             place = Path(folder) / split / str(digits.target[number])
             place.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8))
-            picture.resize((size, size), Image.Resampling.BICUBIC).save(place / f"{number:04}.png")
+            image = Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8))
+            image.resize((size, size), Image.Resampling.BICUBIC).save(place / f"{number:04}.png")
 
 
 if __name__ == "__main__":

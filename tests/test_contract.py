@@ -149,9 +149,9 @@ def test_new_labels_go_with_other_options(build, tmp_path):
 def test_new_labels_are_announced_in_one_line(build, tmp_path, caplog):
     build().save_pretrained(tmp_path)
     type(build()).from_pretrained(tmp_path, num_labels=7)
-    lines = [record.getMessage() for record in caplog.records if "classifier renewed" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "classifier resized" in record.getMessage()]
     assert lines == [
-        "classifier renewed for 7 labels: 0 keep their weights by name, 7 are new and need training"
+        "classifier resized to 7 labels: 0 keep their weights by name, 7 are new and need training"
     ]
 
 
@@ -223,7 +223,7 @@ def test_results_do_not_depend_on_earlier_inputs(build):
     assert torch.equal(segment(model, pixels).logits, first)
 
 
-def test_results_do_not_depend_on_batch_neighbours(build):
+def test_results_do_not_depend_on_batch_neighbors(build):
     model, (pixels, _) = build(), batch(3)
     together = segment(model, pixels).logits
     torch.testing.assert_close(segment(model, pixels[1:2]).logits, together[1:2])
@@ -255,7 +255,7 @@ def test_nothing_missing_or_unexpected_when_loading(build, tmp_path):
     assert not any(info.values())
 
 
-def test_parameters_missing_in_a_checkpoint_are_initialised(build):
+def test_parameters_missing_in_a_checkpoint_are_initialized(build):
     model = build()
     fresh = type(model).from_pretrained(None, config=model.config, state_dict={})
     for key, value in fresh.named_parameters():

@@ -39,7 +39,7 @@ def test_settings_of_hugging_face_change_no_test():
 def test_sigterm_ends_pytest_even_during_a_training(tmp_path):
     folder = tmp_path / "tests"
     run = start_pytest(
-        "tests/scripts/test_train.py", "-k", "training_learns or resume", f"--basetemp={folder}"
+        "tests/training/test_train.py", "-k", "training_learns or resume", f"--basetemp={folder}"
     )
     while not list(folder.rglob("log.jsonl")) and run.poll() is None:
         time.sleep(0.02)

@@ -86,6 +86,6 @@ def test_the_commands_answer_and_train_outside_the_checkout(environment, tmp_pat
     for name in ("--steps", "--eval-interval"):
         options[options.index(name) + 1] = "10"
     run(environment / "bin" / "contextseg-train", *options, folder=tmp_path)
-    picture = tmp_path / "data" / "val" / "images" / "scene0.png"
-    run(environment / "bin" / "contextseg-predict", "trained", picture, "--output", "masks", folder=tmp_path)
+    image = tmp_path / "data" / "val" / "images" / "scene0.png"
+    run(environment / "bin" / "contextseg-predict", "trained", image, "--output", "masks", folder=tmp_path)
     assert list((tmp_path / "masks").rglob("scene0*"))

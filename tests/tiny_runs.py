@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ["wall", "grass", "sky"]
-COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [0, 0, 0]], dtype=np.uint8)
+COLORS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [0, 0, 0]], dtype=np.uint8)
 TINY_MODEL = [
     *("--preset", "nano", "--set", "depths=[2,2]", "--set", "num_heads=[1,2]", "--set", "embed_dim=8"),
     *("--set", "decoder_hidden_size=8", "--set", "auxiliary_hidden_size=8"),
@@ -33,7 +33,7 @@ def write_pairs(folder, count, *, size=(24, 30), seed=0):
         mask[:, random.integers(4, size[1] - 4) :] = 1
         mask[random.integers(4, size[0] - 4) :, : size[1] // 3] = 2
         mask[0] = 255
-        image = COLOURS[np.where(mask == 255, 3, mask)]
+        image = COLORS[np.where(mask == 255, 3, mask)]
         Image.fromarray(image).save(folder / "images" / f"scene{index}.png")
         Image.fromarray(mask).save(folder / "masks" / f"scene{index}.png")
 

@@ -1,1 +1,1 @@
-"""How a model learns: options of a run, loop, checkpoints, tasks, Trainer, recipes, records."""
+"""Training: options, loop, checkpoints, tasks, transformers' Trainer, recipes and records."""

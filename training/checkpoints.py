@@ -1,8 +1,9 @@
-"""Folders of a run: written under a temporary name and renamed, so that a half-written checkpoint never has its name.
+"""Checkpoints of a run, written atomically: `best/` and `last/` are always complete.
 
-A run folder holds `best/` and `last/`, both complete `from_pretrained` folders. `last/` has the state of training too.
-Beside them there may be `last.writing`, which nobody reads, and `last.previous`, which counts while there is no `last`;
-a resumed run clears them away. Files are on the disk before a name points to them, so a power cut leaves no empty ones.
+A run folder holds `best/` and `last/`, both complete `from_pretrained` folders; `last/` also holds the
+training state. After a crash there may also be `last.writing`, which is never read, and `last.previous`,
+which is used while `last` is missing; resuming removes them. Files are flushed to disk before the rename, so
+a power cut does not leave empty files.
 """
 
 import os
@@ -30,7 +31,16 @@ class CheckpointError(CommandError):
 
 
 def write_folder(target: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
-    """Lets `write` fill a fresh folder and puts it at `target`; whatever fails, the folder that was there stays."""
+    """Replaces the folder `target` with a new one atomically: if anything fails, the existing folder stays.
+
+    Args:
+        target: Folder to create or replace.
+        write: Called with the path of an empty temporary folder, which it fills.
+        expected_bytes: Size of the new folder, checked against the free space before anything is written.
+
+    Raises:
+        CheckpointError: If there is not enough space, or if writing fails.
+    """
     temporary = beside(target, "writing")
     shutil.rmtree(temporary, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,34 +55,36 @@ def write_folder(target: Path, write: Callable[[Path], None], *, expected_bytes:
         free = shutil.disk_usage(target.parent).free
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"could not write {target} ({error}); {free // MEGABYTE} MB were free. {kept(target)}"
+            f"could not write {target} ({error}); {free // MEGABYTE} MB are free. {kept(target)}"
         ) from error
     replace_folder(temporary, target)
 
 
 def check_space(target: Path, expected_bytes: int) -> None:
+    """Raises CheckpointError unless the disk of `target` has `expected_bytes` free."""
     free = shutil.disk_usage(target.parent).free
     if free < expected_bytes:
         raise CheckpointError(
-            f"{target} needs about {expected_bytes // MEGABYTE} MB and {free // MEGABYTE} MB are free. "
+            f"{target} needs about {expected_bytes // MEGABYTE} MB, but only {free // MEGABYTE} MB are free. "
             f"{kept(target)}"
         )
 
 
 def kept(target: Path) -> str:
+    """The part of an error message that says which checkpoint remains and how to continue."""
     if newest(target.with_name("last")).exists():
-        return "The checkpoint before it is intact. Free some space, then continue with --resume."
-    return "No checkpoint was written before it. Free some space, then start again."
+        return "The previous checkpoint is intact. Free some space, then continue with --resume."
+    return "There is no earlier checkpoint. Free some space, then start again."
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Renames `source` to `target`. Between the two renames the old folder counts, see `newest`."""
+    """Renames `source` to `target`. Between the two renames, `newest` finds the old folder."""
     previous = beside(target, "previous")
     shutil.rmtree(previous, ignore_errors=True)
     if target.exists():
         target.rename(previous)
     source.rename(target)
-    flush_to_disk(target.parent)  # the new name, before the old folder goes
+    flush_to_disk(target.parent)  # the rename must be on disk before the old folder is deleted
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -81,7 +93,7 @@ def beside(target: Path, what: str) -> Path:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, would survive a power cut."""
+    """Flushes a file's content, or a folder's entries, to disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -90,13 +102,16 @@ def flush_to_disk(path: Path) -> None:
 
 
 def newest(target: Path) -> Path:
-    """`target`, or what it was about to replace when a crash came between the two renames."""
+    """Returns `target`, or the folder that it was about to replace when a crash came between two renames."""
     previous = beside(target, "previous")
     return previous if previous.exists() and not target.exists() else target
 
 
 def clear_leftovers(run: Path) -> None:
-    """Completes or undoes what a process that died was doing; only for the process that writes to this run."""
+    """Completes or undoes the interrupted write of a process that died.
+
+    Only the process that writes to the run may call it.
+    """
     for target in (run / name for name in CHECKPOINTS):
         if newest(target) != target:
             newest(target).rename(target)
@@ -105,7 +120,14 @@ def clear_leftovers(run: Path) -> None:
 
 
 def model_folder(name: str) -> str:
-    """The folder or Hub name to load a model from: of a run folder its `best/`, else its `last/`."""
+    """Returns the folder or Hub name to load: of a run folder, `best/`, or `last/` if there is no `best/`.
+
+    Args:
+        name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+
+    Raises:
+        ValueError: If `name` is a folder without a model, or a path that does not exist.
+    """
     folder = Path(name)
     for checkpoint in (newest(folder / checkpoint) for checkpoint in CHECKPOINTS):
         if (checkpoint / "config.json").is_file():
@@ -124,7 +146,7 @@ def model_folder(name: str) -> str:
 
 
 def random_states() -> dict[str, Any]:
-    """The state of every generator that a training step may draw from."""
+    """Returns the state of every random number generator that a training step may use."""
     name, keys, *rest = np.random.get_state()
     states = {
         "python": random.getstate(),
@@ -145,7 +167,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def gathered_random_states(accelerator: Accelerator) -> list[dict[str, Any]]:
-    """The random states of all processes, in their order."""
+    """Returns the random states of all processes, by rank."""
     if accelerator.num_processes == 1:
         return [random_states()]
     states: list[dict[str, Any]] = [{}] * accelerator.num_processes
@@ -158,7 +180,11 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The state of training in a checkpoint; only tensors and plain values are unpickled, never code."""
+    """Loads the training state of a checkpoint; unpickles tensors and plain values only, never code.
+
+    Raises:
+        CheckpointError: If the state is missing or damaged.
+    """
     path = newest(checkpoint) / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"there is no {path} to resume from. Leave out --resume to start a new run.")
@@ -167,7 +193,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_intact(path: Path) -> None:
-    """Raises where a file of `torch.save` is cut off or changed: torch would read wrong numbers without a word."""
+    """Raises CheckpointError if a file of `torch.save` is damaged, which `torch.load` may not notice."""
     try:
         with zipfile.ZipFile(path) as records:
             damaged = records.testzip()  # reads everything and compares checksums
@@ -180,6 +206,6 @@ def check_intact(path: Path) -> None:
         f"Move {path.parent} away and rename {previous} to {path.parent.name}, then continue with --resume"
     )
     raise CheckpointError(
-        f"{path} is damaged ({damaged}): it was complete when it was written, so look at the disk, or at how it was "
-        "copied. " + (f"{older}." if previous.exists() else f"Start a new run, with --weights {weights}.")
+        f"{path} is damaged ({damaged}). It was complete when it was written, so check the disk, or how the file was "
+        "copied. " + (f"{older}." if previous.exists() else f"Start a new run with --weights {weights}.")
     )

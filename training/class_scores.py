@@ -1,4 +1,4 @@
-"""Scores of a classifier: top-1 and top-5 accuracy, cross-entropy, and the same for each class.
+"""Scores of a classifier: top-1 and top-5 accuracy, cross-entropy, and top-1 accuracy per class.
 
 Legend: B batch, K classes.
 """
@@ -20,7 +20,16 @@ from .models import class_names
 def score_classes(
     model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Scores over batches {"pixel_values" (B, C, H, W), "labels" (B,)} of all processes."""
+    """Scores a classifier on the images of all processes.
+
+    Args:
+        model: The classifier; it is left in the mode (training or evaluation) in which it was passed.
+        images: Batches {"pixel_values" (B, C, H, W), "labels" (B,)} of this process.
+        accelerator: Sums the counts over processes.
+
+    Returns:
+        `top_1`, `top_5` (in 0..1), `val_loss`, `images`, and `per_class`; NaN where there are no images.
+    """
     was_training = model.training
     model.eval()
     names = class_names(model)
@@ -34,7 +43,7 @@ def score_classes(
 
 
 def outcomes(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, K), (B,) -> (4, B): one for each image; whether its class is first, and among the first five; its loss."""
+    """(B, K), (B,) -> (4, B): per image 1, whether top-1 and top-5 are right, and the loss."""
     ranked = logits.topk(min(5, logits.shape[1])).indices
     hits = ranked == labels[:, None]
     losses = F.cross_entropy(logits, labels, reduction="none")
@@ -42,7 +51,7 @@ def outcomes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def scores_of(sums: Tensor, names: list[str]) -> dict[str, Any]:
-    """(4, K) sums of outcomes -> scores, NaN for a class without images."""
+    """(4, K) sums of `outcomes` by class -> scores; NaN for a class without images."""
     images, first, among_five, loss = (sums.sum(1) / max(1.0, sums[0].sum().item())).tolist()
     has_images = images > 0
     rows = sums.T.tolist()

@@ -1,6 +1,6 @@
-"""Training of image classifiers: images with labels, timm's augmentation, soft labels, token labels where a model takes them.
+"""Training of image classifiers: labeled images, timm's augmentation, soft labels, token labels.
 
-Legend: B batch, K classes, h, w axes of the tokens' grid.
+Legend: B batch, K classes, h, w axes of the token grid.
 """
 
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ from ..processing.data.image_augmentation import NO_RAND_AUGMENT, ImageAugmentat
 from ..processing.data.labeled_images import (
     ClassFolders,
     GeneratedImages,
-    LabelledImages,
-    open_labelled_images,
+    LabeledImages,
+    open_labeled_images,
     unreadable,
 )
 from ..processing.data.pairing import listed
@@ -38,7 +38,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from .options import ClassificationArguments
 
-EVALUATED_SHARE = 0.875  # of the shorter side: what the central crop shows, as in timm
+EVALUATED_SHARE = 0.875  # side of the center crop over the shorter side of the image, as in timm
 BICUBIC = 3
 
 
@@ -46,43 +46,43 @@ class ClassificationTask(Task):
     """See `Task`."""
 
     models = CLASSIFIER
-    data_example = "a folder with one folder of images for each class, such as imagenet/train"
+    data_example = "a folder with one subfolder of images per class, such as imagenet/train"
     best_by = "top_1"
     logged = ("top_1", "top_5", "val_loss")
     next_commands = ()
 
-    def open(self, split: str) -> LabelledImages:
+    def open(self, split: str) -> LabeledImages:
         name = getattr(self.arguments, split)
-        data = open_labelled_images(name)
+        data = open_labeled_images(name)
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair or remove these files.")
         return data
 
-    def check_same_classes(self, train: LabelledImages, val: LabelledImages) -> None:
+    def check_same_classes(self, train: LabeledImages, val: LabeledImages) -> None:
         splits = [(self.arguments.train, train.classes), (self.arguments.val, val.classes)]
         for (here, classes), (there, others) in (splits, splits[::-1]):
             if missing := sorted(set(others) - set(classes)):
                 raise ValueError(
-                    f"{here} lacks {len(missing)} of the classes of {there}: {listed(missing)}. Give both the same; "
-                    "a class without images to validate on may have an empty folder."
+                    f"{here} lacks {len(missing)} of the classes of {there}: {listed(missing)}. Both need the same class "
+                    "folders; that of a class without validation images may be empty."
                 )
         if train.classes != val.classes:
             raise ValueError(
-                f"{self.arguments.train} and {self.arguments.val} have the same classes in different orders, beginning with "
-                f"{listed(train.classes)} and {listed(val.classes)}. Give both the same order."
+                f"{self.arguments.train} and {self.arguments.val} have the same classes in different orders, starting with "
+                f"{listed(train.classes)} and {listed(val.classes)}. Use the same order in both."
             )
 
     def generated(self, num_classes: int) -> Dataset:
         return GeneratedImages(crop_size(self.arguments.crop_size), num_classes)
 
     def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
-        """Labels are soft, and transformers' own loss would treat them as labels of several classes at once."""
+        """Sets a loss for soft labels, which transformers' own loss would treat as multi-label targets."""
         super().prepare(model, data)
         model.loss_function = soft_cross_entropy
 
     def new_processor(self) -> BitImageProcessor:
-        """The shorter side to a seventh more than the crop, its center, ImageNet's mean and standard deviation."""
+        """Resizes for a center crop of 0.875 of the shorter side, crops, and normalizes as for ImageNet."""
         height, width = crop_size(self.arguments.crop_size)
         return BitImageProcessor(
             size={"shortest_edge": round(max(height, width) / EVALUATED_SHARE)},
@@ -92,11 +92,11 @@ class ClassificationTask(Task):
             image_std=IMAGENET_DEFAULT_STD,
         )
 
-    def new_samples(self, processor: BaseImageProcessor) -> "LabelledSamples":
+    def new_samples(self, processor: BaseImageProcessor) -> "LabeledSamples":
         arguments, data = self.arguments, self.data
         if empty := data.empty_classes():
             raise ValueError(
-                f"{arguments.train} has no images of {listed(empty)}. Add some, or remove the folder."
+                f"{arguments.train} has no images of {listed(empty)}. Add some, or remove the class folder."
             )
         targets = SoftLabels(len(data.classes), arguments.label_smoothing)
         size, cell = crop_size(arguments.crop_size), getattr(self.config, "patch_size", 4)
@@ -106,7 +106,7 @@ class ClassificationTask(Task):
         if arguments.token_labels:
             targets.maps = open_label_maps(arguments.token_labels, data, targets)
         is_mixed = arguments.mix_token and arguments.augmentation
-        return LabelledSamples(
+        return LabeledSamples(
             data,
             new_augmentation(arguments, processor),
             processor,
@@ -137,7 +137,7 @@ class ClassificationTask(Task):
 
 @dataclass
 class SoftLabels:
-    """What a sample is to be taken for: its class, and where `grid` is set, the class of each token."""
+    """Target of a training sample: its smoothed label and, if `grid` is set, one label per token."""
 
     num_classes: int
     smoothing: float
@@ -145,7 +145,7 @@ class SoftLabels:
     maps: LabelMaps | None = None
 
     def __call__(self, label: int, name: str, view: View) -> dict[str, Tensor]:
-        """-> labels (K,) and, with a grid, token_labels (K, h, w)."""
+        """Returns labels (K,) and, with a grid, token_labels (K, h, w)."""
         labels = smoothed(label, self.num_classes, self.smoothing)
         if self.grid is None:
             return {"labels": labels}
@@ -154,8 +154,8 @@ class SoftLabels:
         return {"labels": labels, "token_labels": labels[:, None, None].repeat(1, *self.grid)}
 
 
-class LabelledSamples(Dataset):
-    """Augmented samples by (epoch, index), ready for the model."""
+class LabeledSamples(Dataset):
+    """Augmented and preprocessed training samples, indexed by (epoch, index)."""
 
     def __init__(
         self,
@@ -174,8 +174,8 @@ class LabelledSamples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         sample = readable_sample(self.data, index)
-        picture, view = self.augmentation(sample["image"], epoch=epoch, index=index)
-        prepared = self.processor(picture, do_resize=False, do_center_crop=False, return_tensors="pt")
+        image, view = self.augmentation(sample["image"], epoch=epoch, index=index)
+        prepared = self.processor(image, do_resize=False, do_center_crop=False, return_tensors="pt")
         return {
             "pixel_values": self.augmentation.erase(prepared["pixel_values"][0], epoch=epoch, index=index),
             **self.targets(sample["label"], sample["name"], view),
@@ -191,7 +191,7 @@ class LabelledSamples(Dataset):
 
 
 class CentralCrops(Dataset):
-    """Images as the processor prepares them for evaluation."""
+    """Images preprocessed for evaluation: resized and center-cropped by the processor."""
 
     def __init__(self, data: Dataset, processor: BaseImageProcessor) -> None:
         self.data, self.processor = data, processor
@@ -211,24 +211,27 @@ def soft_cross_entropy(
     config: PreTrainedConfig,  # noqa: ARG001
     **options: Any,  # noqa: ARG001
 ) -> Tensor:
-    """(B, K) shares of classes or (B,) indices, (B, K) -> scalar; the arguments are named as transformers passes them."""
+    """(B, K) class probabilities or (B,) class ids, (B, K) logits -> scalar.
+
+    Argument names are those that transformers passes.
+    """
     return F.cross_entropy(pooled_logits.float(), labels)
 
 
 def token_stride(config: PreTrainedConfig) -> int:
-    """Pixels of a side of a token of the last stage."""
+    """Stride of the tokens of the last stage, in pixels."""
     return config.patch_size * 2 ** (len(config.depths) - 1)
 
 
 def open_label_maps(folder: str, data: Dataset, targets: SoftLabels) -> LabelMaps:
-    """The label maps of `folder`, after a look at the first image's."""
+    """Opens the label maps of `folder`, and reads that of the first image as a check."""
     if targets.grid is None:
         raise ValueError(
-            "--token-labels needs a model with a head for tokens. Add --model maformer --set use_token_labels=true."
+            "--token-labels needs a model with a token classifier. Add --model maformer --set use_token_labels=true."
         )
     if not isinstance(data, ClassFolders | GeneratedImages):
         raise ValueError(
-            "--token-labels finds label maps by the names of image files. Give --train a folder of class folders."
+            "--token-labels finds label maps by image file names. Give --train a folder with one subfolder per class."
         )
     maps = LabelMaps(Path(folder), targets.num_classes, targets.grid)
     if isinstance(data, ClassFolders):
@@ -239,7 +242,7 @@ def open_label_maps(folder: str, data: Dataset, targets: SoftLabels) -> LabelMap
 def new_augmentation(
     arguments: "ClassificationArguments", processor: BaseImageProcessor
 ) -> ImageAugmentation:
-    """What the arguments say; without augmentation the central square, as large as it fits."""
+    """Builds the augmentation; with --no-augmentation, it is the largest center square, resized."""
     size = crop_size(arguments.crop_size)
     if not arguments.augmentation:
         return ImageAugmentation(size, (1.0, 1.0), (1.0, 1.0), 0.0, NO_RAND_AUGMENT, 0.0, 0.0)
@@ -248,8 +251,8 @@ def new_augmentation(
         area_range=(arguments.min_area, 1.0),
         flip_probability=0.5 if arguments.horizontal_flip else 0.0,
         rand_augment=arguments.rand_augment,
-        colour_jitter=arguments.color_jitter,
+        color_jitter=arguments.color_jitter,
         erasing_probability=arguments.random_erasing,
-        mean_colour=tuple(round(255 * mean) for mean in processor.image_mean),
+        mean_color=tuple(round(255 * mean) for mean in processor.image_mean),
         seed=arguments.seed,
     )

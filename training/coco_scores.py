@@ -1,7 +1,7 @@
-"""COCO's scores of boxes and masks: average precision over overlaps of 0.5 to 0.95, by pycocotools.
+"""COCO's scores of boxes and masks: average precision at IoU 0.5 to 0.95, by pycocotools.
 
-What images hold and what was found in them is collected from all processes, so that each image counts once, however many
-processes share them.
+Ground truth and detections are gathered from all processes, and each image counts once for any number of
+processes.
 """
 
 import io
@@ -24,15 +24,24 @@ from ..processing.data.coco import Object, object_rle
 from .models import class_names
 
 KINDS = {"box": "bbox", "mask": "segm"}  # our names and pycocotools'
-AREAS = ("all", "small", "medium", "large")  # below 32 x 32 pixels, up to 96 x 96, and above
-MOST_DETECTIONS = -1  # the last of pycocotools' limits, a hundred for each image
+AREAS = ("all", "small", "medium", "large")  # small: below 32 x 32 pixels; medium: up to 96 x 96
+MOST_DETECTIONS = -1  # index of the last of pycocotools' limits, 100 detections per image
 
 
 @torch.inference_mode()
 def score_objects(
     model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Scores over the images of all processes, each as `WholeImagesWithObjects` gives it."""
+    """Scores a detector on the images of all processes.
+
+    Args:
+        model: The detector; it is left in the mode (training or evaluation) in which it was passed.
+        images: This process's samples of `WholeImagesWithObjects`.
+        accelerator: Gathers annotations and detections.
+
+    Returns:
+        The scores of `average_precision`, on every process.
+    """
     was_training = model.training
     model.eval()
     truth, found = [], []
@@ -51,14 +60,14 @@ def score_objects(
 
 
 def with_rle(known: Object, size: tuple[int, int]) -> Object:
-    """An annotated object as COCO's evaluation wants it."""
+    """An annotated object with run-length encoded mask and area, as pycocotools needs it."""
     rle = object_rle(known, size)
     area = float(coco_masks.area(rle)) if known["area"] is None else known["area"]
     return {**known, "segmentation": rle, "area": area}
 
 
 def detected(instances: dict[str, Tensor]) -> list[Object]:
-    """Detections of an image, as `MaskRcnnForObjectDetection.instances` gives them."""
+    """Converts detections from `MaskRcnnForObjectDetection.instances` to pycocotools' format."""
     boxes = instances["boxes"].double()
     boxes[:, 2:] -= boxes[:, :2]
     masks = instances["masks"].permute(1, 2, 0).to("cpu", torch.uint8).numpy()
@@ -78,7 +87,17 @@ def detected(instances: dict[str, Tensor]) -> list[Object]:
 def average_precision(
     truth: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], names: list[str]
 ) -> dict[str, Any]:
-    """Images {"id", "height", "width", "objects"} as they are annotated and as they were found -> scores in 0..1, NaN where nothing is annotated."""
+    """Computes COCO's average precision of boxes and masks, over all classes and per class.
+
+    Args:
+        truth: Images {"id", "height", "width", "objects"} with their annotated objects.
+        found: The same images with their detections.
+        names: Class names by id.
+
+    Returns:
+        Scores in 0..1, NaN where nothing is annotated; `images`, and `per_class` with the number of objects
+        as `support`.
+    """
     scores, rows = {}, [{"name": name} for name in names]
     for kind, pycocotools_kind in KINDS.items():
         precision = precisions(truth, found, len(names), pycocotools_kind)
@@ -97,7 +116,7 @@ def average_precision(
 def precisions(
     truth: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], num_classes: int, kind: str
 ) -> np.ndarray:
-    """(10 overlaps, 101 recalls, classes, 4 areas), -1 where nothing is annotated."""
+    """Precision by (10 IoU thresholds, 101 recalls, classes, 4 areas), -1 where nothing is annotated."""
     with redirect_stdout(io.StringIO()):
         known, detections = (indexed(images, num_classes, kind) for images in (truth, found))
         evaluation = COCOeval(known, detections, kind)
@@ -107,7 +126,7 @@ def precisions(
 
 
 def indexed(images: Sequence[dict[str, Any]], num_classes: int, kind: str) -> COCO:
-    """pycocotools' index. What was found gets the area of its box, or of its mask."""
+    """Builds pycocotools' index. Detections get the area of their box or mask, depending on `kind`."""
     annotations = []
     for image in images:
         for found in image["objects"]:
@@ -132,5 +151,6 @@ def indexed(images: Sequence[dict[str, Any]], num_classes: int, kind: str) -> CO
 
 
 def mean_of_known(precision: np.ndarray) -> float:
+    """Mean over the entries that are not -1; NaN if there are none."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else math.nan

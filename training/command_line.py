@@ -5,8 +5,8 @@
         images: list[str] = positional("image files, and folders of them")
         output: str = option("masks", "folder for the masks")
 
-A dataclass with an `_argument_group_name` is a group of the help text. Neither this module nor the dataclasses import torch,
-so that `--help` and a misspelt option are answered without waiting for it.
+A dataclass with an `_argument_group_name` is a group in the help text. Neither this module nor the
+dataclasses import torch, so `--help` and the error for a misspelled option come at once.
 """
 
 import argparse
@@ -27,16 +27,25 @@ from typing import Any
 from transformers import HfArgumentParser
 
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
-NUMBERS = {int: "N", float: "X"}  # what a value is called in the help text
-MODEL_HELP = "run of contextseg-train (its best/ is used), folder of save_pretrained, or name on the Hub"
+NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
+MODEL_HELP = (
+    "run of contextseg-train (its best/ is used), folder written by save_pretrained, or name on the Hub"
+)
 
 
 class CommandError(RuntimeError):
-    """Something went wrong while a command ran, and its message says what to do."""
+    """An error while a command runs; its message says what to do, and is shown without a traceback."""
 
 
 def option(default: Any, text: str, **settings: Any) -> Any:
-    """A field that is the option `--name`; `settings` go to `add_argument`. An option with a list may be repeated."""
+    """Declares a dataclass field that is the option `--name`.
+
+    Args:
+        default: Value when the option is not given. With a list, the option may be repeated, and values are
+            appended.
+        text: Help text.
+        settings: Passed to `ArgumentParser.add_argument`.
+    """
     metadata = {"help": text, **settings}
     if isinstance(default, list):
         return dataclasses.field(
@@ -46,18 +55,21 @@ def option(default: Any, text: str, **settings: Any) -> Any:
 
 
 def required(text: str, **settings: Any) -> Any:
-    """A field that is an option which must be given."""
+    """Declares a field that is a required option; `settings` as in `option`."""
     return dataclasses.field(metadata={"help": text, **settings})
 
 
 def positional(text: str) -> Any:
-    """A field that is given by its position; several values if it is a list."""
+    """Declares a field that is a positional argument; a field of type list takes one or more values."""
     return dataclasses.field(metadata={"help": text, "positional": True})
 
 
 @dataclasses.dataclass(kw_only=True)
 class CommandOptions:
-    """What every command has; the first base of its dataclass, whose options then open the help text."""
+    """Options of every command.
+
+    The first base of a command's dataclass, so that they come first in the help text.
+    """
 
     _argument_group_name = "options"  # argparse's own
 
@@ -65,10 +77,16 @@ class CommandOptions:
 
 
 class CommandLine(HfArgumentParser):
-    """The command line of a dataclass and of the dataclasses that it is composed of.
+    """Command line of a dataclass and of the dataclasses that it inherits from.
 
-    To transformers' parser it adds positional arguments, `--no-NAME` for every switch, the nearest option for a misspelt
-    one, and the difference between an option that was given and a default.
+    Extends transformers' parser by positional arguments, `--no-NAME` for every switch, a suggestion for a
+    misspelled option, and the distinction between an option that was given and a default.
+
+    Args:
+        kinds: A dataclass, whose direct bases become groups of options; or the dataclasses of all groups.
+        program: Name of the command.
+        description: Text above the options in the help.
+        settings: Passed to `ArgumentParser`.
     """
 
     def __init__(self, kinds: type | Sequence[type], program: str, description: str, **settings: Any) -> None:
@@ -93,20 +111,20 @@ class CommandLine(HfArgumentParser):
         self.usage = " ".join(["%(prog)s", *places, "[options]"])
 
     def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
-        """The options named in `argv` (or on the command line), without the defaults of the others."""
+        """Parses `argv` (default: `sys.argv`) and returns the options that it names, without defaults."""
         return vars(self.parse_args(argv))
 
     def arguments(self, argv: Sequence[str] | None = None) -> Any:
-        """An instance of the last dataclass, filled from `argv` (or the command line)."""
+        """Parses `argv` (default: `sys.argv`) into an instance of the last dataclass."""
         return self.dataclass_types[-1](**self.given(argv))
 
     def add_argument_group(self, title: str | None = None, *args: Any, **settings: Any) -> Any:
-        """The group of this title, which several dataclasses may fill."""
+        """Returns the group with this title, creating it if needed: several dataclasses may share one."""
         same = [group for group in self._action_groups if group.title == title]
         return same[0] if same else super().add_argument_group(title, *args, **settings)
 
     def _parse_dataclass_field(self, parser: Any, field: dataclasses.Field) -> None:
-        """Adds one field to `parser`, which is a group or this parser, unless a base has brought it."""
+        """Adds a field to `parser`, a group or this parser, unless a base has added it already."""
         if any(action.dest == field.name for action in self._actions):
             return
         text = field.metadata["help"].replace("%", "%%") + default_text(field)
@@ -130,7 +148,7 @@ class CommandLine(HfArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As in argparse, after a look for misspelt options, which would otherwise be reported as missing ones."""
+        """As in argparse, but reports misspelled options before missing arguments."""
         args = sys.argv[1:] if args is None else [str(word) for word in args]
         known = [*self._option_string_actions, *self.known_elsewhere]
         for word in takewhile(lambda word: word != "--", args):
@@ -145,7 +163,7 @@ class CommandLine(HfArgumentParser):
 
 
 class OptionsFormatter(argparse.HelpFormatter):
-    """Shows one spelling of each option, and `--no-NAME` only where it changes something."""
+    """Shows one spelling of each option, and `--no-NAME` only for switches that are on by default."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(120, shutil.get_terminal_size().columns))
@@ -157,7 +175,9 @@ class OptionsFormatter(argparse.HelpFormatter):
 
 
 def default_text(field: dataclasses.Field) -> str:
-    """ " (default: 4)"; nothing for an option that is off by default, and for one whose text tells its default."""
+    """Returns text such as " (default: 4)"; empty if the option is off by default or the help text names its
+    default.
+    """
     if any(field.default is nothing for nothing in (dataclasses.MISSING, None, "", False)):
         return ""
     return f" (default: {'yes' if field.default is True else field.default})"
@@ -165,11 +185,16 @@ def default_text(field: dataclasses.Field) -> str:
 
 @contextmanager
 def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
-    """Inside the block, an error that a user can cause ends the program with its message alone."""
+    """Context manager that ends the program with a message, without traceback, for errors of the user.
+
+    Args:
+        program: Name of the command, printed before the message.
+        with_traceback: Let errors through unchanged.
+    """
     try:
         yield
     except BaseException as error:
-        # Their variables keep the processes that load data alive, and at its end Python waits for those.
+        # Variables in the frames keep data loader processes alive, and Python waits for those at exit.
         traceback.clear_frames(error.__traceback__)
         if with_traceback or not is_expected(error):
             raise
@@ -177,7 +202,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether a user can cause it."""
+    """Whether a user can cause the error, so that its message suffices."""
     return (
         isinstance(error, ValueError | OSError | CommandError)
         or is_missing_extra(error)
@@ -187,19 +212,19 @@ def is_expected(error: BaseException) -> bool:
 
 
 def is_missing_extra(error: BaseException) -> bool:
-    """A package of an optional extra is not installed, and the message names the extra."""
+    """Whether a package of an optional extra is missing; the message then names the extra."""
     return isinstance(error, ImportError) and "pip install" in str(error)
 
 
 def is_wrong_setting(error: BaseException) -> bool:
-    """Of a configuration: transformers wraps what its checks raise."""
+    """Whether a check of a configuration failed; transformers wraps what these checks raise."""
     from huggingface_hub.errors import StrictDataclassError
 
     return isinstance(error, StrictDataclassError)
 
 
 def is_death_of_a_worker(error: BaseException) -> bool:
-    """In torch's words; or a connection broke while something was fetched from the process that loaded it."""
+    """Whether a data loader process died: by torch's message, or by the broken connection to it."""
     if isinstance(error, OSError | EOFError):
         places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         return any(place.endswith("resource_sharer.py") for place in places)
@@ -207,27 +232,31 @@ def is_death_of_a_worker(error: BaseException) -> bool:
 
 
 def plain_message(error: BaseException) -> str:
-    """What happened and what to do; without the traceback that a process that loads data puts in front of its errors."""
+    """Returns the message, without the traceback that a data loader process puts before its own."""
     text = str(error.__cause__ if is_wrong_setting(error) else error)
     if "Original Traceback (most recent call last)" in text:
         text = re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
     if is_death_of_a_worker(error):
         return (
-            f"a process that loads data died ({text or 'its connection ended'}): most often memory or /dev/shm is full. Take "
-            "fewer --workers (0 needs neither), or give a container more shared memory (docker run --shm-size). "
-            "A training continues with --resume."
+            f"a data loader process died ({text or 'its connection ended'}), most often because memory or /dev/shm is full. "
+            "Use fewer --workers (0 starts no process), or give the container more shared memory (docker run --shm-size). "
+            "Training continues with --resume."
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        text += ". Free some space, then run the command again; a training continues with --resume."
+        text += ". Free some space, then run the command again; training continues with --resume."
     return text
 
 
 def crop_size(text: str) -> tuple[int, int]:
+    """Parses --crop-size, see `height_and_width`."""
     return height_and_width(text, "--crop-size")
 
 
 def height_and_width(text: str, option: str) -> tuple[int, int]:
-    """`"512"` -> (512, 512); `"360x480"` -> (360, 480)."""
+    """Parses the value of `option`: `"512"` -> (512, 512), `"360x480"` -> (360, 480).
+
+    Raises ValueError for anything else.
+    """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"{option} {text} is not a size. Write a number of pixels, or HEIGHTxWIDTH.")

@@ -1,9 +1,9 @@
-"""DeepSpeed's ZeRO keeps the optimizer's state in parts that only its engine can write: a folder beside `last/`, which names it.
+"""Optimizer state under DeepSpeed ZeRO, which only its engine can write: a folder beside `last/`.
 
     runs/streets/engine/step-1200/    written first, by all processes
-    runs/streets/last/                then this, in one move; its state names the folder, and older ones are removed
+    runs/streets/last/                then this, atomically; its state names the folder, and older ones are removed
 
-So a run that dies between the two still has the folder that `last/` names.
+If a run dies between the two, the folder that `last/` names still exists.
 """
 
 import shutil
@@ -23,15 +23,18 @@ def uses_deepspeed(accelerator: Accelerator) -> bool:
 def configure_deepspeed(
     accelerator: Accelerator, *, batch_size: int, accumulation: int, clip_norm: float | None, averages: bool
 ) -> None:
-    """Gives the engine the settings of the run, which its configuration file cannot know."""
+    """Sets the run's batch size, accumulation and clipping in the engine's configuration.
+
+    Raises ValueError for ZeRO 3 or --ema.
+    """
     if not uses_deepspeed(accelerator):
         return
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     if config["zero_optimization"]["stage"] == 3 or averages:
         what = "--ema" if averages else "ZeRO stage 3"
         raise ValueError(
-            f"{what} is not supported under DeepSpeed. Use stage 2 without --ema, or FSDP, which shards the weights as "
-            "stage 3 does: accelerate launch --config_file scripts/accelerate/fsdp2.yaml."
+            f"{what} is not supported with DeepSpeed. Use ZeRO stage 2 without --ema, or FSDP, which shards weights like "
+            "stage 3: accelerate launch --config_file scripts/accelerate/fsdp2.yaml."
         )
     config["train_micro_batch_size_per_gpu"] = batch_size
     config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps = accumulation
@@ -39,7 +42,10 @@ def configure_deepspeed(
 
 
 def save_engine(engine: nn.Module, run: Path, step: int) -> str:
-    """Writes every process's part; the name to give to `restore_engine`. Call it on every process."""
+    """Writes the shards of all processes and returns the name for `restore_engine`.
+
+    Call it on every process.
+    """
     name = f"step-{step}"
     engine.save_checkpoint(run / FOLDER, tag=name, save_latest=False)
     return name
@@ -50,7 +56,7 @@ def restore_engine(engine: nn.Module, run: Path, name: str) -> None:
 
 
 def remove_other_engines(run: Path, name: str) -> None:
-    """Call it on one process, after `last/` names this one."""
+    """Removes all engine folders but `name`. Call it on one process, once `last/` refers to `name`."""
     for folder in (run / FOLDER).glob("step-*"):
         if folder.name != name:
             shutil.rmtree(folder)

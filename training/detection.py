@@ -1,6 +1,6 @@
-"""Training of detectors: images with boxes and masks in COCO's format, whole images of several sizes, COCO's scores.
+"""Training of detectors: data in COCO's format, multi-scale whole images, COCO's scores.
 
-Legend: N objects of one image, C channels, H, W axes of a resized image.
+Legend: N objects of one image, C channels, H, W height and width of a resized image.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
 from ..modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection
-from ..modeling.pretrained_backbones import encoder_normalisation
+from ..modeling.pretrained_backbones import encoder_normalization
 from ..processing.data.batches import evaluation_loader
 from ..processing.data.coco import CocoData, Object, corners, learnable, object_masks, open_coco
 from ..processing.data.labeled_images import unreadable
@@ -37,7 +37,7 @@ from .tasks import Task
 DETECTOR = ModelKind(
     "object detection", {MaskRcnnConfig: MaskRcnnForObjectDetection}, AutoModelForObjectDetection
 )
-SIDE_STEP = 32  # between the lengths of a range, as DETR and those after it draw them
+SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
 
 
 class DetectionTask(Task):
@@ -54,24 +54,26 @@ class DetectionTask(Task):
         data = open_coco(name, split)
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
-            raise ValueError(f"{name}: {' '.join(problems[:5])} Repair these files, or take them out.")
+            raise ValueError(
+                f"{name}: {' '.join(problems[:5])} Repair these files, or remove them from the annotations."
+            )
         return data
 
     def check_same_classes(self, train: CocoData, val: CocoData) -> None:
         if train.classes != val.classes:
             raise ValueError(
                 f"{self.arguments.train} has the categories {', '.join(train.classes)}, but {self.arguments.val} has "
-                f"{', '.join(val.classes)}. Give both the same categories with the same ids."
+                f"{', '.join(val.classes)}. Use the same categories with the same ids in both."
             )
 
     def generated(self, num_classes: int) -> Dataset:
         return GeneratedObjects(num_classes)
 
     def new_processor(self) -> DetrImageProcessor:
-        """Images are evaluated at the longest of the training's shorter sides, normalized as for the pretrained encoder."""
+        """Resizes to the largest shorter side of training; normalizes as the pretrained encoder expects."""
         arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if arguments.backbone:
-            mean, std = encoder_normalisation(model_folder(arguments.backbone))
+            mean, std = encoder_normalization(model_folder(arguments.backbone))
         shorter = max(shorter_sides(arguments.shorter_side))
         size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
         return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
@@ -112,42 +114,53 @@ class DetectionTask(Task):
 
 @dataclass(frozen=True)
 class DetectionAugmentation:
-    """Settings of the augmentation, and the augmentation itself when called: a size, and left and right.
+    """Random resizing and horizontal flips of an image with its boxes and masks.
 
-    What a sample becomes depends on (seed, epoch, index) alone.
+    The result depends on (seed, epoch, index) alone.
     """
 
-    shorter_sides: tuple[int, ...] = (800,)  # one is drawn for each image
-    longer_side: int = 1333  # at most; it wins over the shorter one
+    shorter_sides: tuple[int, ...] = (800,)  # pixels; one is drawn for each image
+    longer_side: int = 1333  # maximum; takes precedence over the shorter side
     flip_probability: float = 0.5
     seed: int = 0
 
     def __call__(
-        self, picture: Image.Image, boxes: Tensor, masks: Tensor, *, epoch: int, index: int
+        self, image: Image.Image, boxes: Tensor, masks: Tensor, *, epoch: int, index: int
     ) -> tuple[Image.Image, Tensor, Tensor]:
-        """An RGB picture, (N, 4) left, top, right, bottom in its pixels, (N, height, width) -> the same of another size."""
+        """Resizes, and possibly mirrors, an image with its boxes and masks.
+
+        Args:
+            picture: RGB image.
+            boxes: (N, 4) left, top, right, bottom in pixels of the image.
+            masks: (N, height, width).
+            epoch: Number of the epoch.
+            index: Number of the sample.
+
+        Returns:
+            Image, boxes (N, 4) in pixels of the new size, and masks (N, H, W).
+        """
         random = np.random.default_rng((self.seed, epoch, index))
         shorter = self.shorter_sides[random.integers(len(self.shorter_sides))]
         is_mirrored = random.random() < self.flip_probability
-        width, height = picture.size
+        width, height = image.size
         new_height, new_width = size = self.new_size((height, width), shorter)
-        picture = transforms.resize(picture, list(size))
+        image = transforms.resize(image, list(size))
         masks = transforms.resize(masks, list(size), InterpolationMode.NEAREST_EXACT)
         boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
         if is_mirrored:
-            picture, masks = transforms.horizontal_flip(picture), masks.flip(-1)
+            image, masks = transforms.horizontal_flip(image), masks.flip(-1)
             left, top, right, bottom = boxes.unbind(1)
             boxes = torch.stack([new_width - right, top, new_width - left, bottom], dim=1)
-        return picture, boxes, masks
+        return image, boxes, masks
 
     def new_size(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
-        """Height and width with a shorter side of `shorter`, or less where the longer one would be too long."""
+        """Height and width for a shorter side of `shorter`, or less, to keep within `longer_side`."""
         factor = min(shorter / min(size), self.longer_side / max(size))
         return tuple(max(1, round(side * factor)) for side in size)
 
 
 class DetectionSamples(Dataset):
-    """Augmented samples by (epoch, index), ready for the model."""
+    """Augmented and preprocessed training samples, indexed by (epoch, index)."""
 
     def __init__(
         self, data: Dataset, augmentation: DetectionAugmentation, processor: BaseImageProcessor
@@ -163,10 +176,10 @@ class DetectionSamples(Dataset):
         size = sample["image"].size[::-1]
         objects = learnable(sample["objects"], size)
         boxes, masks = corners(objects, size), np.ascontiguousarray(object_masks(objects, size))
-        picture, boxes, masks = self.augmentation(
+        image, boxes, masks = self.augmentation(
             sample["image"], torch.from_numpy(boxes), torch.from_numpy(masks), epoch=epoch, index=index
         )
-        prepared = self.processor(picture, do_resize=False, do_pad=False, return_tensors="pt")
+        prepared = self.processor(image, do_resize=False, do_pad=False, return_tensors="pt")
         return {
             "pixel_values": prepared["pixel_values"][0],
             "class_labels": torch.tensor([found["class"] for found in objects]),
@@ -177,7 +190,7 @@ class DetectionSamples(Dataset):
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pads images and masks to the largest, and gives labels as `DetrImageProcessor` does."""
+        """Pads images and masks to the largest of the batch; labels are as from `DetrImageProcessor`."""
         sizes = [sample["pixel_values"].shape[-2:] for sample in samples]
         size = tuple(max(sides) for sides in zip(*sizes, strict=True))
         shares = torch.tensor([size[1], size[0]] * 2)
@@ -198,7 +211,7 @@ class DetectionSamples(Dataset):
 
 
 class WholeImagesWithObjects(Dataset):
-    """Images as the processor prepares them for evaluation, and all their objects."""
+    """Images preprocessed for evaluation, one at a time, with all their objects."""
 
     def __init__(self, data: Dataset, processor: BaseImageProcessor) -> None:
         self.data, self.processor = data, processor
@@ -213,10 +226,10 @@ class WholeImagesWithObjects(Dataset):
 
 
 class GeneratedObjects(Dataset):
-    """Two pictures of noise of COCO's most frequent size, with a few rectangles each."""
+    """Two noise images of COCO's most frequent size, each with a few rectangles as objects."""
 
     SIZE = (480, 640)
-    OBJECTS = 7  # as many as an image of COCO has
+    OBJECTS = 7  # about COCO's average per image
 
     def __init__(self, num_classes: int) -> None:
         self.classes = [f"class {index}" for index in range(num_classes)]
@@ -244,13 +257,13 @@ class GeneratedObjects(Dataset):
 
 
 def grown(tensor: Tensor, size: Sequence[int]) -> Tensor:
-    """(..., H, W) -> (..., *size), with zeros right and below."""
+    """(..., H, W) -> (..., *size), padded with zeros on the right and at the bottom."""
     height, width = tensor.shape[-2:]
     return F.pad(tensor, (0, size[1] - width, 0, size[0] - height))
 
 
 def shorter_sides(text: str) -> tuple[int, ...]:
-    """`"800"` -> (800,); `"480-800"` -> (480, 512, ..., 800)."""
+    """Parses --shorter-side: `"800"` -> (800,), `"480-800"` -> (480, 512, ..., 800)."""
     parts = text.split("-")
     if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise ValueError(
@@ -258,5 +271,5 @@ def shorter_sides(text: str) -> tuple[int, ...]:
         )
     first, last = int(parts[0]), int(parts[-1])
     if first > last:
-        raise ValueError(f"--shorter-side {text} begins with the longer one. Write {last}-{first}.")
+        raise ValueError(f"--shorter-side {text} starts with the larger value. Write {last}-{first}.")
     return (*range(first, last, SIDE_STEP), last)

@@ -1,4 +1,4 @@
-"""A dry run: builds all that a training has, tries it on two samples, and prints what the training would be."""
+"""Dry run: builds everything that a training run needs, tries it on two samples, and prints the plan."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,23 @@ if TYPE_CHECKING:
     from .options import TrainArguments
 
 SAMPLES = 2
-CLASSES = 2  # where neither data nor recipe tell
+CLASSES = 2  # if neither data nor recipe give a number
 GIGABYTE = 1e9
 
 
 def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
-    """Without --train, the samples are noise and the size of the data is what the recipe's `paper` says."""
+    """Builds a run, tries it on two samples, and prints its plan.
+
+    Args:
+        arguments: Options of the run. Without `train`, samples are noise.
+        recipe: Recipe of the run, if any; without `train`, its `paper` gives the size of the data.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        ValueError: If the options do not fit together, or the loss is not finite.
+    """
     paper, task = recipe.paper if recipe else {}, task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
     if arguments.train:
@@ -50,21 +61,21 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
 
 @dataclass
 class Trial:
-    """What one forward pass over two samples came to."""
+    """Result of one forward pass over two samples."""
 
     loss: float
-    kept_bytes: int  # by autograd, for the backward pass
+    kept_bytes: int  # saved by autograd for the backward pass
 
 
 def try_batch(model: nn.Module, batch: dict[str, Any]) -> Trial:
-    """The loss of a batch, and how much the backward pass would need to remember; weights are not counted."""
+    """Computes the loss of a batch and measures the memory of the saved activations, weights excluded."""
     kept: dict[int, Tensor] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage().data_ptr()
         if storage not in own:
-            kept[storage] = tensor  # alive, so that its memory is not given to another
+            kept[storage] = tensor  # kept alive, so that its memory is not reused
         return tensor
 
     inputs = {name: value for name, value in batch.items() if name != "name"}
@@ -73,7 +84,7 @@ def try_batch(model: nn.Module, batch: dict[str, Any]) -> Trial:
         loss = model(**inputs).loss.item()
     if not math.isfinite(loss):
         raise ValueError(
-            f"the loss of two samples is {loss} before any training. Check --set and the weights it starts from."
+            f"the loss of two samples is {loss} before any training. Check --set and the weights that the run starts from."
         )
     return Trial(loss, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
 
@@ -81,7 +92,7 @@ def try_batch(model: nn.Module, batch: dict[str, Any]) -> Trial:
 def data_line(batch: dict[str, Any], num_images: int) -> str:
     shapes = [f"{name} {tuple(value.shape)}" for name, value in batch.items() if torch.is_tensor(value)]
     count = f"{num_images} images" if num_images else "size unknown without --train"
-    return f"data: {count}; two samples give {', '.join(shapes)}"
+    return f"data: {count}; a batch of two samples has {', '.join(shapes)}"
 
 
 def schedule_line(
@@ -108,7 +119,7 @@ def optimizer_line(optimizer: torch.optim.Optimizer) -> str:
 
 
 def memory_line(model: nn.Module, trial: Trial, arguments: "TrainArguments") -> str:
-    """Weights, gradients, AdamW's two averages and that of the weights, all in float32; and the activations of a batch."""
+    """Memory of weights, gradients, AdamW's moments and the EMA in float32, and of the activations."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     fixed = weights * (5 if arguments.ema else 4) / GIGABYTE
     activations = trial.kept_bytes / SAMPLES * arguments.batch_size / GIGABYTE

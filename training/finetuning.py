@@ -1,4 +1,4 @@
-"""What `contextseg-finetune` does: parts for Trainer, then training, scores and a repository."""
+"""Implementation of `contextseg-finetune`: trains with Trainer, evaluates, saves or uploads."""
 
 import inspect
 import shlex
@@ -34,15 +34,19 @@ if TYPE_CHECKING:
 def finetune(
     options: "FinetuneOptions", arguments: SegmentationTrainingArguments, argv: Sequence[str]
 ) -> SegmentationTrainer:
-    """A whole run.
+    """Runs a fine-tuning from start to end.
 
     Args:
-        options: What is fine-tuned on what.
+        options: Checkpoint, data, augmentation and output folder.
         arguments: Trainer's own settings; its `output_dir` is `options.output`.
-        argv: The words of the command line, for the record.
+        argv: The words of the command line, for `run.json`.
 
     Returns:
-        The trainer as it is at the end.
+        The trainer after training; `trainer.model` is the trained model, with LoRA merged.
+
+    Raises:
+        ValueError: If the options contradict each other, the data or the output folder.
+        CommandError: If the upload to the Hub fails.
     """
     check_output(options, arguments)
     set_seed(arguments.seed)
@@ -66,7 +70,7 @@ def finetune(
 
 
 def trainer_parser() -> HfArgumentParser:
-    """The command line of the options that are not ours."""
+    """Parser of the options of TrainingArguments."""
     return HfArgumentParser(
         SegmentationTrainingArguments,
         prog="contextseg-finetune",
@@ -77,12 +81,13 @@ def trainer_parser() -> HfArgumentParser:
 
 
 def trainer_arguments(output: str, words: Sequence[str]) -> SegmentationTrainingArguments:
+    """Parses `words`, the options that are not ours, into Trainer's settings."""
     words = ["--output_dir", output, *words]
     return trainer_parser().parse_args_into_dataclasses(words, look_for_args_file=False)[0]
 
 
 def push(trainer: SegmentationTrainer) -> None:
-    """Trainer saves before it uploads: what fails then is said with the command that uploads without a training."""
+    """Saves and uploads; if that fails, the error names the command that uploads without training."""
     try:
         with explained(trainer.hub_model_id):
             trainer.push_to_hub(tags=["image-segmentation"])
@@ -92,11 +97,12 @@ def push(trainer: SegmentationTrainer) -> None:
 
 
 def check_output(options: "FinetuneOptions", arguments: SegmentationTrainingArguments) -> None:
+    """Raises ValueError if the output folder does not fit --resume."""
     folder = Path(options.output)
     found = folder.is_dir() and get_last_checkpoint(folder)
     if found and not (options.resume or arguments.resume_from_checkpoint):
         raise ValueError(
-            f"{folder} holds checkpoints already. Continue with --resume, or choose another --output."
+            f"{folder} already holds checkpoints. Continue with --resume, or choose another --output."
         )
     if options.resume and not found:
         raise ValueError(
@@ -110,9 +116,10 @@ def new_trainer(
     train: SegmentationData,
     val: SegmentationData | None,
 ) -> SegmentationTrainer:
+    """Builds model, processor, augmentation and collator, and the trainer from them."""
     if arguments.train_batch_size > len(train):
         raise ValueError(
-            f"a batch of {arguments.train_batch_size} is larger than the data set of {len(train)} images. "
+            f"a batch of {arguments.train_batch_size} is larger than the training set of {len(train)} images. "
             f"Pass --per_device_train_batch_size {len(train)} or less."
         )
     model = new_model(options.weights, train)
@@ -121,11 +128,12 @@ def new_trainer(
     if options.lora:
         if arguments.fsdp or arguments.deepspeed:
             raise ValueError(
-                "--lora is merged into the model at the end, which FSDP and DeepSpeed spread over processes. Leave out --fsdp "
-                "and --deepspeed: LoRA trains few weights."
+                "--lora is merged into the model at the end, which does not work on weights sharded by FSDP or DeepSpeed. Leave "
+                "out --fsdp and --deepspeed; LoRA needs little memory without them."
             )
         model = add_lora(model, options.lora)
-        arguments.hub_strategy = HubStrategy.END  # checkpoints are adapters; what is published is merged
+        # Checkpoints hold adapters only; the published model is merged.
+        arguments.hub_strategy = HubStrategy.END
     if arguments.process_index == 0:
         print(f"{describe(model)}, {len(train.classes)} classes, {len(train)} images")
     return SegmentationTrainer(
@@ -141,7 +149,7 @@ def new_trainer(
 
 
 def new_model(weights: str, data: SegmentationData) -> PreTrainedModel:
-    """The checkpoint with a classifier for the classes of `data`, and a loss that ignores what they ignore."""
+    """Loads the checkpoint for the classes and the `ignore_index` of the data."""
     config = AutoConfig.from_pretrained(model_folder(weights))
     model = build_model(
         SEGMENTER,
@@ -151,7 +159,7 @@ def new_model(weights: str, data: SegmentationData) -> PreTrainedModel:
         options={ignore_index_field(config): data.ignore_index},
         weights=weights,
     )
-    # The losses are means over pixels. Trainer would sum them over accumulated batches for models that do not say so.
+    # Losses are means over pixels. Without this flag, Trainer would sum them over accumulated batches.
     model.accepts_loss_kwargs = False
     return model
 
@@ -162,7 +170,7 @@ def record(
     argv: Sequence[str],
     result: TrainOutput,
 ) -> dict[str, Any]:
-    """What the model's card tells of the run; Trainer's part of the card lists its own settings."""
+    """Returns the content of `run.json`, from which our part of the model card is written."""
     data = [public_data(source) for source in (options.train, options.val) if source]
     program = ["contextseg-finetune"]
     if arguments.world_size > 1:
@@ -182,7 +190,7 @@ def record(
 
 
 def without_token(argv: Sequence[str]) -> list[str]:
-    """The words of a command line but --hub_token and its value: a card is public."""
+    """The words of a command line without --hub_token and its value, because model cards are public."""
     words, given = [], iter(argv)
     for word in given:
         name, equals, _ = word.partition("=")
@@ -194,7 +202,7 @@ def without_token(argv: Sequence[str]) -> list[str]:
 
 
 def evaluate(trainer: SegmentationTrainer, options: "FinetuneOptions") -> None:
-    """Scores of the model as it will be saved, printed and written for its card."""
+    """Scores the model that will be saved, prints the scores and writes `evaluation.json`."""
     trainer.evaluate()
     scores = trainer.compute_metrics.last
     if trainer.is_world_process_zero():

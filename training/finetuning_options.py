@@ -1,4 +1,4 @@
-"""The options of `contextseg-finetune` that are ours; all others are those of transformers' TrainingArguments."""
+"""Our own options of `contextseg-finetune`; all others are those of transformers' TrainingArguments."""
 
 import ast
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from .command_line import MODEL_HELP, CommandOptions, option, required
 
 @dataclass(kw_only=True)
 class FinetuneOptions(CommandOptions):
-    """What is fine-tuned, and on what."""
+    """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
     weights: str = required(
         f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
     )
     train: str = required(
-        "training data: a folder with images/ and masks/, the folder of a published data set, or a name for `datasets`"
+        "training data: folder with images/ and masks/, folder of a published data set, or name for `datasets`"
     )
-    val: str = option("", "validation data, of the same kinds")
+    val: str = option("", "validation data, in the same forms")
     output: str = required("folder of this run", aliases=["--output-dir", "--output_dir"])
     resume: bool = option(False, "continue from the newest checkpoint in --output")
     augmentation: bool = option(
@@ -35,7 +35,7 @@ class FinetuneOptions(CommandOptions):
 
 
 def trainer_options() -> list[str]:
-    """The options of TrainingArguments, read from its source: to import it takes seconds, and torch."""
+    """Returns the options of TrainingArguments, read from its source: importing it would import torch."""
     source = Path(find_spec("transformers.training_args").origin).read_text(encoding="utf-8")
     (kind,) = (
         node
@@ -43,6 +43,6 @@ def trainer_options() -> list[str]:
         if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
     )
     names = [node.target.id for node in kind.body if isinstance(node, ast.AnnAssign)]
-    # output_dir is our --output. HfArgumentParser knows each with underscores and with dashes, and as --no-NAME.
+    # output_dir is our --output. HfArgumentParser accepts underscores and dashes, and the prefix --no-.
     names = [f"{prefix}{name}" for name in names if name != "output_dir" for prefix in ("", "no_")]
     return [f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-"))]

@@ -1,6 +1,7 @@
-"""Weights and the optimizer's state as one file holds them, whether a process has all of them (DDP) or a part (FSDP).
+"""Full weights and optimizer state in one file, whether processes hold all (DDP) or shards (FSDP).
 
-Names of parameters are the keys, so that a run may go on with another number of processes or another way of sharding.
+Parameter names are the keys, so a run can resume with another number of processes or another kind of
+sharding.
 """
 
 from typing import Any
@@ -23,32 +24,35 @@ COMPLETE = StateDictOptions(full_state_dict=True)
 
 
 def gathered_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
-    """Weights and the optimizer's state, on the CPU of the first process, else nothing. Call it on every process."""
+    """Returns weights and optimizer state on the CPU, complete on the first process only.
+
+    Call it on every process.
+    """
     return copied(get_state_dict(model, plain(optimizer), options=GATHERED))
 
 
 def gathered_weights(model: nn.Module) -> State:
-    """The weights alone."""
+    """Returns the weights on the CPU, complete on the first process only. Call it on every process."""
     return copied(get_model_state_dict(model, options=GATHERED))
 
 
 def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, weights: State, state: State) -> None:
-    """Gives this process its part of what `gathered_state` returned on the first."""
+    """Loads this process's part of what `gathered_state` returned on the first process."""
     set_state_dict(
         model, plain(optimizer), model_state_dict=weights, optim_state_dict=state, options=COMPLETE
     )
 
 
 def restore_weights(model: nn.Module, weights: State) -> None:
-    """Gives this process its part of what `gathered_weights` returned on the first."""
+    """Loads this process's part of what `gathered_weights` returned on the first process."""
     set_model_state_dict(model, weights, options=COMPLETE)
 
 
 def copied(state: Any) -> Any:
-    """Tensors of their own: on a CPU they would be the model's, or promises of a collective, which no file can hold."""
+    """Clones all tensors, which on a CPU may share the model's memory or be unfinished collectives."""
     return tree_map_only(Tensor, torch.clone, state)
 
 
 def plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """torch's own, out of accelerate's wrapper."""
+    """Unwraps accelerate's optimizer."""
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

@@ -1,4 +1,4 @@
-"""How images are predicted, in the options of the command lines."""
+"""Options for inference: sliding windows, scales and flips."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -19,19 +19,20 @@ class WindowOptions:
         None,
         "sliding-window inference with windows of this side in pixels, or HEIGHTxWIDTH (default: the whole image at once)",
     )
-    overlap: float = option(0.5, "share of a window that the next window covers as well")
+    overlap: float = option(0.5, "share of a window that overlaps with the next one")
     blend: Literal["gaussian", "constant"] = option(
         "gaussian", "how pixels in overlapping windows are weighted"
     )
 
     def inference(self) -> "Inference":
+        """Returns the `Inference` that the options describe."""
         from ..processing.inference import Inference
 
         size = self.window and height_and_width(self.window, "--window")
         return Inference(window=size, overlap=self.overlap, blend=self.blend)
 
     def window_words(self) -> str:
-        """What makes contextseg-evaluate and -predict use the same windows; begins with a space unless empty."""
+        """Options that make other commands use the same windows; starts with a space unless empty."""
         if self.window is None:
             return ""
         return f" --window {self.window} --overlap {self.overlap} --blend {self.blend}"
@@ -45,15 +46,16 @@ class InferenceOptions(WindowOptions):
     scales: str = option(
         "1", "average the probabilities over these scales of the image, such as 0.75,1,1.25", metavar="X,X"
     )
-    flip: bool = option(False, "average with the prediction for the mirrored image")
+    flip: bool = option(False, "average with the prediction for the horizontally flipped image")
 
     def inference(self) -> "Inference":
+        """Returns the `Inference` that the options describe."""
         batch_size, scales = self.window_batch_size, factors(self.scales)
         return replace(super().inference(), batch_size=batch_size, scales=scales, flip=self.flip)
 
 
 def factors(text: str) -> tuple[float, ...]:
-    """`"0.75,1,1.25"` -> (0.75, 1.0, 1.25)."""
+    """Parses --scales: `"0.75,1,1.25"` -> (0.75, 1.0, 1.25)."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -1,7 +1,7 @@
-"""The training loop: optimizer steps, evaluation, checkpoints, and how it stops.
+"""The training loop: optimizer steps, evaluation, checkpoints and stopping.
 
-Resuming is exact on one device: everything that a step depends on is in `Training.state`, or is a function of the seed and
-the number of the step (batches, learning rate).
+Resuming is exact on one device: everything that a step depends on is in `Training.state`, or is a function of
+the seed and the step number (batches, learning rate).
 """
 
 import signal
@@ -27,17 +27,17 @@ from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, 
 from .command_line import CommandError
 from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
 from .gathered_state import gathered_state, gathered_weights, restore_state, restore_weights
-from .optim import WeightAverage, learning_rate_factor, set_learning_rate
+from .optim import ModelEma, learning_rate_factor, set_learning_rate
 from .records import Log
 
 
 class NonFiniteLossError(CommandError):
-    """The loss became infinite or not a number; the message names the samples."""
+    """The loss became infinite or NaN; the message names the samples."""
 
 
 @dataclass
 class Schedule:
-    """The numbers that the loop goes by; all of them count optimizer steps."""
+    """Length, learning rate and intervals of a run; all numbers of steps are optimizer steps."""
 
     steps: int
     warmup_steps: int
@@ -47,14 +47,15 @@ class Schedule:
     eval_interval: int = 100
     log_interval: int = 10
     cooldown_steps: int = 0
-    floor: float = 0.0  # lowest factor of the learning rate
-    milestones: tuple[int, ...] = ()  # where the learning rate falls to a tenth
+    floor: float = 0.0  # factor of the learning rate at the end of the schedule
+    milestones: tuple[int, ...] = ()  # steps at which the learning rate drops to a tenth
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the run is evaluated and saved after this many steps."""
         return step > 0 and (step % self.eval_interval == 0 or step == self.steps)
 
     def learning_rate_factor(self, step: int) -> float:
+        """Factor of the learning rate at optimizer step `step`, counted from 0."""
         return learning_rate_factor(
             step,
             steps=self.steps,
@@ -68,18 +69,18 @@ class Schedule:
 
 @dataclass
 class Training:
-    """What a run changes as it goes on, and how that is saved."""
+    """State that changes during a run, with saving and restoring."""
 
     accelerator: Accelerator
     model: nn.Module  # as `accelerator.prepare` returned it
     optimizer: torch.optim.Optimizer
     run: Path  # the folder of the run
-    count: Callable[[dict[str, Any]], float]  # what the loss of a batch is the mean over; see `Task.count`
-    average: WeightAverage | None = None
+    count: Callable[[dict[str, Any]], float]  # size of the mean in a batch's loss, see `Task.count`
+    average: ModelEma | None = None
     unreadable: UnreadableImages = field(default_factory=UnreadableImages)
     step: int = 0
     seconds: float = 0.0
-    scores: dict[str, Any] = field(default_factory=dict)  # of the newest evaluation
+    scores: dict[str, Any] = field(default_factory=dict)  # of the latest evaluation
     best: dict[str, Any] = field(default_factory=dict)  # of the best one
 
     @property
@@ -87,11 +88,11 @@ class Training:
         return self.accelerator.unwrap_model(self.model)
 
     def published_weights(self) -> AbstractContextManager:
-        """Inside the block the model has the weights to evaluate and to publish: the average, where there is one."""
+        """Context manager in which the model has the weights to publish: with --ema, the averaged ones."""
         return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """What resuming needs; on the first process alone it is complete. Call it on every process."""
+        """Returns the state for resuming, complete on the first process only. Call it on every process."""
         scaler = self.accelerator.scaler
         return {
             **self.optimizer_state(),
@@ -113,6 +114,7 @@ class Training:
             return {"steps": self.average.steps, "weights": gathered_weights(self.plain_model)}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Restores what `state` returned. Call it on every process."""
         if self.average:
             restore_weights(self.plain_model, state["average"]["weights"])
             self.average.begin(self.plain_model, steps=state["average"]["steps"])
@@ -130,7 +132,13 @@ class Training:
             set_random_states(state["random"][self.accelerator.process_index])
 
     def save(self, folder: Path, processor: BaseImageProcessor, *, with_state: bool) -> None:
-        """Writes a `from_pretrained` folder; `with_state` adds what resuming needs. Call it on every process."""
+        """Writes a checkpoint. Call it on every process.
+
+        Args:
+            folder: Folder to create or replace.
+            processor: Image processor to save with the model.
+            with_state: Also write the training state for resuming.
+        """
         state = self.state() if with_state else None
         with self.published_weights():
             weights = gathered_weights(self.plain_model)
@@ -150,13 +158,16 @@ class Training:
 
 
 class StopSignal:
-    """Whether SIGTERM or Ctrl-C asked to stop; a second Ctrl-C interrupts at once."""
+    """Records SIGTERM and Ctrl-C, so that the loop can stop after the current step.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def requested(self, accelerator: Accelerator) -> bool:
-        """Any process's signal stops all of them."""
+        """Whether any process has received a signal. Call it on every process."""
         if accelerator.num_processes == 1:
             return self.number is not None
         flag = torch.tensor(float(self.number is not None), device=accelerator.device)
@@ -164,6 +175,7 @@ class StopSignal:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        """Context manager in which the signals are handled."""
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -177,9 +189,9 @@ class StopSignal:
 
 
 class Meter:
-    """Loss, learning rate and images per second: on the bar, in `log.jsonl` and in the trackers.
+    """Reports loss, learning rate and images per second to the progress bar, `log.jsonl` and the trackers.
 
-    Losses stay on the device until `flush`, so that a GPU never waits for the bar.
+    Losses stay on the device until `flush`, so that logging does not synchronize the GPU at every step.
     """
 
     def __init__(self, training: Training, schedule: Schedule, log: Log) -> None:
@@ -197,12 +209,16 @@ class Meter:
         )
 
     def add(self, loss: Tensor, names: list[str]) -> None:
+        """Records one step: its loss, a scalar on the device, and the names of its samples."""
         self.losses.append(loss)
         self.names.append(names)
         self.bar.update()
 
     def flush(self) -> None:
-        """Checks and reports the steps since the last call."""
+        """Reports the steps since the last call.
+
+        Raises NonFiniteLossError if one of their losses is not finite.
+        """
         if not self.losses:
             return
         own = torch.stack(self.losses)
@@ -223,24 +239,25 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts counting afresh: time spent on something else is not training time."""
+        """Resets losses and clock, so that time spent on evaluation does not count as training time."""
         self.losses, self.names, self.started = [], [], time.perf_counter()
 
     def report(self, values: dict[str, float]) -> None:
+        """Writes values to `log.jsonl` and the trackers."""
         if self.accelerator.is_main_process:
             self.log.add(step=self.training.step, **values)
         self.accelerator.log(values, step=self.training.step)
 
     def complaint(self, losses: Tensor) -> str:
-        """Which of this process's samples the first non-finite loss comes from."""
+        """The error message for a non-finite loss, with the names of this process's samples in that step."""
         first = next((at for at, loss in enumerate(losses) if not loss.isfinite()), None)
         if first is None:
-            return "the loss of another process is not finite; see its message."
+            return "the loss of another process is not finite; see the message of that process."
         step = self.training.step - len(losses) + first + 1
         return (
             f"the loss of step {step} is {losses[first].item()}. Its samples: {', '.join(self.names[first])}. "
-            "Look at them with contextseg-check; if they are sound, lower --learning-rate, set --clip-norm 1, "
-            "or use --precision bf16 in place of fp16. The last checkpoint is from before this step."
+            "Check them with contextseg-check. If they are fine, lower --learning-rate, set --clip-norm 1, "
+            "or use --precision bf16 instead of fp16. The last checkpoint was saved before this step."
         )
 
 
@@ -253,7 +270,19 @@ def train_loop(
     *,
     checkpoint: Callable[..., None],
 ) -> bool:
-    """Trains to the end (True) or to a stop signal (False); `checkpoint(meter, stopping=)` evaluates and saves."""
+    """Trains until the schedule ends or a stop signal arrives.
+
+    Args:
+        training: State of the run, updated in place.
+        batches: Micro-batches of this process.
+        schedule: Length and intervals of the run.
+        meter: Receives the loss of every step.
+        stop: Polled at every log interval.
+        checkpoint: Called as `checkpoint(meter, stopping=...)`; evaluates and saves.
+
+    Returns:
+        True at the end of the schedule, False after a stop signal.
+    """
     log_interval = schedule.log_interval if training.accelerator.device.type == "cuda" else 1
     clock = time.perf_counter()
     training.model.train()
@@ -280,10 +309,11 @@ def train_loop(
 def optimizer_step(
     training: Training, batches: list[dict[str, Any]], schedule: Schedule
 ) -> tuple[Tensor, list[str]]:
-    """One step of the optimizer over its micro-batches: their loss, on the device, and the samples' names.
+    """Performs one optimizer step; returns its loss, a scalar on the device, and the sample names.
 
-    The loss is the mean over the labels of the whole step, so that it does not matter how its images are distributed over
-    micro-batches and processes. (Normalisation and losses that are no means, such as Dice, see one micro-batch.)
+    The loss is the mean over the labels of the whole step, so it does not depend on how images are
+    distributed over micro-batches and processes. (Batch norm, and losses that are not means, such as Dice,
+    see one micro-batch.)
     """
     accelerator, names, losses = training.accelerator, [], []
     set_learning_rate(training.optimizer, schedule.learning_rate_factor(training.step))
@@ -299,14 +329,14 @@ def optimizer_step(
             training.optimizer.step()
             training.optimizer.zero_grad()
         losses.append(loss.detach())
-    # fp16 skips a step whose gradient overflows.
+    # With fp16, a step whose gradients overflow is skipped.
     if training.average and not accelerator.optimizer_step_was_skipped:
         training.average.update(training.plain_model)
     return torch.stack(losses).mean(), names
 
 
 def shares(training: Training, batches: list[dict[str, Any]]) -> Tensor:
-    """What each micro-batch counts in the mean of the step's losses; 1 where all have equally many labels."""
+    """Weight of each micro-batch in the loss of the step; 1 if all have the same number of labels."""
     accelerator = training.accelerator
     counts = torch.tensor([training.count(batch) for batch in batches], device=accelerator.device)
     mean = accelerator.reduce(counts.mean(), reduction="mean")

@@ -1,4 +1,4 @@
-"""The model and the processor that a run starts from."""
+"""Building and loading of the model that a run starts from."""
 
 import ast
 import json
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What models are for, and how transformers finds them."""
+    """A kind of model: its purpose in words, its model class by configuration class, and its Auto class."""
 
     purpose: str
     classes: Mapping[type[PreTrainedConfig], type[PreTrainedModel]]
@@ -44,7 +44,8 @@ CLASSIFIER = ModelKind(
 )
 
 
-# Options that name a checkpoint of transformers or timm to start from: the classmethod that reads it, and a model that has it.
+# Options that name a checkpoint of transformers or timm to start from: the classmethod that loads it, and the
+# models that have it.
 STARTS = {
     "swin": ("from_swin", "glam_swin"),
     "segformer": ("from_segformer", "segdeformer"),
@@ -64,7 +65,23 @@ def build_model(
     weights: str | None = None,
     starts: Mapping[str, str | None] | None = None,
 ) -> PreTrainedModel:
-    """A model for `class_names`: fresh, from a checkpoint (`weights`), or on another model's (`starts`, see `STARTS`)."""
+    """Builds a model for the given classes.
+
+    Args:
+        kind: What the model is for.
+        name: Model type, such as "glam_swin"; with `weights`, the checkpoint decides.
+        preset: Published size, such as "tiny"; None for the defaults of the configuration.
+        class_names: Class names by id.
+        options: Fields of the configuration to set.
+        weights: Checkpoint of the same kind to fine-tune; a classifier for other classes is initialized anew.
+        starts: Checkpoints of other models to start from, by option, see `STARTS`; at most one is not None.
+
+    Returns:
+        The model, randomly initialized unless `weights` or `starts` name a checkpoint.
+
+    Raises:
+        ValueError: If type, preset or checkpoint do not exist or do not fit together.
+    """
     options = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {label: index for index, label in enumerate(class_names)},
@@ -74,7 +91,7 @@ def build_model(
     if (preset is not None) + (weights is not None) + len(starts) > 1:
         options_given = ", ".join(f"--{option}" for option in STARTS)
         raise ValueError(
-            f"--preset, --weights, {options_given} each settle the model's size. Give one of them."
+            f"--preset, --weights, {options_given} each determine the model's size. Give only one of them."
         )
     if weights:
         return from_weights(kind, weights, options)
@@ -86,29 +103,31 @@ def build_model(
 
 
 def started(kind: ModelKind, name: str, option: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
-    """A model of type `name` on the weights of the checkpoint that an option of `STARTS` names."""
+    """Builds a model of type `name` from the checkpoint `source` that an option of `STARTS` names."""
     method, fitting = STARTS[option]
     model_class = kind.classes[config_class_of(kind, name)]
     if not hasattr(model_class, method):
-        raise ValueError(f"--{option} does not fit '{name}'. Use --model {fitting}.")
+        raise ValueError(f"--{option} does not work with --model {name}. Use --model {fitting}.")
     return getattr(model_class, method)(model_folder(source), **options)
 
 
 def configuration(
     kind: ModelKind, name: str, preset: str | None, options: dict[str, Any]
 ) -> PreTrainedConfig:
-    """The configuration of a model type, of one of its published sizes when `preset` names one."""
+    """Returns the configuration of a model type, in the published size `preset` if it is not None."""
     config_class = config_class_of(kind, name)
     if preset is None:
         return config_class(**options)
     if not hasattr(config_class, "preset"):
-        raise ValueError(
-            f"'{name}' has no presets. Leave out --preset, and set its size by --set NAME=VALUE."
-        )
+        raise ValueError(f"'{name}' has no presets. Leave out --preset, and set sizes with --set NAME=VALUE.")
     return config_class.preset(preset, **options)
 
 
 def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
+    """Returns the configuration class of a model type.
+
+    Raises ValueError if there is no such model of this kind.
+    """
     if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in kind.classes:
         known = sorted(config.model_type for config in kind.classes)
         raise ValueError(f"no model '{name}' for {kind.purpose}. Known: {', '.join(known)}.")
@@ -116,35 +135,46 @@ def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
 
 
 def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:
-    """A checkpoint with its classifier fitted to the new classes; the model says in one line what was kept."""
+    """Loads a checkpoint and adapts its classifier to the new classes, which the model logs."""
     return kind.auto_class.from_pretrained(model_folder(weights), ignore_mismatched_sizes=True, **options)
 
 
 def ignore_index_field(config: PreTrainedConfig) -> str:
-    """The field that names the label which the loss leaves out; transformers has two names for it."""
+    """Returns the field of the label that the loss ignores; transformers has two names for it."""
     field = next((name for name in IGNORE_INDEX_FIELDS if hasattr(config, name)), None)
     if field is None:
         raise ValueError(
-            f"'{config.model_type}' is a model whose loss cannot ignore pixels. Give a semantic segmenter, such as "
+            f"'{config.model_type}' is not a semantic segmenter: its loss cannot ignore pixels. Use one, such as "
             "glam_swin or segformer."
         )
     return field
 
 
 def class_names(model: PreTrainedModel) -> list[str]:
+    """Returns the class names by id."""
     return list(model.config.id2label.values())
 
 
 def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
-    """The model of a run, a folder or a Hub name, ready to predict; its processor; and where they came from."""
-    disable_progress_bar()  # of transformers; loading takes a moment
+    """Opens a segmenter for inference.
+
+    Args:
+        name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+
+    Returns:
+        The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
+    """
+    disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
     model = AutoModelForSemanticSegmentation.from_pretrained(source)
     return model.eval(), AutoImageProcessor.from_pretrained(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
-    """The model's class names, which must be those of the data, in their order."""
+    """Returns the model's class names.
+
+    Raises ValueError if the data has another number of classes; warns if names differ.
+    """
     known, found = (
         [model.config.id2label[index] for index in range(model.config.num_labels)],
         list(data.classes),
@@ -152,18 +182,20 @@ def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
     if len(known) != len(found):
         raise ValueError(
             f"the model has {len(known)} classes ({', '.join(known[:5])}, ...), the data {len(found)} "
-            f"({', '.join(found[:5])}, ...). Use data with the model's classes, or fine-tune it: "
+            f"({', '.join(found[:5])}, ...). Use data with the model's classes, or fine-tune the model with "
             "contextseg-train --weights."
         )
     if different := [pair for pair in zip(known, found, strict=True) if pair[0] != pair[1]]:
         logger.warning(
-            "the model calls a class '%s' that the data calls '%s' (%d differ)", *different[0], len(different)
+            "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
     return known
 
 
 def parse_overrides(settings: list[str]) -> dict[str, Any]:
-    """`["embed_dim=32", "depths=[2,2,2,2]", "loss=cross_entropy+dice"]` -> values by name."""
+    """Parses --set: `["embed_dim=32", "depths=[2,2,2,2]", "loss=cross_entropy+dice"]` -> values by field
+    name.
+    """
     overrides = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -176,7 +208,7 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A number, list, true/false/null in JSON's or Python's spelling; everything else is text."""
+    """Parses a number, list, boolean or null, in JSON or Python syntax; otherwise a string."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
@@ -186,5 +218,6 @@ def parse_value(text: str) -> Any:
 
 
 def describe(model: nn.Module) -> str:
+    """Returns class name and number of parameters."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return f"{type(model).__name__}, {millions:.1f} M parameters"

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups as the papers have them, learning-rate schedules, and an average of the weights."""
+"""Parameter groups for AdamW, learning-rate schedules, and an exponential moving average of weights."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ DECAYED = (nn.Linear, nn.modules.conv._ConvNd, WeightOwner)
 
 
 def poly(progress: float) -> float:
-    """Falls on a straight line to zero: the papers' polynomial schedule of power 1."""
+    """Linear decay to zero: the papers' polynomial schedule with power 1."""
     return 1.0 - progress
 
 
 def cosine(progress: float) -> float:
-    """Falls along half a cosine to zero."""
+    """Cosine decay to zero."""
     return (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
@@ -26,7 +26,7 @@ def constant(progress: float) -> float:  # noqa: ARG001
     return 1.0
 
 
-# "step" is constant between its milestones.
+# "step" is constant between milestones.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "poly": poly,
     "cosine": cosine,
@@ -46,11 +46,20 @@ def learning_rate_factor(
     floor: float = 0.0,
     milestones: Sequence[int] = (),
 ) -> float:
-    """What the learning rate of optimizer step `step` (0 is the first) is multiplied with.
+    """Computes the factor of the peak learning rate at an optimizer step.
 
-    The warm-up multiplies the schedule, as mmsegmentation's does: it starts at 1 / (warmup_steps + 1) of it.
-    The schedule falls to `floor`, and stays there for the last `cooldown_steps` of the steps. From each of the `milestones`
-    on, which are numbers of steps, the factor is a tenth of what it was.
+    Args:
+        step: Number of the step, counted from 0.
+        steps: Length of the run in steps.
+        warmup_steps: Steps of linear warm-up, which multiplies the schedule (as in mmsegmentation) and starts
+            at 1 / (warmup_steps + 1).
+        schedule: Name of the shape, one of `SCHEDULES`.
+        cooldown_steps: Number of last steps that stay at `floor`.
+        floor: Factor at the end of the schedule.
+        milestones: Steps from which on the factor is a tenth of its previous value.
+
+    Returns:
+        A factor between 0 and 1.
     """
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
     course = SCHEDULES[schedule](min(1.0, step / max(1, steps - cooldown_steps)))
@@ -66,14 +75,23 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def parameter_groups(
     model: nn.Module, *, learning_rate: float, weight_decay: float, factors: Mapping[str, float] | None = None
 ) -> list[dict]:
-    """Groups for AdamW: one for each pair of learning rate and weight decay that occurs.
+    """Groups trainable parameters for AdamW by learning rate and weight decay.
 
-    Weight decay is for the weights of linear layers and convolutions; norms, biases, global tokens, position tables
-    and codes have none.
+    Only the weights of linear layers and convolutions are decayed; norms, biases, global tokens and position
+    tables are not.
 
     Args:
-        factors: Learning-rate factors by a part of the parameter's name, such as {"global_tokens": 10}; "head" stands
-            for all parameters outside the backbone. A parameter takes the product of those that fit.
+        model: The model.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay of the decayed parameters.
+        factors: Learning-rate factors by part of the parameter name, such as {"global_tokens": 10}; "head"
+            means all parameters outside the backbone. If several match, their product applies.
+
+    Returns:
+        Groups with `params`, `lr`, `initial_lr` and `weight_decay`.
+
+    Raises:
+        ValueError: If no parameter matches a key of `factors`.
     """
     factors = dict(factors or {})
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
@@ -91,7 +109,7 @@ def parameter_groups(
         groups.setdefault((rate, weight_decay if id(parameter) in decayed else 0.0), []).append(parameter)
     if unused := set(factors) - used:
         raise ValueError(
-            f"no parameter's name contains '{min(unused)}'. Give a part of a name that the model has."
+            f"no parameter name contains '{min(unused)}'. Use part of the name of one of the model's parameters."
         )
     return [
         {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
@@ -99,11 +117,15 @@ def parameter_groups(
     ]
 
 
-class WeightAverage:
-    """An exponential moving average of a model's weights, to be evaluated and published in their place.
+class ModelEma:
+    """Exponential moving average (EMA) of a model's weights, evaluated and published in place of the weights.
 
-    Early on the average forgets faster, so that the random start does not stay in it. Counters are copied, and so are
-    the running statistics of normalisation, which are averages already.
+    The decay is smaller during the first steps, so that the average forgets the random initialization.
+    Buffers, such as the running statistics of batch norm, are copied.
+
+    Args:
+        model: The model to average.
+        decay: Decay of the average, such as 0.999.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -111,13 +133,13 @@ class WeightAverage:
         self.begin(model)
 
     def begin(self, model: nn.Module, steps: int = 0) -> None:
-        """Takes the model's weights for the average of that many steps."""
+        """Sets the average to the model's current weights, as if they were the average of `steps` steps."""
         self.steps = steps
         self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Call after every optimizer step."""
+        """Updates the average. Call it after every optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         parameters = dict(model.named_parameters())
@@ -129,7 +151,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block, the model has the averaged weights."""
+        """Context manager in which the model has the averaged weights."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.weights)
         try:

@@ -1,6 +1,6 @@
-"""The options of a training run: what all tasks share, and one dataclass for each task.
+"""Options of a training run: groups that all tasks share, and one dataclass per task.
 
-Nothing heavy is imported here, so that `--help` is answered at once.
+Nothing heavy is imported here, so that `--help` answers at once.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from .inference_options import WindowOptions
 
 @dataclass(kw_only=True)
 class TaskOptions:
-    """Which task is trained, and a recipe for it."""
+    """The choice of the task."""
 
     _argument_group_name = "options"
 
@@ -29,17 +29,17 @@ class DataOptions:
 
     train: str = option(
         "",
-        "training data: a folder with images/ and masks/ (classification: a folder for each class; detection: images/ and "
-        "annotations.json), the folder of a published data set, or a name for `datasets`",
+        "training data: folder with images/ and masks/ (classification: one subfolder per class; detection: images/ and "
+        "annotations.json), folder of a published data set, or name for `datasets`",
     )
-    val: str = option("", "validation data, of the same kinds; without it there is no best/")
+    val: str = option("", "validation data, in the same forms; without it there is no best/")
     workers: int | None = option(
-        None, "processes that load data (default: one fewer than there are cores, at most 8)"
+        None, "processes that load data (default: number of cores minus one, at most 8)"
     )
-    unreadable: Literal["raise", "skip"] = option("raise", "what to do about an image that cannot be read")
+    unreadable: Literal["raise", "skip"] = option("raise", "what to do with images that cannot be read")
 
     augmentation: bool = option(
-        True, "change training images at random; without it they are only cropped or resized"
+        True, "augment training images at random; without it they are only cropped or resized"
     )
     horizontal_flip: bool = option(True, "mirror half of the training images left to right")
 
@@ -59,14 +59,14 @@ class ModelOptions:
 
     model: str = option(
         "glam_swin",
-        "type of the model: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or one of transformers'",
+        "model type: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or a type of transformers",
     )
     preset: str | None = option(
         None, "size of the model: nano, tiny, small, base, ... (default: that of the model's configuration)"
     )
     set: list[str] = option([], "set a field of the model's configuration; repeatable", metavar="NAME=VALUE")
     weights: str | None = option(
-        None, "checkpoint to fine-tune: a run, a folder of save_pretrained, or a name on the Hub"
+        None, "checkpoint to fine-tune: a run, a folder written by save_pretrained, or a name on the Hub"
     )
 
 
@@ -93,7 +93,7 @@ class BackboneOptions:
 
     backbone: str | None = option(
         None,
-        "start segdeformer or mask_rcnn from an encoder: a checkpoint or a name of timm (not for classification)",
+        "start segdeformer or mask_rcnn from an encoder: a checkpoint or a model name of timm (not for classification)",
     )
 
 
@@ -119,16 +119,18 @@ class OptimizationOptions:
         "poly", "shape of the learning rate schedule after the warm-up"
     )
     milestones: list[str] = option(
-        [], "epochs (or steps, if --steps is given) where the step schedule drops; repeatable", metavar="N"
+        [],
+        "epoch (or step, if --steps is given) at which the step schedule drops to a tenth; repeatable",
+        metavar="N",
     )
     min_learning_rate: float = option(0.0, "learning rate at the end of the schedule")
-    cooldown_steps: int = option(0, "last steps of the run, all at the lowest learning rate")
+    cooldown_steps: int = option(0, "number of last steps at the lowest learning rate")
     warmup_steps: int | None = option(
         None, "steps of linear warm-up (default: a tenth of all steps, at most 1500)"
     )
     clip_norm: float | None = option(None, "clip the gradient to this norm (default: no clipping)")
     ema: float | None = option(
-        None, "keep an exponential moving average of the weights with this decay, such as 0.999, and save it"
+        None, "evaluate and save an exponential moving average of the weights, with this decay, such as 0.999"
     )
     seed: int = option(0, "seed of the initial weights, the order of images, augmentation and dropout")
 
@@ -140,12 +142,14 @@ class MachineOptions:
     precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "mixed precision (default: as accelerate is configured)"
     )
-    compile: bool = option(False, "compile the model by torch.compile: a slow start, then faster on a GPU")
+    compile: bool = option(False, "compile the model with torch.compile: slow to start, then faster on a GPU")
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time"
     )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
-    sync_batch_norm: bool = option(True, "with several GPUs, batch norm over the images of all of them")
+    sync_batch_norm: bool = option(
+        True, "with several GPUs, compute batch norm over the images of all of them"
+    )
 
 
 @dataclass(kw_only=True)
@@ -154,7 +158,7 @@ class RunOptions:
 
     recipe: str | None = option(
         None,
-        "take options from a YAML file, or from a recipe of ours by name; options given here override it",
+        "take options from a YAML file or a built-in recipe; options given on the command line override it",
     )
     output: str = option("", "folder of this run")
     license: str | None = option(
@@ -166,16 +170,16 @@ class RunOptions:
         metavar="NAME",
     )
     resume: bool = option(
-        False, "continue the run in --output with its own options; give only those that change"
+        False, "continue the run in --output with its own options; give only options that change"
     )
     eval_interval: int | None = option(
         None, "steps between evaluations and checkpoints (default: a tenth of all steps)"
     )
     log_interval: int = option(10, "steps between log entries on a GPU; on a CPU every step is logged")
     tracker: Literal["tensorboard", "wandb", "none"] = option(
-        "tensorboard", "where curves are written, besides log.jsonl"
+        "tensorboard", "where to write curves, besides log.jsonl"
     )
-    dry_run: bool = option(False, "build everything, try it on two samples, print the plan, and stop")
+    dry_run: bool = option(False, "build everything, try it on two samples, print the plan, and exit")
 
 
 SHARED = (DataOptions, ModelOptions, OptimizationOptions, MachineOptions, RunOptions)
@@ -190,12 +194,12 @@ class TrainArguments(
     MachineOptions,
     RunOptions,
 ):
-    """The options that all tasks read; a run has those of its task, one of `ARGUMENTS`."""
+    """Options of all tasks. A run has an instance of its task's subclass, one of `ARGUMENTS`."""
 
     task: ClassVar[str]
 
     def starting_points(self) -> dict[str, str | None]:
-        """What the options that name a checkpoint of another model say, as far as this task has them."""
+        """Returns the options of this task that name a checkpoint of another model, by name."""
         names = [
             field.name for kind in STARTS if isinstance(self, kind) for field in dataclasses.fields(kind)
         ]
@@ -216,7 +220,7 @@ class SegmentationArguments(
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
     base_size: str | None = option(
         None,
-        "resize images to fit these edges before the random resizing, and to evaluate",
+        "resize images to fit these edges before the random resizing, and for evaluation",
         metavar="LONGxSHORT",
     )
 
@@ -227,14 +231,14 @@ class ClassificationArguments(TrainArguments, CropOptions, SwinOptions):
     task = "classification"
 
     crop_size: str = option("224", "side of a training sample in pixels, or HEIGHTxWIDTH")
-    min_area: float = option(0.08, "smallest share of the image's area that a random crop takes")
+    min_area: float = option(0.08, "smallest share of the image area that a random crop covers")
     rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment in timm's notation, or none")
     color_jitter: float = option(
-        0.4, "strength of color jitter, which is used, as in timm, only without RandAugment"
+        0.4, "strength of color jitter, which, as in timm, is used only without RandAugment"
     )
-    random_erasing: float = option(0.25, "probability that a rectangle of the image is replaced by noise")
+    random_erasing: float = option(0.25, "probability of replacing a rectangle of the image by noise")
     label_smoothing: float = option(0.1, "share of each label that is spread over all classes")
-    mix_token: bool = option(True, "exchange rectangles of patches between the images of a batch (MixToken)")
+    mix_token: bool = option(True, "exchange rectangles of tokens between the images of a batch (MixToken)")
     token_labels: str | None = option(
         None, "folder of LV-ViT's label maps (default: each token has the label of its image)"
     )
@@ -245,26 +249,31 @@ class DetectionArguments(TrainArguments, BackboneOptions):
     _argument_group_name = "Detection"
     task = "detection"
 
-    model: str = option("mask_rcnn", "type of the model")
+    model: str = option("mask_rcnn", "model type")
     shorter_side: str = option(
         "800", "resize images to this shorter side, or to one drawn from a range such as 480-800"
     )
-    longer_side: int = option(
-        1333, "largest longer side; the shorter side is reduced where it would be exceeded"
-    )
+    longer_side: int = option(1333, "maximum of the longer side; the shorter side is reduced if necessary")
 
 
 ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationArguments, DetectionArguments)}
 
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
-    """The command line of all tasks together."""
+    """Returns the command line with the options of all tasks."""
     kinds = [TaskOptions, CommandOptions, *SHARED, *STARTS, CropOptions, *ARGUMENTS.values()]
     return CommandLine(kinds, program, description)
 
 
 def train_arguments(given: Mapping[str, Any]) -> TrainArguments:
-    """The arguments of a run, from options by name, `task` among them.
+    """Builds the arguments of a run.
+
+    Args:
+        given: Values of options by name, with underscores; `task` is one of them and defaults to
+            "segmentation".
+
+    Returns:
+        An instance of the task's class in `ARGUMENTS`.
 
     Raises:
         ValueError: If an option belongs to another task.
@@ -275,11 +284,12 @@ def train_arguments(given: Mapping[str, Any]) -> TrainArguments:
         if name not in {"task", *own}:
             others = [other for other in ARGUMENTS if name in fields_of(other)]
             raise ValueError(
-                f"--{name.replace('_', '-')} is an option of {' and '.join(others)}, and the task of this run is {task}. "
+                f"--{name.replace('_', '-')} is an option of {' and '.join(others)}, but the task of this run is {task}. "
                 f"Leave it out, or choose --task {others[0]}."
             )
     return ARGUMENTS[task](**{name: value for name, value in given.items() if name != "task"})
 
 
 def fields_of(task: str) -> list[str]:
+    """Returns the names of the options of a task."""
     return [field.name for field in dataclasses.fields(ARGUMENTS[task])]

@@ -1,4 +1,4 @@
-"""Where a run came from, for its record and its model card: the command line, and what has a name on the Hub."""
+"""Origin of a run for `run.json` and the model card: command line, and Hub names of data and checkpoint."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from .recipes import recipe_names, with_recipe
 
 
 def origin(arguments: TrainArguments, num_processes: int) -> dict[str, Any]:
-    """The entries `command` and `hub_names` of a `run.json`."""
+    """Returns the entries `command` and `hub_names` of a `run.json`."""
     sources = [public_data(source) for source in (arguments.train, arguments.val) if source]
     starts = [*arguments.starting_points().values(), arguments.weights]
     names = {
@@ -25,7 +25,7 @@ def origin(arguments: TrainArguments, num_processes: int) -> dict[str, Any]:
 
 
 def run_command(arguments: TrainArguments, num_processes: int = 1) -> list[str]:
-    """The words that start this run anew; a recipe of ours stands for the options that it sets."""
+    """Returns the words of the command that repeats this run; a built-in recipe is given by name."""
     program = ["contextseg-train"]
     if num_processes > 1:
         program = f"accelerate launch --num_processes {num_processes} -m contextseg.scripts.train".split()
@@ -38,7 +38,7 @@ def run_command(arguments: TrainArguments, num_processes: int = 1) -> list[str]:
 
 
 def words(arguments: Any, defaults: Any) -> list[str]:
-    """The options in which a dataclass differs from `defaults`, as one would type them."""
+    """Returns the options in which a dataclass differs from `defaults`, as words of a command line."""
     typed = []
     for field in dataclasses.fields(arguments):
         value, default = getattr(arguments, field.name), getattr(defaults, field.name, None)
@@ -58,7 +58,7 @@ def words(arguments: Any, defaults: Any) -> list[str]:
 
 
 def public_data(source: str) -> str | None:
-    """The Hub's name of a data set, read as `open_data` reads it; None for somebody's own folder."""
+    """Returns the Hub name of a data set, given as for `open_data`; None for an own folder."""
     source, _ = split_source(source, None)
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
@@ -67,7 +67,7 @@ def public_data(source: str) -> str | None:
 
 
 def public_model(name: str | None) -> str | None:
-    """The Hub's name of the checkpoint that a run starts from; None for a folder."""
+    """Returns the Hub name of the checkpoint that a run starts from; None for a folder."""
     if not name or Path(name).expanduser().exists():
         return None
     return timm.get_pretrained_cfg(timm_name(name)).hf_hub_id if is_timm_name(name) else name

@@ -1,4 +1,4 @@
-"""Figures of a run and of an evaluation: the curves of loss and score, and the confusion matrix.
+"""Plots of a run and of an evaluation: loss and score curves, and the confusion matrix.
 
 Legend: K classes.
 """
@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # ticks on the color scale of a confusion matrix
-FEW_CLASSES = 25  # up to this many classes, a confusion matrix has its numbers written in its cells
+SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # ticks of the color bar
+FEW_CLASSES = 25  # up to this many classes, the cells of a confusion matrix show numbers
 
 
 def plot_curves(entries: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Loss and mIoU over steps, from the entries of a `log.jsonl`."""
+    """Plots training loss and validation mIoU over steps.
+
+    Args:
+        entries: Entries of a `log.jsonl`, see `read_log`.
+        path: Image file to write.
+    """
     from matplotlib.figure import Figure
 
     losses = [(entry["step"], entry["loss"]) for entry in entries if entry.get("loss") is not None]
@@ -39,9 +44,14 @@ def plot_curves(entries: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """(K, K) pixels by label (rows) and prediction: shares of each row. A class without labelled pixels has a grey row.
+    """Plots a confusion matrix, normalized by row. The row of a class without labeled pixels is gray.
 
-    Classes keep a tenth of an inch or more, so that their names can be read, however many there are.
+    The figure grows with the number of classes, so that their names remain readable.
+
+    Args:
+        counts: (K, K) numbers of pixels by label (rows) and prediction (columns).
+        names: Class names by id.
+        path: Image file to write.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -55,22 +65,22 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
     axes.set_facecolor("0.85")
     image = axes.imshow(
         shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1)
-    )  # the root, so that small shares show
+    )  # square root, to make small shares visible
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=90, fontsize=font)
     axes.set_yticks(ticks, names, fontsize=font)
-    axes.set(xlabel="predicted", ylabel="labelled")
+    axes.set(xlabel="predicted", ylabel="labeled")
     if len(names) <= FEW_CLASSES:
         for row, column in np.argwhere(shares > 0):
             share = shares[row, column]
             ink = "black" if share > 0.5 else "white"
             axes.text(column, row, f"{100 * share:.0f}", color=ink, fontsize=font, ha="center", va="center")
-    figure.colorbar(image, label="share of the labelled pixels", shrink=min(1.0, 5 / side), ticks=SHARES)
+    figure.colorbar(image, label="share of the labeled pixels", shrink=min(1.0, 5 / side), ticks=SHARES)
     figure.savefig(path, dpi=150)
 
 
 def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
-    """Each value replaced by the mean of its neighbours, `share` of the curve to each side at most."""
+    """Moving average of (step, value) points; the window reaches `share` of the curve to each side."""
     steps, values = zip(*points, strict=True)
     reach = max(1, round(share * len(points)))
     sums = np.concatenate([[0.0], np.cumsum(values)])

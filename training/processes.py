@@ -1,4 +1,4 @@
-"""What several processes need that train one model, beyond what accelerate does."""
+"""Support for training in several processes, beyond what accelerate provides."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from .command_line import CommandError
 
-PEER_IS_GONE = (  # in the words of gloo and NCCL
+PEER_IS_GONE = (  # parts of error messages of gloo and NCCL
     "closed by peer",
     "reset by peer",
     "broken pipe",
@@ -23,34 +23,37 @@ PEER_IS_GONE = (  # in the words of gloo and NCCL
 
 
 class PeerError(CommandError):
-    """Another process of the run has ended or does not answer."""
+    """Another process of the run has ended or does not respond."""
 
 
 def num_processes() -> int:
-    """Of this run, as torchrun and accelerate tell it, before torch is asked."""
+    """Number of processes, from the environment that torchrun and accelerate set."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def quiet_unless_first(accelerator: Accelerator) -> None:
-    """A warning is printed by one process, not by each of 64."""
+    """Disables warnings on all processes but the first, so that each is printed once."""
     if not accelerator.is_main_process:
         logging.disable(logging.WARNING)
 
 
 def spread_random_numbers(accelerator: Accelerator, seed: int) -> None:
-    """From here on processes draw different dropout masks. Call it when the model has its first weights."""
+    """Seeds each process differently, for different dropout masks.
+
+    Call it after the weights are initialized.
+    """
     if accelerator.process_index:
         set_seed(seed + accelerator.process_index)
 
 
-def with_synchronised_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Batch statistics over all GPUs, as the papers' configurations have them; torch has that on GPUs only."""
+def with_synchronized_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """Converts batch norm to SyncBatchNorm, as in the papers' configurations; for GPUs only."""
     on_several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_several_gpus else model
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
-    """All processes take the first one's: running statistics are each process's own, and the first one's are saved."""
+    """Broadcasts the buffers of the first process, which are saved: running statistics differ."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             broadcast(buffer)
@@ -58,7 +61,7 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 @contextmanager
 def whole_weights(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
-    """Inside the block, each process holds all weights, so that it may call the model more often than others do."""
+    """Context manager without FSDP sharding, so that processes may call the model unequally often."""
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
@@ -75,7 +78,11 @@ def whole_weights(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explained_loss_of_a_peer(accelerator: Accelerator, run: str) -> Iterator[None]:
-    """Inside the block, a collective that fails because another process is gone says so in one sentence."""
+    """Context manager that explains a collective that fails because another process is gone.
+
+    Raises:
+        PeerError: If another process has ended or does not respond.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -83,6 +90,6 @@ def explained_loss_of_a_peer(accelerator: Accelerator, run: str) -> Iterator[Non
         if accelerator.num_processes == 1 or not any(words in text for words in PEER_IS_GONE):
             raise
         raise PeerError(
-            f"process {accelerator.process_index} stops because another process of this run has ended or does not answer. "
-            f"The message of that one says why. Continue from the last checkpoint with --output {run} --resume."
+            f"process {accelerator.process_index} stops because another process of this run has ended or does not respond. "
+            f"See the message of that process. Continue from the last checkpoint with --output {run} --resume."
         ) from error

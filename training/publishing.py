@@ -1,4 +1,4 @@
-"""A trained model as a Hub repository that carries its own code: what `contextseg-export` does."""
+"""Implementation of `contextseg-export`: a trained model as a Hub repository that includes its code."""
 
 import shlex
 from dataclasses import dataclass
@@ -26,19 +26,24 @@ class ExportArguments(CommandOptions):
         metavar="NAME",
     )
     private: bool = option(False, "make a new repository on the Hub private")
-    output: str = option("", "folder to write; text that you added to its README.md is kept")
+    output: str = option("", "folder to write; text that you have added to its README.md is kept")
     license: str | None = option(
         None,
         "license of the weights, in the Hub's spelling, such as apache-2.0 (default: that of their card or run)",
     )
     example: str | None = option(
-        None, "image to show on the model's page, and so to publish (default: a generated scene)"
+        None, "image to publish on the model card as an example (default: a generated scene)"
     )
-    proof: bool = option(True, "check that a second Python without contextseg can use the result")
+    proof: bool = option(True, "check that the result works in a second Python process without contextseg")
 
 
 def export(arguments: ExportArguments) -> None:
-    """Writes the repository, proves that it stands alone, and uploads it if asked."""
+    """Writes the repository, checks that it works without contextseg, and uploads it if requested.
+
+    Raises:
+        ValueError: If neither an output folder nor a repository is named, or the model does not exist.
+        CommandError: If the check or the upload fails.
+    """
     if not (arguments.output or arguments.push):
         raise ValueError(
             "--push and --output are missing. Name the repository to push to, such as --push me/streets, or the folder "
@@ -52,6 +57,7 @@ def export(arguments: ExportArguments) -> None:
 
 
 def export_to(folder: Path, arguments: ExportArguments) -> None:
+    """Writes the repository to `folder`, then checks and uploads it."""
     from ..hub.errors import ProofError
     from ..hub.export import export_repository, prove
     from ..hub.model_card import ask_for_license
@@ -69,12 +75,12 @@ def export_to(folder: Path, arguments: ExportArguments) -> None:
     )
     if arguments.proof:
         try:
-            # Both sides read the file: where weights lie in memory decides the last bit of some matrix products.
+            # Both sides load the saved file: where weights lie in memory affects the last bit of some products.
             saved = type(model).from_pretrained(folder).eval()
             prove(saved, processor, folder, kind_of(model.config).auto_class.__name__)
         except ProofError as error:
             raise CommandError(str(error)) from error
-        print("it opens without contextseg and gives the same bits")
+        print("checked: it loads without contextseg, and its logits are bit-identical")
     if arguments.output:
         print(f"wrote {len([path for path in folder.iterdir() if path.is_file()])} files to {folder}")
     if arguments.push:
@@ -84,6 +90,7 @@ def export_to(folder: Path, arguments: ExportArguments) -> None:
 
 
 def push(folder: Path, arguments: ExportArguments) -> None:
+    """Uploads `folder`. If that fails, the error names the command that repeats it."""
     from ..hub.errors import HubError
     from ..hub.repositories import upload
     from .origin import words
@@ -103,7 +110,14 @@ def push(folder: Path, arguments: ExportArguments) -> None:
 
 
 def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", str]:
-    """The model of a run, a folder or a Hub name, in the class that was saved; its processor; and where they came from."""
+    """Opens a trained model of any task.
+
+    Args:
+        name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+
+    Returns:
+        The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
+    """
     from transformers import AutoConfig, AutoImageProcessor
 
     from .checkpoints import model_folder
@@ -114,6 +128,7 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
 
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":
+    """Returns the kind of a saved model, from the name of its class."""
     from .tasks import task_of
 
     architecture = (config.architectures or [""])[0]

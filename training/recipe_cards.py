@@ -1,4 +1,4 @@
-"""What the model card of a recipe says: the paper's scores, how to train it, and that nobody has done so here."""
+"""Model cards of recipes: the paper's scores, and how to train the model, which was not trained here."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ DATASETS = {layout.title: layout.hub_name for layout in LAYOUTS} | {
 COMMAND = re.compile(r"contextseg-train --recipe .+")
 MEASURES = {
     "mIoU": "mIoU, %",
-    "mIoU-multi-scale": "mIoU at several scales and mirrored, %",
+    "mIoU-multi-scale": "mIoU, multi-scale with flips, %",
     "top-1": "top-1 accuracy, %",
 }
 ABOUT_DATA = {"source", "data", "images", "classes", "parameters-in-millions"}
@@ -38,13 +38,13 @@ SOURCES = {
     "set-as-in-the-authors-other-configurations": "The authors' other configurations",
     "set-as-in-mmsegmentation": "mmsegmentation",
     "set-as-in-the-recipe-it-follows": "The recipe that the paper follows",
-    "without-an-option": "No option reaches",
+    "without-an-option": "Not available as an option",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe with what its comments say: the row's name, the command that trains it, and notes."""
+    """A recipe with the content of its comments: title, training command and notes."""
 
     recipe: Recipe
     title: str
@@ -57,7 +57,7 @@ class Row:
 
 
 def read_row(name: str) -> Row:
-    """The comments above a recipe's options are its title, its command, and notes."""
+    """Reads a recipe; the comments above its options are its title, its command and notes."""
     recipe = read_recipe(name)
     head = recipe.path.read_text(encoding="utf-8").partition("\nmodel:")[0].partition("\ntask:")[0]
     text = "\n".join(line.removeprefix("#").strip() for line in head.splitlines())
@@ -72,7 +72,7 @@ def read_row(name: str) -> Row:
 
 
 def card(row: Row) -> str:
-    """The whole file."""
+    """Returns the model card of a recipe, as Markdown with front matter."""
     arguments = train_arguments(with_recipe({"recipe": row.name})[0])
     paper = row.recipe.paper
     family = next(
@@ -80,19 +80,19 @@ def card(row: Row) -> str:
     )
     sources = [f"- {title}: {paper[key]}." for key, title in SOURCES.items() if key in paper]
     limits = [
-        "- No weights of this row are published here, and no score was measured.",
+        "- No weights of this recipe are published here, and no score was measured.",
         *map(about_start, filter(None, [base_model(row)])),
         *READINGS.get(family, []),
     ]
     paragraphs = [
         f"---\n{front_matter(row, arguments)}\n---",
         f"# {row.title}",
-        "**Not trained here.** The scores are the paper's; the parameters are counted from the model that the command builds.",
+        "**Not trained here.** The scores are those of the paper; parameters are counted from the model that the command builds.",
         score_table(paper, count_parameters(arguments, paper["classes"])),
         f"Source: {paper['source']}. {paper['images']} images of {paper['data']}, {paper['classes']} classes.",
         "## Training",
         f"```\n{chr(10).join(commands(row, arguments))}\n```",
-        f"`contextseg-train --recipe {row.name} --dry-run` prints the plan without data. The options are in "
+        f"`contextseg-train --recipe {row.name} --dry-run` prints the plan and needs no data. The options are in "
         f"[scripts/recipes/{row.name}.yaml](../scripts/recipes/{row.name}.yaml).",
         settings_table(arguments, paper),
         "\n".join(sources),
@@ -106,14 +106,14 @@ def card(row: Row) -> str:
 
 
 def commands(row: Row, arguments: TrainArguments) -> list[str]:
-    """To train, evaluate and publish."""
+    """Returns the commands that train, evaluate and publish the model."""
     run, data = f"runs/{row.name}", row.command[row.command.index("--val") + 1]
     evaluation = [f"contextseg-evaluate {run} --data {data}"] if arguments.task == "segmentation" else []
     return [shlex.join(row.command), *evaluation, f"contextseg-export {run} --push me/{row.name}"]
 
 
 def front_matter(row: Row, arguments: TrainArguments) -> str:
-    """Without a model index: it is for scores of weights that are there."""
+    """Returns the card's metadata as YAML; no model index, which is for scores of published weights."""
     pipeline, data, start = PIPELINES[arguments.task], row.recipe.paper["data"], base_model(row)
     return ModelCardData(
         library_name="transformers",
@@ -131,13 +131,14 @@ def front_matter(row: Row, arguments: TrainArguments) -> str:
 
 
 def base_model(row: Row) -> str | None:
-    """The Hub's name of the checkpoint that the command starts from; RUN is one that has to be trained first."""
+    """Returns the Hub name of the checkpoint in the command; None for RUN, which is trained first."""
     pairs = zip(row.command, row.command[1:], strict=False)
     start = next((word for option, word in pairs if option.removeprefix("--") in STARTS), None)
     return None if start == "RUN" else public_model(start)
 
 
 def score_table(paper: Mapping[str, Any], parameters: int) -> str:
+    """Returns a table of the paper's scores and of the number of parameters."""
     scores = {
         name: value
         for name, value in paper.items()
@@ -152,7 +153,7 @@ def score_table(paper: Mapping[str, Any], parameters: int) -> str:
 
 
 def count_parameters(arguments: TrainArguments, num_classes: int) -> int:
-    """Of the model at its full size, without the memory for it."""
+    """Counts the parameters of the full-size model, built on the meta device."""
     task = task_of(arguments.task)(arguments)
     data = task.generated(num_classes)
     with torch.device("meta"):
@@ -161,19 +162,17 @@ def count_parameters(arguments: TrainArguments, num_classes: int) -> int:
 
 
 def settings_table(arguments: TrainArguments, paper: Mapping[str, Any]) -> str:
-    """What the recipe comes to with the defaults of `contextseg-train`."""
+    """Returns a table of the recipe's main settings, defaults of `contextseg-train` included."""
     schedule = setup.new_schedule(arguments, paper["images"], 1)
     images = arguments.batch_size * arguments.accumulation
     factor = (
-        f", {arguments.head_lr_factor:g} times that outside the backbone"
-        if arguments.head_lr_factor != 1
-        else ""
+        f", times {arguments.head_lr_factor:g} outside the backbone" if arguments.head_lr_factor != 1 else ""
     )
     lines = [
         ["model", " ".join(filter(None, [arguments.model, arguments.preset, *arguments.set]))],
         ["steps", f"{schedule.steps} ({schedule.steps * images / paper['images']:.1f} epochs)"],
         [
-            "images a step",
+            "images per step",
             f"{images} ({arguments.batch_size} x {arguments.accumulation} accumulated on one GPU)",
         ],
         [
@@ -186,6 +185,7 @@ def settings_table(arguments: TrainArguments, paper: Mapping[str, Any]) -> str:
 
 
 def main_score(paper: Mapping[str, Any]) -> str:
+    """Returns the first score of the paper with its name, for the index."""
     name = next(
         name for name, value in paper.items() if isinstance(value, int | float) and name not in ABOUT_DATA
     )

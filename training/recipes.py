@@ -6,8 +6,8 @@
     augmentation: false            # --no-augmentation
     paper: {top-1: 83.7, images: 1281167, classes: 1000, source: Table 1}
 
-`paper` says what the run is meant to reproduce. It is printed and sets nothing; a dry run without --train takes the size of
-the data from its `images` and `classes`.
+`paper` describes the published result that the run reproduces. It is printed and sets no option; a dry run
+without --train takes the size of the data from its `images` and `classes`.
 """
 
 import os
@@ -22,12 +22,12 @@ from ..configuration.checked_config import did_you_mean
 from .options import train_parser
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
-STARTING_POINTS = {"preset", "weights", "swin", "segformer", "backbone"}  # each settles the model's size
+STARTING_POINTS = {"preset", "weights", "swin", "segformer", "backbone"}  # each determines the model's size
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as it is written; `str` is what a run prints of it."""
+    """The content of a recipe file; `str(recipe)` is the summary that a run prints."""
 
     path: Path
     options: dict[str, Any]
@@ -38,7 +38,7 @@ class Recipe:
         return "\n".join([*lines, *(f"  paper: {name}: {value}" for name, value in self.paper.items())])
 
     def command_line(self) -> list[str]:
-        """The options as one would type them."""
+        """Returns the options as words of a command line."""
         words = []
         for name, value in self.options.items():
             if isinstance(value, bool):
@@ -50,10 +50,19 @@ class Recipe:
 
 
 def with_recipe(given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
-    """`given` on top of the options of the recipe that it names; repeatable options add up, the given ones last.
+    """Merges given options with those of the recipe that they name.
 
-    A starting point that is given takes the place of the recipe's, so that a recipe can name a preset and still be run on
-    pretrained weights.
+    Given options override those of the recipe; values of repeatable options are appended. A given starting
+    point, such as --swin or --weights, replaces that of the recipe, such as its preset.
+
+    Args:
+        given: Values of options by name; `recipe` is the name or path of the recipe, if any.
+
+    Returns:
+        The merged options, and the recipe or None.
+
+    Raises:
+        ValueError: If there is no such recipe, or it cannot be read.
     """
     if not given.get("recipe"):
         return given, None
@@ -70,36 +79,40 @@ def with_recipe(given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """A file, or one of ours by name."""
+    """Reads a recipe, given by path or by the name of a built-in one.
+
+    Raises ValueError if it does not exist or is malformed.
+    """
     path = find_recipe(name)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"the recipe {path} is not YAML: {error}") from error
+        raise ValueError(f"the recipe {path} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"the recipe {path} holds no options. Write lines such as 'learning-rate: 1e-4'.")
+        raise ValueError(f"the recipe {path} has no options. Write lines such as 'learning-rate: 1e-4'.")
     options = dict(content)
     paper = options.pop("paper", None) or {}
     if not isinstance(paper, Mapping):
-        raise ValueError(f"'paper' in the recipe {path} is not a block. Indent its 'name: value' lines.")
+        raise ValueError(f"'paper' in the recipe {path} is not a mapping. Indent its 'name: value' lines.")
     for option, value in options.items():
         if value is None or isinstance(value, Mapping):
             raise ValueError(
-                f"'{option}' in the recipe {path} has no single value. Write '{option}: VALUE', or a list of values."
+                f"'{option}' in the recipe {path} is neither a value nor a list. Write '{option}: VALUE', or a list of values."
             )
     return Recipe(path, options, dict(paper))
 
 
 def find_recipe(name: str) -> Path:
+    """Returns the path of a recipe. Raises ValueError if it does not exist."""
     looks_like_a_path = name.endswith((".yaml", ".yml")) or os.sep in name
     path = Path(name).expanduser() if looks_like_a_path else FOLDER / f"{name}.yaml"
     if path.is_file():
         return path
     if looks_like_a_path:
-        raise ValueError(f"there is no recipe {path} (seen from {Path.cwd()}). Check the path.")
+        raise ValueError(f"there is no recipe {path} (relative to {Path.cwd()}). Check the path.")
     raise ValueError(f"there is no recipe '{name}'{did_you_mean(name, recipe_names())}")
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Returns the names of the built-in recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))

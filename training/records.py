@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its weights: `run.json` (what ran, where, how well) and `log.jsonl` (its curves)."""
+"""Records of a run: `run.json` (arguments, environment, scores) and `log.jsonl` (curves)."""
 
 import json
 import os
@@ -11,23 +11,21 @@ from typing import Any
 
 import torch
 
+from ..processing.atomic_write import atomic_write
 from ..processing.metrics import without_nan
 
 PACKAGES = ("contextseg", "torch", "torchvision", "transformers", "accelerate", "numpy", "pillow")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file atomically; NaN becomes null."""
     write_whole(path, json.dumps(without_nan(dict(content)), indent=1, allow_nan=False) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Under a temporary name first, so that neither a full disk nor a power cut leaves half a file."""
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes a text file atomically, so that neither a full disk nor a power cut leaves half a file."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -35,24 +33,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Log:
-    """`log.jsonl`: one JSON object a line, each with its `step`."""
+    """`log.jsonl`: one JSON object per line, each with a `step`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, **values: float) -> None:
+        """Appends an entry; one of the values is `step`."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(values)) + "\n")
 
     def cut_after(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run does again, and a line that a crash cut short."""
+        """Removes entries after `step`, which a resumed run repeats, and an incomplete last line."""
         if self.path.exists():
             lines = [json.dumps(entry) for entry in read_log(self.path) if entry["step"] <= step]
             write_whole(self.path, "".join(line + "\n" for line in lines))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a `log.jsonl`, without a last line that is not complete."""
+    """Returns the entries of a `log.jsonl`, without an incomplete last line."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -63,7 +62,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and the repository's commit."""
+    """Returns versions, hardware and the commit of the repository."""
     return {"versions": versions(), "hardware": hardware(), "git_commit": git_commit()}
 
 
@@ -89,15 +88,17 @@ def hardware() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Linux keeps the model's name in a file; elsewhere `platform` knows it."""
+    """Returns the model name of the processor: from /proc/cpuinfo on Linux, elsewhere from `platform`."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:
-    """The commit of the repository that tracks this file, with "+changes" when files differ from it; None without one."""
+    """Returns the commit of the repository that tracks this file, with "+changes" if files are modified; None
+    without one.
+    """
     here = Path(__file__).resolve()
     try:
         if git(here.parent, "ls-files", here.name) != here.name:

@@ -1,4 +1,4 @@
-"""A training run, from its options to its exit code, on one screen."""
+"""A training run, from its options to its exit code."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ from . import setup
 from .checkpoints import load_state
 from .loop import Meter, StopSignal, Training, train_loop
 from .models import describe
-from .optim import WeightAverage
+from .optim import ModelEma
 from .options import TrainArguments
-from .processes import explained_loss_of_a_peer, spread_random_numbers, with_synchronised_batch_norm
+from .processes import explained_loss_of_a_peer, spread_random_numbers, with_synchronized_batch_norm
 from .run_folder import RunFolder
 from .tasks import task_of
 
 
 def train(arguments: TrainArguments) -> int:
-    """A whole run; returns the exit code: 0 when it came to its end, 128 + the signal's number when it was stopped."""
+    """Trains a model; returns 0 if the run finished, 128 + the signal number if a signal stopped it."""
     stop, task = StopSignal(), task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
     with stop.listening(), explained_loss_of_a_peer(accelerator, arguments.output):
@@ -25,11 +25,11 @@ def train(arguments: TrainArguments) -> int:
         samples = task.new_samples(processor)
         accelerator.print(f"{describe(model)}, {len(train_data.classes)} classes, {len(train_data)} images")
         if arguments.sync_batch_norm:
-            model = with_synchronised_batch_norm(accelerator, model)
+            model = with_synchronized_batch_norm(accelerator, model)
         model, optimizer = accelerator.prepare(model, setup.new_optimizer(arguments, model))
         spread_random_numbers(accelerator, arguments.seed)
         training = Training(accelerator, model, optimizer, Path(arguments.output), task.count)
-        training.average = WeightAverage(training.plain_model, arguments.ema) if arguments.ema else None
+        training.average = ModelEma(training.plain_model, arguments.ema) if arguments.ema else None
         if arguments.resume:
             training.restore(load_state(Path(arguments.output) / "last"))
         batches = setup.new_batches(arguments, schedule, samples, training)

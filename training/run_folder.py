@@ -1,4 +1,4 @@
-"""The folder of a run: checkpoints, `run.json`, `log.jsonl` and the trackers' files."""
+"""The output folder of a run: checkpoints, `run.json`, `log.jsonl` and tracker files."""
 
 import logging
 import math
@@ -38,7 +38,7 @@ LOCK_FILE = ".lock"
 
 
 class RunFolder:
-    """Evaluates, saves and records a run."""
+    """Evaluates and saves a run, and writes its records."""
 
     def __init__(
         self,
@@ -60,7 +60,8 @@ class RunFolder:
         self.begin()
 
     def begin(self) -> None:
-        self.accelerator.wait_for_everyone()  # all have read what the main process clears up
+        """Creates and locks the folder, cleans up after a crash, and starts the trackers."""
+        self.accelerator.wait_for_everyone()  # until all have read what the main process cleans up
         if self.accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = lock(self.path)
@@ -71,15 +72,15 @@ class RunFolder:
         self.accelerator.init_trackers("tensorboard", init_kwargs=options)
 
     def catch_up(self, meter: Meter, schedule: Schedule) -> None:
-        """Makes up for the evaluation that was due when the run was stopped."""
+        """Runs the evaluation that was due when the run was stopped."""
         step, evaluated = self.training.step, self.training.scores.get("step", 0)
         if self.images is not None and schedule.has_checkpoint(step) and evaluated != step:
             self.checkpoint(meter, stopping=False)
 
     def checkpoint(self, meter: Meter, *, stopping: bool) -> None:
-        """Evaluates, unless the run is being stopped, and saves `last/` and, when it is the best so far, `best/`.
+        """Evaluates, unless the run is being stopped; saves `last/` and, if it is the best so far, `best/`.
 
-        `best/` comes first: killed between the two, a run resumes before this evaluation and comes to it again.
+        `best/` is written first: a run killed between the two resumes before this evaluation and repeats it.
         """
         training, is_best = self.training, False
         if self.images is not None and not stopping:
@@ -94,10 +95,10 @@ class RunFolder:
             self.write_record("stopped" if stopping else "running")
 
     def evaluate(self, meter: Meter) -> bool:
-        """Scores the model and tells in one line; True when it is the best so far."""
+        """Scores the model and prints one line; returns whether it is the best so far."""
         training, started = self.training, time.perf_counter()
         images = tqdm(self.images, desc="evaluating", unit="image", leave=False, disable=meter.bar.disable)
-        # A compiled model would be compiled again for every size of image.
+        # A compiled model would be recompiled for every image size.
         with (
             training.published_weights(),
             whole_weights(self.accelerator, training.plain_model),
@@ -122,13 +123,16 @@ class RunFolder:
         return is_best
 
     def warn_of_absent_classes(self, scores: dict[str, Any]) -> None:
-        """Their scores are no numbers, and no part of the means."""
+        """Warns of classes without validation data: their scores are NaN and left out of the means."""
         rows = scores["per_class"]
         absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
         if absent:
-            logger.warning("%s shows none of %d classes: %s", self.arguments.val, len(absent), listed(absent))
+            logger.warning(
+                "%s contains none of %d classes: %s", self.arguments.val, len(absent), listed(absent)
+            )
 
     def write_record(self, status: str) -> None:
+        """Writes `run.json`; `status` is "running", "stopped" or "finished"."""
         training = self.training
         write_json(
             self.path / "run.json",
@@ -148,7 +152,7 @@ class RunFolder:
         )
 
     def close(self, meter: Meter, stopped_by: int | None) -> int:
-        """Says what the run came to; the exit code."""
+        """Ends the run: prints its summary and uploads the model, if requested. Returns the exit code."""
         self.accelerator.end_training()
         meter.bar.close()
         if not self.accelerator.is_main_process:
@@ -164,11 +168,12 @@ class RunFolder:
         return 128 + stopped_by
 
     def push(self) -> None:
-        """Uploads the weights, if asked. What fails is said last, with the command that repeats it: the run is complete."""
+        """Uploads the model, if requested. If that fails, the error says how to retry; the run is complete."""
         if self.arguments.push:
             export(ExportArguments(str(self.path), push=self.arguments.push))
 
     def summary(self) -> str:
+        """Returns steps, time, best score and the next commands."""
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
         if self.training.unreadable.times:
             lines.append(self.training.unreadable.summary())
@@ -181,9 +186,12 @@ class RunFolder:
 
 
 def lock(run: Path) -> int:
-    """Makes this process the only one that trains into `run`, until it ends, however it does, or closes the descriptor.
+    """Locks a run folder for this process, until the process ends or closes the returned descriptor.
 
-    Record locks are not inherited by processes that load data, which may outlive a killed training by seconds.
+    Record locks are not inherited by data loader processes, which may outlive a killed training by seconds.
+
+    Raises:
+        ValueError: If another process holds the lock.
     """
     descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -194,10 +202,10 @@ def lock(run: Path) -> int:
         holder = os.read(descriptor, 1000).decode() or "another process"
         os.close(descriptor)
         raise ValueError(
-            f"{holder} is training into {run}. Wait for it, stop it, or choose another --output."
+            f"{holder} is writing to {run}. Wait for it, stop it, or choose another --output."
         ) from None
     except OSError as error:
-        logger.warning("%s cannot be locked (%s): see that nothing else trains into it", run, error)
+        logger.warning("%s cannot be locked (%s): make sure that no other run writes to it", run, error)
     os.truncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
     return descriptor

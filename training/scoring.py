@@ -1,6 +1,6 @@
-"""Scores of whole images: what `contextseg-evaluate` reports and training chooses its best by.
+"""Scores of segmenters on whole images, for `contextseg-evaluate` and for the validation during training.
 
-Every mask is compared at its own size, whatever the model was shown.
+Predictions are compared with masks at the size of the mask, whatever the input size of the model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ def whole_images(
     accelerator: Accelerator,
     workers: int | None,
 ) -> DataLoader:
-    """This process's share of the images of `data`, as `inference` takes them."""
+    """Returns a loader of this process's share of `data`, with images preprocessed for `inference`."""
     return evaluation_loader(
         WholeImages(data, processor, inference),
         workers=workers,
@@ -38,7 +38,7 @@ def count(
     metrics: Sequence[ConfusionMatrix | BoundaryIoU],
     inference: Inference,
 ) -> None:
-    """Adds what the model makes of `images`, samples of `WholeImages`, to each of the metrics."""
+    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels."""
     was_training = model.training
     model.eval()
     for sample in images:
@@ -58,14 +58,26 @@ def score(
     ignore_index: int,
     inference: Inference,
 ) -> dict[str, Any]:
-    """Scores over the images of all processes."""
+    """Scores a segmenter on the images of all processes.
+
+    Args:
+        model: The segmenter; it is left in the mode (training or evaluation) in which it was passed.
+        images: This process's samples of `WholeImages`.
+        accelerator: Sums the confusion matrix over processes.
+        class_names: Class names by id.
+        ignore_index: Label of pixels that do not count.
+        inference: How images are predicted.
+
+    Returns:
+        The scores of `ConfusionMatrix.compute`.
+    """
     confusion = ConfusionMatrix(len(class_names), ignore_index, device=accelerator.device)
     count(model, images, [confusion], inference)
     return confusion.reduced(accelerator.reduce).compute(class_names)
 
 
 def add_boundaries(scores: dict[str, Any], boundaries: dict[str, Any]) -> None:
-    """Puts what `BoundaryIoU.compute` gives next to the other scores."""
+    """Adds the result of `BoundaryIoU.compute` to the other scores, in place."""
     scores["boundary_iou"] = boundaries["boundary_iou"]
     for row, value in zip(scores["per_class"], boundaries["per_class_boundary_iou"], strict=True):
         row["boundary_iou"] = value

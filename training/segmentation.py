@@ -1,4 +1,4 @@
-"""Training of segmenters: pairs of images and masks, joint augmentation, whole images scored by mean IoU."""
+"""Training of semantic segmenters: image-mask pairs, joint augmentation, mean IoU over whole images."""
 
 import logging
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..modeling.pretrained_backbones import encoder_normalisation
+from ..modeling.pretrained_backbones import encoder_normalization
 from ..processing.data.augmentation import JointAugmentation
 from ..processing.data.batches import TrainingSamples
 from ..processing.data.class_table import ClassTable
@@ -57,14 +57,14 @@ class SegmentationTask(Task):
         for warning in report.warnings:
             logger.warning("%s: %s", name, warning)
         if report.problems:
-            raise ValueError(f"{name}: {' '.join(report.problems)} contextseg-check {name} tells more.")
+            raise ValueError(f"{name}: {' '.join(report.problems)} Run contextseg-check {name} for details.")
         return data
 
     def check_same_classes(self, train: SegmentationData, val: SegmentationData) -> None:
         if list(train.classes) != list(val.classes):
             raise ValueError(
                 f"{self.arguments.train} has the classes {', '.join(train.classes)}, but {self.arguments.val} has "
-                f"{', '.join(val.classes)}. Give both the same classes.json."
+                f"{', '.join(val.classes)}. Use the same classes.json for both."
             )
 
     def generated(self, num_classes: int) -> Dataset:
@@ -87,7 +87,7 @@ class SegmentationTask(Task):
         return TrainingSamples(self.data, augmentation, processor)
 
     def count(self, batch: dict[str, Any]) -> float:
-        """The pixels that the mean of the cross-entropy is over, each times the weight of its class."""
+        """Number of pixels that the cross-entropy averages over, each times the weight of its class."""
         return counted_pixels(batch["labels"], self.config)
 
     def evaluation_images(
@@ -115,39 +115,45 @@ class SegmentationTask(Task):
 
 
 def counted_pixels(labels: Tensor, config: PreTrainedConfig) -> float:
-    """(B, H, W) -> what `segmentation_loss` divides by; a model of transformers counts labelled pixels."""
+    """(B, H, W) labels -> the divisor of the loss; for models of transformers, the labeled pixels."""
     if getattr(config, "loss_reduction", "valid") == "all":
         return float(labels.numel())
-    is_labelled = labels != getattr(config, ignore_index_field(config))
+    is_labeled = labels != getattr(config, ignore_index_field(config))
     weights = getattr(config, "class_weights", None)
     if weights is None:
-        return float(is_labelled.sum())
-    known = labels[is_labelled].clamp(0, len(weights) - 1)  # the model tells of labels out of range
+        return float(is_labeled.sum())
+    known = labels[is_labeled].clamp(0, len(weights) - 1)  # the model reports labels out of range
     return float(torch.tensor(weights)[known].sum())
 
 
 def processor_of(data: SegmentationData, source: str | None = None) -> SegmentationImageProcessor:
-    """Images as they are, normalised as the checkpoint `source` had them; it remembers how the masks were coded."""
-    normalisation = {}
+    """Builds an image processor that does not resize, and that stores how the data encodes masks.
+
+    Args:
+        data: Training data, with palette, label map and ignore index.
+        source: Checkpoint whose normalization (mean and std) to use; default: ImageNet's.
+    """
+    normalization = {}
     if source:
-        normalisation = dict(zip(("image_mean", "image_std"), encoder_normalisation(source), strict=True))
+        normalization = dict(zip(("image_mean", "image_std"), encoder_normalization(source), strict=True))
     return SegmentationImageProcessor(
-        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index, **normalisation
+        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index, **normalization
     )
 
 
 def base_size(arguments: "SegmentationArguments") -> tuple[int, int] | None:
+    """Parses --base-size; None if it is not given."""
     return arguments.base_size and height_and_width(arguments.base_size, "--base-size")
 
 
 def resize_rule(arguments: "SegmentationArguments") -> dict[str, int] | None:
-    """What makes the processor fit images into the base size, in evaluation as in training."""
+    """Returns the processor's `size`, so that evaluation fits images into the base size as training does."""
     sides = base_size(arguments)
     return sides and {"shortest_edge": min(sides), "longest_edge": max(sides)}
 
 
 class GeneratedPairs(Dataset):
-    """Two pictures of noise with masks of random rectangles."""
+    """Two noise images with masks of random rectangles."""
 
     palette = label_map = None
 
@@ -175,14 +181,14 @@ def new_augmentation(
     seed: int,
     base_size: tuple[int, int] | None = None,
 ) -> JointAugmentation:
-    """What the options ask for; without augmentation random crops alone."""
+    """The augmentation that the options describe; with --no-augmentation, random crops only."""
     is_full = options.augmentation
     return JointAugmentation(
         crop_size=crop_size(options.crop_size),
         base_size=base_size,
         scale_range=(options.min_scale, options.max_scale) if is_full else (1.0, 1.0),
         flip_probability=0.5 if is_full and options.horizontal_flip else 0.0,
-        use_colour_distortion=is_full,
+        use_photometric_distortion=is_full,
         fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
         ignore_index=processor.ignore_index,
         seed=seed,

@@ -1,4 +1,4 @@
-"""The parts of a run, from its arguments. `run.py` puts them together."""
+"""Builds the parts of a run from its arguments; `run.py` puts them together."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from .processes import num_processes, quiet_unless_first
 from .records import read_json
 from .tasks import Task, task_of
 
-# Options that a resumed run may change: those on which no number of the training depends.
+# Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
     *("push", "license", "traceback"),
@@ -34,7 +34,15 @@ CHECKED_SAMPLES = 32  # pairs of each split
 
 
 def resolve(given: dict[str, Any]) -> TrainArguments:
-    """The arguments of a new run, or those of the run that is resumed with what `given` may change."""
+    """Returns the arguments of a new or resumed run.
+
+    Args:
+        given: Values of options by name. With `resume`, they override the stored ones, if they may change.
+
+    Raises:
+        ValueError: If required options are missing, the output folder does not fit `resume`, or a resumed run
+            cannot change an option.
+    """
     if not given.get("output"):
         raise ValueError(
             "--output is missing. Name the folder that this run writes to, such as runs/streets."
@@ -44,16 +52,20 @@ def resolve(given: dict[str, Any]) -> TrainArguments:
     arguments = train_arguments(given)
     if has_checkpoint(Path(arguments.output)):
         raise ValueError(
-            f"{arguments.output} holds a run already. Continue it with --resume, or choose another --output."
+            f"{arguments.output} already holds a run. Continue it with --resume, or choose another --output."
         )
     if not arguments.train:
         raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
     if arguments.push:
-        validate_repo_id(arguments.push)  # now rather than after days
+        validate_repo_id(arguments.push)  # fail now rather than after training
     return arguments
 
 
 def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
+    """Returns the arguments stored in a `run.json`, updated with `given`.
+
+    Raises ValueError for options that must not change.
+    """
     if not record.exists() or not has_checkpoint(record.parent):
         raise ValueError(
             f"there is no checkpoint in {record.parent} to resume from. Leave out --resume to start a new run."
@@ -74,7 +86,7 @@ def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
 
 
 def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: int) -> set[str]:
-    """Another number of processes may divide the images of a step differently, as long as their number stays the same."""
+    """Options that may change with the number of processes; images per step must stay the same."""
     if num_processes() == processes:
         return set()
     images = {
@@ -83,14 +95,15 @@ def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: i
     }
     if images["is"] != images["was"]:
         raise ValueError(
-            f"Cannot resume with {images['is']} images a step on {num_processes()} processes: the run was started with "
+            f"Cannot resume with {images['is']} images per step on {num_processes()} processes: the run was started with "
             f"{images['was']} ({before['batch_size']} x accumulation {before['accumulation']} x {processes} processes). "
-            f"Choose --batch-size and --accumulation so that it stays {images['was']}."
+            f"Choose --batch-size and --accumulation such that it stays {images['was']}."
         )
     return {"batch_size", "accumulation"}
 
 
 def new_accelerator(arguments: TrainArguments) -> Accelerator:
+    """Creates the accelerator and seeds all random number generators."""
     accelerator = Accelerator(
         cpu=arguments.cpu,
         mixed_precision=arguments.precision,
@@ -107,25 +120,28 @@ def new_accelerator(arguments: TrainArguments) -> Accelerator:
     )
     set_seed(arguments.seed)
     quiet_unless_first(accelerator)
-    disable_progress_bar()  # of transformers, which would draw one over ours at every checkpoint
+    disable_progress_bar()  # that of transformers, which would overwrite ours at every checkpoint
     return accelerator
 
 
 def open_splits(task: Task) -> tuple[Dataset, Dataset | None]:
-    """Training and validation data, after a look at a sample of each."""
+    """Opens training and validation data and checks a sample of each.
+
+    Raises ValueError if they cannot be used together.
+    """
     train = task.open("train")
     val = task.open("val") if task.arguments.val else None
     if val is not None:
         if not len(val):
             raise ValueError(
-                f"{task.arguments.val} holds no images to validate on. Add some, or leave out --val."
+                f"{task.arguments.val} has no images to validate on. Add some, or leave out --val."
             )
         task.check_same_classes(train, val)
     return train, val
 
 
 def new_model(task: Task, data: Dataset) -> PreTrainedModel:
-    """A model for the classes of `data`, for which the task is prepared as well."""
+    """Builds the model for the classes of `data`, and prepares the task for both."""
     arguments = task.arguments
     model = build_model(
         task.models,
@@ -145,15 +161,24 @@ def new_model(task: Task, data: Dataset) -> PreTrainedModel:
 
 
 def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int) -> Schedule:
-    """The run's length in steps of the optimizer, and what happens at which of them."""
+    """Computes the length of a run and its intervals, in optimizer steps.
+
+    Args:
+        arguments: Options of the run.
+        num_images: Number of training images.
+        num_processes: Number of processes, each with its own batches.
+
+    Raises:
+        ValueError: If a batch is larger than the training set, or options contradict each other.
+    """
     batch = arguments.batch_size * num_processes
     if batch > num_images:
         raise ValueError(
-            f"a batch of {batch} is larger than the data set of {num_images} images. "
+            f"a batch of {batch} is larger than the training set of {num_images} images. "
             f"Pass --batch-size {max(1, num_images // num_processes)} or less."
         )
     if arguments.steps and arguments.epochs:
-        raise ValueError("--steps and --epochs both say how long to train. Give one of them.")
+        raise ValueError("--steps and --epochs both set the length of the training. Give only one of them.")
     epochs = arguments.epochs or DEFAULT_EPOCHS
     length = arguments.steps or epochs
     steps = arguments.steps or math.ceil(epochs * num_images / (batch * arguments.accumulation))
@@ -173,27 +198,27 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
 
 
 def milestones(arguments: TrainArguments, length: float) -> list[float]:
-    """Where the learning rate falls, in what the run's length is given in: epochs or steps."""
+    """Parses --milestones, in the unit in which the length of the run is given: epochs or steps."""
     if (arguments.schedule == "step") != bool(arguments.milestones):
         raise ValueError(
-            "--schedule step and --milestones belong together. Write for example "
+            "--schedule step and --milestones need each other. Write for example "
             "--schedule step --milestones 8 --milestones 11, or leave both out."
         )
     try:
         places = [float(place) for place in arguments.milestones]
     except ValueError:
         raise ValueError(
-            f"--milestones {' '.join(map(str, arguments.milestones))} are no numbers. Give epochs or steps."
+            f"--milestones {' '.join(map(str, arguments.milestones))} are not numbers. Give epochs or steps."
         ) from None
     if not all(0 < place < length for place in places):
         raise ValueError(
-            f"--milestones {places} are not all within the run of {length:g}. Give earlier ones."
+            f"--milestones {places} are not all within the length of the run, {length:g}. Give earlier ones."
         )
     return places
 
 
 def learning_rate_floor(arguments: TrainArguments) -> float:
-    """The lowest learning rate as a share of the highest."""
+    """Returns the lowest learning rate as a fraction of the peak."""
     if not 0 <= arguments.min_learning_rate <= arguments.learning_rate:
         raise ValueError(
             f"--min-learning-rate {arguments.min_learning_rate} is not between 0 and --learning-rate "
@@ -203,6 +228,7 @@ def learning_rate_floor(arguments: TrainArguments) -> float:
 
 
 def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.optim.AdamW:
+    """Builds AdamW with the parameter groups that the arguments describe."""
     factors = {"head": arguments.head_lr_factor}
     for setting in arguments.lr_factor:
         part, _, factor = setting.partition("=")
@@ -221,7 +247,7 @@ def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.op
 def new_batches(
     arguments: TrainArguments, schedule: Schedule, samples: Dataset, training: Training
 ) -> Iterator[dict[str, Any]]:
-    """This process's batches from the step that `training` has reached to the end of the run."""
+    """Returns this process's micro-batches, from the current step of `training` to the end of the run."""
     accelerator = training.accelerator
     stream = SampleStream(
         len(samples),

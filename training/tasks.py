@@ -1,4 +1,4 @@
-"""What distinguishes one kind of training from another; the loop, checkpoints, resuming and records are shared by all."""
+"""The interface between the training loop and its tasks: segmentation, classification and detection."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from .models import ModelKind
 if TYPE_CHECKING:
     from .options import TrainArguments
 
-# Imported on demand, so that a task pays for its own packages only.
+# Imported on demand, so that a task imports only the packages that it needs.
 TASKS = {
     "segmentation": ("segmentation", "SegmentationTask"),
     "classification": ("classification", "ClassificationTask"),
@@ -23,16 +23,20 @@ TASKS = {
 
 
 class Task(ABC):
-    """The part of a run that depends on its task. Data sets have `classes`, and training samples a method `collate`.
+    """The task-specific part of a run; loop, checkpoints, resuming and records are shared by all tasks.
 
-    `prepare` comes before all that needs the training data or the model's configuration.
+    Data sets have an attribute `classes`, training samples a method `collate`. `prepare` is called before
+    every method that needs the training data or the model's configuration.
+
+    Args:
+        arguments: Options of the run.
     """
 
     models: ClassVar[ModelKind]
-    data_example: ClassVar[str]  # what --train takes, for messages
-    best_by: ClassVar[str]  # the score by which best/ is chosen; larger is better
-    logged: ClassVar[tuple[str, ...]]  # the scores that make curves
-    next_commands: ClassVar[tuple[str, ...]]  # what to do with {run} and {val} after training
+    data_example: ClassVar[str]  # an example of --train, for messages
+    best_by: ClassVar[str]  # the score that selects best/; higher is better
+    logged: ClassVar[tuple[str, ...]]  # the scores to log
+    next_commands: ClassVar[tuple[str, ...]]  # commands to suggest after training, with {run} and {val}
 
     def __init__(self, arguments: "TrainArguments") -> None:
         self.arguments = arguments
@@ -40,7 +44,10 @@ class Task(ABC):
 
     @abstractmethod
     def open(self, split: str) -> Dataset:
-        """The data that the arguments name for a split, "train" or "val", after a look at a sample of it."""
+        """Opens the data of a split, "train" or "val", and checks a sample.
+
+        Raises ValueError if it cannot be used.
+        """
 
     @abstractmethod
     def check_same_classes(self, train: Dataset, val: Dataset) -> None:
@@ -48,46 +55,46 @@ class Task(ABC):
 
     @abstractmethod
     def generated(self, num_classes: int) -> Dataset:
-        """Two samples made of noise, for a dry run."""
+        """Returns a data set of two noise samples, for a dry run."""
 
     def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
-        """Adapts the model to the training data, and remembers the data and the model's configuration."""
+        """Adapts the model to the training data, and stores the data and the model's configuration."""
         self.config, self.data = model.config, data
 
     @abstractmethod
     def new_processor(self) -> BaseImageProcessor:
-        """The image processor that is saved with the model."""
+        """Builds the image processor that is saved with the model."""
 
     @abstractmethod
     def new_samples(self, processor: BaseImageProcessor) -> Dataset:
-        """Augmented training samples by (epoch, index)."""
+        """Builds the augmented training samples, indexed by (epoch, index)."""
 
     def count(self, batch: dict[str, Any]) -> float:
-        """The number of things that the loss of this batch is the mean over: images, if nothing else is said."""
+        """Returns the number of items that the loss averages over; by default, the number of images."""
         return float(len(batch["name"]))
 
     @abstractmethod
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
-        """This process's share of the images of `data`, for `score`."""
+        """Returns a loader of this process's share of `data`, for `score`."""
 
     @abstractmethod
     def score(
         self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
     ) -> dict[str, Any]:
-        """Scores over the images of all processes."""
+        """Returns the scores over the images of all processes."""
 
     @abstractmethod
     def summary(self, scores: dict[str, Any]) -> str:
-        """The scores in a few words."""
+        """Returns the scores in a few words, for the line printed after each evaluation."""
 
     @abstractmethod
     def headline(self, scores: dict[str, Any]) -> str:
-        """The score that `best_by` names, in words."""
+        """Returns the score that `best_by` names, in words."""
 
 
 def task_of(name: str) -> type[Task]:
-    """The class of a task by its name, such as "segmentation"."""
+    """Returns the class of a task by its name, such as "segmentation"."""
     module, kind = TASKS[name]
     return getattr(import_module(f".{module}", __package__), kind)

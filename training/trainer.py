@@ -1,6 +1,6 @@
-"""What transformers' Trainer lacks for segmentation: epochs that the augmentation knows, and scores over images of any size.
+"""transformers' Trainer for segmentation: epoch-dependent augmentation, and evaluation on images of any size.
 
-Legend: B batch, H, W image axes.
+Legend: B batch, K classes, H, W height and width of an image.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,13 @@ from .command_line import option
 
 
 class SetEpoch(TrainerCallback):
-    """Tells an `AugmentedDataset` which epoch begins, so that its samples differ from epoch to epoch and a resumed run's are those
-    of an uninterrupted one. Accelerate's loaders do so too, but not on several processes, nor after resuming.
+    """Trainer callback that calls `set_epoch` of the training data set at the start of every epoch.
+
+    With an `AugmentedDataset`, augmentation then differs from epoch to epoch, and a resumed run draws the
+    same samples as an uninterrupted one. accelerate's data loaders also call `set_epoch`, but not with
+    several processes or after resuming.
+
+    The training data set must have a method `set_epoch(epoch: int)`.
     """
 
     def on_epoch_begin(
@@ -34,39 +39,58 @@ class SetEpoch(TrainerCallback):
         train_dataloader: DataLoader,
         **_: Any,
     ) -> None:
+        """Called by Trainer; sets the epoch of `train_dataloader.dataset`."""
         train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
-    """TrainingArguments with the defaults that segmentation needs."""
+    """TrainingArguments with defaults for segmentation. All other fields are those of transformers.
+
+    Raises:
+        ValueError: If `remove_unused_columns` is true or `batch_eval_metrics` is false.
+    """
 
     remove_unused_columns: bool = option(False, "must stay false: the collator reads images and masks")
     batch_eval_metrics: bool = option(True, "must stay true: scores are computed batch by batch")
     per_device_eval_batch_size: int = option(
         1, "images in one forward pass of evaluation; a model without pixel_mask needs images of one size"
     )
-    dataloader_drop_last: bool = option(True, "train on full batches only; evaluation takes every image")
+    dataloader_drop_last: bool = option(
+        True, "train on full batches only; evaluation always uses every image"
+    )
     log_level: str = option("warning", "level of log messages", choices=trainer_log_levels)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.remove_unused_columns or not self.batch_eval_metrics:
             raise ValueError(
-                "the collator needs --remove_unused_columns false, and the scores --batch_eval_metrics true. "
-                "Leave both options out."
+                "the collator needs --remove_unused_columns false, and the metrics need --batch_eval_metrics true. "
+                "Leave out both options."
             )
 
 
 class SegmentationTrainer(Trainer):
-    """Trainer whose evaluation takes images of any sizes on any number of processes, and counts each of them once.
+    """Trainer for semantic segmentation, with evaluation on images of any size and several processes.
 
-    Trainer itself pads the height of label maps before it gathers them, then resizes logits to the padded map, and cannot
-    gather maps of different widths. Pass `TrainerScores` as `compute_metrics`; `preprocess_logits_for_metrics` is not needed.
+    Predictions are resized to their masks before they are padded and gathered. Trainer itself pads the height
+    of label maps first, resizes logits to the padded map, and cannot gather maps of different widths.
+
+    The constructor is that of `transformers.Trainer`; `preprocess_logits_for_metrics` is not needed.
+
+    Args:
+        model: Any model that `AutoModelForSemanticSegmentation` loads.
+        args: Settings, a `SegmentationTrainingArguments`.
+        data_collator: A `SegmentationCollator`.
+        train_dataset: Image-mask pairs, augmented by an `AugmentedDataset`.
+        eval_dataset: Image-mask pairs of any size.
+        processing_class: The image processor, which is saved with the model.
+        compute_metrics: A `TrainerScores`.
+        callbacks: Callbacks; `SetEpoch()` is one of them if the training data is augmented.
     """
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """All images: `dataloader_drop_last` is for training."""
+        """As in Trainer, but with every image: `dataloader_drop_last` applies to training only."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -74,7 +98,7 @@ class SegmentationTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> EvalLoopOutput:
-        """On all processes the model that is saved, the first one's: running statistics are each process's own."""
+        """As in Trainer, after broadcasting the buffers: batch norm statistics differ between processes."""
         for buffer in self.model.buffers():
             broadcast(buffer)
         return super().evaluation_loop(*arguments, **options)
@@ -86,20 +110,25 @@ class SegmentationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, class ids (B, H, W) at the size of the masks, and labels (B, H, W), of one size on all processes."""
+        """Computes loss and predictions of one evaluation batch.
+
+        Returns:
+            Loss; predicted class ids (B, H, W) at the size of the masks; labels (B, H, W). Ids and labels are
+            padded to the same size on all processes. Without labels, logits (B, K, H, W) and None.
+        """
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if logits is None or labels is None:
             return loss, logits, labels
         return loss, *(self.padded(ids) for ids in (reduce_logits(logits, labels), labels))
 
     def padded(self, ids: Tensor) -> Tensor:
-        """(B, H, W) -> the largest H and W of all processes, filled with an id that no score counts."""
+        """(B, H, W) -> (B, H', W'), padded to the largest of all processes with an id that metrics ignore."""
         for axis in (1, 2):
             ids = self.accelerator.pad_across_processes(ids, dim=axis, pad_index=PADDING)
         return ids
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Trainer's card, with what our own cards say where the model is ours."""
+        """Writes Trainer's model card, completed by our own sections if the model is one of contextseg."""
         super().create_model_card(*arguments, **options)
         if self.is_world_process_zero():
             complete_card(Path(self.args.output_dir))

@@ -1,1 +1,1 @@
-"""Data sets: class tables, pairing, published layouts, augmentation, batches, reports."""
+"""Datasets: class tables, pairing, published layouts, augmentation, batches, reports."""

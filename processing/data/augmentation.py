@@ -1,8 +1,9 @@
-"""Joint augmentation of image and mask: random scale, crop, flip, colours, padding.
+"""Joint augmentation of image and mask: random scale, crop, flip, color distortion, padding.
 
-The order and the numbers are those of mmsegmentation, with which the papers were trained. What a sample becomes depends
-on (seed, epoch, index) alone: not on workers, order, or what was drawn before, so that a run can be resumed anywhere.
-The crop is drawn before anything is resized, so that the cost is that of the crop, however large the image.
+The steps and their defaults are those of mmsegmentation, with which the papers were trained. The result
+depends only on (seed, epoch, index), not on workers, sample order or earlier draws, so a run can be resumed
+at any step. The crop is drawn before resizing, so the cost depends on the crop and not on the size of the
+image.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-DRAWS = 10  # of a crop, until no class covers too much of it
-PIXELS_FOR_SHARES = 1 << 16
+DRAWS = 10  # attempts to find a crop that no class dominates
+PIXELS_FOR_SHARES = 1 << 16  # class shares are estimated on about this many pixels
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,54 @@ class Region:
 
 @dataclass(frozen=True)
 class JointAugmentation:
-    """Settings of the augmentation, and the augmentation itself when called."""
+    """Augments an image and its mask together: random scale, crop, flip, color distortion and padding.
 
-    crop_size: tuple[int, int]  # height and width of the result
-    scale_range: tuple[float, float] = (0.5, 2.0)  # of the resizing factor, aspect kept
-    base_size: tuple[int, int] | None = (
-        None  # (long, short) edge the image fits at factor 1; None is its own size
-    )
-    largest_share: float = 0.75  # crops in which one class has more of the labelled pixels are drawn again
+    Call it as `augmentation(image, mask, epoch=epoch, index=index)`; equal arguments give equal results.
+
+    Args:
+        crop_size: Height and width of the result in pixels.
+        scale_range: Range from which the resize factor is drawn; the aspect ratio is kept.
+        base_size: (long, short) edge in pixels that the image is fitted into at a factor of 1. None uses the
+            size of the image.
+        cat_max_ratio: Largest share of the labeled pixels that one class may have in a crop, from 0 to 1.
+            Crops above it are redrawn, up to ten times.
+        flip_probability: Probability of a horizontal flip.
+        use_photometric_distortion: Whether to change brightness, contrast, saturation and hue.
+        fill: Padding value of each channel, usually the image processor's mean on the scale of the pixels.
+        ignore_index: Class id of padded pixels, which the loss ignores.
+        seed: Seed of all random draws.
+    """
+
+    crop_size: tuple[int, int]
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    base_size: tuple[int, int] | None = None
+    cat_max_ratio: float = 0.75
     flip_probability: float = 0.5
-    use_colour_distortion: bool = True
-    fill: tuple[float, ...] = (124, 116, 104)  # value of padding, one for each band: the processor's mean
+    use_photometric_distortion: bool = True
+    fill: tuple[float, ...] = (124, 116, 104)
     ignore_index: int = 255
     seed: int = 0
 
     def __call__(
         self, image: Image.Image | np.ndarray, mask: np.ndarray, *, epoch: int, index: int
     ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-        """RGB picture or (H, W, bands) array, and (H, W) ids -> the same kinds at `crop_size`."""
+        """Augments one sample.
+
+        Args:
+            image: RGB image, or (H, W, C) array.
+            mask: (H, W) class ids.
+            epoch: Epoch of the sample.
+            index: Index of the sample in the dataset.
+
+        Returns:
+            Image and mask of the same types, at `crop_size`.
+
+        Raises:
+            ValueError: `fill` does not have one value per channel of the image.
+        """
         random = np.random.default_rng((self.seed, epoch, index))
         region = self.draw_balanced_region(mask, random)
-        flip, colours = random.random() < self.flip_probability, ColourDistortion.draw(random)
+        flip, colors = random.random() < self.flip_probability, PhotometricDistortion.draw(random)
         pixels = image if isinstance(image, Image.Image) else F.to_image(image)
         pixels = F.resized_crop(
             pixels, region.top, region.left, region.height, region.width, list(region.size)
@@ -62,12 +90,12 @@ class JointAugmentation:
         mask = resized_crop_of_mask(mask, region)
         if flip:
             pixels, mask = F.horizontal_flip(pixels), mask[:, ::-1]
-        if self.use_colour_distortion:
-            pixels = colours(pixels)
+        if self.use_photometric_distortion:
+            pixels = colors(pixels)
         return self.pad(pixels, mask)
 
     def draw_balanced_region(self, mask: np.ndarray, random: Generator) -> Region:
-        """One scale, and the first of ten crops at it in which no class covers too much; the last one otherwise."""
+        """Draws one scale, then crops at that scale until one is balanced, at most ten of them."""
         scale = random.uniform(*self.scale_range) * self.base_scale(mask.shape)
         for _ in range(DRAWS):
             region = draw_region(mask.shape, self.crop_size, scale, random)
@@ -76,13 +104,13 @@ class JointAugmentation:
         return region
 
     def base_scale(self, size: Sequence[int]) -> float:
-        """The factor that fits an image of this size into `base_size`."""
+        """The resize factor that fits an image of this size into `base_size`, or 1 without a base size."""
         if self.base_size is None:
             return 1.0
         return min(max(self.base_size) / max(size), min(self.base_size) / min(size))
 
     def is_balanced(self, mask: np.ndarray, region: Region) -> bool:
-        """Whether the region holds two classes or more, none with too large a share; on a grid of its pixels."""
+        """Whether the region has two or more classes, none above `cat_max_ratio`, on a grid of its pixels."""
         step = max(1, int((region.height * region.width / PIXELS_FOR_SHARES) ** 0.5))
         rows, columns = (
             slice(region.top, region.top + region.height, step),
@@ -90,17 +118,18 @@ class JointAugmentation:
         )
         ids, counts = np.unique(mask[rows, columns], return_counts=True)
         counts = counts[ids != self.ignore_index]
-        return len(counts) > 1 and counts.max() <= self.largest_share * counts.sum()
+        return len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum()
 
     def pad(
         self, pixels: Image.Image | torch.Tensor, mask: np.ndarray
     ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-        """Fills up to `crop_size` on the right and below, with the mean colour and the ignore index."""
+        """Pads to `crop_size` on the right and bottom, with `fill` and the ignore index."""
         missing = [wanted - present for wanted, present in zip(self.crop_size, mask.shape, strict=True)]
-        bands = len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[0]
-        if len(self.fill) != bands:
+        channels = len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[0]
+        if len(self.fill) != channels:
             raise ValueError(
-                f"fill={self.fill} has {len(self.fill)} values, but the image has {bands} bands. Pass one for each band."
+                f"fill={self.fill} has {len(self.fill)} values, but the image has {channels} channels. "
+                "Pass one value per channel."
             )
         if any(missing):
             pixels = F.pad(pixels, [0, 0, missing[1], missing[0]], fill=list(self.fill))
@@ -111,11 +140,12 @@ class JointAugmentation:
 
 
 @dataclass(frozen=True)
-class ColourDistortion:
-    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast before or after the colours.
+class PhotometricDistortion:
+    """Changes brightness, contrast, saturation and hue, each with probability 1/2.
 
-    Pixels stay 8-bit: every step is a look-up table, in RGB or HSV. Arrays of other bands have neither hue nor a known
-    value range; they get the contrast factor alone.
+    The contrast is changed before or after saturation and hue. Pixels stay 8-bit: every step is a lookup
+    table in RGB or HSV. Arrays with other channels have neither a hue nor a known value range; only their
+    contrast is changed.
     """
 
     brightness: float | None
@@ -125,14 +155,14 @@ class ColourDistortion:
     is_contrast_first: bool
 
     @classmethod
-    def draw(cls, random: Generator) -> "ColourDistortion":
-        # The hue range is 18 of OpenCV's 180 units, a tenth of the circle.
+    def draw(cls, random: Generator) -> "PhotometricDistortion":
+        # 18 of OpenCV's 180 hue units are a tenth of the circle.
         ranges = [(-32, 32), (0.5, 1.5), (0.5, 1.5), (-0.1, 0.1)]
         values = [random.uniform(*limits) if random.random() < 0.5 else None for limits in ranges]
         return cls(*values, is_contrast_first=random.random() < 0.5)
 
     def __call__(self, pixels: Image.Image | torch.Tensor) -> Image.Image | torch.Tensor:
-        """An RGB picture, or (bands, H, W)."""
+        """RGB image or (C, H, W) tensor -> the same type and shape."""
         if not isinstance(pixels, Image.Image):
             return pixels if self.contrast is None else times(pixels, self.contrast)
         levels = np.arange(256.0)
@@ -141,25 +171,31 @@ class ColourDistortion:
         if self.contrast is not None and self.is_contrast_first:
             levels = clip_levels(levels * self.contrast)
         pixels = look_up(pixels, [levels] * 3)
-        pixels = self.shift_colours(pixels)
+        pixels = self.shift_colors(pixels)
         if self.contrast is not None and not self.is_contrast_first:
             pixels = look_up(pixels, [clip_levels(np.arange(256) * self.contrast)] * 3)
         return pixels
 
-    def shift_colours(self, picture: Image.Image) -> Image.Image:
-        """Saturation and hue, in one visit to HSV."""
+    def shift_colors(self, image: Image.Image) -> Image.Image:
+        """Changes saturation and hue with a single conversion to HSV."""
         if self.saturation is None and self.hue is None:
-            return picture
+            return image
         levels = np.arange(256)
         hue = (levels + round(256 * (self.hue or 0.0))) % 256
         saturation = clip_levels(levels * (1.0 if self.saturation is None else self.saturation))
-        return look_up(picture.convert("HSV"), [hue, saturation, levels]).convert("RGB")
+        return look_up(image.convert("HSV"), [hue, saturation, levels]).convert("RGB")
 
 
 class AugmentedDataset(Dataset):
-    """A data set of {"image", "mask", "name"} whose samples are augmented; call `set_epoch` before each epoch.
+    """Applies an augmentation to the samples of a dataset.
 
-    The epoch lies in shared memory: workers that persist over epochs see it too. Accelerate's loaders call `set_epoch`.
+    Samples are dicts with `image`, `mask` and `name`; further entries are kept. Call `set_epoch` before each
+    epoch, as Accelerate's loaders do, or every epoch repeats the same crops. The epoch is in shared memory,
+    so persistent workers see it too.
+
+    Args:
+        dataset: Dataset of samples, such as the result of `open_data`.
+        augmentation: Augmentation of image and mask.
     """
 
     def __init__(self, dataset: Dataset, augmentation: JointAugmentation) -> None:
@@ -168,6 +204,7 @@ class AugmentedDataset(Dataset):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch on which the following draws depend."""
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -181,7 +218,7 @@ class AugmentedDataset(Dataset):
 
 
 def draw_region(size: Sequence[int], crop_size: Sequence[int], scale: float, random: Generator) -> Region:
-    """Where a crop of the scaled image lies in the image itself; the whole image along axes where it is smaller."""
+    """Draws a crop of the scaled image, in original pixels. Axes shorter than the crop are taken whole."""
     cropped = [min(crop, max(1, round(length * scale))) for length, crop in zip(size, crop_size, strict=True)]
     lengths = [min(length, max(1, round(crop / scale))) for length, crop in zip(size, cropped, strict=True)]
     top, left = (int(random.integers(0, n - m, endpoint=True)) for n, m in zip(size, lengths, strict=True))
@@ -189,7 +226,7 @@ def draw_region(size: Sequence[int], crop_size: Sequence[int], scale: float, ran
 
 
 def resized_crop_of_mask(mask: np.ndarray, region: Region) -> np.ndarray:
-    """(H, W) -> region.size: the id under the centre of each new pixel."""
+    """(H, W) -> `region.size`: the id under the center of each new pixel."""
     rows, columns = (
         start + ((np.arange(new) + 0.5) * old / new).astype(np.int64)
         for start, old, new in zip(
@@ -200,7 +237,7 @@ def resized_crop_of_mask(mask: np.ndarray, region: Region) -> np.ndarray:
 
 
 def times(pixels: torch.Tensor, factor: float) -> torch.Tensor:
-    """Any bands times a factor, kept in their type and its range."""
+    """Scales the values of any number of channels; integer types are rounded and clamped to their range."""
     scaled = pixels.to(torch.float32) * factor
     if not pixels.dtype.is_floating_point:
         limits = torch.iinfo(pixels.dtype)
@@ -209,10 +246,10 @@ def times(pixels: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def clip_levels(levels: np.ndarray) -> np.ndarray:
-    """Whole numbers within 0..255."""
+    """Rounds to integers and clips to 0..255."""
     return np.clip(np.rint(levels), 0, 255)
 
 
-def look_up(picture: Image.Image, levels: Sequence[np.ndarray]) -> Image.Image:
-    """Each of the 256 values of each band replaced by its entry."""
-    return picture.point(np.concatenate(levels).astype(int).tolist())
+def look_up(image: Image.Image, levels: Sequence[np.ndarray]) -> Image.Image:
+    """Maps the 256 values of each channel through its table."""
+    return image.point(np.concatenate(levels).astype(int).tolist())

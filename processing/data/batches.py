@@ -1,7 +1,8 @@
-"""From a data set to batches of tensors, in an order that is a function of the seed alone.
+"""From a dataset to batches of tensors, in an order that depends only on the seed.
 
-Training reads one endless stream of samples: epoch after epoch, each in its own random order. Batch `k` is always
-the same stretch of that stream, with the same crops and flips, whoever loads it and wherever a run was interrupted.
+Training reads one endless stream of samples: epoch after epoch, each shuffled on its own. Batch `k` is always
+the same part of that stream, with the same crops and flips, whichever process loads it and wherever a run was
+interrupted.
 """
 
 import os
@@ -20,10 +21,16 @@ from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_samp
 
 
 class SampleStream(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) keys; `rank` of `world` processes gets every `world`-th batch.
+    """Batches of (epoch, index) keys; each of `world` processes gets every `world`-th batch.
 
     Args:
-        start, stop: First batch of this process and the one after its last.
+        length: Number of samples in the dataset.
+        batch_size: Samples per batch and process.
+        seed: Seed of the order.
+        start: First batch of this process.
+        stop: End of the batches of this process, exclusive.
+        rank: Index of this process.
+        world: Number of processes.
     """
 
     def __init__(
@@ -41,19 +48,20 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
             yield [self.key(position) for position in range(first, first + self.batch_size)]
 
     def key(self, position: int) -> tuple[int, int]:
+        """The epoch and the index of the sample at a position of the stream."""
         epoch, place = divmod(position, self.length)
         return epoch, epoch_order(self.length, self.seed, epoch)[place]
 
 
 @lru_cache(maxsize=2)
 def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
-    """The random order of one epoch."""
+    """The shuffled indices of one epoch."""
     generator = torch.Generator().manual_seed((seed << 32) + epoch)
     return torch.randperm(length, generator=generator).tolist()
 
 
 class TrainingSamples(Dataset):
-    """Augmented samples by (epoch, index), ready for the model."""
+    """Augmented and normalized samples, indexed by (epoch, index)."""
 
     def __init__(self, data: Dataset, augmentation: JointAugmentation, processor: BaseImageProcessor) -> None:
         self.data, self.augmentation, self.processor = data, augmentation, processor
@@ -78,7 +86,7 @@ class TrainingSamples(Dataset):
 
 
 class WholeImages(Dataset):
-    """Unchanged images for evaluation: pixels as `inference` takes them, labels as they are on the disk."""
+    """Images for evaluation: inputs as `inference` takes them, and labels at the original size."""
 
     def __init__(self, data: Dataset, processor: BaseImageProcessor, inference: Inference) -> None:
         self.data, self.processor, self.inference = data, processor, inference
@@ -96,7 +104,7 @@ class WholeImages(Dataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensors of one size become a batch; names a list, and complaints, where there are any, another one."""
+    """Stacks tensors into a batch and puts other values, and errors of unreadable images, into lists."""
     complaints = complaints_of(samples)
     samples = [sample for sample in samples if sample]
     batch = {name: [sample[name] for sample in samples] for name in (samples[0] if samples else ())}
@@ -107,7 +115,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def training_loader(
     samples: Dataset, stream: SampleStream, *, workers: int | None, pin_memory: bool
 ) -> DataLoader:
-    """Batches of samples by (epoch, index), put together by their own `collate`."""
+    """Loads the batches of `stream`, collated by the `collate` method of `samples`."""
     return DataLoader(
         samples, batch_sampler=stream, collate_fn=samples.collate, **loader_options(workers, pin_memory)
     )
@@ -116,7 +124,7 @@ def training_loader(
 def evaluation_loader(
     images: Dataset, *, workers: int | None, pin_memory: bool = False, rank: int = 0, world: int = 1
 ) -> DataLoader:
-    """One image at a time, so that they may differ in size; `rank` of `world` processes gets its share."""
+    """Loads one image at a time, since sizes may differ; each of `world` processes gets its share."""
     indices = range(rank, len(images), world)
     options = loader_options(workers, pin_memory)
     return DataLoader(ReadableImages(images), sampler=indices, batch_size=None, **options)
@@ -128,18 +136,18 @@ def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
         "num_workers": workers,
         "pin_memory": pin_memory,
         "worker_init_fn": leave_signals_to_the_main_process,
-        "generator": torch.Generator(),  # else each new iterator draws from the generator that dropout uses
+        "generator": torch.Generator(),  # otherwise each new iterator draws from the generator of dropout
     }
     return options | ({"prefetch_factor": 4} if workers else {})
 
 
 def default_workers() -> int:
-    """One process fewer than this process has cores, at most eight."""
+    """The cores per training process minus one, at least one and at most eight."""
     cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(8, max(1, cores - 1))
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:  # noqa: ARG001
-    """Ctrl-C and SIGTERM often reach a whole process group; a dead worker would keep training from saving."""
+    """Ignores Ctrl-C and SIGTERM, which often reach the whole group: training needs its workers to save."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)

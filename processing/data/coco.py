@@ -1,10 +1,12 @@
-"""Data sets of images with boxes and masks in COCO's format, as it is published and in folders of one's own.
+"""Datasets of images with boxes and masks in COCO format: COCO as published, and your own folders.
 
     coco/    annotations/instances_train2017.json, instances_val2017.json    train2017/*.jpg, val2017/*.jpg
     mine/    annotations.json                                                images/*.jpg
 
-Both give samples {"image": RGB picture, "objects": see `CocoData`, "name": text} and tell `classes`, their names: the
-categories by growing id, whatever gaps the ids have. Sizes are (height, width); N objects.
+Samples are {"image": RGB image, "objects": see `CocoData`, "name": text}. `classes` lists the category names
+in the order of their ids; gaps between the ids are closed. Sizes are (height, width).
+
+Legend: N objects.
 """
 
 import json
@@ -30,12 +32,12 @@ except ImportError as error:
     ) from error
 
 Object = dict[str, Any]
-SMALLEST_BOX = 1.0  # pixels of a side; narrower ones are left out of training, as the common toolboxes do
-FEWEST_COORDINATES = 6  # of a polygon; pycocotools would take four numbers for a box
+SMALLEST_BOX = 1.0  # side in pixels; smaller boxes are left out of training, as in the common toolboxes
+FEWEST_COORDINATES = 6  # of a polygon; pycocotools would read four numbers as a box
 
 
 class Packed(Sequence):
-    """Plain values in one array of bytes. Python objects would be copied by every process that loads data."""
+    """Pickled values in one byte array. Python objects would be copied by every data loading process."""
 
     def __init__(self, values: Iterable[Any]) -> None:
         packed = [pickle.dumps(value) for value in values]
@@ -50,8 +52,11 @@ class Packed(Sequence):
 
 
 class CocoData(Dataset):
-    """Images with their objects, of which each has a `class` (index), a `bbox` (left, top, width, height in pixels), a
-    `segmentation` (polygons or RLE), `iscrowd` and, where the file states it, `area`."""
+    """Images with their objects.
+
+    Each object is a dict with `class` (index), `bbox` (left, top, width, height in pixels), `segmentation`
+    (polygons or RLE), `iscrowd`, and `area`, which is None if the file does not state it.
+    """
 
     def __init__(self, images: Iterable[Mapping[str, Any]], classes: list[str], folder: Path) -> None:
         self.rows, self.classes, self.folder = Packed(images), classes, folder
@@ -61,14 +66,21 @@ class CocoData(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        picture = read_as_annotated(self.folder / row["file"], (row["height"], row["width"]))
-        return {"image": picture, "objects": row["objects"], "name": row["file"]}
+        image = read_as_annotated(self.folder / row["file"], (row["height"], row["width"]))
+        return {"image": image, "objects": row["objects"], "name": row["file"]}
 
 
 def open_coco(source: str, split: str) -> CocoData:
-    """The images of a folder; of the published data set those of a split, which can be a part of the source ("coco:val").
+    """Opens a folder in COCO format, or a split of COCO as published.
 
-    split: "train" leaves out images without an object to learn, as the common toolboxes do; "val" keeps all.
+    Args:
+        source: The folder. The split may follow after a colon, as in "coco:val".
+        split: "train" leaves out images without an object to learn from, as the common toolboxes do; "val"
+            keeps all images. Also the split to open if `source` names none.
+
+    Raises:
+        ValueError: There are no such files, the annotations are not valid, or no image has an object with a
+            mask.
     """
     source, named = split_source(source, None)
     file, folder = find_files(Path(source).expanduser(), named or split)
@@ -76,12 +88,12 @@ def open_coco(source: str, split: str) -> CocoData:
     if split == "train":
         images = [row for row in images if learnable(row["objects"], (row["height"], row["width"]))]
     if not images:
-        raise ValueError(f"no image of '{file}' has an object with a mask. Annotate some.")
+        raise ValueError(f"no image of '{file}' has an object with a mask. Annotate some objects.")
     return CocoData(images, classes, folder)
 
 
 def find_files(root: Path, split: str) -> tuple[Path, Path]:
-    """The file of annotations and the folder of images."""
+    """The annotation file and the image folder of a split."""
     if (root / "annotations.json").is_file() and (root / "images").is_dir():
         return root / "annotations.json", root / "images"
     for file in sorted(root.glob(f"annotations/instances_{split}*.json")):
@@ -91,8 +103,9 @@ def find_files(root: Path, split: str) -> tuple[Path, Path]:
                 return file, folder
     held = f"it holds {contents(root)}" if root.is_dir() else "there is no such folder"
     raise ValueError(
-        f"'{root}' is no data set of objects: {held}. Give a folder with images/ and annotations.json in COCO's format, or "
-        f"COCO's own with annotations/instances_{split}2017.json and {split}2017/."
+        f"'{root}' is not a dataset of annotated objects: {held}. Give a folder with images/ and "
+        "annotations.json in COCO format, or the folder of COCO itself, with "
+        f"annotations/instances_{split}2017.json and {split}2017/."
     )
 
 
@@ -100,14 +113,21 @@ def find_files(root: Path, split: str) -> tuple[Path, Path]:
 
 
 def read_annotations(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Class names, and for each image its file, height, width and objects."""
+    """Reads an annotation file.
+
+    Returns:
+        Class names, and for each image a dict with `file`, `height`, `width` and `objects`.
+
+    Raises:
+        ValueError: The file is not in COCO format.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"'{path}' is not JSON: {error}. Download or export it again.") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-        raise ValueError(f"'{path}' is not in COCO's format. It must hold the lists {', '.join(lists)}.")
+        raise ValueError(f"'{path}' is not in COCO format. It must contain the lists {', '.join(lists)}.")
     try:
         return collect(*(content[name] for name in lists))
     except ValueError as error:
@@ -117,12 +137,12 @@ def read_annotations(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
 def collect(
     image_rows: list[dict], annotation_rows: list[dict], category_rows: list[dict]
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """COCO's three lists -> class names, images with their objects."""
+    """The three lists of a COCO file -> class names, images with their objects."""
     names = {value(row, "id", "category"): value(row, "name", "category") for row in category_rows}
     if not names or len(names) < len(category_rows) or len(set(names.values())) < len(names):
         raise ValueError(
             f"the categories are {listed([row.get('name') for row in category_rows]) or 'none'}. "
-            "Give each an id and a name of its own."
+            "Give each its own id and name."
         )
     index_of = {category: index for index, category in enumerate(sorted(names))}
     images = {}
@@ -131,22 +151,23 @@ def collect(
         images[value(row, "id", "image")] = {"file": file, "height": height, "width": width, "objects": []}
     if not images or len(images) < len(image_rows):
         raise ValueError(
-            f"{len(image_rows)} images have {len(images)} different ids. Give each an id of its own."
+            f"{len(image_rows)} images have {len(images)} different ids. Give each image its own id."
         )
     for row in annotation_rows:
         image = images.get(value(row, "image_id", "annotation"))
         category = value(row, "category_id", "annotation")
         if image is None or category not in index_of:
             raise ValueError(
-                f"annotation {row.get('id')} is of image {row['image_id']} and category {category}, of which "
-                f"{'the image' if image is None else 'the category'} is not in the file. Remove it, or add what it belongs to."
+                f"annotation {row.get('id')} belongs to image {row['image_id']} and category {category}, but "
+                f"{'the image' if image is None else 'the category'} is not in the file. "
+                "Remove the annotation, or add what is missing."
             )
         image["objects"].append(checked_object(row, index_of[category], image))
     return [names[category] for category in sorted(names)], list(images.values())
 
 
 def value(row: Mapping[str, Any], name: str, what: str) -> Any:
-    """A field that COCO's format requires."""
+    """A required field of a row. Raises ValueError if it is missing."""
     if row.get(name) is None:
         raise ValueError(
             f"{what} {row.get('id', row)} has no '{name}'. Export the annotations again as COCO instances, with masks."
@@ -155,7 +176,7 @@ def value(row: Mapping[str, Any], name: str, what: str) -> Any:
 
 
 def checked_object(row: Mapping[str, Any], class_index: int, image: Mapping[str, Any]) -> Object:
-    """An object with only what is used of it; polygons too short to have an area are dropped."""
+    """A validated object with the fields in use; polygons too short to have an area are dropped."""
     name = f"annotation {row.get('id')} of '{image['file']}'"
     box, segmentation = value(row, "bbox", "annotation"), value(row, "segmentation", "annotation")
     if not is_numbers(box) or len(box) != 4:
@@ -164,14 +185,15 @@ def checked_object(row: Mapping[str, Any], class_index: int, image: Mapping[str,
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", [])) != size or not segmentation.get("counts"):
             raise ValueError(
-                f"{name} has an RLE mask of size {segmentation.get('size')}, and the image is {size}, height and width. "
-                "Give size and counts of the image's own size."
+                f"{name} has an RLE mask of size {segmentation.get('size')}, but the image is {size} "
+                "(height, width). Encode the mask at the size of the image."
             )
     elif is_polygons(segmentation):
         segmentation = [polygon for polygon in segmentation if len(polygon) >= FEWEST_COORDINATES]
     else:
         raise ValueError(
-            f"{name} has a segmentation that is neither polygons nor RLE. Write polygons as lists of x and y in turn."
+            f"{name} has a segmentation that is neither polygons nor RLE. "
+            "Write polygons as lists [x1, y1, x2, y2, ...]."
         )
     found = {"class": class_index, "bbox": box, "segmentation": segmentation}
     return {**found, "iscrowd": int(row.get("iscrowd") or 0), "area": row.get("area")}
@@ -191,7 +213,7 @@ def is_polygons(segmentation: Any) -> bool:
 
 
 def learnable(objects: Sequence[Object], size: tuple[int, int]) -> list[Object]:
-    """The objects to learn from: single ones, with a mask, and a box of a pixel at least inside the image."""
+    """The objects with a mask and a box of at least one pixel inside the image, without crowds."""
     boxes = corners(objects, size)
     is_large = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX).all(axis=1)
     return [
@@ -202,7 +224,7 @@ def learnable(objects: Sequence[Object], size: tuple[int, int]) -> list[Object]:
 
 
 def corners(objects: Sequence[Object], size: tuple[int, int]) -> np.ndarray:
-    """Objects of an image of this size -> (N, 4) left, top, right, bottom of their boxes inside it."""
+    """Objects -> (N, 4) float32 boxes as left, top, right, bottom in pixels, clipped to the image size."""
     boxes = np.array([found["bbox"] for found in objects], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     height, width = size
@@ -210,7 +232,7 @@ def corners(objects: Sequence[Object], size: tuple[int, int]) -> np.ndarray:
 
 
 def object_rle(found: Object, size: tuple[int, int]) -> dict[str, Any]:
-    """The mask of an object as pycocotools' compressed RLE."""
+    """The mask of an object as compressed RLE of pycocotools."""
     segmentation = found["segmentation"]
     if not segmentation:
         return coco_masks.encode(np.zeros(size, dtype=np.uint8, order="F"))
@@ -222,21 +244,21 @@ def object_rle(found: Object, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def object_masks(objects: Sequence[Object], size: tuple[int, int]) -> np.ndarray:
-    """Objects of an image of this size -> (N, height, width), 0 and 1."""
+    """Objects of an image of this size -> (N, H, W) uint8 masks of 0 and 1."""
     if not objects:
         return np.zeros((0, *size), dtype=np.uint8)
     return coco_masks.decode([object_rle(found, size) for found in objects]).transpose(2, 0, 1)
 
 
 def read_as_annotated(path: Path, size: tuple[int, int]) -> Image.Image:
-    """The picture as the annotations see it: upright, or as it is stored where only that has the size that they state."""
-    picture = read_image(path)
-    if picture.size == size[::-1]:
-        return picture
+    """Reads an RGB image upright, or without its EXIF rotation if only that matches the annotated `size`."""
+    image = read_image(path)
+    if image.size == size[::-1]:
+        return image
     stored = open_image(path).image.convert("RGB")
     if stored.size == size[::-1]:
         return stored
     raise ImageReadError(
-        f"'{path}' is {picture.width}x{picture.height} (width x height), and its annotations are for {size[1]}x{size[0]}. "
-        "Give the image that was annotated."
+        f"'{path}' is {image.width}x{image.height} (width x height), but its annotations are for "
+        f"{size[1]}x{size[0]}. Use the image that was annotated."
     )

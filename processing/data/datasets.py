@@ -1,10 +1,10 @@
-"""Data sets of (image, mask) pairs: two folders of files, or any data set of `datasets` with two image columns.
+"""Datasets of (image, mask) pairs: two folders of files, or any dataset of `datasets` with two image columns.
 
-Both give samples {"image": RGB picture or (H, W, bands) array, "mask": (H, W) int64 class ids, "name": text}, and tell
-`classes` (names), `palette`, `ignore_index` and `label_map`. A file that cannot be read raises an error that names it.
+Samples are {"image": RGB image or (H, W, C) array, "mask": (H, W) int64 class ids, "name": text}. The
+datasets have the attributes `classes` (names), `palette`, `ignore_index` and `label_map`. Errors name the
+file that cannot be read.
 """
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, read_bands, read_image, read_mask
+from ..image_reading import Source, read_channels, read_image, read_mask
 from ..label_maps import LabelMap
 from .class_table import ClassTable, example, find_class_table
+from .dataset_rows import cell_source, columns_of, load_rows
 from .official_layouts import Layout, check_place, find_layout
 from .pairing import Pair, Pairing, missing_table, pair_files
 
@@ -38,13 +39,13 @@ MASK_COLUMNS = (
 
 
 class SegmentationData(Dataset, ABC):
-    """What every data set of pairs shares; subclasses say where image and mask of an index are."""
+    """Base of all datasets of pairs; subclasses implement `__len__` and `sources`."""
 
     def __init__(
-        self, table: ClassTable, num_bands: int = 3, value_range: tuple[float, float] | None = None
+        self, table: ClassTable, num_channels: int = 3, value_range: tuple[float, float] | None = None
     ) -> None:
         self.table = table
-        self.num_bands = num_bands
+        self.num_channels = num_channels
         self.value_range = value_range
         self.classes, self.palette = table.names, table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
@@ -54,7 +55,7 @@ class SegmentationData(Dataset, ABC):
 
     @abstractmethod
     def sources(self, index: int) -> Pair:
-        """Where the image and the mask of this index can be read from, and what messages call them."""
+        """The files (or file objects) of the image and the mask at this index, and their name in messages."""
 
     @cached_property
     def decoder(self) -> LabelMap:
@@ -71,26 +72,26 @@ class SegmentationData(Dataset, ABC):
         }
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
-        if self.num_bands == 3:
+        if self.num_channels == 3:
             return read_image(source, value_range=self.value_range)
-        return read_bands(source, self.num_bands, value_range=self.value_range)
+        return read_channels(source, self.num_channels, value_range=self.value_range)
 
     def read_stored_mask(self, source: Source) -> np.ndarray:
-        """The mask as it is in the file: (H, W) ids or (H, W, 3) colours."""
-        return read_mask(source, decode_palette=self.decoder.needs_colours)
+        """The mask as stored in the file: (H, W) ids or (H, W, 3) colors."""
+        return read_mask(source, decode_palette=self.decoder.needs_colors)
 
 
 class PairedFiles(SegmentationData):
-    """Image files with the mask files that belong to them."""
+    """A dataset of image files and mask files."""
 
     def __init__(
         self,
         pairing: Pairing,
         table: ClassTable,
-        num_bands: int = 3,
+        num_channels: int = 3,
         value_range: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(table, num_bands, value_range)
+        super().__init__(table, num_channels, value_range)
         self.pairing = pairing
 
     def __len__(self) -> int:
@@ -101,9 +102,10 @@ class PairedFiles(SegmentationData):
 
 
 class SegmentationFolder(PairedFiles):
-    """A folder with `images/` and `masks/`, whose files have equal names up to the suffix; subfolders count as names.
+    """A folder with `images/` and `masks/`.
 
-    `classes` are names, or the path of a `classes.json`; without it one is looked for here and in the parent folder.
+    An image and its mask have the same relative path up to the suffix. `classes` is a list of names or the
+    path of a `classes.json`; by default it is looked for in the folder and its parent.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class SegmentationFolder(PairedFiles):
         classes: Sequence[str] | str | Path | None = None,
         label_map: Mapping | None = None,
         *,
-        num_bands: int = 3,
+        num_channels: int = 3,
         value_range: tuple[float, float] | None = None,
         needs_all_pairs: bool = True,
     ) -> None:
@@ -122,11 +124,11 @@ class SegmentationFolder(PairedFiles):
         table = find_class_table(self.path, classes, label_map)
         if table is None:
             raise ValueError(missing_table(self.path, pairing.pairs))
-        super().__init__(pairing, table, num_bands, value_range)
+        super().__init__(pairing, table, num_channels, value_range)
 
 
 class DatasetPairs(SegmentationData):
-    """A data set of `datasets` (Hub, imagefolder, `load_from_disk`) with one column of images and one of masks."""
+    """A dataset of `datasets` (Hub, imagefolder, `load_from_disk`) with columns of images and masks."""
 
     def __init__(
         self,
@@ -135,18 +137,18 @@ class DatasetPairs(SegmentationData):
         *,
         image_column: str | None = None,
         mask_column: str | None = None,
-        num_bands: int = 3,
+        num_channels: int = 3,
         value_range: tuple[float, float] | None = None,
-        name: str = "data set",
+        name: str = "dataset",
     ) -> None:
         from datasets import Image as ImageFeature
 
         table = table or table_of_features(dataset, name)
-        super().__init__(table, num_bands, value_range)
-        self.image_column, self.mask_column = find_columns(dataset, image_column, mask_column, name)
+        super().__init__(table, num_channels, value_range)
+        self.image_column, self.mask_column = pair_columns(dataset, image_column, mask_column, name)
         self.name = name
         raw = dataset.with_format(None).select_columns([self.image_column, self.mask_column])
-        for column in raw.column_names:  # bytes or paths: reading is ours, so that errors have names
+        for column in raw.column_names:  # kept as bytes or paths and read by us, so that errors name the row
             raw = raw.cast_column(column, ImageFeature(decode=False))
         self.rows = raw
 
@@ -161,14 +163,10 @@ class DatasetPairs(SegmentationData):
         return Pair(image, mask, f"{self.name}[{index}]")
 
     def file(self, cell: dict[str, Any] | None, index: int, column: str) -> Source:
-        """The path of a cell, or its bytes as a file with a name for messages."""
+        """The path or file of an image in a cell. Raises ValueError if the cell is empty."""
         if cell is None:
-            raise ValueError(f"{self.name}[{index}] has no '{column}'. Filter such rows out before training.")
-        if cell["bytes"] is None:
-            return cell["path"]
-        file = io.BytesIO(cell["bytes"])
-        file.name = f"{self.name}[{index}]['{column}'] {cell['path'] or ''}".strip()
-        return file
+            raise ValueError(f"{self.name}[{index}] has no '{column}'. Remove such rows before training.")
+        return cell_source(cell, f"{self.name}[{index}]['{column}'] {cell['path'] or ''}".strip())
 
 
 def open_data(
@@ -178,31 +176,36 @@ def open_data(
     classes: Sequence[str] | str | Path | None = None,
     image_column: str | None = None,
     mask_column: str | None = None,
-    num_bands: int = 3,
+    num_channels: int = 3,
     value_range: tuple[float, float] | None = None,
     needs_all_pairs: bool = True,
 ) -> SegmentationData:
-    """Opens pairs of images and masks.
-
-    Samples are `{"image": PIL image or (H, W, channels) array, "mask": (H, W) int64 class ids, "name": text}`. The data set has
-    `classes`, `palette`, `ignore_index` and `label_map`.
+    """Opens a dataset of images and masks.
 
     Args:
-        source: Folder with images/ and masks/, folder of ADE20K, Cityscapes or COCO-Stuff as published, folder that `datasets`
-            knows, or name of a data set on the Hub. The split may follow after a colon: "me/streets:train".
-        split: The split; of a folder it is a subfolder.
-        classes: Class names, or the path of a classes.json; by default the one beside the data, or the data set's own.
-        image_column: Column of the images in a data set of `datasets`; by default found by type and name.
-        mask_column: The same for masks.
-        num_bands: Channels of the images; 3 makes RGB of every image.
-        value_range: Values of black and white in images of more than 8 bits.
+        source: One of: a folder with images/ and masks/; the folder of ADE20K, Cityscapes or COCO-Stuff as
+            published; a folder that `datasets` can load; the name of a dataset on the Hub. The split may
+            follow after a colon, as in "me/streets:train".
+        split: Name of the split; for a folder with images/ and masks/, a subfolder.
+        classes: Class names, or path of a `classes.json`. Defaults to the one in the folder or its parent, or
+            to the class names of the dataset.
+        image_column: Column of the images in a dataset of `datasets`. Found by type and name by default.
+        mask_column: Column of the masks, in the same way.
+        num_channels: Number of channels of the images; with 3, every image is converted to RGB.
+        value_range: The values of black and white in images of more than 8 bits.
         needs_all_pairs: Whether an image without a mask, or a mask without an image, is an error.
 
+    Returns:
+        A dataset with the attributes `classes`, `palette`, `ignore_index` and `label_map`. Its samples are
+        dicts of `image` (PIL image or (H, W, C) array), `mask` ((H, W) int64 class ids) and `name`. Reading a
+        sample raises `ImageReadError` if a file is damaged, and ValueError if the mask has another size than
+        the image or an unknown value.
+
     Raises:
-        ValueError: There is no such data, it has no class names, or its files do not form pairs.
+        ValueError: The source does not exist, has no class names, or its files do not form pairs.
     """
     source, split = split_source(str(source), split)
-    reading = {"num_bands": num_bands, "value_range": value_range}
+    reading = {"num_channels": num_channels, "value_range": value_range}
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
         return open_official(layout, folder, split, classes, needs_all_pairs=needs_all_pairs, **reading)
@@ -226,7 +229,7 @@ def open_official(
     needs_all_pairs: bool,
     **reading: Any,
 ) -> PairedFiles:
-    """A split of a published data set; `classes` take the place of its own."""
+    """Opens a split of a published dataset; `classes` replaces its class table."""
     pairing, table = layout.pair_files(root, layout.split_named(split, root))
     check_pairing(pairing, root, needs_all_pairs)
     return PairedFiles(pairing, table if classes is None else find_class_table(root, classes), **reading)
@@ -238,7 +241,7 @@ def check_pairing(pairing: Pairing, folder: Path, needs_all_pairs: bool) -> None
 
 
 def split_source(source: str, split: str | None) -> tuple[str, str | None]:
-    """ "me/streets:train" -> "me/streets", "train"; what exists on disk is left whole."""
+    """ "me/streets:train" -> ("me/streets", "train"); a source that exists on disk is not split."""
     name, colon, last = source.rpartition(":")
     if split is None and colon and len(name) > 1 and last.isidentifier() and not Path(source).exists():
         return name, last
@@ -246,14 +249,14 @@ def split_source(source: str, split: str | None) -> tuple[str, str | None]:
 
 
 def is_path(folder: Path) -> bool:
-    """Whether a folder is meant rather than a name on the Hub: its first part exists, or it has more than two."""
+    """Whether this is a path and not a name on the Hub: its first part exists, or it has three or more."""
     return (
         folder.is_absolute() or len(folder.parts) > 2 or any(Path(part).exists() for part in folder.parts[:1])
     )
 
 
 def is_known_to_datasets(folder: Path) -> bool:
-    """Saved by `save_to_disk`, or an imagefolder with metadata."""
+    """Whether the folder was written by `save_to_disk`, or is an imagefolder with metadata."""
     marks = ("dataset_info.json", "dataset_dict.json", "state.json")
     return any((folder / mark).is_file() for mark in marks) or any(
         next(folder.glob(f"{place}metadata.{suffix}"), None)
@@ -262,43 +265,18 @@ def is_known_to_datasets(folder: Path) -> bool:
     )
 
 
-def load_rows(source: Path | str, split: str | None) -> "datasets.Dataset":
-    """The rows of one split."""
-    import datasets
-
-    try:
-        if isinstance(source, str):
-            loaded = datasets.load_dataset(source)
-        elif (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
-            loaded = datasets.load_from_disk(source)
-        else:
-            loaded = datasets.load_dataset("imagefolder", data_dir=str(source))
-    except (ConnectionError, FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"'{source}' is no folder here, and `datasets` cannot load it: {error} Check the path (seen from "
-            f"'{Path.cwd()}') or the name, and the connection to the Hub."
-        ) from error
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    if split is None and len(loaded) == 1:
-        return next(iter(loaded.values()))
-    if split not in loaded:
-        raise ValueError(
-            f"'{source}' has the splits {', '.join(loaded)}. Name one, as in '{source}:{next(iter(loaded))}'."
-        )
-    return loaded[split]
-
-
-def find_columns(
+def pair_columns(
     dataset: "datasets.Dataset", image_column: str | None, mask_column: str | None, name: str
 ) -> tuple[str, str]:
-    """The columns of images and masks: as named, or by their type and usual names."""
+    """The columns of images and masks: the given names, or else by type and usual name."""
     from datasets import Image as ImageFeature
 
-    columns = [column for column, kind in dataset.features.items() if isinstance(kind, ImageFeature)]
+    columns = columns_of(dataset, ImageFeature)
     for wanted in (image_column, mask_column):
         if wanted is not None and wanted not in columns:
-            raise ValueError(f"{name} has no image column '{wanted}'; it has {', '.join(columns) or 'none'}.")
+            raise ValueError(
+                f"{name} has no image column '{wanted}'. Choose from: {', '.join(columns) or 'none'}."
+            )
     mask = mask_column or next((c for c in MASK_COLUMNS if c in columns and c != image_column), None)
     image = image_column or next((c for c in IMAGE_COLUMNS if c in columns and c != mask), None)
     rest = [column for column in columns if column not in (image, mask)]
@@ -306,33 +284,34 @@ def find_columns(
     mask = mask or (rest.pop() if image and len(rest) == 1 else None)
     if image is None or mask is None or image == mask:
         raise ValueError(
-            f"{name} has the image columns {', '.join(columns) or '(none)'}: which holds images and which masks? "
-            "Pass image_column and mask_column. (An imagefolder needs metadata.jsonl with file_name and mask_file_name.)"
+            f"{name} has the image columns {', '.join(columns) or '(none)'}, and it is unclear which one "
+            "contains images and which one masks. Pass image_column and mask_column. (An imagefolder needs a "
+            "metadata.jsonl with file_name and mask_file_name.)"
         )
     return image, mask
 
 
 def table_of_features(dataset: "datasets.Dataset", name: str) -> ClassTable:
-    """Class names from the one list of class labels among the columns."""
+    """Reads the class names from the only column that is a list of class labels."""
     from datasets import ClassLabel
 
     inner = (getattr(kind, "feature", None) for kind in dataset.features.values())
     labels = [kind for kind in inner if isinstance(kind, ClassLabel)]
     if len(labels) != 1:
         raise ValueError(
-            f"{name} does not tell its class names. Pass a file for `classes` that holds for example {example()}."
+            f"{name} has no class names. Pass the path of a file with, for example, {example()} as `classes`."
         )
     return ClassTable(list(labels[0].names))
 
 
 def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
-    """Height and width."""
+    """Height and width in pixels."""
     return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
 
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:
     if tuple(image) != tuple(mask):
         raise ValueError(
-            f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} (upright). "
-            "Make them the same size; resize masks without interpolation."
+            f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} "
+            "(width x height). Make them the same size; resize masks by nearest neighbor."
         )

@@ -1,7 +1,7 @@
-"""Augmentation of images with one label, made of timm's and torchvision's parts: crop, flip, RandAugment, erasing.
+"""Augmentation for image classification with timm and torchvision: crop, flip, RandAugment, random erasing.
 
-What an image becomes depends on (seed, epoch, index) alone, as in segmentation. timm draws from the global generators of
-Python and numpy, and torchvision from torch's; they are seeded for one image, and afterwards go on as if nothing had happened.
+The result depends only on (seed, epoch, index), as in segmentation. timm draws from the global generators of
+Python and NumPy, and torchvision from that of torch; they are seeded for each image and restored afterwards.
 """
 
 import random
@@ -22,11 +22,11 @@ from torchvision.transforms.v2 import functional as F
 
 NO_RAND_AUGMENT = "none"
 ASPECTS = (3 / 4, 4 / 3)
-ERASING = 1  # marks the second of the two draws for an image
+ERASING = 1  # key of the second of the two draws for an image
 
 
 class View(NamedTuple):
-    """Which part of an image a sample shows: a box as shares of its sides, and whether it is mirrored."""
+    """The part of an image that a sample shows, in fractions of its sides, and whether it is flipped."""
 
     left: float
     top: float
@@ -37,49 +37,64 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """Settings of the augmentation, and the augmentation itself when called."""
+    """Augments an RGB image: random resized crop, flip, RandAugment or color jitter, and random erasing.
 
-    crop_size: tuple[int, int]  # height and width of the result
-    area_range: tuple[float, float] = (0.08, 1.0)  # of the crop, as a share of the image
-    aspect_range: tuple[float, float] = ASPECTS  # width over height
+    Args:
+        crop_size: Height and width of the result in pixels.
+        area_range: Range of the area of the crop, as a fraction of the image.
+        aspect_range: Range of the aspect ratio (width / height) of the crop.
+        flip_probability: Probability of a horizontal flip.
+        rand_augment: RandAugment policy in timm's notation, or "none".
+        color_jitter: Strength of brightness, contrast and saturation jitter if `rand_augment` is "none".
+        erasing_probability: Probability of random erasing.
+        mean_color: RGB fill color of the geometric operations of RandAugment.
+        seed: Seed of all random draws.
+
+    Raises:
+        ValueError: `rand_augment` is not in timm's notation.
+    """
+
+    crop_size: tuple[int, int]
+    area_range: tuple[float, float] = (0.08, 1.0)
+    aspect_range: tuple[float, float] = ASPECTS
     flip_probability: float = 0.5
-    rand_augment: str = "rand-m9-mstd0.5-inc1"  # timm's notation, or "none"
-    colour_jitter: float = 0.4  # in place of RandAugment where there is none
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.4
     erasing_probability: float = 0.25
-    mean_colour: tuple[int, int, int] = (124, 116, 104)  # fills what RandAugment moves into the picture
+    mean_color: tuple[int, int, int] = (124, 116, 104)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.change_colours  # a misspelt RandAugment fails here, not in the first worker
+        _ = self.change_colors  # so that a misspelled policy fails here and not in a worker
 
     def __call__(self, image: Image.Image, *, epoch: int, index: int) -> tuple[Image.Image, View]:
-        """An RGB picture -> one of `crop_size`, and what it shows."""
+        """RGB image -> RGB image of `crop_size`, and the part of the original that it shows."""
         with seeded(self.seed, epoch, index):
             top, left, height, width = RandomResizedCrop.get_params(image, self.area_range, self.aspect_range)
             is_mirrored = random.random() < self.flip_probability
-            picture = F.resized_crop(
+            crop = F.resized_crop(
                 image, top, left, height, width, list(self.crop_size), v2.InterpolationMode.BICUBIC
             )
             if is_mirrored:
-                picture = F.horizontal_flip(picture)
-            picture = self.change_colours(picture)
+                crop = F.horizontal_flip(crop)
+            crop = self.change_colors(crop)
         full_width, full_height = image.size
         right, bottom = (left + width) / full_width, (top + height) / full_height
-        return picture, View(left / full_width, top / full_height, right, bottom, is_mirrored)
+        return crop, View(left / full_width, top / full_height, right, bottom, is_mirrored)
 
     def erase(self, pixels: Tensor, *, epoch: int, index: int) -> Tensor:
-        """(C, H, W), normalised -> the same, in some with noise in a rectangle."""
+        """(C, H, W) normalized -> (C, H, W), with noise in a random rectangle of some images."""
         with seeded(self.seed, epoch, index, ERASING):
             return RandomErasing(self.erasing_probability, mode="pixel", device="cpu")(pixels)
 
     @cached_property
-    def change_colours(self) -> v2.Transform:
-        """RandAugment, or else colour jitter, as timm chooses between them."""
+    def change_colors(self) -> v2.Transform:
+        """RandAugment, or color jitter without it, as in timm."""
         if self.rand_augment == NO_RAND_AUGMENT:
-            return v2.ColorJitter(*(self.colour_jitter,) * 3)
+            return v2.ColorJitter(*(self.color_jitter,) * 3)
         options = {
             "translate_const": int(0.45 * min(self.crop_size)),
-            "img_mean": self.mean_colour,
+            "img_mean": self.mean_color,
             "interpolation": Image.Resampling.BICUBIC,
         }
         try:
@@ -93,7 +108,7 @@ class ImageAugmentation:
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Inside the block, what Python, numpy and torch draw on the CPU is a function of `key`."""
+    """Seeds the CPU generators of Python, NumPy and torch by `key` and restores them after the block."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seeds = np.random.SeedSequence(key).generate_state(3).tolist()
     random.seed(seeds[0])

@@ -1,10 +1,9 @@
-"""Data sets of images with one label each: a folder with one subfolder for each class, or any data set of `datasets`.
+"""Datasets for image classification: a folder with one subfolder per class, or any dataset of `datasets`.
 
-Both give samples {"image": RGB picture, "label": index of the class, "name": text} and tell `classes`, their names. A file
-that cannot be read raises an error that names it.
+Samples are {"image": RGB image, "label": class index, "name": text}; `classes` lists the class names. Errors
+name the file that cannot be read.
 """
 
-import io
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..image_reading import ImageReadError, Source, read_image
-from .datasets import is_known_to_datasets, is_path, load_rows, split_source
+from .dataset_rows import cell_source, columns_of, load_rows
+from .datasets import is_known_to_datasets, is_path, split_source
 from .pairing import contents, files_by_name, listed
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category")
 THREADS = 8
 
 
-class LabelledImages(Dataset, ABC):
-    """What both kinds share; subclasses say where the image of an index is."""
+class LabeledImages(Dataset, ABC):
+    """Base of the classification datasets; subclasses implement `__len__` and `source`."""
 
     classes: list[str]
 
@@ -34,10 +34,10 @@ class LabelledImages(Dataset, ABC):
 
     @abstractmethod
     def source(self, index: int) -> tuple[Source, int, str]:
-        """Where an image can be read from, the index of its class, and what messages call it."""
+        """The file (or file object) of an image, its class index, and its name in messages."""
 
     def empty_classes(self) -> list[str]:
-        """Classes that are known to have no image."""
+        """Names of the classes that are known to have no images."""
         return []
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -45,8 +45,8 @@ class LabelledImages(Dataset, ABC):
         return {"image": read_image(source), "label": label, "name": name}
 
 
-class ClassFolders(LabelledImages):
-    """ImageNet's layout: CLASS/IMAGE for every class, whose index is its place among the sorted folder names."""
+class ClassFolders(LabeledImages):
+    """ImageNet's layout, CLASS/IMAGE. A class index is a position among the sorted folder names."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -73,15 +73,15 @@ class ClassFolders(LabelledImages):
         return [name for label, name in enumerate(self.classes) if label not in filled]
 
 
-class LabelledRows(LabelledImages):
-    """A data set of `datasets` with a column of images and a column of labels."""
+class LabeledRows(LabeledImages):
+    """A dataset of `datasets` with a column of images and a column of labels."""
 
-    def __init__(self, dataset: "datasets.Dataset", name: str = "data set") -> None:
+    def __init__(self, dataset: "datasets.Dataset", name: str = "dataset") -> None:
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
         self.name = name
-        self.image_column, self.label_column = find_columns(dataset, name)
+        self.image_column, self.label_column = label_columns(dataset, name)
         kind = dataset.features[self.label_column]
         if isinstance(kind, ClassLabel):
             self.classes = list(kind.names)
@@ -99,16 +99,12 @@ class LabelledRows(LabelledImages):
         cell, label = row[self.image_column], row[self.label_column]
         label = label if self.has_indices else self.classes.index(str(label))
         if cell is None or label is None or label < 0:
-            raise ValueError(f"{name} has no image or no label. Filter such rows out before training.")
-        if cell["bytes"] is None:
-            return cell["path"], label, name
-        file = io.BytesIO(cell["bytes"])
-        file.name = name
-        return file, label, name
+            raise ValueError(f"{name} has no image or no label. Remove such rows before training.")
+        return cell_source(cell, name), label, name
 
 
-class GeneratedImages(LabelledImages):
-    """Two pictures of noise."""
+class GeneratedImages(LabeledImages):
+    """Two images of noise, for runs without data."""
 
     def __init__(self, size: tuple[int, int], num_classes: int) -> None:
         self.size = size
@@ -124,7 +120,7 @@ class GeneratedImages(LabelledImages):
 
 
 def unreadable(data: Dataset, sample: int) -> list[str]:
-    """What is wrong with images, `sample` of them spread evenly."""
+    """Error messages of the images that cannot be read, among `sample` evenly spaced ones."""
 
     def complaint(index: int) -> str | None:
         try:
@@ -138,10 +134,16 @@ def unreadable(data: Dataset, sample: int) -> list[str]:
         return list(filter(None, threads.map(complaint, indices)))
 
 
-def open_labelled_images(source: str, split: str | None = None) -> LabelledImages:
-    """A folder with one subfolder for each class, a folder that `datasets` knows, or a data set of the Hub.
+def open_labeled_images(source: str, split: str | None = None) -> LabeledImages:
+    """Opens a dataset for image classification.
 
-    The split can be a part of the source, as in "me/birds:train"; of a folder it is a subfolder.
+    Args:
+        source: Folder with one subfolder per class, folder that `datasets` can load, or name of a dataset on
+            the Hub. The split may follow after a colon, as in "me/birds:train".
+        split: Name of the split; for a folder with one subfolder per class, a subfolder.
+
+    Raises:
+        ValueError: The source does not exist, or has no images or no labels.
     """
     source, split = split_source(source, split)
     folder = Path(source).expanduser()
@@ -149,19 +151,19 @@ def open_labelled_images(source: str, split: str | None = None) -> LabelledImage
         folder, split = folder / split, None
     if is_path(folder) and not is_known_to_datasets(folder):
         return ClassFolders(folder)
-    return LabelledRows(load_rows(folder if folder.exists() else source, split), source)
+    return LabeledRows(load_rows(folder if folder.exists() else source, split), source)
 
 
 def class_folders(path: Path) -> list[Path]:
-    """The folders of the classes, sorted by name."""
+    """The class folders sorted by name. Raises ValueError if the path is not a folder of classes."""
     if not path.is_dir():
         near = next(parent for parent in path.absolute().parents if parent.exists())
-        raise ValueError(f"'{path}' is no folder; '{near}' holds {contents(near)}. Check the path.")
+        raise ValueError(f"'{path}' is not a folder; '{near}' holds {contents(near)}. Check the path.")
     folders = sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith("."))
     if len(folders) < 2:
         raise ValueError(
-            f"'{path}' needs one folder of images for each class, two or more; it holds {contents(path)}. "
-            "Sort the images into CLASS/IMAGE.jpg."
+            f"'{path}' must have one folder of images per class, for at least two classes; it holds "
+            f"{contents(path)}. Sort the images into CLASS/IMAGE.jpg."
         )
     names = {folder.name for folder in folders}
     if names <= {"train", "val", "valid", "validation", "test"}:
@@ -171,18 +173,17 @@ def class_folders(path: Path) -> list[Path]:
     return folders
 
 
-def find_columns(dataset: "datasets.Dataset", name: str) -> tuple[str, str]:
-    """The one column of images and that of labels, by type and usual names."""
+def label_columns(dataset: "datasets.Dataset", name: str) -> tuple[str, str]:
+    """The only column of images, and the column of labels by type or usual name."""
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
-    kinds = dataset.features
-    images = [column for column, kind in kinds.items() if isinstance(kind, ImageFeature)]
-    labels = [column for column, kind in kinds.items() if isinstance(kind, ClassLabel)]
-    labels = labels if len(labels) == 1 else [column for column in LABEL_COLUMNS if column in kinds]
+    images, labels = columns_of(dataset, ImageFeature), columns_of(dataset, ClassLabel)
+    if len(labels) != 1:
+        labels = [column for column in LABEL_COLUMNS if column in dataset.features]
     if len(images) != 1 or not labels:
         raise ValueError(
-            f"{name} has the columns {listed(list(kinds))}: one column of images and one of class labels are required. "
-            "Select and rename columns so that they are 'image' and 'label'."
+            f"{name} has the columns {listed(list(dataset.features))}. One column of images and one of class labels are "
+            "required. Select these columns and rename them to 'image' and 'label'."
         )
     return images[0], labels[0]

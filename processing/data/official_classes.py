@@ -1,4 +1,4 @@
-"""The classes of ADE20K, Cityscapes and COCO-Stuff, in the order in which the papers' models learn them, and their ids in the files."""
+"""The classes of ADE20K, Cityscapes and COCO-Stuff in the order of the papers' models, and their ids in the mask files."""
 
 from ..label_maps import IGNORE
 
@@ -18,7 +18,7 @@ food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher,
 traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
 """
 
-# Class -> id in *_labelIds.png, colour.
+# Class -> id in *_labelIds.png, RGB color.
 CITYSCAPES = {
     "road": (7, (128, 64, 128)),
     "sidewalk": (8, (244, 35, 232)),
@@ -58,7 +58,7 @@ straw, structural-other, table, tent, textile-other, towel, tree, vegetable, wal
 wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood
 """
 COCO_STUFF_IDS = 182
-# street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door, blender, hair brush: ids that no picture has
+# street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door, blender, hair brush: ids that occur in no image
 COCO_STUFF_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 
 
@@ -67,22 +67,22 @@ def names(table: str) -> list[str]:
 
 
 def ade20k_ids() -> LabelIds:
-    """1..150; 0 is everything else."""
+    """Ids 1..150 are the classes; 0 is everything else."""
     return {0: IGNORE} | {index + 1: index for index in range(len(names(ADE20K)))}
 
 
 def cityscapes_ids() -> LabelIds:
-    """Of the 34 ids, 19 are classes."""
+    """19 of the 34 ids are classes."""
     classes = {stored: index for index, (stored, _) in enumerate(CITYSCAPES.values())}
     return dict.fromkeys(range(CITYSCAPES_IDS), IGNORE) | {IGNORE_INDEX: IGNORE} | classes
 
 
 def coco_stuff_ids() -> LabelIds:
-    """0..90 things and 91..181 stuff, with gaps; 255 is unlabelled."""
+    """Ids 0..90 are things and 91..181 are stuff, with gaps; 255 is unlabeled."""
     used = [stored for stored in range(COCO_STUFF_IDS) if stored not in COCO_STUFF_UNUSED]
     return {stored: index for index, stored in enumerate(used)} | {IGNORE_INDEX: IGNORE}
 
 
 def train_ids(count: int) -> LabelIds:
-    """Files whose ids are the classes already."""
+    """Ids that are class ids already; 255 is unlabeled."""
     return {index: index for index in range(count)} | {IGNORE_INDEX: IGNORE}

@@ -1,11 +1,12 @@
-"""The folders of ADE20K, Cityscapes and COCO-Stuff as their authors publish them; they are recognised by what is in them.
+"""The folders of ADE20K, Cityscapes and COCO-Stuff as published, recognized by their contents.
 
     ADEChallengeData2016/  images/{training,validation}/*.jpg       annotations/{training,validation}/*.png
     cityscapes/            leftImg8bit/{train,val}/CITY/*_leftImg8bit.png
                            gtFine/{train,val}/CITY/*_gtFine_labelIds.png, or *_gtFine_labelTrainIds.png
-    coco_stuff164k/        images/{train2017,val2017}/*.jpg         annotations/{train2017,val2017}/*.png, or *_labelTrainIds.png
+    coco_stuff164k/        images/{train2017,val2017}/*.jpg
+                           annotations/{train2017,val2017}/*.png, or *_labelTrainIds.png
 
-A split is part of the source, as in "cityscapes:val"; training and evaluation know which one they want.
+The split is part of the source, as in "cityscapes:val"; training and evaluation add it by themselves.
 """
 
 from dataclasses import dataclass
@@ -13,44 +14,55 @@ from pathlib import Path
 
 from . import official_classes
 from .class_table import ClassTable, class_table
-from .pairing import Pair, Pairing, contents, listed
+from .pairing import Pair, Pairing, contents, files_by_name, listed
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps the images and masks of its splits."""
+    """Where a dataset keeps the images and masks of its splits.
+
+    Args:
+        title: Name of the dataset.
+        hub_name: Its name in the `datasets` field of model cards.
+        splits: "train" and "val" -> names of their folders.
+        image_folder: Folder of the images.
+        image_suffix: Suffix of the image files.
+        mask_folder: Folder of the masks.
+        masks: Suffix of the mask files -> meaning of their ids. The first suffix that occurs is used.
+        classes: Class names.
+        palette: RGB color of each class.
+    """
 
     title: str
-    hub_name: str  # in the `datasets` of model cards
-    splits: dict[str, str]  # "train" and "val" -> the names of their folders
+    hub_name: str
+    splits: dict[str, str]
     image_folder: str
     image_suffix: str
     mask_folder: str
-    masks: dict[
-        str, official_classes.LabelIds
-    ]  # suffix -> what the ids in such files mean; the first that occurs counts
+    masks: dict[str, official_classes.LabelIds]
     classes: list[str]
     palette: tuple[tuple[int, int, int], ...] | None = None
 
     def folders(self, root: Path, split: str) -> tuple[Path, Path]:
-        """Of the images and of the masks of a split."""
+        """The folders of the images and of the masks of a split."""
         return root / self.image_folder / self.splits[split], root / self.mask_folder / self.splits[split]
 
     def splits_in(self, root: Path) -> list[str]:
         return [split for split in self.splits if any(place.is_dir() for place in self.folders(root, split))]
 
     def split_named(self, name: str | None, root: Path) -> str:
-        """The split of this name, which may also be that of its folder."""
+        """The split with this name or folder name. Raises ValueError if there is none."""
         for split, folder in self.splits.items():
             if name in (split, folder):
                 return split
         given = f"has no split '{name}'" if name else "is given without a split"
         raise ValueError(
-            f"'{root}', {self.title}, {given}. Name one of {', '.join(self.splits)}, as in '{root}:{next(iter(self.splits))}'."
+            f"'{root}' ({self.title}) {given}. Choose from {', '.join(self.splits)}, as in "
+            f"'{root}:{next(iter(self.splits))}'."
         )
 
     def pair_files(self, root: Path, split: str) -> tuple[Pairing, ClassTable]:
-        """The files of a split, sorted by name, and what the ids in its masks mean."""
+        """The pairs of a split sorted by name, and its class table. Raises ValueError if there are none."""
         image_folder, mask_folder = self.folders(root, split)
         for place in (image_folder, mask_folder):
             if not place.is_dir():
@@ -67,7 +79,8 @@ class Layout:
             raise ValueError(
                 f"'{root}' has no pairs: {image_folder.relative_to(root)}/ holds {len(images)} files *{self.image_suffix} "
                 f"({listed(sorted(images))}), and {mask_folder.relative_to(root)}/ {len(masks)} files "
-                f"{' or '.join('*' + suffix for suffix in self.masks)} ({listed(sorted(masks))}). Names must be those of {self.title}."
+                f"{' or '.join('*' + suffix for suffix in self.masks)} ({listed(sorted(masks))}). "
+                f"Keep the file names of {self.title}."
             )
         pairing = Pairing(
             [Pair(images[name], masks[name], name) for name in names],
@@ -104,7 +117,7 @@ CITYSCAPES = Layout(
         "_gtFine_labelTrainIds.png": official_classes.train_ids(len(official_classes.CITYSCAPES)),
     },
     classes=list(official_classes.CITYSCAPES),
-    palette=tuple(colour for _, colour in official_classes.CITYSCAPES.values()),
+    palette=tuple(color for _, color in official_classes.CITYSCAPES.values()),
 )
 COCO_STUFF = Layout(
     title="COCO-Stuff",
@@ -125,26 +138,26 @@ LAYOUTS = (ADE20K, CITYSCAPES, COCO_STUFF)
 
 
 def find_layout(root: Path) -> Layout | None:
-    """The data set whose splits are here; a folder with masks/ is a user's own."""
+    """The published dataset whose splits are in this folder. A folder with masks/ is never one."""
     if (root / "masks").is_dir():
         return None
     return next((layout for layout in LAYOUTS if layout.splits_in(root)), None)
 
 
 def with_split(source: str, split: str) -> str:
-    """ "cityscapes" -> "cityscapes:val" where such a folder is meant; every other source as it is."""
+    """ "cityscapes" -> "cityscapes:val" for a published dataset; other sources are unchanged."""
     return f"{source}:{split}" if find_layout(Path(source).expanduser()) else source
 
 
 def sources_of_splits(source: str) -> list[str]:
-    """ "cityscapes" -> "cityscapes:train", "cityscapes:val"; nothing for other folders."""
+    """ "cityscapes" -> ["cityscapes:train", "cityscapes:val"]; an empty list for other sources."""
     root = Path(source).expanduser()
     layout = find_layout(root)
     return [f"{source}:{split}" for split in layout.splits_in(root)] if layout else []
 
 
 def check_place(folder: Path) -> None:
-    """Raises where the folder of a published data set is one or two levels away from the one that was given."""
+    """Raises ValueError if a published dataset is in a parent folder or a subfolder of the given one."""
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         return
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -154,12 +167,3 @@ def check_place(folder: Path) -> None:
                 f"'{folder}' is not the folder of {layout.title}, but '{root}' is. "
                 f"Give '{root}:{next(iter(layout.splits))}', with the split after the colon."
             )
-
-
-def files_by_name(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files below a folder by relative path without `suffix`; hidden files are left out."""
-    return {
-        path.relative_to(folder).as_posix().removesuffix(suffix): path
-        for path in sorted(folder.rglob(f"*{suffix}"))
-        if not path.name.startswith(".")
-    }

@@ -1,4 +1,4 @@
-"""Which image file belongs to which mask file, and what to say when it cannot be told."""
+"""Matches image files to mask files by name, and explains what is missing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ IMAGE_SUFFIXES = {
     *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
 MASKS_TO_GUESS_FROM = 20
-LISTED = 5  # names in a message
+LISTED = 5  # names listed in a message
 
 
 class Pair(NamedTuple):
-    """An image, its mask, and a name for both."""
+    """An image, its mask, and their name in messages."""
 
     image: Source
     mask: Source
@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairing:
-    """Files of two folders, matched by path without suffix."""
+    """The files of two folders, matched by relative path without suffix."""
 
     pairs: list[Pair]
     images_without_mask: list[str]
@@ -37,29 +37,31 @@ class Pairing:
 
     @property
     def problems(self) -> list[str]:
-        """What keeps the files from being pairs, for people."""
+        """Messages about files without a partner."""
         images, masks = self.folders
         sides = (
             (self.images_without_mask, "images have no mask", masks),
             (self.masks_without_image, "masks have no image", images),
         )
         return [
-            f"{len(names)} {what}: {listed(names)}. Add files of the same name to {folder}, or move these elsewhere."
+            f"{len(names)} {what}: {listed(names)}. Add files of the same name to {folder}, "
+            "or move these away."
             for names, what, folder in sides
             if names
         ]
 
 
 def pair_files(folder: Path) -> Pairing:
-    """The files of images/ and masks/, sorted by name."""
+    """Pairs the files of images/ and masks/, sorted by name. Raises ValueError if there are no pairs."""
     if not (folder / "images").is_dir() or not (folder / "masks").is_dir():
         raise ValueError(missing_folders(folder))
     images, masks = (files_by_name(folder / part) for part in ("images", "masks"))
     names = sorted(images.keys() & masks.keys())
     if not names:
         raise ValueError(
-            f"'{folder}' has no pairs: images/ holds {len(images)} images ({listed(sorted(images.values()))}) and masks/ "
-            f"{len(masks)} ({listed(sorted(masks.values()))}). An image and its mask must have the same name up to the suffix."
+            f"'{folder}' has no pairs: images/ holds {len(images)} images ({listed(sorted(images.values()))}) and "
+            f"masks/ {len(masks)} ({listed(sorted(masks.values()))}). "
+            "Give an image and its mask the same name up to the suffix."
         )
     return Pairing(
         [Pair(images[name], masks[name], name) for name in names],
@@ -68,23 +70,31 @@ def pair_files(folder: Path) -> Pairing:
     )
 
 
-def files_by_name(folder: Path) -> dict[str, Path]:
-    """Image files below a folder by relative path without suffix; hidden files are left out."""
+def files_by_name(folder: Path, suffix: str = "") -> dict[str, Path]:
+    """Image files below a folder by relative path without suffix; hidden files are left out.
+
+    Args:
+        folder: Folder that is searched with its subfolders.
+        suffix: End of the file names to find and to strip. By default, all image files without their suffix.
+
+    Raises:
+        ValueError: Two files have the same name.
+    """
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob(f"*{suffix}")):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
             continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = path.relative_to(folder).as_posix().removesuffix(suffix or path.suffix)
         if name in files:
             raise ValueError(
-                f"'{path}' and '{files[name]}' have the same name. Remove or rename one of them."
+                f"'{path}' and '{files[name]}' have the same name up to the suffix. Rename one of them."
             )
         files[name] = path
     return files
 
 
 def missing_folders(folder: Path) -> str:
-    """What is in the place of images/ and masks/, and what the user may have meant."""
+    """An error message for a folder without images/ and masks/, with the folder that was probably meant."""
     if not folder.exists():
         near = next(parent for parent in folder.absolute().parents if parent.exists())
         return f"'{folder}' does not exist; '{near}' holds {contents(near)}. Check the path."
@@ -94,21 +104,24 @@ def missing_folders(folder: Path) -> str:
         sub.name for sub in sorted(folder.iterdir()) if (sub / "images").is_dir() and (sub / "masks").is_dir()
     ]
     if inside:
-        return f"'{folder}' has no images/ and masks/, but {listed(inside)} in it have. Give '{folder / inside[0]}'."
+        return f"'{folder}' has no images/ and masks/; they are in {listed(inside)}. Give '{folder / inside[0]}'."
     if (folder.parent / "images").is_dir() and (folder.parent / "masks").is_dir():
         return f"'{folder}' is one level too deep. Give '{folder.parent}', which holds images/ and masks/."
     return (
-        f"'{folder}' needs a folder images/ and a folder masks/ with files of equal names; it holds {contents(folder)}. "
-        "Rename or move what is there."
+        f"'{folder}' must have a folder images/ and a folder masks/ with files of equal names; it holds "
+        f"{contents(folder)}. Rename or move the existing files."
     )
 
 
 def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
-    """Where to write which `classes.json`, with the ids of the first masks."""
+    """An error message that proposes a `classes.json`, made from the ids of the first masks."""
     masks = [read_mask(pair.mask) for pair in pairs[:MASKS_TO_GUESS_FROM]]
     if any(mask.ndim == 3 for mask in masks):
         proposal = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
-        return f"the masks in '{folder}' are in colours. Say which class each one is, in '{folder / FILE_NAME}': {proposal}"
+        return (
+            f"the masks in '{folder}' contain colors, not class ids. Give the color of each class in "
+            f"'{folder / FILE_NAME}': {proposal}"
+        )
     ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
     if ids == [0, 255]:
         proposal = '{"classes": ["background", "object"], "label_map": {"0": 0, "255": 1}}'
@@ -116,17 +129,17 @@ def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
         count = max((index for index in ids if index != 255), default=0) + 1
         proposal = example([f"class {index}" for index in range(min(count, 256))])
     return (
-        f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, such as {proposal}. "
-        f"The first {len(masks)} masks hold the ids {', '.join(map(str, ids))}."
+        f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, for example "
+        f"{proposal}. The first {len(masks)} masks contain the ids {', '.join(map(str, ids))}."
     )
 
 
 def contents(folder: Path) -> str:
-    """A few of the names in a folder."""
+    """The first names in a folder, for messages."""
     return listed([sub.name + "/" * sub.is_dir() for sub in sorted(folder.iterdir())]) or "nothing"
 
 
 def listed(names: Sequence[Any]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of further ones."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(str(name) for name in names[:LISTED]) + more

@@ -1,4 +1,4 @@
-"""Looks at every pair of a data set before anything trains: what `contextseg-check` reports and training runs first."""
+"""Checks the pairs of a dataset: the report of `contextseg-check`, and the check at the start of training."""
 
 import os
 from collections import Counter
@@ -14,37 +14,55 @@ from ..label_maps import LabelMap
 from .datasets import SegmentationData, check_sizes, image_size
 from .pairing import listed
 
-THREADS = min(8, os.cpu_count() or 1)  # decoding releases Python's lock
+THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 RARE_SHARE = 0.001
 FEW_VALUES = 1 << 16
 
 
 class Finding(NamedTuple):
-    """What one pair holds: its size and its ids, or why it cannot be used."""
+    """The size and the ids of one pair, or why it cannot be used."""
 
     name: str
     size: tuple[int, int] | None = None
     pixels_by_id: dict[int, int] | None = None
-    is_coloured: bool = False
+    is_colored: bool = False
     unreadable: str | None = None
     mismatch: str | None = None
 
 
 @dataclass
 class CheckReport:
-    """Findings over a data set; `problems` would break a training, `warnings` may spoil it."""
+    """The findings of `check_data` for a dataset.
+
+    Args:
+        name: Name of the dataset in the report.
+        classes: Class names.
+        num_samples: Number of pairs in the dataset.
+        skip_unreadable: Whether unreadable pairs are warnings rather than problems.
+        num_checked: Number of pairs that were read.
+        sizes: (height, width) in pixels -> number of images.
+        pixels: Class id -> number of pixels.
+        images: Class id -> number of images that contain the class.
+        ignored_pixels: Number of pixels with the ignore index.
+        stored_ids: Id in the files, or "#rrggbb" -> number of pixels.
+        unknown_ids: Id or color without a class -> name of the first pair that contains it.
+        unreadable: Error messages of pairs that cannot be read.
+        mismatches: Error messages of masks whose size differs from their image.
+        problems: What would stop or break training.
+        warnings: What may reduce the quality of the trained model.
+    """
 
     name: str
     classes: list[str]
     num_samples: int
     skip_unreadable: bool = False
     num_checked: int = 0
-    sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
-    pixels: Counter = field(default_factory=Counter)  # class -> pixels
-    images: Counter = field(default_factory=Counter)  # class -> images that show it
+    sizes: Counter = field(default_factory=Counter)
+    pixels: Counter = field(default_factory=Counter)
+    images: Counter = field(default_factory=Counter)
     ignored_pixels: int = 0
-    stored_ids: Counter = field(default_factory=Counter)  # id in the files, or "#rrggbb" -> pixels
-    unknown_ids: dict[str, str] = field(default_factory=dict)  # id or colour -> the first mask that holds it
+    stored_ids: Counter = field(default_factory=Counter)
+    unknown_ids: dict[str, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -52,15 +70,16 @@ class CheckReport:
 
     @property
     def is_complete(self) -> bool:
+        """Whether every pair was read."""
         return self.num_checked == self.num_samples
 
     def shares(self) -> list[float]:
-        """Each class's part of the labelled pixels."""
+        """Each class's fraction of the labeled pixels, from 0 to 1."""
         total = max(1, sum(self.pixels.values()))
         return [self.pixels[index] / total for index in range(len(self.classes))]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as values that JSON can store."""
         rows = zip(self.classes, self.shares(), strict=True)
         return {
             "data": self.name,
@@ -80,11 +99,11 @@ class CheckReport:
         }
 
     def text(self) -> str:
-        """For people."""
+        """The report as plain text: sizes, a table of classes, problems and warnings."""
         checked = "" if self.is_complete else f", {self.num_checked} of them checked"
         lines = [f"{self.name}: {self.num_samples} pairs{checked}", f"sizes    {self.sizes_text()}"]
-        labelled = sum(self.pixels.values())
-        ignored = self.ignored_pixels / max(1, labelled + self.ignored_pixels)
+        labeled = sum(self.pixels.values())
+        ignored = self.ignored_pixels / max(1, labeled + self.ignored_pixels)
         lines += [f"ignored  {100 * ignored:.2f} % of the pixels", "", *self.class_lines(), ""]
         lines += [f"PROBLEM  {text}" for text in self.problems] + [
             f"warning  {text}" for text in self.warnings
@@ -92,7 +111,7 @@ class CheckReport:
         return "\n".join(lines + ([] if self.problems else ["ready to train"]))
 
     def sizes_text(self) -> str:
-        """The most frequent sizes, or the range of them."""
+        """All sizes with their counts if there are at most three, otherwise their range."""
         if not self.sizes:
             return "unknown"
         if len(self.sizes) <= 3:
@@ -101,7 +120,7 @@ class CheckReport:
         return f"{len(self.sizes)} sizes, width {min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)}"
 
     def class_lines(self) -> list[str]:
-        """A table of classes with a bar for each share."""
+        """The lines of a table of classes, each with a bar for its share."""
         width = max(len(name) for name in [*self.classes, "class"])
         lines = [f"{'':>3}  {'class':<{width}}  {'pixels':>7}  {'images':>6}"]
         for index, (name, share) in enumerate(zip(self.classes, self.shares(), strict=True)):
@@ -120,17 +139,20 @@ def check_data(
     progress: bool = False,
     skip_unreadable: bool = False,
 ) -> CheckReport:
-    """Reads pairs of images and masks, and reports what they hold and what is wrong with them.
+    """Reads pairs of images and masks, and reports sizes, class shares, unknown ids and errors.
+
+    Bad files do not raise an error; they are listed in the report.
 
     Args:
-        dataset: What `open_data` gave.
-        sample: Number of pairs to read, spread evenly; None reads all.
-        name: What the report calls the data.
+        dataset: Dataset from `open_data`.
+        sample: Number of evenly spaced pairs to read. None reads all.
+        name: Name of the dataset in the report.
         progress: Whether to show a progress bar.
-        skip_unreadable: Whether pairs that cannot be read are a warning rather than a problem.
+        skip_unreadable: Whether unreadable pairs are warnings rather than problems.
 
     Returns:
-        The report: `text()` for people, `as_dict()` for JSON, `problems` (would break a training) and `warnings`.
+        The report. `problems` would stop or break training, `warnings` may reduce the quality of the trained
+        model; `text()` and `as_dict()` give the whole report.
     """
     report = CheckReport(name, dataset.classes, len(dataset), skip_unreadable)
     report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])
@@ -143,7 +165,7 @@ def check_data(
 
 
 def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]:
-    """One finding for each index, in order, decoded by several threads."""
+    """One finding per index, in order; files are decoded by several threads."""
     with ThreadPoolExecutor(THREADS) as threads:
         yield from threads.map(lambda index: inspect_pair(dataset, index), indices)
 
@@ -157,7 +179,7 @@ def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Itera
 
 
 def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
-    """Reads image and mask; an error is part of the finding."""
+    """Reads an image and its mask; errors become part of the finding."""
     name = f"{index}"
     try:
         pair = dataset.sources(index)
@@ -175,7 +197,7 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
 
 
 def count_values(mask: np.ndarray) -> dict[int, int]:
-    """(H, W) ids or (H, W, 3) colours -> pixels by id, or by 0xRRGGBB."""
+    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB."""
     if mask.ndim == 3:
         red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
         mask = red << 16 | green << 8 | blue
@@ -186,7 +208,7 @@ def count_values(mask: np.ndarray) -> dict[int, int]:
 
 
 def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
-    """Counts one pair into the report."""
+    """Adds the counts of one pair to the report."""
     report.num_checked += 1
     if finding.unreadable:
         report.unreadable.append(finding.unreadable)
@@ -194,10 +216,10 @@ def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> Non
     report.sizes[finding.size] += 1
     if finding.mismatch:
         report.mismatches.append(finding.mismatch)
-    known = decoder.colours if finding.is_coloured else decoder.ids
+    known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()
     for value, pixels in finding.pixels_by_id.items():
-        stored = f"#{value:06x}" if finding.is_coloured else str(value)
+        stored = f"#{value:06x}" if finding.is_colored else str(value)
         report.stored_ids[stored] += pixels
         if value not in known:
             report.unknown_ids.setdefault(stored, finding.name)
@@ -210,41 +232,42 @@ def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> Non
 
 
 def conclude(report: CheckReport, dataset: SegmentationData) -> None:
-    """Turns counts into problems and warnings."""
+    """Derives problems and warnings from the counts."""
     if report.unreadable:
         place = report.warnings if report.skip_unreadable else report.problems
         place.append(f"{len(report.unreadable)} unreadable: " + " ".join(report.unreadable[:3]))
     if report.mismatches:
         report.problems.append(
-            f"{len(report.mismatches)} masks of another size: " + " ".join(report.mismatches[:3])
+            f"{len(report.mismatches)} masks differ in size from their image: "
+            + " ".join(report.mismatches[:3])
         )
     if report.unknown_ids:
         report.problems.append(unknown_ids_text(report))
-    certain = report.problems if report.is_complete else report.warnings  # other masks may hold more
+    certain = report.problems if report.is_complete else report.warnings  # unread masks may contain other ids
     if set(report.stored_ids) <= {"0", "255"} and "255" in report.stored_ids and dataset.label_map is None:
         certain.append(
-            "the masks hold only 0 and 255, and 255 is ignored. If it is the object, write into classes.json: "
-            '"label_map": {"0": 0, "255": 1}; if it is really unlabelled: "label_map": {"0": 0, "255": "ignore"}.'
+            "the masks contain only 0 and 255, and 255 is ignored. If 255 is the object, add to "
+            'classes.json: "label_map": {"0": 0, "255": 1}; if it is unlabeled: "label_map": {"0": 0, "255": "ignore"}.'
         )
     elif report.num_checked and not report.pixels:
         certain.append(
-            "no pixel has a class: there is nothing to learn from. Check the masks and classes.json."
+            "no pixel has a class, so there is nothing to learn. Check the masks and classes.json."
         )
     report.warnings += share_warnings(report)
 
 
 def unknown_ids_text(report: CheckReport) -> str:
-    """Which values no class stands for, how often, and where the first is."""
+    """Lists the values without a class, with their counts and the first mask that contains them."""
     values = sorted(report.unknown_ids, key=lambda stored: -report.stored_ids[stored])
     shown = [f"{v} ({report.stored_ids[v]} pixels, first in '{report.unknown_ids[v]}')" for v in values]
     return (
-        f"the masks hold {len(values)} values that are no class of classes.json: {listed(shown)}. "
-        'Name their classes there, or leave them out: "label_map" with "ignore" for them.'
+        f"the masks contain {len(values)} values without a class in classes.json: {listed(shown)}. "
+        'Add their classes there, or map them to "ignore" in "label_map".'
     )
 
 
 def share_warnings(report: CheckReport) -> list[str]:
-    """Classes that never or hardly occur; in a sample, absence says little."""
+    """Warnings about absent and rare classes; none for a sample, in which absence says little."""
     if not report.is_complete or not report.pixels:
         return []
     shares = dict(zip(report.classes, report.shares(), strict=True))
@@ -253,6 +276,6 @@ def share_warnings(report: CheckReport) -> list[str]:
     warnings = [f"{len(absent)} classes never occur: {listed(absent)}."] if absent else []
     if rare:
         warnings.append(
-            f"{len(rare)} classes are rare: {listed(rare)}. Class weights, or loss cross_entropy+dice, may help."
+            f"{len(rare)} classes are rare: {listed(rare)}. Class weights or the loss cross_entropy+dice may help."
         )
     return warnings

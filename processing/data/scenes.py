@@ -1,11 +1,12 @@
-"""Generated, labelled scenes whose labels need context: the demonstration's data, and a benchmark of how far a model sees.
+"""Generated scenes whose labels need context: the data of the demo, and a benchmark of how far a model sees.
 
-Spring in the mountains, seen from above. The last white expanses are snow fields, or lakes still under ice: painted by the
-same code, they cannot be told apart. One small flag per valley tells which: red where the white is ice, blue where it is
-snow. No white pixel is nearer to the flag than `distance`, so a model that looks no further than that is right
-on half of the white pixels at best. Everything else (forest floor, path, trees, cabins, boulders) can be learnt locally.
+A scene shows mountains in spring from above. Its white areas are either snow fields or frozen lakes, drawn by
+the same code, so they look alike. A small flag tells which: red for ice, blue for snow. No white pixel is
+nearer to the flag than `distance`, so a model with a smaller receptive field can do no better than guess
+their class. Everything else (forest floor, path, trees, cabins, boulders) can be learned locally.
 
-A scene is a function of (seed, index, size, distance); `swap_flag` repaints the flag and changes nothing else.
+A scene depends only on (seed, index, size, distance); `swap_flag` repaints the flag and relabels the white
+areas, and changes no other pixel.
 """
 
 import json
@@ -33,19 +34,19 @@ IGNORE_INDEX = 255
 
 MOSS, EARTH, SAND, WHITE = (96, 112, 62), (128, 116, 80), (206, 176, 122), (229, 234, 240)
 ROOF, STONE, PINE, RED, BLUE = (150, 74, 50), (142, 140, 146), (46, 88, 54), (226, 38, 44), (40, 70, 226)
-FLAG_REACH = 6  # no pixel of the flag or its mast is further from its centre
+FLAG_REACH = 6  # largest distance in pixels from the center to a pixel of the flag or its mast
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture with its labels, and where the cue is.
+    """An image with its labels and the position of the cue.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) uint8 class ids, in the order of `CLASSES`.
-        frozen: Whether the white expanses are ice (red flag) rather than snow (blue flag).
-        flag: Row and column of the flag's centre.
-        distance: Pixels from the flag's bounding box to the nearest white pixel.
+        frozen: Whether the white areas are ice (red flag) rather than snow (blue flag).
+        flag: Row and column of the center of the flag.
+        distance: Distance in pixels from the bounding box of the flag to the nearest white pixel.
     """
 
     image: np.ndarray
@@ -56,7 +57,7 @@ class Scene:
 
 
 class Canvas:
-    """An image and its mask that are painted together."""
+    """An image and its mask, painted together."""
 
     def __init__(self, size: int) -> None:
         self.image = np.zeros((size, size, 3), np.float32)
@@ -66,30 +67,41 @@ class Canvas:
     def around(
         self, row: float, column: float, reach: float
     ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-        """The part of the canvas around a point, and its rows (h, 1) and columns (1, w) relative to that point."""
-        top, left = (max(0, int(centre - reach)) for centre in (row, column))
-        bottom, right = (min(self.size, int(centre + reach) + 2) for centre in (row, column))
+        """The part of the canvas around a point; its rows (h, 1) and columns (1, w) relative to the point."""
+        top, left = (max(0, int(center - reach)) for center in (row, column))
+        bottom, right = (min(self.size, int(center + reach) + 2) for center in (row, column))
         down = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(row)
         across = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(column)
         return (slice(top, bottom), slice(left, right)), down, across
 
-    def paint(self, part: tuple, depth: np.ndarray, colour: np.ndarray, label: int) -> None:
-        """Fill where `depth` (pixels inside the outline, negative outside) is positive, with a soft edge of one pixel."""
-        self._blend(part, np.clip(depth + 0.5, 0, 1), colour)
+    def paint(self, part: tuple, depth: np.ndarray, color: np.ndarray, label: int) -> None:
+        """Fills where `depth`, the pixels inside the outline, is positive, with a soft edge of one pixel."""
+        self._blend(part, np.clip(depth + 0.5, 0, 1), color)
         self.mask[part][depth > 0] = label
 
     def shade(self, part: tuple, depth: np.ndarray) -> None:
-        """Darken like a shadow, which belongs to what it falls on."""
+        """Darkens the image like a shadow; the mask keeps the class that the shadow falls on."""
         self._blend(part, 0.45 * np.clip(0.5 * depth + 0.5, 0, 1), np.float32((20, 26, 30)))
 
-    def _blend(self, part: tuple, opacity: np.ndarray, colour: np.ndarray) -> None:
-        self.image[part] += opacity[..., None] * (colour - self.image[part])
+    def _blend(self, part: tuple, opacity: np.ndarray, color: np.ndarray) -> None:
+        self.image[part] += opacity[..., None] * (color - self.image[part])
 
 
 def draw_scene(
     seed: int, index: int, size: int = 128, distance: float = 64, swap_flag: bool = False
 ) -> Scene:
-    """Scene number `index` of the set `seed`: always the same picture, whatever was drawn before."""
+    """Draws scene number `index` of the series `seed`.
+
+    Args:
+        seed: Seed of the series.
+        index: Number of the scene.
+        size: Height and width in pixels, at least 64.
+        distance: Smallest distance in pixels from the flag to a white pixel, from 0 to `0.7 * size`.
+        swap_flag: Whether to draw the other flag, so that snow becomes ice and ice becomes snow.
+
+    Raises:
+        ValueError: `size` or `distance` is out of range.
+    """
     if size < 64:
         raise ValueError(f"size={size} leaves no room for a scene. Pass size >= 64.")
     if not 0 <= distance <= 0.7 * size:
@@ -113,11 +125,22 @@ def draw_scene(
 
 
 def write_scenes(folder: str | Path, count: int, seed: int, size: int = 128, distance: float = 64) -> Path:
-    """Write scenes 0..count-1 as `images/`, `masks/` and `classes.json`, as the folder data set reads them."""
+    """Writes scenes 0 to `count - 1` as `images/`, `masks/` and `classes.json`, which `open_data` reads.
+
+    Args:
+        folder: Folder to write to; it is created if needed.
+        count: Number of scenes.
+        seed: Seed of the series.
+        size: Height and width in pixels.
+        distance: Smallest distance in pixels from the flag to a white pixel.
+
+    Returns:
+        The folder.
+    """
     folder = Path(folder)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    palette = [channel for colour in CLASSES.values() for channel in colour]
+    palette = [channel for color in CLASSES.values() for channel in color]
     for index in range(count):
         scene = draw_scene(seed, index, size, distance)
         Image.fromarray(scene.image).save(folder / "images" / f"{index:05d}.png")
@@ -129,23 +152,23 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: int = 128, dis
 
 
 def class_table() -> dict:
-    """What `classes.json` holds: names, colours and the ignore index."""
+    """The content of `classes.json`: names, colors and the ignore index."""
     classes = [
-        {"index": i, "name": name, "color": list(colour)} for i, (name, colour) in enumerate(CLASSES.items())
+        {"index": i, "name": name, "color": list(color)} for i, (name, color) in enumerate(CLASSES.items())
     ]
     return {"num_classes": len(classes), "ignore_index": IGNORE_INDEX, "classes": classes}
 
 
 def _place_flag_and_whites(rng: np.random.Generator, size: int, distance: float) -> tuple[tuple, list[tuple]]:
-    """The flag's (row, column), and one or two white expanses (row, column, radius) that keep their distance."""
+    """The (row, column) of the flag, and the (row, column, radius) of one or two white areas."""
     margin = 2 * FLAG_REACH
-    while True:  # one draw in three succeeds, also at the largest distance that `draw_scene` lets through
-        centre, radius = rng.uniform(0.12 * size, 0.88 * size, 2), rng.uniform(0.19, 0.27) * size
-        places = _points_beyond(centre, _outermost(radius) + distance + FLAG_REACH, margin, size)
+    while True:  # one draw in three succeeds even at the largest distance that `draw_scene` accepts
+        center, radius = rng.uniform(0.12 * size, 0.88 * size, 2), rng.uniform(0.19, 0.27) * size
+        places = _points_beyond(center, _outermost(radius) + distance + FLAG_REACH, margin, size)
         if len(places):
             break
     flag = tuple(int(position) for position in rng.choice(places))
-    whites = [(*centre, radius)]
+    whites = [(*center, radius)]
     radius = rng.uniform(0.08, 0.13) * size
     places = _points_beyond(flag, _outermost(radius) + distance + FLAG_REACH, margin, size)
     if len(places) and rng.random() < 0.6:
@@ -154,14 +177,14 @@ def _place_flag_and_whites(rng: np.random.Generator, size: int, distance: float)
 
 
 def _points_beyond(point: tuple, reach: float, margin: int, size: int) -> np.ndarray:
-    """Every fourth pixel inside the margin that is further than `reach` from the point: (N, 2)."""
+    """(N, 2) positions inside the margin and beyond `reach` of the point, on a grid of every fourth pixel."""
     axis = np.arange(margin, size - margin, 4)
     far = np.hypot(axis[:, None] - point[0], axis[None, :] - point[1]) > reach
     return axis[np.argwhere(far)]
 
 
 def _distance_to_flag(mask: np.ndarray) -> float:
-    """(H, W) class ids -> pixels between the flag's bounding box and the nearest white pixel."""
+    """(H, W) class ids -> distance in pixels from the bounding box of the flag to the nearest white pixel."""
     flag, white = np.argwhere(np.isin(mask, FLAGS)), np.argwhere(np.isin(mask, AMBIGUOUS))
     gap = np.maximum(flag.min(axis=0) - white, white - flag.max(axis=0)).clip(0)
     return float(np.sqrt((gap**2).sum(axis=1).min()))
@@ -175,7 +198,7 @@ def _draw_floor(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _draw_path(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A winding path from one side to the other, along rows or columns."""
+    """Draws a winding path from one side to the other, along rows or columns."""
     along = np.arange(canvas.size, dtype=np.float32) / canvas.size
     middle = rng.uniform(0.3, 0.7) + rng.uniform(-0.3, 0.3) * (along - 0.5)
     middle += rng.uniform(0.04, 0.09) * np.sin(rng.uniform(4, 8) * along + rng.uniform(0, 6.3))
@@ -197,18 +220,18 @@ def _draw_white(
     depth = outline - np.hypot(down, across)
     sheen = 9 * _smooth_noise(rng, canvas.size, canvas.size // 12)[part]
     shore = 46 * np.exp(-np.maximum(depth, 0) / 2)
-    colour = np.float32(WHITE) + sheen[..., None] - shore[..., None] * np.float32((1, 0.75, 0.5))
+    color = np.float32(WHITE) + sheen[..., None] - shore[..., None] * np.float32((1, 0.75, 0.5))
     canvas.shade(part, depth + 2)
-    canvas.paint(part, depth, colour, label)
+    canvas.paint(part, depth, color, label)
 
 
 def _outermost(radius: float) -> float:
-    """How far a white expanse of this mean radius can reach."""
+    """The largest radius of a white area with this mean radius."""
     return 1.27 * radius
 
 
 def _draw_objects(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Cabins, boulders and trees, none of them with its centre in the white."""
+    """Draws cabins, boulders and trees, none of them with its center in a white area."""
     acres = (canvas.size / 128) ** 2
     for count, draw in ((3, _draw_cabin), (5, _draw_boulder), (15, _draw_tree)):
         for row, column in rng.uniform(0.03 * canvas.size, 0.97 * canvas.size, (round(count * acres), 2)):
@@ -223,7 +246,7 @@ def _draw_cabin(canvas: Canvas, rng: np.random.Generator, row: float, column: fl
     depth = np.minimum(half[0] - np.abs(down), half[1] - np.abs(across))
     over_ridge = (
         down if half[0] < half[1] else across
-    )  # the ridge runs along the longer side, lit from the top left
+    )  # the ridge runs along the longer side; light comes from the top left
     light = np.where(over_ridge < 0, 1.18, 0.78) * np.ones_like(depth)
     canvas.paint(part, depth, light[..., None] * np.float32(ROOF), CABIN)
 
@@ -239,7 +262,7 @@ def _draw_tree(canvas: Canvas, rng: np.random.Generator, row: float, column: flo
 def _draw_round(
     canvas: Canvas, row: float, column: float, radius: float, wave: tuple[float, int], look: tuple[tuple, int]
 ) -> None:
-    """A scalloped ball, lit from the top left: wave = (depth, number) of its scallops, look = (colour, label)."""
+    """Draws a ball lit from the top left: wave = (depth, number) of its scallops, look = (color, label)."""
     part, down, across = canvas.around(row, column, 1.2 * radius + 3)
     outline = radius * (1 + wave[0] * np.cos(wave[1] * np.arctan2(down, across)))
     canvas.shade(part, outline - np.hypot(down - 2.5, across - 2.5))
@@ -247,25 +270,25 @@ def _draw_round(
     canvas.paint(part, outline - np.hypot(down, across), light[..., None] * np.float32(look[0]), look[1])
 
 
-def _draw_flag(canvas: Canvas, row: int, column: int, colour: tuple[int, int, int], label: int) -> None:
-    """A flag of 9 by 7 pixels on a white mast: the only pixels that depend on what the white is."""
+def _draw_flag(canvas: Canvas, row: int, column: int, color: tuple[int, int, int], label: int) -> None:
+    """Draws a flag of 9 x 7 pixels on a mast. Only these pixels depend on the class of the white areas."""
     part, down, across = canvas.around(row, column, FLAG_REACH)
     canvas.shade(part, np.minimum(6 - np.abs(down), 1 - np.abs(across + 4)))
     mast = np.minimum(6.5 - np.abs(down), 0.5 - np.abs(across + 5))
     cloth = np.minimum(3.5 - np.abs(down + 3), 4.5 - np.abs(across))
     canvas.paint(part, mast, np.float32((250, 250, 250)), label)
-    canvas.paint(part, cloth, np.float32(colour), label)
+    canvas.paint(part, cloth, np.float32(color), label)
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """(size, size) values in -1..1 that vary smoothly over `cells` by `cells` patches."""
+    """(size, size) values in -1..1 that vary smoothly over `cells` x `cells` patches."""
     spread = _smoothing_matrix(size, cells)
     return spread @ rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32) @ spread.T
 
 
 @lru_cache
 def _smoothing_matrix(size: int, cells: int) -> np.ndarray:
-    """(size, cells + 1): smooth interpolation between knots."""
+    """(size, cells + 1) weights of a smooth interpolation between knots."""
     position = np.linspace(0, cells, size, endpoint=False, dtype=np.float32)
     left = position.astype(int)
     share = position - left

@@ -1,8 +1,8 @@
-"""What becomes of images that cannot be read in the middle of a training: it stops and names the first, or does without them.
+"""Handling of images that cannot be read during training: training stops at the first one, or skips them.
 
-Complaints travel with the batches and count when their batch is used, so that neither workers nor what they load ahead
-matter: the error comes at the same step, and a resumed run counts on. What takes the place of an unreadable image is
-a function of its index.
+Error messages travel with the batches and are counted when their batch is used. So the result does not depend
+on workers and prefetching: the error is raised at the same step, and a resumed run continues the count. The
+replacement of an unreadable image depends only on its index.
 """
 
 import logging
@@ -18,11 +18,14 @@ from ..image_reading import ImageReadError
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE = "unreadable"  # the key of a sample's or batch's complaints
+UNREADABLE = "unreadable"  # key of the error messages in a sample or batch
 
 
 def readable_sample(data: Dataset, index: int) -> dict[str, Any]:
-    """The sample of `index`, or the next one that can be read, with complaints about those before it."""
+    """The sample at `index` or the next readable one, with the error messages of those skipped.
+
+    Raises ValueError if no sample is readable.
+    """
     complaints = []
     for offset in range(len(data)):
         try:
@@ -30,18 +33,19 @@ def readable_sample(data: Dataset, index: int) -> dict[str, Any]:
         except ImageReadError as error:
             complaints.append(str(error))
     raise ValueError(
-        f"none of the {len(data)} training images can be read. See that their disk is mounted. The first: {complaints[0]}"
+        f"none of the {len(data)} training images can be read. Check that their disk is mounted. "
+        f"The first error: {complaints[0]}"
     )
 
 
 def complaints_of(samples: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Takes the complaints out of samples; for their batch, where there are any."""
+    """Removes the error messages from samples and returns them as an entry of the batch, if there are any."""
     complaints = [complaint for sample in samples for complaint in sample.pop(UNREADABLE, ())]
     return {UNREADABLE: complaints} if complaints else {}
 
 
 class ReadableImages(Dataset):
-    """The samples of a data set for evaluation; of an unreadable one only the complaint is left."""
+    """The samples of a dataset for evaluation; an unreadable one is replaced by its error message."""
 
     def __init__(self, images: Dataset) -> None:
         self.images = images
@@ -57,33 +61,33 @@ class ReadableImages(Dataset):
 
 
 class UnreadableImages:
-    """Raises at the first unreadable image, or with `skip` counts how often each was left out."""
+    """Raises `ImageReadError` at the first unreadable image, or counts the skipped ones with `skip`."""
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.times: Counter[str] = Counter()
 
     def check(self, batch: dict[str, Any]) -> None:
-        """Takes the complaints out of a batch."""
+        """Removes the error messages from a batch, and raises or counts them."""
         for complaint in batch.pop(UNREADABLE, ()):
             if not self.skip:
                 raise ImageReadError(complaint)
             if complaint not in self.times:
-                logger.warning("left out: %s", complaint)
+                logger.warning("skipped: %s", complaint)
             self.times[complaint] += 1
 
     def filter(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The batches without complaints, and without those that are nothing else."""
+        """The batches without error messages; batches without a readable image are dropped."""
         for batch in batches:
             self.check(batch)
             if batch:
                 yield batch
 
     def collect(self, accelerator: Accelerator) -> None:
-        """Moves the counts of all processes to the first."""
+        """Sums the counts of all processes in the main process."""
         if accelerator.num_processes > 1:
             counts = gather_object([self.times])
             self.times = sum(counts, Counter()) if accelerator.is_main_process else Counter()
 
     def summary(self) -> str:
-        return f"{len(self.times)} images could not be read and were left out; run.json names them"
+        return f"{len(self.times)} images could not be read and were skipped; run.json lists them"

@@ -1,1 +1,1 @@
-"""Tables that rename the weights of other sources, one file for each source."""
+"""Tables that rename the weights of other code bases, one file per source."""

@@ -1,7 +1,8 @@
 """Checkpoints of the CSWin authors' repository: classifiers, and backbones for segmentation, of every size.
 
-The tensors' meaning is the same as ours, except that queries, keys and values are one projection there, three here.
-Sizes are read from the tensors themselves; only stripe widths cannot be, nor does any tensor tell head widths.
+The tensors have the same meaning as ours, except that queries, keys and values are one projection there and
+three here. Sizes are read from the tensors, except stripe widths and numbers of heads, which no tensor
+determines.
 """
 
 import re
@@ -14,7 +15,7 @@ from ...configuration.configuration_cswin import CswinConfig
 from ...modeling.modeling_cswin import CswinBackbone, CswinForImageClassification
 from ...modeling.renaming import RenamingTable, fill
 
-# The attention of one direction on its own, a block on its own, and, with a prefix, the blocks of a whole model.
+# STRIPES: the attention of one direction. BLOCKS: a block, or, with a prefix, the blocks of a model.
 STRIPES = RenamingTable(renamed=((r"\bget_v\.", "position."),))
 BLOCKS = RenamingTable(
     renamed=(
@@ -39,7 +40,7 @@ CLASSIFIER = RenamingTable(
     (*STEM, (r"^(encoder|norm)\.", r"backbone.\1."), (r"^head\.", "classifier.")), BLOCKS.split
 )
 
-# Arguments of the authors' constructors that have one value in all their models, the only one that is built here.
+# Arguments with the same value in all models of the authors; no other value is supported here.
 FIXED = {
     "patch_size": 4,
     "qkv_bias": True,
@@ -48,7 +49,7 @@ FIXED = {
     "attn_drop_rate": 0.0,
     "hybrid_backbone": None,
 }
-# Those that leave the computation as it is, or that the tensors tell; the authors' names and our own are understood.
+# Arguments that do not affect the computation, or that the tensors determine.
 IRRELEVANT = {
     "type", "img_size", "num_classes", "embed_dim", "depth", "in_chans", "norm_layer", "use_chk",
 }  # fmt: skip
@@ -58,10 +59,15 @@ UNDERSTOOD = {"split_size", "num_heads", "mlp_ratio", "drop_path_rate"}
 def cswin_from_official(
     weights: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> CswinBackbone | CswinForImageClassification:
-    """Our model with the authors' weights: a classifier where there is a `head`, else a backbone.
+    """Builds our model with the authors' weights: a classifier if they have a `head`, else a backbone.
 
-    arguments: the authors' constructor arguments, of which `split_size` and `num_heads` are needed; a whole `case.json` of
-        the golden data is understood too.
+    Args:
+        weights: The authors' state dict.
+        arguments: The authors' constructor arguments, of which `split_size` and `num_heads` are required; or
+            a whole `case.json` of the golden data.
+
+    Raises:
+        ValueError: If an argument is missing, or cannot be converted.
     """
     arguments = arguments.get("args", arguments)
     check_arguments(arguments)
@@ -80,7 +86,7 @@ def cswin_from_official(
 
 
 def config_options(weights: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Our configuration's fields for the authors' arguments and the sizes of their tensors."""
+    """Returns the fields of our configuration for the authors' arguments and the sizes of their tensors."""
     stages = range(1, 5)
     depths = [
         len({name.split(".")[1] for name in weights if re.match(rf"stage{stage}\.\d+\.", name)})
@@ -104,14 +110,16 @@ def config_options(weights: Mapping[str, Tensor], arguments: Mapping[str, Any]) 
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises for an argument that is missing, or that would be lost."""
+    """Raises ValueError for an argument that is missing, or that would be ignored although it has an effect."""
     for name in ("split_size", "num_heads"):
         if name not in arguments:
             raise ValueError(
-                f"the arguments lack '{name}', which no tensor tells. Give the authors' value, four numbers in a list."
+                f"the arguments lack '{name}', which no tensor determines. Give the authors' value, a list of four numbers."
             )
     for name, value in arguments.items():
         if name in FIXED and value != FIXED[name]:
             raise ValueError(f"{name} is {value}; only {name}={FIXED[name]} can be converted.")
         if name not in UNDERSTOOD | IRRELEVANT | FIXED.keys():
-            raise ValueError(f"the conversion knows no argument '{name}'. Remove it if it changes nothing.")
+            raise ValueError(
+                f"the conversion does not know the argument '{name}'. Remove it if it has no effect."
+            )

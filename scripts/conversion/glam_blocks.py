@@ -1,9 +1,9 @@
-"""What checkpoints of the GLAM authors' Swin models have in common: blocks, encoder arguments, and parts without effect.
+"""Common parts of the GLAM authors' checkpoints: blocks, encoder arguments, and tensors without effect.
 
-The tensors' meaning is the same as ours, except that
-- queries, keys and values are one projection there, three here;
-- the global attention of each stage's last block is left out here: nothing reads its result. A stage of one block
-  therefore has no global attention at all, and no use for its position table.
+The tensors have the same meaning as ours, except that
+- queries, keys and values are one projection there and three here;
+- the global attention of each stage's last block is left out here, because its result is not used. A stage
+  with one block therefore has no global attention, and its position table is not used.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...modeling.renaming import RenamingTable
 
-# A block or a stage on its own; with a prefix, the blocks of a whole model.
+# A block or a stage, or, with a prefix, the blocks of a model.
 BLOCKS = RenamingTable(
     renamed=(
         (r"\battn\.relative_position_bias_table$", "position_bias.table"),
@@ -38,7 +38,7 @@ ENCODER_FIELDS = {
     "mlp_ratio": "mlp_ratio",
     "drop_path_rate": "drop_path_rate",
 }
-# Arguments that have one value in all of the authors' configurations, the only one that is built here.
+# Arguments with the same value in all configurations of the authors; no other value is supported here.
 ENCODER_FIXED = {
     "ape": False,
     "qkv_bias": True,
@@ -47,12 +47,12 @@ ENCODER_FIXED = {
     "drop_rate": 0.0,
     "attn_drop_rate": 0.0,
 }
-# Arguments that leave the computation as it is, or that the weights tell.
+# Arguments that do not affect the computation, or that the weights determine.
 ENCODER_IRRELEVANT = {"type", "use_checkpoint", "norm_layer", "gt_num"}
 
 
 def encoder_options(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Our configuration's fields for the authors' arguments of an encoder."""
+    """Returns the fields of our configuration for the authors' arguments of an encoder."""
     options = {ours: arguments[theirs] for theirs, ours in ENCODER_FIELDS.items() if theirs in arguments}
     tokens = next((tensor for name, tensor in weights.items() if name.endswith("global_token")), ())
     options["num_global_tokens"] = len(tokens)
@@ -68,7 +68,7 @@ def check_arguments(
     fixed: Mapping[str, Any],
     irrelevant: Iterable[str],
 ) -> None:
-    """Raises for an argument that would be lost."""
+    """Raises ValueError for an argument that would be ignored although it has an effect."""
     for name, value in arguments.items():
         if name in fixed:
             required = fixed[name]
@@ -76,11 +76,11 @@ def check_arguments(
                 raise ValueError(f"{part} has {name}={value}; only {name}={required} can be converted.")
         elif name not in understood and name not in irrelevant:
             raise ValueError(
-                f"{part} has an argument '{name}' that the conversion does not know. Remove it if it changes nothing."
+                f"{part} has an argument '{name}' that the conversion does not know. Remove it if it has no effect."
             )
 
 
 def dead_parts(stage: str, depth: int) -> list[str]:
-    """Patterns of the tensors on which no output depends, in a stage of this depth whose names start with `stage`."""
+    """Returns patterns of the tensors without effect in a stage whose names start with `stage`."""
     last_attention = rf"^{stage}blocks\.{depth - 1}\.gt_attn\."
     return [last_attention, rf"^{stage}pe\b"] if depth == 1 else [last_attention]

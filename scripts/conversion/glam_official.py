@@ -1,7 +1,8 @@
-"""Checkpoints of the GLAM authors' repository: GLAM-Swin and plain Swin, as backbones, with UPerNet, or as Unets.
+"""Checkpoints of the GLAM authors' repository: GLAM-Swin and plain Swin, as backbones, with UPerNet, or as
+Unets.
 
-What their models have in common is in `glam_blocks.py`, the Unets are in `glam_unet_official.py`, and how position
-tables are shortened in `glam_position_tables.py`.
+Common parts are in `glam_blocks.py`, Unets in `glam_unet_official.py`, and the shortening of position tables
+in `glam_position_tables.py`.
 """
 
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ MODEL = RenamingTable(
     dropped=BLOCKS.dropped,
 )
 
-# Arguments that have one value in all of the authors' configurations, the only one that is built here.
+# Arguments with the same value in all configurations of the authors; no other value is supported here.
 HEAD_FIXED = {
     "decode_head": {
         "in_index": [0, 1, 2, 3],
@@ -65,7 +66,7 @@ HEAD_FIXED = {
         "align_corners": False,
     },
 }
-# Arguments that leave the computation as it is, or repeat what another one says.
+# Arguments that do not affect the computation, or repeat others.
 HEAD_IRRELEVANT = {"type", "in_channels", "norm_cfg"}
 BACKBONE_IRRELEVANT = {*ENCODER_IRRELEVANT, "pretrain_img_size", "frozen_stages", "out_indices"}
 
@@ -75,12 +76,18 @@ def glam_swin_from_official(
     arguments: Mapping[str, Any],
     max_image_size: tuple[int, int] | None = None,
 ) -> GlamSwinBackbone | GlamSwinForSemanticSegmentation:
-    """Our model with the authors' weights.
+    """Builds our model with the authors' weights.
 
-    arguments: the authors' constructor arguments, of the backbone or Unet alone or as {"backbone", "decode_head",
-        "auxiliary_head"}; a whole `case.json` of the golden data is understood too.
-    max_image_size: height and width of the largest image that the model will see. Position rows that such images
-        and smaller ones never read are left out. All rows are kept by default.
+    Args:
+        weights: The authors' state dict.
+        arguments: The authors' constructor arguments, of a backbone or Unet alone or as {"backbone",
+            "decode_head", "auxiliary_head"}; or a whole `case.json` of the golden data.
+        max_image_size: Height and width of the largest image for the model, in pixels. Rows of the position
+            tables that images up to this size do not use are dropped. By default, all rows are kept.
+
+    Raises:
+        ValueError: If an argument cannot be converted, or the position tables are too small for
+            `max_image_size`.
     """
     arguments = arguments.get("constructor_arguments", arguments)
     options, converted = (converted_unet if is_unet(weights) else converted_pyramid)(weights, arguments)
@@ -96,8 +103,8 @@ def glam_swin_from_official(
 def converted_unet(
     weights: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], StateDict]:
-    """Our configuration's fields and our weights for a Unet."""
-    arguments = arguments.get("backbone", arguments)  # in a training configuration, beside an unused head
+    """Returns the fields of our configuration and our weights for a Unet."""
+    arguments = arguments.get("backbone", arguments)  # a training configuration also has an unused head
     options = unet_options(arguments, weights)
     converted = unet_table(weights, options).apply(weights)
     return options, fitted_nonlocal(converted, arguments.get("cross_attention_weight", 1.0))
@@ -106,7 +113,7 @@ def converted_unet(
 def converted_pyramid(
     weights: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], StateDict]:
-    """Our configuration's fields and our weights for a backbone, alone or with UPerNet."""
+    """Returns the fields of our configuration and our weights for a backbone, alone or with UPerNet."""
     is_segmenter = "backbone" in arguments
     options = backbone_options(arguments["backbone"] if is_segmenter else arguments, weights)
     if is_segmenter:
@@ -120,7 +127,7 @@ def converted_pyramid(
 
 
 def backbone_options(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Our configuration's fields for the authors' backbone arguments."""
+    """Returns the fields of our configuration for the authors' backbone arguments."""
     check_arguments("backbone", arguments, ENCODER_FIELDS, ENCODER_FIXED, BACKBONE_IRRELEVANT)
     options = {"depths": (2, 2, 6, 2), **encoder_options(arguments, weights)}
     if "out_indices" in arguments:
@@ -131,7 +138,9 @@ def backbone_options(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]
 def segmenter_options(
     decode_head: Mapping[str, Any], auxiliary_head: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Our configuration's fields for the authors' two heads; the loss is theirs: the mean over all pixels."""
+    """Returns the fields of our configuration for the authors' two heads; the loss, as theirs, is the mean
+    over all pixels.
+    """
     check_head("decode_head", decode_head)
     options = {
         "decoder": "upernet",

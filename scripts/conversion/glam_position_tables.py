@@ -1,4 +1,4 @@
-"""The GLAM authors' position tables: most rows are never read, the centre suffices for images up to a chosen size."""
+"""The GLAM authors' position tables, of which images up to a given size use only the center rows."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,18 @@ from ...modeling.renaming import StateDict
 
 
 def table_names(converted: Mapping[str, Tensor], stage: int, num_stages: int) -> list[str]:
-    """The position tables at the resolution of a stage among converted weights: the encoder's, and its mirror image's."""
+    """Returns the names of the position tables at the resolution of a stage: those of encoder and Unet
+    decoder.
+    """
     step = num_stages - 2 - stage
     pattern = rf"(\bencoder\.stages\.{stage}|^decoder\.steps\.{step}\.stage)\.global_position\.table$"
     return [name for name in converted if re.search(pattern, name)]
 
 
 def stored_rows(converted: Mapping[str, Tensor], config: GlamSwinConfig) -> list[int] | None:
-    """Rows of each stage's table, where there are tables (0 where there is none)."""
+    """Returns the number of rows of each stage's table, 0 for a stage without one; None if there are no
+    tables.
+    """
     stages = range(len(config.depths))
     names = [table_names(converted, stage, len(stages)) for stage in stages]
     if not any(names):
@@ -28,17 +32,19 @@ def stored_rows(converted: Mapping[str, Tensor], config: GlamSwinConfig) -> list
 def shortened_tables(
     converted: StateDict, config: GlamSwinConfig, max_image_size: tuple[int, int]
 ) -> StateDict:
-    """The weights with every position table cut to the rows that images up to `max_image_size` read."""
+    """Returns the weights with every position table cut to the rows that images up to `max_image_size` use."""
     shortened = dict(converted)
     for stage in range(len(config.depths)):
         needed = num_global_positions(config, stage, max_image_size)
         for name in table_names(converted, stage, len(config.depths)):
-            shortened[name] = centre_rows(converted[name], needed)
+            shortened[name] = center_rows(converted[name], needed)
     return shortened
 
 
 def num_global_positions(config: GlamSwinConfig, stage: int, image_size: tuple[int, int]) -> int:
-    """Global tokens of one image at one stage: windows of the padded grid times tokens per window."""
+    """Returns the number of global tokens of an image at a stage: windows of the padded grid times tokens per
+    window.
+    """
     count = config.num_global_tokens
     for side in image_size:
         cells = -(-side // config.patch_size)
@@ -48,16 +54,17 @@ def num_global_positions(config: GlamSwinConfig, stage: int, image_size: tuple[i
     return count
 
 
-def centre_rows(table: Tensor, needed: int) -> Tensor:
-    """(rows, C) -> (needed, C), from which every request for n <= needed rows reads the same rows as from the whole.
+def center_rows(table: Tensor, needed: int) -> Tensor:
+    """(rows, C) -> (needed, C), the center rows: any lookup of n <= needed rows gives the same rows as in the
+    whole table.
 
-    A request reads the rows from `rows // 2 - n // 2` on. Whatever the parities, the cut therefore has to begin at
+    A lookup of n rows starts at `rows // 2 - n // 2`. To preserve this for any parity, the cut starts at
     `rows // 2 - needed // 2`.
     """
     rows = table.shape[0]
     if needed > rows:
         raise ValueError(
-            f"the largest image needs {needed} global positions and the table has {rows} rows. "
+            f"the largest image needs {needed} global positions, but the table has {rows} rows. "
             "Choose a smaller --max-image-size."
         )
     return table.narrow(0, rows // 2 - needed // 2, needed).clone()

@@ -1,8 +1,10 @@
-"""Swin-Unets of the GLAM authors' repository: with or without global tokens, with or without non-local upsampling.
+"""Swin-Unets of the GLAM authors' repository: with or without global tokens, with or without non-local
+upsampling.
 
-They number the decoder's parts in two ways: without NLU the first module is the expansion of the bottleneck alone, with
-NLU each module is one step. Their NLU builds two residuals and reads one, keeps twice as many relative positions along
-each axis as it can address, and addresses them by a slip that our models repeat on request.
+Decoder modules are numbered in two ways: without NLU, the first module is only the expansion of the
+bottleneck; with NLU, each module is one step. The authors' NLU builds two residual branches and uses one,
+stores twice as many relative positions along each axis as it can address, and has an indexing error, which
+our models reproduce with `nonlocal_bias="official"`.
 """
 
 import re
@@ -35,11 +37,14 @@ UNDERSTOOD = {
     "cross_attention_weight",
     "use_cross_attention_by_layer",
 }
-DEFAULTS = {"depths": (2, 2, 2, 2), "drop_path_rate": 0.1}  # of the authors' constructor, where ours differ
+DEFAULTS = {
+    "depths": (2, 2, 2, 2),
+    "drop_path_rate": 0.1,
+}  # of the authors' constructor, where they differ from ours
 
 PREFIX = r"^(?:backbone\.)?(?:swin_unet\.)?"
 
-# An NLU block on its own; in a whole model it is called `upsample`.
+# An NLU block; within a model its name is `upsample`.
 NONLOCAL = RenamingTable(
     renamed=(
         (r"(^|upsample\.)attn\.relative_position_bias_table$", r"\1attend.position_bias.table"),
@@ -92,7 +97,9 @@ def has_nonlocal_layout(weights: Mapping[str, Tensor]) -> bool:
 
 
 def unet_options(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Our configuration's fields for the authors' arguments of a Unet; the loss is theirs: the mean over all pixels."""
+    """Returns the fields of our configuration for the authors' arguments of a Unet; the loss, as theirs, is
+    the mean over all pixels.
+    """
     check_arguments("the Unet", arguments, UNDERSTOOD, FIXED, IRRELEVANT)
     return {
         **DEFAULTS,
@@ -108,23 +115,23 @@ def unet_options(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
 
 
 def upsampling(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
-    """Our name for how the steps go up, which has to be the same for all of them."""
+    """Returns our name of the upsampling. Raises ValueError if it is not the same for all steps."""
     steps = sum(re.search(r"\bconcat_back_dim\.\d+\.weight$", name) is not None for name in weights)
     choices = set(arguments.get("use_cross_attention_by_layer", [True] * steps)[:steps])
     if len(choices) > 1:
         raise ValueError(
             f"the Unet has use_cross_attention_by_layer={arguments['use_cross_attention_by_layer']}; "
-            "only the same for all layers can be converted."
+            "only the same value for all layers can be converted."
         )
     return "nonlocal" if has_nonlocal_layout(weights) and choices == {True} else "expand"
 
 
 def unet_table(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> RenamingTable:
-    """What becomes of each tensor of a Unet with these options."""
+    """Returns the table that renames, splits and drops the tensors of a Unet with these options."""
     depths, has_nonlocal = options["depths"], has_nonlocal_layout(weights)
     uses_nonlocal = options["upsampling"] == "nonlocal"
     steps = NONLOCAL_STEPS if has_nonlocal else EXPANDING_STEPS
-    dropped = [r"^decode_head\.", *BLOCKS.dropped]  # of the wrapper, which does not use it
+    dropped = [r"^decode_head\.", *BLOCKS.dropped]  # the wrapper has a head that it does not use
     for stage, depth in enumerate(depths):
         dropped += dead_parts(rf"{PREFIX[1:]}layers\.{stage}\.", depth)
     for step, depth in enumerate(depths[-2::-1], start=0 if has_nonlocal else 1):
@@ -146,7 +153,9 @@ def unet_table(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> Ren
 
 
 def fitted_nonlocal(converted: StateDict, attention_weight: float = 1.0) -> StateDict:
-    """Weights of NLU blocks as ours hold them: addressed positions alone, and the branches' weight inside the branches."""
+    """Adapts the weights of NLU blocks to ours: drops unused positions, and multiplies `attention_weight`
+    into the branches.
+    """
     fitted = dict(converted)
     for name, tensor in converted.items():
         if name.endswith("attend.position_bias.table"):
@@ -157,6 +166,8 @@ def fitted_nonlocal(converted: StateDict, attention_weight: float = 1.0) -> Stat
 
 
 def addressed_rows(table: Tensor) -> Tensor:
-    """((4w-1)^2, heads) -> ((2w-1)^2, heads)."""
+    """((4w-1)^2, heads) -> ((2w-1)^2, heads), the relative positions that an NLU block can address; w is the
+    window size.
+    """
     window = (round(table.shape[0] ** 0.5) + 1) // 4
     return table[: (2 * window - 1) ** 2].clone()

@@ -1,7 +1,9 @@
-"""The Mix Transformer (SegFormer's encoder) of mmsegmentation: its names, as the checkpoints of `nvidia/mit-*` have them.
+"""Converts mmsegmentation's Mix Transformer (SegFormer's encoder) to the names of the checkpoints
+`nvidia/mit-*`.
 
-Queries, keys and values are one projection there, and the layers of the MLP are convolutions of one cell. Sizes are
-read from the tensors; the width of a head, which none tells, is the width of the first stage in every published size.
+In mmsegmentation, queries, keys and values are one projection, and the MLP consists of 1x1 convolutions.
+Sizes are read from the tensors, except the width of a head, which in every published size is the width of the
+first stage.
 """
 
 import re
@@ -33,17 +35,21 @@ ENCODER = RenamingTable(
 
 
 def mit_from_mmseg(weights: Mapping[str, Tensor]) -> SegformerModel:
-    """transformers' encoder with these weights, whose names begin with `layers.`."""
+    """Builds transformers' encoder with these weights, whose names begin with `layers.`.
+
+    Raises:
+        ValueError: If weights are missing, left over or of other shapes.
+    """
     model, report = SegformerModel.from_pretrained(
         None, config=mit_config(weights), state_dict=renamed(weights), output_loading_info=True
     )
     if problems := {name: found for name, found in report.items() if found}:
-        raise ValueError(f"this is no Mix Transformer of mmsegmentation: {problems}.")
+        raise ValueError(f"this is not a Mix Transformer of mmsegmentation: {problems}.")
     return model
 
 
 def renamed(weights: Mapping[str, Tensor]) -> StateDict:
-    """Under the names of `nvidia/mit-*`, which transformers reads in every version."""
+    """Returns the weights under the names of `nvidia/mit-*`, which every version of transformers reads."""
     converted = ENCODER.apply(weights)
     return {
         name: tensor[..., 0, 0] if re.search(r"\.dense\d\.weight$", name) else tensor
@@ -52,7 +58,7 @@ def renamed(weights: Mapping[str, Tensor]) -> StateDict:
 
 
 def mit_config(weights: Mapping[str, Tensor]) -> SegformerConfig:
-    """The sizes that the tensors have."""
+    """Returns the configuration, with sizes read from the tensors."""
     stages = range(1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")))
     embeddings = [weights[f"layers.{stage}.0.projection.weight"] for stage in stages]
     widths = [len(embedding) for embedding in embeddings]

@@ -1,6 +1,7 @@
-"""The SegDeformer authors' decode head: its names and ours, for the head alone and within a whole checkpoint.
+"""Checkpoints of the SegDeformer authors' repository: the decode head alone, or a whole model with a Mix
+Transformer.
 
-The tensors' meaning is the same as ours, except that the tokens have a leading axis of length one there.
+The tensors have the same meaning as ours, except that tokens have a leading axis of length one there.
 """
 
 import re
@@ -16,7 +17,7 @@ from .mit_mmseg import mit_from_mmseg
 
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
 
-# An attention block on its own.
+# An attention block.
 ATTENTION = RenamingTable(
     renamed=(
         (r"\b(query|key|value|out)_project\.", lambda match: f"{PROJECTIONS[match[1]]}."),
@@ -25,7 +26,7 @@ ATTENTION = RenamingTable(
     ),
 )
 
-# The external context mining on its own: class tokens and cross attention.
+# The external context mining: class tokens and cross-attention.
 EXTERNAL = RenamingTable(
     renamed=(
         (r"^class_token\.cls_token$", "tokens.class_tokens"),
@@ -36,7 +37,7 @@ EXTERNAL = RenamingTable(
     ),
 )
 
-# The whole head, of which the classifier is no part of our decoder.
+# The whole head; its classifier is not part of our decoder.
 HEAD = RenamingTable(
     renamed=(
         (r"^decode_head\.", ""),  # its prefix in whole checkpoints
@@ -54,7 +55,9 @@ HEAD = RenamingTable(
 
 
 def head_from_official(weights: Mapping[str, Tensor], table: RenamingTable = HEAD) -> StateDict:
-    """The authors' tensors of a head, or of the part that `table` is for, under our names and in our shapes."""
+    """Returns the authors' tensors of a head, or of the part that `table` describes, with our names and
+    shapes.
+    """
     return {
         name: tensor.squeeze(0) if re.search(r"\b(class|info)_tokens$", name) else tensor
         for name, tensor in table.apply(weights).items()
@@ -64,9 +67,14 @@ def head_from_official(weights: Mapping[str, Tensor], table: RenamingTable = HEA
 def segdeformer_from_official(
     weights: Mapping[str, Tensor], overrides: Mapping[str, Any]
 ) -> SegDeformerForSemanticSegmentation:
-    """A whole checkpoint with a Mix Transformer, the kind that the authors released; sizes are read from the tensors.
+    """Builds our model from a whole checkpoint with a Mix Transformer, the kind that the authors released.
 
-    overrides: fields of our configuration, such as the names of the classes.
+    Args:
+        weights: The authors' state dict, from which sizes are read.
+        overrides: Fields of our configuration, such as `id2label`.
+
+    Raises:
+        ValueError: If the checkpoint is of another kind.
     """
     backbone, head = (
         {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -74,7 +82,7 @@ def segdeformer_from_official(
     )
     if "layers.0.0.projection.weight" not in backbone or "conv_seg.weight" not in head:
         raise ValueError(
-            "the checkpoint holds no Mix Transformer (backbone.layers...) with a SegDeformer head (decode_head...). "
+            "the checkpoint is not a Mix Transformer (backbone.layers...) with a SegDeformer head (decode_head...). "
             "Give a checkpoint of the SegDeformer authors' mmsegmentation, MiT-B0 to B5."
         )
     encoder = mit_from_mmseg(backbone)

@@ -1,4 +1,4 @@
-"""Where weights can come from, by the name that `contextseg-convert --source` takes."""
+"""Sources of weights, by the name that `contextseg-convert --source` takes."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from .swin import glam_swin_from_transformers
 def converted(
     source: str, weights: str | Path, arguments: dict[str, Any] | None, max_image_size: tuple[int, int] | None
 ) -> PreTrainedModel:
-    """Our model with the weights of a source.
+    """Builds our model with the weights of a source.
 
     Args:
         source: "cswin-official", "glam-official", "segdeformer-official" or "swin".
         weights: A file of weights; for "swin" a folder or a name on the Hub.
-        arguments: The authors' constructor arguments, or fields of our configuration, as the source needs.
-        max_image_size: Height and width of the largest image that the position tables have to serve ("glam-official").
+        arguments: The authors' constructor arguments, or fields of our configuration, depending on the
+            source.
+        max_image_size: Height and width of the largest image for which to keep position rows
+            ("glam-official").
 
     Raises:
         ValueError: If the source needs arguments that are missing, or has no position tables to cut.
@@ -45,15 +47,17 @@ def converted(
 
 
 def remarks(model: PreTrainedModel) -> list[str]:
-    """What the user of a converted model should know."""
+    """Returns remarks for the user about the converted model, one per line."""
     lines = []
     if not isinstance(model.config, GlamSwinConfig):
         return lines
     if model.config.use_global_attention and model.config.num_global_tokens:
-        lines.append("The global attention of each stage's last block was left out: no output depends on it.")
+        lines.append(
+            "The global attention of each stage's last block was left out: it does not affect the output."
+        )
     if rows := model.config.global_position_rows:
         limits = [count // model.config.num_global_tokens for count in rows if count]
         lines.append(
-            f"Its position tables serve images of up to {', '.join(map(str, limits))} windows per stage."
+            f"The position tables suffice for images of up to {', '.join(map(str, limits))} windows, by stage."
         )
     return lines

@@ -22,9 +22,18 @@ CLASSES = {
 
 
 def glam_swin_from_transformers(checkpoint: str | Path, options: dict[str, Any]) -> PreTrainedModel:
-    """Our model of the same kind as the checkpoint; without options it computes the same, having no global tokens."""
+    """Builds our model of the same kind as the checkpoint. Without options, it has no global tokens and is
+    equivalent.
+
+    Args:
+        checkpoint: A folder or a name on the Hub.
+        options: Fields of our configuration.
+
+    Raises:
+        ValueError: If the checkpoint is not a Swin or UPerNet-Swin model.
+    """
     config = AutoConfig.from_pretrained(checkpoint)
-    architecture = (config.architectures or ["not told"])[0]
+    architecture = (config.architectures or ["unknown"])[0]
     if architecture not in CLASSES:
         raise ValueError(
             f"the checkpoint's architecture is {architecture}. Convertible: {', '.join(CLASSES)}."

@@ -49,10 +49,10 @@ def test_table_rows_are_the_authors():
         ({"pretrain_image_size": 16}, "pretrain_image_size is 16.* Use 32 or more"),
         (
             {"decoder": "unet", "decoder_hidden_size": 7},
-            "with decoder 'unet' it is the first stage's width, 96",
+            "decoder 'unet' has the width of the first stage, 96",
         ),
         ({"decoder": "unet", "out_features": ["stage1", "stage2"]}, "leave out out_features"),
-        ({"decoder": "unet", "depths": (2,), "num_heads": (2,)}, "It needs two stages or more"),
+        ({"decoder": "unet", "depths": (2,), "num_heads": (2,)}, "needs two stages or more"),
         ({"loss_reduction": "sum"}, "Use 'valid' or 'all'"),
         ({"class_weights": [1.0], "num_labels": 3}, "class_weights has 1 entries for 3 labels"),
     ],

@@ -135,7 +135,7 @@ def test_arguments_that_would_be_lost_are_refused():
     arguments = {"split_size": [1, 2, 7, 7], "num_heads": [2, 4, 8, 16]}
     with pytest.raises(ValueError, match="only qkv_bias=True"):
         cswin_from_official({}, {**arguments, "qkv_bias": False})
-    with pytest.raises(ValueError, match="knows no argument 'window'"):
+    with pytest.raises(ValueError, match="does not know the argument 'window'"):
         cswin_from_official({}, {**arguments, "window": 7})
 
 

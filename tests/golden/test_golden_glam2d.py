@@ -27,7 +27,7 @@ from contextseg.modeling.swin_stages import StageSizes, SwinBlock, SwinStage, Wi
 from contextseg.modeling.windows import plan_windows, shift_mask
 from contextseg.scripts.conversion.glam_blocks import BLOCKS, dead_parts
 from contextseg.scripts.conversion.glam_official import MODEL, glam_swin_from_official
-from contextseg.scripts.conversion.glam_position_tables import centre_rows
+from contextseg.scripts.conversion.glam_position_tables import center_rows
 from contextseg.scripts.conversion.glam_unet_official import (
     NONLOCAL,
     SHORTCUTS,
@@ -307,7 +307,7 @@ def gradients(
         if name.endswith("relative_position_bias_table"):  # NLU's has rows that nothing addresses
             gradient = F.pad(gradient, (0, 0, 0, len(expected) - len(gradient)))
         if name.endswith(".used_slice"):
-            gradient = centre_rows(gradient, len(expected))
+            gradient = center_rows(gradient, len(expected))
         found[f"grad.param.{name}"] = gradient
     return found
 

@@ -42,7 +42,7 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def multiply_adds(model: nn.Module, height: int, width: int) -> float:
+def macs(model: nn.Module, height: int, width: int) -> float:
     """Of convolutions, linear layers and both products of every attention, for one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, height, width, device="meta"))
@@ -102,7 +102,7 @@ def test_multiply_adds_of_the_classifier(name):
         model = build(
             MaformerForImageClassification, SIZES[name], num_labels=1000, use_token_labels=use_token_labels
         )
-        assert multiply_adds(model, 224, 224) == pytest.approx(expected[key], rel=0.005)
+        assert macs(model, 224, 224) == pytest.approx(expected[key], rel=0.005)
 
 
 @pytest.mark.parametrize("size", ["512x2048"])
@@ -110,10 +110,10 @@ def test_multiply_adds_of_the_classifier(name):
 def test_multiply_adds_of_the_backbone(name, size):
     expected = facts()["recommended"][name]["backbone_macs"][size]["full"]
     backbone = build(MaformerBackbone, SIZES[name])
-    assert multiply_adds(backbone, *map(int, size.split("x"))) == pytest.approx(expected, rel=0.005)
+    assert macs(backbone, *map(int, size.split("x"))) == pytest.approx(expected, rel=0.005)
 
 
 def test_depths_that_give_both_printed_numbers_of_s():
     model = build(MaformerForImageClassification, "small", num_labels=1000, depths=(2, 4, 8, 3))
     assert count(model) == 22_470_310
-    assert multiply_adds(model, 224, 224) == pytest.approx(4_500_973_056, rel=0.005)
+    assert macs(model, 224, 224) == pytest.approx(4_500_973_056, rel=0.005)

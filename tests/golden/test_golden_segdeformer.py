@@ -110,7 +110,7 @@ def mid_values(external: ExternalMining, features: Tensor) -> dict[str, Tensor]:
 
 
 def run_internal_attention(case: GoldenCase, recorder: Recorder) -> dict[str, Tensor]:
-    attention = InternalAttention(recorder.config, arguments(case)["channels"], is_normed=True).eval()
+    attention = InternalAttention(recorder.config, arguments(case)["channels"], use_batch_norm=True).eval()
     fill(attention, head_from_official(case.weights, ATTENTION))
     attended, _ = attention(as_features(case.tensors["input.x"]))
     call = {f"inter.{name}": part for name, part in recorder.calls[attention].items()}
@@ -119,9 +119,9 @@ def run_internal_attention(case: GoldenCase, recorder: Recorder) -> dict[str, Te
 
 def run_external_path(case: GoldenCase, recorder: Recorder) -> dict[str, Tensor]:
     dim, num_labels = arguments(case)["channels"], arguments(case)["num_classes"]
-    attention = ExternalAttention(recorder.config, dim, is_normed=True)
+    attention = ExternalAttention(recorder.config, dim, use_batch_norm=True)
     tokens = LearnedTokens(num_labels, dim, decouple=True)
-    external = ExternalMining(tokens, dim, is_normed=True, attention=attention).eval()
+    external = ExternalMining(tokens, dim, use_batch_norm=True, attention=attention).eval()
     fill(external, head_from_official(case.weights, EXTERNAL))
     features = as_features(case.tensors["input.x"])
     attended, scores, _ = external(features, project_jointly(features, external.maps()))

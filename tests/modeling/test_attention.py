@@ -14,7 +14,7 @@ from contextseg.modeling.attention import (
     attend,
     attend_in_blocks,
     eager_attention_forward,
-    hiding_bias,
+    padding_bias,
 )
 from contextseg.modeling.blocks import BatchNorm2d, DropPath
 
@@ -146,7 +146,7 @@ def test_an_image_of_padding_alone_has_finite_logits(name, dtype):
 
 
 def test_scores_of_hidden_keys_stay_finite_in_half_precision():
-    bias = hiding_bias(torch.zeros(1, 4, dtype=torch.bool), torch.float16)
+    bias = padding_bias(torch.zeros(1, 4, dtype=torch.bool), torch.float16)
     assert (bias - 100).isfinite().all()
 
 
@@ -164,6 +164,8 @@ def test_a_block_of_queries_has_no_more_scores_than_asked_for_in_all_heads(monke
 
 
 def test_the_hiding_bias_is_zero_for_what_is_visible_and_keeps_the_rest_out_of_the_softmax():
-    visible = torch.tensor([[True, False, True]])
-    probabilities = (torch.tensor([[[[0.0, 50.0, 0.0]]]]) + hiding_bias(visible, torch.float32)).softmax(-1)
+    padding_mask = torch.tensor([[True, False, True]])
+    probabilities = (
+        torch.tensor([[[[0.0, 50.0, 0.0]]]]) + padding_bias(padding_mask, torch.float32)
+    ).softmax(-1)
     assert probabilities.flatten().tolist() == [0.5, 0.0, 0.5]

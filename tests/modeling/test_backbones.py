@@ -41,7 +41,7 @@ from contextseg import GlamSwinConfig, GlamSwinModel
 from contextseg.configuration.configuration_segdeformer import SegDeformerConfig
 from contextseg.modeling.backbones import build_backbone
 from contextseg.modeling.modeling_segdeformer import SegDeformerForSemanticSegmentation
-from contextseg.modeling.pretrained_backbones import encoder_normalisation, load_pretrained_backbone
+from contextseg.modeling.pretrained_backbones import encoder_normalization, load_pretrained_backbone
 
 SWIN = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
 CONV = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
@@ -348,17 +348,17 @@ def test_an_encoders_checkpoint_loads_whatever_head_it_has(name, model_class, tm
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     ResNetForImageClassification(CONFIGS["resnet"]()).save_pretrained(tmp_path)
     SwinConfig(**SWIN).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="it is no checkpoint of this encoder"):
+    with pytest.raises(ValueError, match="it is not a checkpoint of this encoder"):
         load_pretrained_backbone(tmp_path)
 
 
-def test_the_normalisation_is_the_checkpoints_or_else_imagenets(tmp_path):
-    assert encoder_normalisation(tmp_path) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert encoder_normalisation("vit_tiny_patch16_224") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+def test_the_normalization_is_the_checkpoints_or_else_imagenets(tmp_path):
+    assert encoder_normalization(tmp_path) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert encoder_normalization("vit_tiny_patch16_224") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     (tmp_path / "preprocessor_config.json").write_text(
         '{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}'
     )
-    assert encoder_normalisation(tmp_path) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    assert encoder_normalization(tmp_path) == ((0.1, 0.2, 0.3), (1, 2, 3))
 
 
 # -- repositories --------------------------------------------------------------------------------------------------------

@@ -72,11 +72,13 @@ def test_official_padding_takes_weight_and_masked_padding_does_not():
 
 def test_hidden_places_are_not_attended_to():
     module, maps = stripe_attention(COLUMNS, 2), torch.randn(3, 1, 6, 5, 8)
-    visible = torch.ones(1, 6, 5, dtype=torch.bool)
-    visible[:, 4:] = False
+    padding_mask = torch.ones(1, 6, 5, dtype=torch.bool)
+    padding_mask[:, 4:] = False
     changed = maps.clone()
     changed[1:, :, 5:] = torch.randn(2, 1, 1, 5, 8)  # two rows away from what is visible, out of LePE's reach
-    torch.testing.assert_close(module(*changed, visible)[0][:, :4], module(*maps, visible)[0][:, :4])
+    torch.testing.assert_close(
+        module(*changed, padding_mask)[0][:, :4], module(*maps, padding_mask)[0][:, :4]
+    )
 
 
 def test_the_first_half_of_the_channels_has_vertical_stripes():
@@ -133,7 +135,7 @@ def test_the_classifier_trains_every_parameter():
     ("options", "message"),
     [
         ({"stripe_widths": (1, 2)}, "one entry per stage"),
-        ({"stripe_widths": (1, -2, 7, 0)}, "0 or more"),
+        ({"stripe_widths": (1, -2, 7, 0)}, r"0 \(the whole grid\) or more"),
         ({"num_heads": (1, 4, 8, 16)}, "even number"),
         ({"stripe_padding": "none"}, "Use 'masked' or 'official'"),
     ],

@@ -72,7 +72,7 @@ class WrittenOut:
 
     def __init__(self, decoder, mining):
         self.decoder, self.mining = decoder, mining
-        self.is_normed = mining.neck != "linear"
+        self.use_batch_norm = mining.neck != "linear"
 
     def __call__(self, feature_maps):
         fused = self.fuse(feature_maps)
@@ -122,7 +122,7 @@ class WrittenOut:
             scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
             heads.append(scores.softmax(-1) @ value)
         y = torch.cat(heads, dim=-1)
-        return self.project_tokens(block.o_proj, y, self.size) if self.is_normed else y
+        return self.project_tokens(block.o_proj, y, self.size) if self.use_batch_norm else y
 
     def reduce(self, convolution, source):
         ratio, (height, width) = self.mining.reduction_ratio, self.size
@@ -137,7 +137,7 @@ class WrittenOut:
         if self.mining.decouple_tokens and self.mining.external_tokens == "learned":
             x_info = tokens.info_tokens
         q, k = F.linear(x, external.q_proj.weight, external.q_proj.bias), external.k_proj(x_class)
-        v = x_info if self.is_normed else external.v_proj(x_info)
+        v = x_info if self.use_batch_norm else external.v_proj(x_info)
         attn_mid = q @ k.T / math.sqrt(DIM)
         x_mid = attn_mid.softmax(-1) @ v
         if not self.mining.use_external_attention:
@@ -346,7 +346,9 @@ def test_fresh_weights_are_the_authors():
 
 
 def test_a_reduced_position_is_visible_where_one_of_its_positions_is():
-    visible = torch.zeros(1, 5, 3, dtype=torch.bool)
-    visible[0, 4, 2] = True  # in a cell that zeros complete
-    bias = ContextAttention(SDPA, DIM, is_normed=False, reduction_ratio=2).key_bias(visible, torch.float32)
+    padding_mask = torch.zeros(1, 5, 3, dtype=torch.bool)
+    padding_mask[0, 4, 2] = True  # in a cell that zeros complete
+    bias = ContextAttention(SDPA, DIM, use_batch_norm=False, reduction_ratio=2).key_bias(
+        padding_mask, torch.float32
+    )
     assert (bias == 0).flatten().tolist() == [False] * 5 + [True]

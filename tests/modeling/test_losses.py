@@ -92,9 +92,9 @@ def test_the_rows_of_the_blocks_are_exactly_those_of_the_full_resize(source, tar
 def test_dice_is_the_mean_over_classes_present():
     logits, labels = batch(num_labels=6)
     labels[labels == 4] = 255
-    labelled = labels != 255
-    probabilities = enlarge(logits, labels).softmax(1).movedim(1, -1)[labelled]
-    truth = F.one_hot(labels[labelled], 6)
+    labeled = labels != 255
+    probabilities = enlarge(logits, labels).softmax(1).movedim(1, -1)[labeled]
+    truth = F.one_hot(labels[labeled], 6)
     ratios = 2 * (probabilities * truth).sum(0) / (probabilities.sum(0) + truth.sum(0))
     expected = 1 - ratios[[0, 1, 2, 3, 5]].mean()
     assert_same_loss(segmentation_loss(logits, labels, terms="dice"), expected, logits)
@@ -148,12 +148,12 @@ def literal_lovasz_softmax(probabilities, labels, num_labels):
     return torch.stack(of_classes).mean()
 
 
-def test_lovasz_is_berman_algorithm_1_over_labelled_pixels():
+def test_lovasz_is_berman_algorithm_1_over_labeled_pixels():
     logits, labels = batch(num_labels=6)
     labels[labels == 4] = 255
-    labelled = labels != 255
-    probabilities = enlarge(logits, labels).softmax(1).movedim(1, -1)[labelled]
-    expected = literal_lovasz_softmax(probabilities, labels[labelled], 6)
+    labeled = labels != 255
+    probabilities = enlarge(logits, labels).softmax(1).movedim(1, -1)[labeled]
+    expected = literal_lovasz_softmax(probabilities, labels[labeled], 6)
     assert_same_loss(segmentation_loss(logits, labels, terms="lovasz"), expected, logits)
 
 
@@ -201,7 +201,7 @@ def test_a_batch_without_labels_has_loss_zero_and_zero_gradients(terms, dtype):
 
 @each("terms", [*LOSS_TERMS])
 @each("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_labelled_pixel_suffices(terms, dtype):
+def test_one_labeled_pixel_suffices(terms, dtype):
     logits, labels = batch(ignored=1.0, dtype=dtype)
     labels[1, 3, 4] = 2
     loss = segmentation_loss(logits, labels, terms=terms)
@@ -210,7 +210,7 @@ def test_one_labelled_pixel_suffices(terms, dtype):
 
 
 @each("terms", [*LOSS_TERMS])
-def test_weights_of_zero_for_all_labelled_classes_stay_finite(terms):
+def test_weights_of_zero_for_all_labeled_classes_stay_finite(terms):
     logits, labels = batch()
     assert segmentation_loss(logits, labels, terms=terms, class_weights=[0.0] * 5).isfinite()
 
@@ -301,11 +301,11 @@ def test_one_compiled_graph_serves_all_image_sizes():
 
 def test_the_operators_keep_the_contract_that_compilation_relies_on():
     logits, labels = batch((2, 3), (4, 5), num_labels=3)
-    is_labelled, labels = labels != 255, labels.where(labels != 255, 0)
+    is_labeled, labels = labels != 255, labels.where(labels != 255, 0)
     _, normalizer = loss_operators.label_likelihood(logits, labels)
     torch.library.opcheck(loss_operators.label_likelihood, (logits, labels))
     for name in loss_operators.CLASS_LOSSES:
-        torch.library.opcheck(loss_operators.class_loss, (logits, normalizer, labels, is_labelled, name))
+        torch.library.opcheck(loss_operators.class_loss, (logits, normalizer, labels, is_labeled, name))
 
 
 def test_a_wrong_label_is_named_with_its_number_of_pixels():
@@ -356,7 +356,7 @@ def test_labels_of_a_wrong_kind_are_refused(change, message):
             "no loss 'dise' in 'cross_entropy.dise', did you mean 'dice'.*lovasz",
         ),
         ({"terms": ""}, "no loss '' in ''.*: cross_entropy, dice, focal, lovasz, boundary"),
-        ({"terms": "half*dice"}, "'half' in 'half.dice' is no number"),
+        ({"terms": "half*dice"}, "'half' in 'half.dice' is not a number"),
         ({"reduction": "mean"}, "no reduction 'mean'.*'valid', 'all'"),
         ({"class_weights": [1.0, 2.0]}, "2 class_weights for 5 labels"),
     ],
@@ -378,10 +378,10 @@ def test_terms_are_read_with_their_factors():
 def test_the_boundary_is_three_pixels_wide_on_either_side():
     labels = torch.zeros(1, 4, 20, dtype=torch.long)
     labels[..., 10:] = 1
-    is_labelled = torch.ones_like(labels, dtype=torch.bool)
-    is_labelled[:, 3] = False
+    is_labeled = torch.ones_like(labels, dtype=torch.bool)
+    is_labeled[:, 3] = False
     band = [7 <= column < 13 for column in range(20)]
-    assert near_boundary(SimpleNamespace(labels=labels, is_labelled=is_labelled)).tolist() == [
+    assert near_boundary(SimpleNamespace(labels=labels, is_labeled=is_labeled)).tolist() == [
         [band, band, band, [False] * 20]
     ]
 
@@ -398,7 +398,7 @@ def test_the_scale_of_class_weights_does_not_matter():
 
 def test_the_first_label_beyond_the_classes_is_refused():
     check_labels(torch.tensor([[[2, 255]]]), 3, ignore_index=255)
-    with pytest.raises(ValueError, match=r"labels hold 3 \(1 pixels\)"):
+    with pytest.raises(ValueError, match=r"labels .* 3 \(1 pixels\)"):
         check_labels(torch.tensor([[[2, 3]]]), 3, ignore_index=255)
 
 

@@ -106,5 +106,5 @@ def test_attentions_are_those_of_windows_and_of_global_tokens_in_turn():
 
 
 def test_a_segmenter_on_a_single_feature_map_is_refused():
-    with pytest.raises(ValueError, match="gives 1 feature map; decoders need two or more"):
+    with pytest.raises(ValueError, match="returns 1 feature map; decoders need two or more"):
         GlamSwinForSemanticSegmentation(config(out_features=["stage3"]))

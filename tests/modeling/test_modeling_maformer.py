@@ -22,7 +22,7 @@ from contextseg.modeling.global_learning import (
     GlobalLearning,
     MafBlock,
     ShiftedWindowBlock,
-    average_of_visible,
+    average_of_unpadded,
     average_to,
 )
 from contextseg.modeling.pyramid_encoder import PreNormBlock
@@ -36,7 +36,7 @@ def config(**options) -> MaformerConfig:
     return MaformerConfig(**{**SIZES, **options})
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module.eval()
@@ -94,11 +94,11 @@ def test_averages_of_equal_areas_keep_the_mean(grid):
 
 def test_gld_does_not_read_padding():
     module, features = gld(), torch.randn(1, 28, 28, 6)
-    visible = torch.zeros(1, 28, 28, dtype=torch.bool)
-    visible[:, :20, :25] = True
-    changed = torch.where(visible[..., None], features, torch.randn_like(features))
-    torch.testing.assert_close(module(changed, visible), module(features, visible))
-    torch.testing.assert_close(module(features, torch.ones_like(visible)), module(features))
+    padding_mask = torch.zeros(1, 28, 28, dtype=torch.bool)
+    padding_mask[:, :20, :25] = True
+    changed = torch.where(padding_mask[..., None], features, torch.randn_like(features))
+    torch.testing.assert_close(module(changed, padding_mask), module(features, padding_mask))
+    torch.testing.assert_close(module(features, torch.ones_like(padding_mask)), module(features))
 
 
 @each(("ratio", "tokens"), [(0.25, 16), (0.5, 49), (1.0, 196)])
@@ -110,13 +110,13 @@ def test_the_ratio_is_one_of_sides(ratio, tokens):
 
 
 def test_equal_global_tokens_add_one_vector_to_every_place():
-    attention = randomised(FusionAttention(config(), dim=8, num_heads=2))
+    attention = randomized(FusionAttention(config(), dim=8, num_heads=2))
     answers, _ = attention(torch.randn(2, 30, 8), torch.randn(2, 1, 8).expand(2, 49, 8))
     torch.testing.assert_close(answers, answers[:, :1].expand_as(answers))
 
 
 def test_without_its_global_paths_a_block_is_cswins():
-    block = randomised(MaformerBackbone(config()).encoder.stages[1][0])
+    block = randomized(MaformerBackbone(config()).encoder.stages[1][0])
     cswin = PreNormBlock(CrossShapedAttention(config(), 16, 4, width=2), 16, 4.0, 0.0, 1e-6).eval()
     cswin.load_state_dict(block.local.state_dict())
     for module in (block.fusion.attention.v_proj, block.fusion.mlp.fc2):
@@ -128,7 +128,7 @@ def test_without_its_global_paths_a_block_is_cswins():
 
 def test_the_order_of_the_branches_is_all_that_the_fusions_differ_in():
     beside, behind = (MaformerModel(config(fusion=name)) for name in ("maf", "local_enhanced"))
-    behind.load_state_dict(randomised(beside).state_dict())
+    behind.load_state_dict(randomized(beside).state_dict())
     pixels = torch.randn(1, 3, 32, 32)
     difference = behind.eval()(pixels).last_hidden_state - beside(pixels).last_hidden_state
     assert difference.abs().max() > 1e-3
@@ -142,14 +142,14 @@ def test_without_global_branch_a_block_is_its_local_branch():
 
 
 def test_features_in_slices_are_the_same_features():
-    block, features = randomised(MaformerBackbone(config()).encoder.stages[0][0]), torch.randn(3, 41, 43, 8)
+    block, features = randomized(MaformerBackbone(config()).encoder.stages[0][0]), torch.randn(3, 41, 43, 8)
     with torch.no_grad():
         sliced = block(features)
     torch.testing.assert_close(sliced, block(features))
 
 
 def test_stages_without_stripes_are_plain_vit():
-    backbone = randomised(MaformerBackbone(config()))
+    backbone = randomized(MaformerBackbone(config()))
     block, features = backbone.encoder.stages[2][0], torch.randn(2, 3, 5, 16)
     tokens = block.norm1(features).flatten(1, 2)
     heads = [
@@ -162,7 +162,7 @@ def test_stages_without_stripes_are_plain_vit():
 
 
 def test_padding_of_the_batch_changes_nothing_in_the_image():
-    model = randomised(MaformerModel(config(depths=(0, 0, 2), stripe_widths=())))
+    model = randomized(MaformerModel(config(depths=(0, 0, 2), stripe_widths=())))
     image = torch.randn(1, 3, 32, 48)
     padded, mask = F.pad(image, (0, 16, 0, 32), value=7.0), F.pad(torch.ones(1, 32, 48), (0, 16, 0, 32))
     alone = model(image).last_hidden_state.unflatten(1, (2, 3))
@@ -221,7 +221,7 @@ def test_the_paper_s_decoder_is_the_default():
 
 def classifier(**options) -> MaformerForImageClassification:
     torch.manual_seed(0)
-    return randomised(MaformerForImageClassification(config(num_labels=4, use_token_labels=True, **options)))
+    return randomized(MaformerForImageClassification(config(num_labels=4, use_token_labels=True, **options)))
 
 
 def test_the_token_head_votes_with_its_highest_logits():
@@ -297,9 +297,9 @@ def test_shifted_windows_take_any_number_of_heads():
 
 
 def test_the_average_of_what_is_visible_of_a_constant_map_is_that_constant():
-    visible = torch.zeros(1, 28, 28, dtype=torch.bool)
-    visible[:, :20, :25] = True  # ends in the middle of a column of cells
-    averages = average_of_visible(torch.full((1, 28, 28, 2), 0.7), visible, 14)
+    padding_mask = torch.zeros(1, 28, 28, dtype=torch.bool)
+    padding_mask[:, :20, :25] = True  # ends in the middle of a column of cells
+    averages = average_of_unpadded(torch.full((1, 28, 28, 2), 0.7), padding_mask, 14)
     seen = torch.zeros(1, 14, 14, 2)
     seen[:, :10, :13] = 0.7
     torch.testing.assert_close(averages, seen)
@@ -319,7 +319,7 @@ def test_the_global_branch_reads_the_input_or_after_the_local_branch_its_output(
 
 def test_a_shifted_window_at_the_border_does_not_see_the_opposite_border():
     sizes = StageSizes(8, depth=1, num_heads=2, window=(4, 4), mlp_ratio=2.0, drop_path_rates=(0.0,))
-    block = randomised(ShiftedWindowBlock(config(), sizes, 0.0, shifted=True))
+    block = randomized(ShiftedWindowBlock(config(), sizes, 0.0, shifted=True))
     features = torch.randn(1, 8, 8, 8)
     changed = features.clone()
     changed[:, 0, 0] = torch.randn(8)

@@ -231,9 +231,9 @@ def test_a_saved_detector_opens_without_the_package(model, tmp_path, monkeypatch
 @torch.no_grad()
 def test_the_processors_boxes_are_those_of_the_instances(model):
     processor = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    pictures = [Image.new("RGB", size, "grey") for size in ((90, 60), (64, 128))]
+    images = [Image.new("RGB", size, "grey") for size in ((90, 60), (64, 128))]
     sizes = [(60, 90), (128, 64)]
-    outputs = model(**processor(pictures, return_tensors="pt"))
+    outputs = model(**processor(images, return_tensors="pt"))
     for ours, theirs in zip(
         model.instances(outputs, sizes, threshold=0.0),
         processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes),
@@ -340,9 +340,9 @@ def wrong(**changes):
 @each(
     ("inputs", "message"),
     [
-        ({"pixel_values": torch.rand(1, 3, 64, 64)}, "no labels were given in training mode"),
-        ({**batch((64, 64))[0], "labels": []}, "labels of 0 images were given"),
-        (wrong(class_labels=torch.tensor([0, 2])), r"holds \[0, 2\]; 0 to 1 are required"),
+        ({"pixel_values": torch.rand(1, 3, 64, 64)}, "got no labels in training mode"),
+        ({**batch((64, 64))[0], "labels": []}, "got labels of 0 images"),
+        (wrong(class_labels=torch.tensor([0, 2])), r"contains \[0, 2\]; 0 to 1 are required"),
         (wrong(boxes=torch.zeros(2, 4)), "a box without area"),
         (wrong(masks=torch.zeros(2, 32, 32)), r"shape \(2, 32, 32\); \(2, 64, 64\) is required"),
     ],

@@ -83,7 +83,7 @@ def test_any_encoder_checkpoint_can_be_the_start(tmp_path):
 
 def test_another_type_of_checkpoint_is_named(tmp_path):
     tiny_segdeformer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a 'segdeformer'"):
+    with pytest.raises(ValueError, match="is a 'segdeformer'"):
         SegDeformerForSemanticSegmentation.from_segformer(tmp_path)
 
 

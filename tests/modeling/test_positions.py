@@ -24,7 +24,7 @@ def test_each_offset_between_places_has_its_own_row(window):
 
 
 @each(("rows", "tokens"), [(10, 3), (10, 4), (11, 3), (11, 4), (12, 12)])
-def test_the_table_gives_its_centre_rows_as_the_authors_count_them(rows, tokens):
+def test_the_table_gives_its_center_rows_as_the_authors_count_them(rows, tokens):
     table = GlobalPositionTable(rows, tokens, dim=1)
     table.table.data = torch.arange(rows).float()[:, None]
     first = rows // 2 - tokens // 2

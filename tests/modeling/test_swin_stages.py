@@ -76,8 +76,8 @@ def test_windows_of_padding_take_no_part_in_global_attention():
 def test_a_window_with_one_pixel_of_image_takes_part():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, 3, 3] = mask[0, 0, 7] = True
-    visible = tokens_with_image(mask, plan_windows((8, 8), (4, 4)), num_tokens=2)
-    assert visible.tolist() == [[True] * 4 + [False] * 4]
+    padding_mask = tokens_with_image(mask, plan_windows((8, 8), (4, 4)), num_tokens=2)
+    assert padding_mask.tolist() == [[True] * 4 + [False] * 4]
 
 
 def test_patches_are_those_of_a_convolution_over_the_padded_image():
@@ -88,7 +88,7 @@ def test_patches_are_those_of_a_convolution_over_the_padded_image():
     torch.testing.assert_close(embed(pixels), expected)
 
 
-def test_merging_concatenates_neighbours_with_rows_fastest():
+def test_merging_concatenates_neighbors_with_rows_fastest():
     merge = PatchMerge(1, axes=2)
     merge.norm, merge.reduction = torch.nn.Identity(), torch.nn.Identity()
     merged = merge(torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8]])[None, :, :, None])

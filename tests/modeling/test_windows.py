@@ -1,7 +1,7 @@
 import torch
 from cases import each
 
-from contextseg.modeling.windows import cut, join, plan_windows, shift_mask
+from contextseg.modeling.windows import plan_windows, shift_mask, window_partition, window_reverse
 
 GRIDS = [((8, 12), (4, 4)), ((5, 9), (4, 3)), ((1, 1), (7, 7)), ((3, 6, 5), (2, 4, 2)), ((11,), (4,))]
 
@@ -11,18 +11,18 @@ GRIDS = [((8, 12), (4, 4)), ((5, 9), (4, 3)), ((1, 1), (7, 7)), ((3, 6, 5), (2, 
 def test_joining_what_was_cut_returns_the_grid(grid, window, shifted):
     features = torch.randn(2, *grid, 3)
     windows = plan_windows(grid, window, shifted)
-    assert torch.equal(join(cut(features, windows), windows), features)
+    assert torch.equal(window_reverse(window_partition(features, windows), windows), features)
 
 
 def test_windows_and_their_tokens_are_in_row_major_order():
     features = torch.arange(4 * 6).reshape(1, 4, 6, 1).float()
-    tokens = cut(features, plan_windows((4, 6), (2, 3)))
+    tokens = window_partition(features, plan_windows((4, 6), (2, 3)))
     assert tokens.shape == (1, 4, 6, 1)
     assert tokens[0, 1, :, 0].tolist() == [3, 4, 5, 9, 10, 11]
 
 
 def test_padding_is_zero_and_after_the_end():
-    tokens = cut(torch.ones(1, 3, 3, 1), plan_windows((3, 3), (2, 2)))
+    tokens = window_partition(torch.ones(1, 3, 3, 1), plan_windows((3, 3), (2, 2)))
     assert tokens[0, :, :, 0].sum(dim=1).tolist() == [4, 2, 2, 1]
 
 
@@ -35,7 +35,7 @@ def test_the_shift_is_half_a_window():
 def test_the_mask_parts_exactly_what_the_cyclic_shift_brought_together(grid):
     windows = plan_windows(grid, (4, 4), shifted=True)
     places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1)[None]
-    tokens = cut(places, windows)[0]  # where each token comes from
+    tokens = window_partition(places, windows)[0]  # where each token comes from
     steps = (tokens[:, :, None] - tokens[:, None]).abs()
     together = (steps < 4).all(dim=-1)  # no further apart than a window is wide: true neighbours
     assert torch.equal(shift_mask(windows, torch.device("cpu"), torch.float32) == 0, together)

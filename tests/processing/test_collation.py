@@ -31,6 +31,6 @@ def test_the_collator_refuses_mixed_sizes_for_a_model_that_takes_no_pixel_mask()
         {"image": Image.new("RGB", (8, size)), "mask": np.ones((size, 8), np.int64)} for size in (6, 9)
     ]
     collator = SegmentationCollator(SegmentationImageProcessor(), can_pad=False)
-    with pytest.raises(ValueError, match="images of 8x6, 8x9 .* per_device_eval_batch_size=1"):
+    with pytest.raises(ValueError, match="images of 8x6, 8x9: .* per_device_eval_batch_size=1"):
         collator(samples)
     assert collator(samples[:1])["labels"].shape == (1, 6, 8)

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from contextseg.processing.image_reading import (
     ImageReadError,
-    read_bands,
+    read_channels,
     read_image,
     read_mask,
     read_orientation,
@@ -141,7 +141,7 @@ def test_bad_exif_does_not_stop_loading(block):
     assert read_orientation(file) == 1
 
 
-def test_palette_images_become_colours_and_lose_their_alpha():
+def test_palette_images_become_colors_and_lose_their_alpha():
     image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8))
     image.putpalette([255, 0, 0, 0, 0, 255])
     pixels = np.asarray(read_image(encoded(image, transparency=bytes([0, 128]))))
@@ -154,7 +154,7 @@ def test_every_8_bit_mode_becomes_rgb(mode):
     assert np.asarray(read_image(white)).tolist() == [[[255, 255, 255]] * 3] * 2
 
 
-def test_lab_is_converted_with_colour_management():
+def test_lab_is_converted_with_color_management():
     red = Image.merge("LAB", [Image.new("L", (3, 2), level) for level in (136, 208, 195)])
     assert (
         np.abs(np.asarray(read_image(red))[0, 0].astype(int) - (255, 0, 0)).max() <= 12
@@ -162,12 +162,12 @@ def test_lab_is_converted_with_colour_management():
 
 
 @each(("dtype", "format"), [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF")])
-def test_16_bit_grey_is_divided_by_257(dtype, format):
-    grey = np.array([[0, 257, 32768], [40000, 65534, 65535]], dtype)
-    file = encoded(Image.fromarray(grey), format)
-    expected = np.round(grey / 257).astype(np.uint8)
+def test_16_bit_gray_is_divided_by_257(dtype, format):
+    gray = np.array([[0, 257, 32768], [40000, 65534, 65535]], dtype)
+    file = encoded(Image.fromarray(gray), format)
+    expected = np.round(gray / 257).astype(np.uint8)
     np.testing.assert_array_equal(np.asarray(read_image(file))[..., 1], expected)
-    np.testing.assert_array_equal(np.asarray(read_image(grey))[..., 2], expected)
+    np.testing.assert_array_equal(np.asarray(read_image(gray))[..., 2], expected)
 
 
 def test_float_images_need_a_value_range():
@@ -188,28 +188,30 @@ def test_value_range_leaves_8_bit_images_alone():
 
 
 def test_only_the_first_frame_is_read():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     file = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert np.asarray(read_image(file))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_bands_stay_bands_where_asked():
     six = np.arange(24, dtype=np.uint8).reshape(2, 2, 6)
-    np.testing.assert_array_equal(read_bands(six, 6), six)
-    np.testing.assert_array_equal(read_bands(torch.from_numpy(six).permute(2, 0, 1), 6), six)
+    np.testing.assert_array_equal(read_channels(six, 6), six)
+    np.testing.assert_array_equal(read_channels(torch.from_numpy(six).permute(2, 0, 1), 6), six)
     rgba = Image.fromarray(six[..., :4])
-    np.testing.assert_array_equal(read_bands(encoded(rgba), 4), six[..., :4])
-    np.testing.assert_array_equal(read_bands(encoded(rgba), 3), six[..., :3])
+    np.testing.assert_array_equal(read_channels(encoded(rgba), 4), six[..., :4])
+    np.testing.assert_array_equal(read_channels(encoded(rgba), 3), six[..., :3])
 
 
 def test_16_bit_bands_keep_their_precision():
-    grey = np.array([[1, 2, 65535]], np.uint16)
-    np.testing.assert_allclose(read_bands(encoded(Image.fromarray(grey)), 1)[..., 0], grey / 257, rtol=1e-6)
+    gray = np.array([[1, 2, 65535]], np.uint16)
+    np.testing.assert_allclose(
+        read_channels(encoded(Image.fromarray(gray)), 1)[..., 0], gray / 257, rtol=1e-6
+    )
 
 
 def test_a_wrong_number_of_bands_is_named():
-    with pytest.raises(ImageReadError, match="3 bands, but 5 are needed"):
-        read_bands(encoded(Image.fromarray(photo())), 5)
+    with pytest.raises(ImageReadError, match="3 channels, but 5 are needed"):
+        read_channels(encoded(Image.fromarray(photo())), 5)
 
 
 @each(
@@ -269,14 +271,14 @@ def test_palette_masks_keep_their_indices():
     np.testing.assert_array_equal(read_mask(encoded(image)), ids)
 
 
-def test_palette_masks_become_colours_where_asked():
+def test_palette_masks_become_colors_where_asked():
     image = Image.fromarray(np.array([[0, 1]], np.uint8))
     image.putpalette([1, 2, 3, 4, 5, 6])
     assert read_mask(encoded(image), decode_palette=True).tolist() == [[[1, 2, 3], [4, 5, 6]]]
 
 
 @each("dtype", [bool, np.uint8, np.uint16, np.int32])
-def test_grey_masks_of_every_depth_keep_their_ids(dtype):
+def test_gray_masks_of_every_depth_keep_their_ids(dtype):
     ids = np.array([[0, 1], [1, 0]]) if dtype is bool else np.array([[0, np.iinfo(dtype).max], [1, 2]])
     image = Image.fromarray(ids.astype(dtype))
     file = encoded(image, "TIFF" if dtype is np.int32 else "PNG")
@@ -284,9 +286,9 @@ def test_grey_masks_of_every_depth_keep_their_ids(dtype):
 
 
 @each("mode", ["RGB", "RGBA"])
-def test_colour_masks_keep_their_colours(mode):
-    colours = photo()
-    np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(colours).convert(mode))), colours)
+def test_color_masks_keep_their_colors(mode):
+    colors = photo()
+    np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(colors).convert(mode))), colors)
 
 
 @each("shape", [(4, 5), (1, 4, 5), (4, 5, 1)])
@@ -345,7 +347,7 @@ def test_a_stream_that_cannot_go_back_is_read():
 
 def test_32_bit_integers_of_a_tiff_need_a_range_as_they_are():
     file = encoded(Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF")
-    with pytest.raises(ImageReadError, match="0 to 70000: which of them is black"):
+    with pytest.raises(ImageReadError, match="0 to 70000: black and white are unknown"):
         read_image(file)
     assert np.asarray(read_image(file, value_range=(0, 70_000)))[..., 0].tolist() == [[0, 255]]
 

@@ -28,12 +28,12 @@ class PixelModel(nn.Module):
         super().__init__()
         self.stride, self.shapes = stride, []
         self.config = SimpleNamespace(**({"logits_stride": stride} if tells_stride else {}))
-        self.colours = torch.randn(num_labels, 3, generator=torch.Generator().manual_seed(0))
+        self.colors = torch.randn(num_labels, 3, generator=torch.Generator().manual_seed(0))
 
     def forward(self, pixel_values):
         self.shapes.append(tuple(pixel_values.shape))
         cells = F.avg_pool2d(pixel_values, self.stride, ceil_mode=True)
-        return SimpleNamespace(logits=torch.einsum("kc,bchw->bkhw", self.colours, cells))
+        return SimpleNamespace(logits=torch.einsum("kc,bchw->bkhw", self.colors, cells))
 
 
 def noise(*size):
@@ -136,8 +136,8 @@ def test_memory_does_not_grow_with_the_height_of_the_image(monkeypatch):
 
     def peak(height, window):
         model, pixels = PixelModel(4, num_labels=100), noise(height, 64)
-        bands = Inference(window).probabilities(model, [pixels], (height, 64))
-        return peak_memory(lambda: [None for _ in bands], torch.device("cpu"))
+        channels = Inference(window).probabilities(model, [pixels], (height, 64))
+        return peak_memory(lambda: [None for _ in channels], torch.device("cpu"))
 
     assert peak(768, 32) == pytest.approx(peak(256, 32), rel=0.02)
     canvas = 4 * 100 * (768 - 256) // 4 * 64 // 4  # bytes of a float for each class and cell
@@ -247,7 +247,7 @@ def test_settings_describe_themselves():
     assert str(Inference()) == "whole images"
     described = str(Inference(512, overlap=0.25, scales=(0.5, 1.0), flip=True))
     assert described == (
-        "windows of 512x512 pixels, 0.25 of them shared, gaussian weights, scales 0.5, 1, averaged with the mirrored image"
+        "windows of 512x512 pixels, overlap 0.25, gaussian weights, scales 0.5, 1, averaged with the mirrored image"
     )
 
 

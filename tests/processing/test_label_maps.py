@@ -7,7 +7,7 @@ from cases import each
 
 from contextseg.processing.label_maps import LabelMap, normalize_label_map
 
-COLOURS = {(128, 64, 128): 0, "#FF0000": 1, (0, 0, 0): "ignore"}
+COLORS = {(128, 64, 128): 0, "#FF0000": 1, (0, 0, 0): "ignore"}
 
 
 def test_ids_become_the_classes_of_the_table():
@@ -16,12 +16,12 @@ def test_ids_become_the_classes_of_the_table():
     assert decoded.dtype == np.int64
 
 
-def test_colours_become_the_classes_of_the_table():
+def test_colors_become_the_classes_of_the_table():
     mask = np.array([[[128, 64, 128], [255, 0, 0], [0, 0, 0]]], np.uint8)
-    np.testing.assert_array_equal(LabelMap(COLOURS, ignore_index=-100).decode(mask), [[0, 1, -100]])
+    np.testing.assert_array_equal(LabelMap(COLORS, ignore_index=-100).decode(mask), [[0, 1, -100]])
 
 
-def test_a_palette_numbers_its_colours():
+def test_a_palette_numbers_its_colors():
     mask = np.array([[[9, 9, 9], [0, 1, 2]]], np.uint8)
     np.testing.assert_array_equal(LabelMap.from_palette([[0, 1, 2], [9, 9, 9]]).decode(mask), [[1, 0]])
 
@@ -42,18 +42,18 @@ def test_a_table_lookup_equals_a_loop_over_the_entries(dtype):
 def test_unknown_ids_are_named_with_their_pixel_count():
     mask = np.array([[1, 1, 1], [7, 7, 9]], np.uint8)
     with pytest.raises(
-        ValueError, match=r"a\.png has 2 values.*7 \(2 pixels\), 9 \(1 pixels\).*known are 1\."
+        ValueError, match=r"a\.png has 2 values.*7 \(2 pixels\), 9 \(1 pixels\).*known values: 1\."
     ):
         LabelMap({1: 0}).decode(mask, "a.png")
 
 
-def test_unknown_colours_are_named_with_their_pixel_count():
+def test_unknown_colors_are_named_with_their_pixel_count():
     with pytest.raises(ValueError, match=r"#010203 \(4 pixels\)"):
-        LabelMap(COLOURS).decode(np.full((2, 2, 3), (1, 2, 3), np.uint8))
+        LabelMap(COLORS).decode(np.full((2, 2, 3), (1, 2, 3), np.uint8))
 
 
-def test_colours_without_a_table_are_refused():
-    with pytest.raises(ValueError, match="holds colours, but no colour is known"):
+def test_colors_without_a_table_are_refused():
+    with pytest.raises(ValueError, match="has colors, but label_map has none"):
         LabelMap().decode(np.zeros((2, 2, 3), np.uint8))
 
 
@@ -72,7 +72,7 @@ def test_masks_of_0_and_255_warn_until_the_table_says_what_255_is():
 
 
 def test_a_table_survives_json():
-    entries = normalize_label_map(COLOURS)
+    entries = normalize_label_map(COLORS)
     assert entries == {"#804080": 0, "#ff0000": 1, "#000000": "ignore"}
     assert normalize_label_map(json.loads(json.dumps(entries))) == entries
     assert normalize_label_map({"7": None, np.uint8(8): np.int64(2)}) == {"7": "ignore", "8": 2}
@@ -80,7 +80,7 @@ def test_a_table_survives_json():
 
 @each("key", ["road", "#12345", (1, 2), (0, 0, 256), 1.5])
 def test_a_key_that_is_no_mask_value_is_refused(key):
-    with pytest.raises(ValueError, match="Give an id such as 7, or a colour"):
+    with pytest.raises(ValueError, match="Give an id such as 7, or a color"):
         LabelMap({key: 0})
 
 
@@ -91,16 +91,16 @@ def test_a_label_that_is_no_class_is_refused(label):
 
 
 def test_one_value_cannot_have_two_classes():
-    with pytest.raises(ValueError, match="names 1 twice"):
+    with pytest.raises(ValueError, match="has 1 twice"):
         LabelMap({1: 0, "1": 2})
-    with pytest.raises(ValueError, match="one colour to several classes"):
+    with pytest.raises(ValueError, match="the same color for several classes"):
         LabelMap.from_palette([[0, 0, 0], [0, 0, 0]])
 
 
-def test_only_a_table_of_colours_needs_palette_images_as_colours():
-    assert LabelMap(COLOURS).needs_colours
-    assert not LabelMap({1: 0, "#000000": 1}).needs_colours
-    assert not LabelMap().needs_colours
+def test_only_a_table_of_colors_needs_palette_images_as_colors():
+    assert LabelMap(COLORS).needs_colors
+    assert not LabelMap({1: 0, "#000000": 1}).needs_colors
+    assert not LabelMap().needs_colors
 
 
 @pytest.mark.parametrize("index", [1 << 8, 1 << 16, 1 << 24])
@@ -111,12 +111,12 @@ def test_the_first_id_beyond_a_table_can_be_mapped(index):
 
 def test_the_last_class_id_is_that_of_the_16_bit_table():
     assert normalize_label_map({0: 32767}) == {"0": 32767}
-    with pytest.raises(ValueError, match="class id of 0 to 32767"):
+    with pytest.raises(ValueError, match="class id from 0 to 32767"):
         normalize_label_map({0: 32768})
 
 
 def test_a_negative_entry_is_not_the_last_id_of_the_table():
-    with pytest.raises(ValueError, match=r"label_map does not know: 255 \(1 pixels\)"):
+    with pytest.raises(ValueError, match=r"not in label_map: 255 \(1 pixels\)"):
         LabelMap({-1: "ignore", 3: 0}).decode(np.array([[3, 255]], np.uint8))
 
 

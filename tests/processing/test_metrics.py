@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from cases import each
 
-from contextseg.processing import metrics
+from contextseg.processing import logits_to_masks, metrics
 from contextseg.processing.metrics import (
     BoundaryIoU,
     ConfusionMatrix,
     TrainerScores,
     reduce_logits,
-    scores_json,
     scores_table,
+    without_nan,
 )
 
 
@@ -73,7 +73,7 @@ def test_a_class_that_never_occurs_is_nan_and_left_out_of_the_mean(pair):
     assert with_absent_class["mean_iou"] == without["mean_iou"]
 
 
-def test_a_class_that_is_predicted_but_never_labelled_has_iou_zero():
+def test_a_class_that_is_predicted_but_never_labeled_has_iou_zero():
     scores = scores_of(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), num_labels=2)
     assert scores["per_class"][1]["iou"] == 0.0
     assert scores["mean_iou"] == 0.25
@@ -124,7 +124,7 @@ def test_counting_in_pieces_equals_counting_at_once(pair, monkeypatch):
 
 
 def test_an_unknown_id_is_named_with_its_count():
-    with pytest.raises(ValueError, match=r"labels hold the class ids 7 \(3 pixels\)"):
+    with pytest.raises(ValueError, match=r"labels have the class ids 7 \(3 pixels\)"):
         scores_of(torch.zeros(1, 3, dtype=torch.long), torch.full((1, 3), 7))
 
 
@@ -181,7 +181,7 @@ def test_reduced_logits_are_the_argmax_at_the_labels_size(monkeypatch):
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 4, 6), torch.zeros(2, 15, 22)
     expected = F.interpolate(logits, size=(15, 22), mode="bilinear").argmax(1)
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 2 * 15 * 22 * 2)  # two classes at a time
+    monkeypatch.setattr(logits_to_masks, "CHUNK_VALUES", 2 * 15 * 22 * 2)  # two classes at a time
     classes = reduce_logits((logits, "hidden states"), labels)
     assert classes.dtype == torch.int32
     torch.testing.assert_close(classes.long(), expected)
@@ -206,8 +206,9 @@ def test_the_table_has_a_line_for_each_class_and_a_dash_for_an_absent_one(pair):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_scores_are_strict_json(pair):
-    assert json.loads(scores_json(scores_of(*pair, num_labels=4)))["per_class"][3]["iou"] is None
+def test_scores_without_nan_are_strict_json(pair):
+    text = json.dumps(without_nan(scores_of(*pair, num_labels=4)), allow_nan=False)
+    assert json.loads(text)["per_class"][3]["iou"] is None
 
 
 def test_a_wrong_number_of_names_raises(pair):
@@ -241,7 +242,7 @@ def test_of_equal_logits_the_first_class_is_reduced_to(monkeypatch):
 def test_the_first_id_beyond_the_classes_is_refused(build):
     right, wrong = torch.tensor([[0, 2]]), torch.tensor([[0, 3]])
     for pair in ((right, wrong), (wrong, right)):
-        with pytest.raises(ValueError, match=r"hold the class ids 3 \(1 pixels\), but there are 3 classes"):
+        with pytest.raises(ValueError, match=r"have the class ids 3 \(1 pixels\), but there are 3 classes"):
             build(3).update(*pair)
 
 

@@ -85,5 +85,5 @@ def test_rows_are_the_same_however_the_map_arrives(lengths, spans):
     assert all(torch.equal(reader.read(*span), rows[:, slice(*span)]) for span in spans)
 
 
-def test_the_bell_is_one_at_the_centre_between_two_cells_too():
+def test_the_bell_is_one_at_the_center_between_two_cells_too():
     assert gaussian_weights((4, 6)).max() == 1

@@ -37,7 +37,7 @@ def test_a_sound_data_set_has_no_problems(folder, capsys):
     assert "ready to train" in capsys.readouterr().out
 
 
-def test_shares_are_of_labelled_pixels(folder):
+def test_shares_are_of_labeled_pixels(folder):
     report = report_of(folder)
     assert report.shares() == pytest.approx([1 / 3, 2 / 3, 0])
     assert (report.ignored_pixels, report.images[1]) == (100, 4)
@@ -92,7 +92,7 @@ def test_a_label_map_settles_masks_of_0_and_255(folder):
     assert (report.problems, report.shares()) == ([], [0.9, 0.1])
 
 
-def test_colours_without_a_class_are_written_as_colours(folder):
+def test_colors_without_a_class_are_written_as_colors(folder):
     table = {"classes": ["sky", "road"], "palette": [[255, 0, 0], [0, 255, 0]]}
     (folder / "classes.json").write_text(json.dumps(table))
     for index in range(4):

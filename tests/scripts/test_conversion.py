@@ -29,7 +29,7 @@ from contextseg.modeling.modeling_glam_swin import (
 from contextseg.modeling.renaming import RenamingTable, fill
 from contextseg.modeling.swin_checkpoints import resize_bias_table
 from contextseg.scripts.conversion.glam_official import glam_swin_from_official
-from contextseg.scripts.conversion.glam_position_tables import centre_rows, num_global_positions
+from contextseg.scripts.conversion.glam_position_tables import center_rows, num_global_positions
 from contextseg.scripts.convert_weights import main
 
 SIZES = [
@@ -47,7 +47,7 @@ def swin_config(**options) -> SwinConfig:
     )
 
 
-def randomised(model: PreTrainedModel) -> PreTrainedModel:
+def randomized(model: PreTrainedModel) -> PreTrainedModel:
     """Every parameter and buffer away from its neutral value: biases, norms, relative positions, running statistics."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -61,14 +61,14 @@ def randomised(model: PreTrainedModel) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def backbone_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swin_backbone")
-    randomised(SwinBackbone(swin_config(out_features=STAGES))).save_pretrained(folder)
+    randomized(SwinBackbone(swin_config(out_features=STAGES))).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def classifier_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swin_classifier")
-    randomised(SwinForImageClassification(swin_config(id2label=NAMES))).save_pretrained(folder)
+    randomized(SwinForImageClassification(swin_config(id2label=NAMES))).save_pretrained(folder)
     return folder
 
 
@@ -82,7 +82,7 @@ def upernet_folder(tmp_path_factory):
         id2label=NAMES,
         label2id={name: index for index, name in NAMES.items()},
     )
-    randomised(UperNetForSemanticSegmentation(config)).save_pretrained(folder)
+    randomized(UperNetForSemanticSegmentation(config)).save_pretrained(folder)
     return folder
 
 
@@ -176,7 +176,7 @@ def test_classifier_computes_what_transformers_computes_above_one_window(classif
 
 
 def test_model_folder_gives_the_last_hidden_state_of_transformers(tmp_path):
-    theirs = randomised(SwinModel(swin_config()))
+    theirs = randomized(SwinModel(swin_config()))
     theirs.save_pretrained(tmp_path)
     image = torch.randn(1, 3, 160, 140)
     ours = GlamSwinModel.from_swin(tmp_path, num_global_tokens=0)(image).last_hidden_state
@@ -245,9 +245,9 @@ def test_another_window_resizes_the_relative_positions(backbone_folder):
 def test_resized_relative_positions_keep_rows_and_columns_apart():
     offsets = torch.arange(-3.0, 4.0)
     table = offsets[:, None].expand(7, 7).reshape(49, 1)  # the bias is the row offset
-    picture = resize_bias_table(table, 169).reshape(13, 13)
-    assert picture.std(dim=1).max() < 1e-5
-    assert (picture[:, 0].diff() > 0).all()
+    image = resize_bias_table(table, 169).reshape(13, 13)
+    assert image.std(dim=1).max() < 1e-5
+    assert (image[:, 0].diff() > 0).all()
 
 
 def test_missing_tensors_are_named(backbone_folder, tmp_path):
@@ -256,7 +256,7 @@ def test_missing_tensors_are_named(backbone_folder, tmp_path):
         tmp_path,
         lambda name: re.sub(r"^.*0\.blocks\.1\.layernorm_after\.weight", "x.mask_token", name),
     )
-    with pytest.raises(ValueError, match=r"lacks encoder\.stages\.0\.blocks\.1\.norm2\.weight"):
+    with pytest.raises(ValueError, match=r"has no encoder\.stages\.0\.blocks\.1\.norm2\.weight"):
         GlamSwinBackbone.from_swin(folder)
 
 
@@ -279,12 +279,14 @@ def test_stages_that_are_not_built_are_left_out(backbone_folder):
 
 def test_checkpoints_of_other_architectures_are_refused(tmp_path):
     UperNetConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a 'resnet'"):
+    with pytest.raises(ValueError, match="is a 'resnet'"):
         GlamSwinBackbone.from_swin(tmp_path)
 
 
 def test_options_that_change_sizes_are_refused(upernet_folder):
-    with pytest.raises(ValueError, match=r"is \(12,\) in the checkpoint and \(16,\) in the model. Leave out"):
+    with pytest.raises(
+        ValueError, match=r"has shape \(12,\) in the checkpoint and \(16,\) in the model. Leave out"
+    ):
         GlamSwinForSemanticSegmentation.from_swin(upernet_folder, decoder_hidden_size=16)
 
 
@@ -300,7 +302,7 @@ def test_engine_splits_renames_and_drops():
 
 
 def test_engine_refuses_two_tensors_of_one_name():
-    with pytest.raises(ValueError, match="'b' becomes 'x'"):
+    with pytest.raises(ValueError, match="'b' is renamed to 'x'"):
         RenamingTable(renamed=((r"^[ab]$", "x"),)).apply({"a": torch.zeros(1), "b": torch.zeros(1)})
 
 
@@ -315,10 +317,10 @@ def test_engine_names_leftovers_on_both_sides_and_wrong_shapes():
 
 @each("rows", [40, 41])
 @each("kept", [20, 21])
-def test_centre_rows_serve_every_smaller_request_as_the_whole_table_does(rows, kept):
+def test_center_rows_serve_every_smaller_request_as_the_whole_table_does(rows, kept):
     table = torch.arange(rows)[:, None]
     for needed in range(1, kept + 1):
-        cut = centre_rows(table, kept).narrow(0, kept // 2 - needed // 2, needed)
+        cut = center_rows(table, kept).narrow(0, kept // 2 - needed // 2, needed)
         assert torch.equal(cut, table.narrow(0, rows // 2 - needed // 2, needed))
 
 
@@ -375,7 +377,7 @@ def test_a_stage_of_one_block_has_no_global_attention():
 
 
 def test_the_largest_image_has_to_fit_the_table():
-    with pytest.raises(ValueError, match="needs .* global positions and the table has 18225"):
+    with pytest.raises(ValueError, match="needs .* global positions, but the table has 18225"):
         glam_swin_from_official(official_weights(), ARGUMENTS, max_image_size=(2000, 2000))
 
 

@@ -104,16 +104,16 @@ def test_sizes_are_read_from_the_tensors(tmp_path):
 
 def test_a_tensor_too_few_or_too_many_is_named(tmp_path):
     weights = in_mmseg_names(SegformerModel(tiny_mit()), tmp_path)
-    with pytest.raises(ValueError, match=r"no Mix Transformer of mmsegmentation: .*cls_token"):
+    with pytest.raises(ValueError, match=r"not a Mix Transformer of mmsegmentation: .*cls_token"):
         mit_from_mmseg({**weights, "cls_token": torch.zeros(1)} | {"layers.0.1.0.cls_token": torch.zeros(1)})
     del weights["layers.0.2.bias"]
-    with pytest.raises(ValueError, match=r"no Mix Transformer of mmsegmentation: .*layer_norm"):
+    with pytest.raises(ValueError, match=r"not a Mix Transformer of mmsegmentation: .*layer_norm"):
         mit_from_mmseg(weights)
 
 
 def test_another_model_is_refused(tmp_path):
     torch.save({"state_dict": {"backbone.patch_embed.weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(SystemExit, match="holds no Mix Transformer"):
+    with pytest.raises(SystemExit, match="is not a Mix Transformer"):
         main(
             [
                 "--source",

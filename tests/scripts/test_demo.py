@@ -14,7 +14,7 @@ from contextseg.scripts.demonstration import (
     ask,
     attention_of_stages,
     best_stage,
-    picture,
+    image,
     run_stranger,
 )
 from contextseg.training.command_line import CommandError
@@ -92,7 +92,7 @@ def nano(**options):
     ).eval()
 
 
-def test_attention_is_measured_in_every_stage_that_has_it_for_both_colours():
+def test_attention_is_measured_in_every_stage_that_has_it_for_both_colors():
     model = nano(depths=(2, 1, 2), num_heads=(1, 2, 4))
     asked = ask(model, SegmentationImageProcessor(), seed=0, count=6, size=64, distance=20)
     rows = attention_of_stages(asked)
@@ -111,7 +111,7 @@ def test_the_stage_that_is_shown_has_several_windows():
 def test_plain_swin_has_no_column_of_attention(case):
     case.attention = {0: np.eye(64)}.get
     case.predictions = (case.scene.mask, case.twin.mask)
-    assert picture([case], stage=0).width > picture([case], stage=None).width
+    assert image([case], stage=0).width > image([case], stage=None).width
 
 
 def facts(attention, shown):
@@ -131,7 +131,7 @@ def test_the_report_tells_scores_attention_and_what_it_does_not_show():
     assert "| 3 | 64 px | 7.2 | 1.5 |" in text
     assert "snow field 25.00 %" in text
     assert "75.00 % of the white pixels" in text
-    assert "does not show that global tokens are the only way" in text
+    assert "does not show that this takes global tokens" in text
 
 
 def test_the_report_on_plain_swin_says_that_it_has_no_global_attention():
@@ -149,7 +149,7 @@ def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
 def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
     folder = tmp_path / "demo"
     assert main([*LITTLE, "--tokens", str(tokens), "--output", str(folder)]) == 0
-    assert "8 masks, pixel for pixel" in capsys.readouterr().out
+    assert "8 masks, identical" in capsys.readouterr().out
     assert "contextseg-demo --steps 2 --scenes 8 --size 64" in (folder / "REPORT.md").read_text()
     for name in ("scenes.png", "loss.png"):
         with Image.open(folder / name) as image:
@@ -160,5 +160,5 @@ def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
 @pytest.mark.slow
 @pytest.mark.processes
 def test_two_processes_a_folder_that_the_stranger_cannot_open_is_told(tmp_path):
-    with pytest.raises(CommandError, match="does not work in a Python without contextseg"):
+    with pytest.raises(CommandError, match="does not work in a Python process without contextseg"):
         run_stranger(tmp_path, tmp_path, tmp_path)

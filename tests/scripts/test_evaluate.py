@@ -29,7 +29,7 @@ def evaluated(model, data, output, *options):
 
 def test_the_scores_are_those_of_a_plain_loop_over_the_images(run, data, tmp_path):
     model, processor, _ = open_model(str(run))
-    hits, labelled, predicted = np.zeros((3, 3))
+    hits, labeled, predicted = np.zeros((3, 3))
     for sample in SegmentationFolder(data / "val"):
         with torch.no_grad():
             logits = model(**processor(sample["image"], return_tensors="pt")).logits
@@ -39,13 +39,13 @@ def test_the_scores_are_those_of_a_plain_loop_over_the_images(run, data, tmp_pat
         for label in range(3):
             is_label, is_predicted = (sample["mask"] == label) & counted, (ids == label) & counted
             hits[label] += (is_label & is_predicted).sum()
-            labelled[label] += is_label.sum()
+            labeled[label] += is_label.sum()
             predicted[label] += is_predicted.sum()
     scores = evaluated(run, data / "val", tmp_path)
     assert [row["iou"] for row in scores["per_class"]] == pytest.approx(
-        list(hits / (labelled + predicted - hits))
+        list(hits / (labeled + predicted - hits))
     )
-    assert [row["support"] for row in scores["per_class"]] == list(labelled)
+    assert [row["support"] for row in scores["per_class"]] == list(labeled)
 
 
 def test_training_reports_the_same_score_as_evaluating_its_best(run, data, tmp_path):
@@ -72,7 +72,7 @@ def test_a_training_that_resizes_and_slides_windows_scores_as_the_command_that_i
     scores = evaluated(command[1], command[2], tmp_path, *command[3].split())
     best = json.loads((tmp_path / "run/run.json").read_text())["best"]
     assert scores["mean_iou"] == best["mean_iou"]
-    assert scores["protocol"].startswith("windows of 8x12 pixels, 0.25 of them shared, constant weights")
+    assert scores["protocol"].startswith("windows of 8x12 pixels, overlap 0.25, constant weights")
     assert sum(row["support"] for row in scores["per_class"]) == 2 * 20 * 35  # at the masks' own size
 
 

@@ -7,10 +7,10 @@ from tiny_runs import run_options
 
 from contextseg.processing.orientation import TURNS, turn_upright
 from contextseg.processing.overlays import (
-    grid_of_pictures,
     heat_overlay,
+    image_grid,
+    mask_image,
     mask_overlay,
-    mask_picture,
     with_cross,
 )
 from contextseg.processing.prediction_files import find_jobs
@@ -109,8 +109,8 @@ def test_overlay_and_explanation_are_pictures_of_the_images_size(run, photo, tmp
     options = ["--output", str(tmp_path / "masks"), "--overlay", "--explain", "40,10", "--flip"]
     assert main([str(run), str(photo), *options]) == 0
     for kind in ("overlays", "attention"):
-        picture = Image.open(tmp_path / "masks" / kind / "photo.png")
-        assert (picture.mode, picture.size) == ("RGB", (50, 30))
+        image = Image.open(tmp_path / "masks" / kind / "photo.png")
+        assert (image.mode, image.size) == ("RGB", (50, 30))
     assert Image.open(tmp_path / "masks/attention/photo.png").getpixel((40, 10)) == (0, 255, 255)
 
 
@@ -119,13 +119,13 @@ MAPS = ["--confidence", "--entropy", "--probabilities"]
 
 def maps_of(folder, name="photo"):
     """Mask, confidence and entropy in 0..1, and probabilities, all as stored."""
-    pictures = [
+    images = [
         np.asarray(Image.open(folder / kind / f"{name}.png")) for kind in (".", "confidence", "entropy")
     ]
     return (
-        pictures[0],
-        pictures[1] / 65535,
-        pictures[2] / 65535,
+        images[0],
+        images[1] / 65535,
+        images[2] / 65535,
         np.load(folder / f"probabilities/{name}.npy"),
     )
 
@@ -184,13 +184,13 @@ def test_probabilities_that_do_not_fit_on_the_disk_are_refused_before_a_file_is_
 
 
 def test_a_prediction_that_fails_leaves_no_half_file(tmp_path):
-    def bands():
+    def channels():
         yield torch.full((3, 2, 5), 1 / 3)
         raise RuntimeError("out of memory")
 
     maps = [ProbabilityFile(tmp_path / "p.npy", 3, (4, 5), orientation=1)]
     with pytest.raises(RuntimeError, match="out of memory"):
-        mask_beside_maps(bands(), (4, 5), maps)
+        mask_beside_maps(channels(), (4, 5), maps)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,9 +207,9 @@ def test_a_position_is_two_numbers():
         parse_position("120")
 
 
-def test_a_mask_picture_has_the_palettes_colours_and_black_where_ignored():
-    picture = mask_picture(np.array([[0, 2, 255]]), PALETTE, ignore_index=255)
-    assert np.array(picture).tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
+def test_a_mask_picture_has_the_palettes_colors_and_black_where_ignored():
+    image = mask_image(np.array([[0, 2, 255]]), PALETTE, ignore_index=255)
+    assert np.array(image).tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
 
 
 def test_an_overlay_of_strength_zero_is_the_photograph():
@@ -225,8 +225,8 @@ def test_heat_is_brightest_where_it_is_highest():
 
 
 def test_even_heat_is_an_even_picture():
-    picture = heat_overlay(Image.new("RGB", (8, 6), "grey"), np.full((6, 8), 0.3))
-    assert len(picture.getcolors()) == 1
+    image = heat_overlay(Image.new("RGB", (8, 6), "grey"), np.full((6, 8), 0.3))
+    assert len(image.getcolors()) == 1
 
 
 def test_a_cross_marks_its_place_and_leaves_the_given_picture_as_it_was():
@@ -237,12 +237,12 @@ def test_a_cross_marks_its_place_and_leaves_the_given_picture_as_it_was():
 
 def test_a_grid_holds_its_pictures_titles_and_legend():
     red, blue = Image.new("RGB", (30, 20), "red"), Image.new("RGB", (30, 20), "blue")
-    bare = grid_of_pictures([[red, blue], [blue, red]], cell_width=60, gap=5)
+    bare = image_grid([[red, blue], [blue, red]], cell_width=60, gap=5)
     assert bare.size == (2 * 65 + 5, 2 * 45 + 5)
     assert (bare.getpixel((10, 10)), bare.getpixel((75, 10))) == ((255, 0, 0), (0, 0, 255))
-    full = grid_of_pictures([[red, blue]], ["image", "truth"], {"road": (1, 2, 3)}, cell_width=60)
+    full = image_grid([[red, blue]], ["image", "truth"], {"road": (1, 2, 3)}, cell_width=60)
     assert full.height > 2 * 45
-    assert (1, 2, 3) in [colour for _, colour in full.getcolors(1 << 16)]
+    assert (1, 2, 3) in [color for _, color in full.getcolors(1 << 16)]
 
 
 def test_curves_are_drawn_from_a_log(tmp_path):

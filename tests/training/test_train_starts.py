@@ -29,7 +29,7 @@ def run(data, output, *options):
     return AutoModelForSemanticSegmentation.from_pretrained(output / "last")
 
 
-def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalisation(data, tmp_path):
+def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalization(data, tmp_path):
     sizes = {
         "embedding_size": 8,
         "hidden_sizes": [8, 8, 16, 16],
@@ -84,10 +84,14 @@ def test_any_segmenter_ignores_the_label_that_the_data_ignores(build):
 
 
 def test_a_model_whose_loss_ignores_nothing_is_refused():
-    with pytest.raises(ValueError, match="'resnet' is a model whose loss cannot ignore pixels"):
+    with pytest.raises(
+        ValueError, match="'resnet' is not a semantic segmenter: its loss cannot ignore pixels"
+    ):
         ignore_index_field(ResNetConfig())
 
 
 def test_a_start_that_a_model_does_not_have_is_refused(data, tmp_path):
-    with pytest.raises(SystemExit, match="--segformer does not fit 'glam_swin'. Use --model segdeformer"):
+    with pytest.raises(
+        SystemExit, match="--segformer does not work with --model glam_swin. Use --model segdeformer"
+    ):
         run(data, tmp_path / "run", "--segformer", "nvidia/mit-b0")

@@ -5,7 +5,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 import contextseg
 from contextseg.training.optim import (
-    WeightAverage,
+    ModelEma,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
@@ -53,7 +53,7 @@ def test_a_factor_by_name_multiplies_the_learning_rate_of_the_parameters_it_name
 
 
 def test_a_factor_that_fits_no_parameter_fails(model):
-    with pytest.raises(ValueError, match="no parameter's name contains 'gobal'"):
+    with pytest.raises(ValueError, match="no parameter name contains 'gobal'"):
         parameter_groups(model, learning_rate=1.0, weight_decay=0.0, factors={"gobal": 5.0})
 
 
@@ -85,7 +85,7 @@ def test_groups_keep_their_ratio_when_the_rate_changes():
 def test_the_average_follows_the_weights_by_its_decay():
     layer = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(layer.weight)
-    average = WeightAverage(layer, decay=0.1)
+    average = ModelEma(layer, decay=0.1)
     nn.init.ones_(layer.weight)
     average.update(layer)
     assert average.weights["weight"].item() == pytest.approx(0.9)
@@ -94,7 +94,7 @@ def test_the_average_follows_the_weights_by_its_decay():
 def test_a_young_average_forgets_its_start_faster_than_its_decay_says():
     layer = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(layer.weight)
-    average = WeightAverage(layer, decay=0.9999)
+    average = ModelEma(layer, decay=0.9999)
     nn.init.ones_(layer.weight)
     for _ in range(100):
         average.update(layer)
@@ -103,7 +103,7 @@ def test_a_young_average_forgets_its_start_faster_than_its_decay_says():
 
 def test_running_statistics_and_counters_are_copied_into_the_average():
     norm = nn.BatchNorm1d(2)
-    average = WeightAverage(norm, decay=0.9)
+    average = ModelEma(norm, decay=0.9)
     norm(torch.randn(8, 2))
     average.update(norm)
     assert torch.equal(average.weights["running_mean"], norm.running_mean)
@@ -113,7 +113,7 @@ def test_running_statistics_and_counters_are_copied_into_the_average():
 def test_the_average_takes_the_weights_place_inside_its_block_only():
     layer = nn.Linear(2, 2)
     own = layer.weight.detach().clone()
-    average = WeightAverage(layer, decay=0.5)
+    average = ModelEma(layer, decay=0.5)
     average.weights["weight"] += 1
     with average.in_place_of(layer):
         assert torch.equal(layer.weight, own + 1)
@@ -138,7 +138,7 @@ def test_the_rate_falls_to_its_floor_and_stays_there_while_it_cools_down():
 def test_the_first_step_of_an_average_keeps_two_elevenths_of_the_start():
     layer = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(layer.weight)
-    average = WeightAverage(layer, decay=0.999)
+    average = ModelEma(layer, decay=0.999)
     nn.init.ones_(layer.weight)
     average.update(layer)
     assert average.weights["weight"].item() == pytest.approx(9 / 11)
@@ -146,7 +146,7 @@ def test_the_first_step_of_an_average_keeps_two_elevenths_of_the_start():
 
 def test_an_average_goes_on_from_the_number_of_steps_it_is_told():
     layer = nn.Linear(1, 1)
-    average = WeightAverage(layer, decay=0.9)
+    average = ModelEma(layer, decay=0.9)
     average.begin(layer, steps=5)
     average.update(layer)
     assert average.steps == 6

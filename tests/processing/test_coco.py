@@ -54,9 +54,9 @@ def annotation(**changes):
     return {**row, **changes}
 
 
-def write_coco(folder, annotations, *, size=SIZE, categories=CATEGORIES, picture=None):
+def write_coco(folder, annotations, *, size=SIZE, categories=CATEGORIES, image=None):
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    (picture or Image.new("RGB", SIZE[::-1], "grey")).save(folder / "images" / "a.png")
+    (image or Image.new("RGB", SIZE[::-1], "grey")).save(folder / "images" / "a.png")
     images = [{"id": 5, "file_name": "a.png", "height": size[0], "width": size[1]}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(content))
@@ -159,15 +159,15 @@ def test_packed_values_come_out_as_they_went_in():
 
 
 FAULTS = {
-    "unknown image": ([annotation(image_id=6)], "annotation 1 is of image 6 .* of which the image is not in"),
-    "unknown category": ([annotation(category_id=3)], "category 3, of which the category is not in the file"),
+    "unknown image": ([annotation(image_id=6)], "annotation 1 belongs to image 6 .* but the image is not in"),
+    "unknown category": ([annotation(category_id=3)], "category 3, but the category is not in the file"),
     "no mask": ([annotation(segmentation=None)], "annotation 1 has no 'segmentation'"),
     "odd polygon": ([annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "neither polygons nor RLE"),
     "text polygon": ([annotation(segmentation=[["1", 2, 3, 4, 5, 6]])], "neither polygons nor RLE"),
     "bad box": ([annotation(bbox=[1, 2, 3])], r"annotation 1 of 'a.png' has bbox \[1, 2, 3\]. Four numbers"),
     "RLE of another size": (
         [annotation(segmentation={"size": [30, 20], "counts": [600]})],
-        r"RLE mask of size \[30, 20\], and the image is \[20, 30\]",
+        r"RLE mask of size \[30, 20\], but the image is \[20, 30\]",
     ),
 }
 
@@ -178,7 +178,7 @@ def test_broken_annotations_are_explained(annotations, message, tmp_path):
         open_coco(write_coco(tmp_path, annotations), "train")
 
 
-@each(("text", "message"), [("{", "is not JSON"), ("[]", "not in COCO's format. It must hold the lists images"), ('{"images": 1}', "COCO's format")])  # fmt: skip
+@each(("text", "message"), [("{", "is not JSON"), ("[]", "not in COCO format. It must contain the lists images"), ('{"images": 1}', "COCO format")])  # fmt: skip
 def test_other_files_are_refused(text, message, tmp_path):
     path = tmp_path / "annotations.json"
     path.write_text(text)
@@ -188,14 +188,14 @@ def test_other_files_are_refused(text, message, tmp_path):
 
 def test_two_categories_of_one_name_are_refused(tmp_path):
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "dog"}]
-    with pytest.raises(ValueError, match="the categories are dog, dog. Give each"):
+    with pytest.raises(ValueError, match="the categories are dog, dog. Give each its own"):
         open_coco(write_coco(tmp_path, [], categories=categories), "train")
 
 
 def test_a_picture_of_another_size_than_annotated_is_refused(tmp_path):
     data = open_coco(write_coco(tmp_path, [annotation()], size=(40, 30)), "train")
     with pytest.raises(
-        ValueError, match=r"a.png' is 30x20 \(width x height\), and its annotations are for 30x40"
+        ValueError, match=r"a.png' is 30x20 \(width x height\), but its annotations are for 30x40"
     ):
         data[0]
 
@@ -225,22 +225,22 @@ def test_without_pycocotools_one_is_told_to_install_it(monkeypatch):
 
 def augmented(augmentation, epoch=0, index=0):
     mask = torch.from_numpy(square_mask())[None]
-    picture = Image.fromarray(square_mask() * 255).convert("RGB")
+    image = Image.fromarray(square_mask() * 255).convert("RGB")
     boxes = torch.tensor([[4.0, 5, 14, 12]])
-    return augmentation(picture, boxes, mask, epoch=epoch, index=index)
+    return augmentation(image, boxes, mask, epoch=epoch, index=index)
 
 
 @each("flip_probability", [0.0, 1.0])
 def test_picture_box_and_mask_are_resized_and_mirrored_together(flip_probability):
-    picture, boxes, masks = augmented(DetectionAugmentation((40,), 1333, flip_probability))
-    assert picture.size == (60, 40)
+    image, boxes, masks = augmented(DetectionAugmentation((40,), 1333, flip_probability))
+    assert image.size == (60, 40)
     assert masks.shape == (1, 40, 60)
     left, top, right, bottom = boxes[0].int().tolist()
     assert (left, right) == ((8, 28) if flip_probability == 0 else (32, 52))
     expected = torch.zeros(40, 60, dtype=torch.uint8)
     expected[top:bottom, left:right] = 1
     assert torch.equal(masks[0], expected)
-    bright = np.asarray(picture)[..., 0] > 127
+    bright = np.asarray(image)[..., 0] > 127
     assert np.array_equal(bright, expected.bool().numpy())
 
 
@@ -283,12 +283,12 @@ def test_samples_of_several_sizes_become_one_padded_batch(tmp_path):
     assert [mask.sum().item() for mask in batch["pixel_mask"]] == [52 * 80, 64 * 52]
     for index, label in enumerate(batch["labels"]):
         assert label["masks"].shape == (2, 64, 80)
-        centre_x, centre_y, width, height = (label["boxes"] * torch.tensor([80, 64, 80, 64])).unbind(1)
+        center_x, center_y, width, height = (label["boxes"] * torch.tensor([80, 64, 80, 64])).unbind(1)
         for at in range(2):
             rows, columns = label["masks"][at].nonzero().unbind(1)
             assert (columns.min(), rows.min()) == (
-                pytest.approx((centre_x - width / 2)[at].item(), abs=1e-3),
-                pytest.approx((centre_y - height / 2)[at].item(), abs=1e-3),
+                pytest.approx((center_x - width / 2)[at].item(), abs=1e-3),
+                pytest.approx((center_y - height / 2)[at].item(), abs=1e-3),
             )
         assert batch["pixel_values"][index][:, batch["pixel_mask"][index] == 0].abs().sum() == 0
 

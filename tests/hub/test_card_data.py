@@ -86,11 +86,11 @@ def test_folders_of_ones_own_are_named_but_not_linked(folder):
         ("me/x", None),
     ],
 )
-def test_the_licence_is_that_of_the_checkpoint_that_the_weights_start_from(folder, base_model, license):
+def test_the_license_is_that_of_the_checkpoint_that_the_weights_start_from(folder, base_model, license):
     (folder / "README.md").unlink()
     card = card_of(folder, run={"hub_names": {"base_model": base_model}})
     assert card.data.license == license
-    assert ("whose licence holds for them as well" in card.text) == (base_model is not None)
+    assert ("whose license applies to them as well" in card.text) == (base_model is not None)
 
 
 def test_the_license_that_a_run_was_given_comes_first(folder):
@@ -117,7 +117,7 @@ def test_other_data_than_the_runs_gets_no_link(folder):
 def test_without_an_evaluation_the_scores_of_the_training_count_and_are_called_so(folder):
     card = card_of(folder, run=RUN)
     assert card.data.eval_results[0].metric_value == 0.25
-    assert "validation during training, by which these weights were chosen" in card.text
+    assert "validation during training, used to select these weights" in card.text
     assert "| 0 | road | 0.5000 |" in card.text
 
 

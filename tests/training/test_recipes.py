@@ -185,7 +185,7 @@ def test_a_dry_run_tells_steps_rates_and_memory_and_leaves_nothing_behind(tmp_pa
     assert main(["--recipe", path, *OVERRIDES, *SMALL["glam_swin"], "--preset", "nano"]) == 0
     printed = capsys.readouterr().out
     assert "7 classes" in printed
-    assert "40 images; two samples give pixel_values (2, 3, 32, 32), labels (2, 32, 32)" in printed
+    assert "40 images; a batch of two samples has pixel_values (2, 3, 32, 32), labels (2, 32, 32)" in printed
     assert "30 steps (3.0 epochs) of 4 images (4 x 1 accumulated x 1 processes)" in printed
     assert "0.01 after 3 steps" in printed
     assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
@@ -233,10 +233,10 @@ def test_a_run_with_a_recipe_is_resumed_without_naming_it(tmp_path):
 FAULTS = {
     "unknown option": ("learning-rat: 1", 2, "no option --learning-rat, did you mean --learning-rate?"),
     "no number": ("epochs: many", 2, "argument --epochs: invalid float value: 'many'"),
-    "no YAML": ("a: [", None, "is not YAML"),
-    "no options": ("just text", None, "holds no options"),
-    "no value": ("epochs:", None, "'epochs' in the recipe .* has no single value"),
-    "paper is text": ("paper: table 1", None, "'paper' in the recipe .* is not a block"),
+    "no YAML": ("a: [", None, "is not valid YAML"),
+    "no options": ("just text", None, "has no options"),
+    "no value": ("epochs:", None, "'epochs' in the recipe .* is neither a value nor a list"),
+    "paper is text": ("paper: table 1", None, "'paper' in the recipe .* is not a mapping"),
 }
 
 

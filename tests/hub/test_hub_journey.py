@@ -20,9 +20,9 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 from contextseg.scripts import evaluate, export, train
 from contextseg.training.options import train_arguments, train_parser
 
-VISITOR = Path(__file__).with_name("hub_visitor.py")
+VISITOR = Path(__file__).parents[1] / "hub_visitor.py"
 NAME = "me/streets"
-PAGE = (Path(__file__).resolve().parents[1] / "docs/how-to/publish.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/publish.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_model_and_its_processor_are_pushed_from_python_as_the_page_says(autho
 
 @pytest.fixture
 def unproven(monkeypatch):
-    """Exports without the second Python that opens them, see test_export_hub.py."""
+    """Exports without the second Python that opens them, see test_export.py."""
     monkeypatch.setattr("contextseg.hub.export.prove", lambda *_: None)
 
 
@@ -180,7 +180,7 @@ def test_publishing_asks_for_a_license_until_one_is_named(author, caplog):
 def test_the_page_shows_a_generated_scene_and_never_the_users_pictures_unasked(author, place):
     export.main(["runs/streets", "--push", NAME, "--no-proof"])
     card = ModelCard(author.files(NAME)["README.md"].decode())
-    title = "Generated scene, not of the training data"
+    title = "Generated scene, not from the training data"
     assert card.data.widget == [{"src": "example.png", "example_title": title}]
     assert f"![{title}](example.png)" in card.text
     assert [file for file in author.files(NAME) if file.endswith((".png", ".jpg"))] == ["example.png"]

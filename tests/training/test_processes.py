@@ -198,12 +198,12 @@ def test_only_errors_about_peers_are_explained():
         raise RuntimeError("size mismatch")
 
 
-def test_batch_norm_is_synchronised_on_several_gpus_alone():
-    from contextseg.training.processes import with_synchronised_batch_norm
+def test_batch_norm_is_synchronized_on_several_gpus_alone():
+    from contextseg.training.processes import with_synchronized_batch_norm
 
     def converted(processes, device):
         accelerator = type("Fake", (), {"num_processes": processes, "device": torch.device(device)})
-        return type(with_synchronised_batch_norm(accelerator, nn.Sequential(nn.BatchNorm2d(2)))[0])
+        return type(with_synchronized_batch_norm(accelerator, nn.Sequential(nn.BatchNorm2d(2)))[0])
 
     assert converted(2, "cuda") is nn.SyncBatchNorm
     assert converted(1, "cuda") is converted(2, "cpu") is nn.BatchNorm2d

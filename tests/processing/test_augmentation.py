@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader
 
 from contextseg.processing.data.augmentation import (
     AugmentedDataset,
-    ColourDistortion,
     JointAugmentation,
+    PhotometricDistortion,
     Region,
     draw_region,
     resized_crop_of_mask,
 )
 
-COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], dtype=np.uint8)
-GREY = (120, 120, 120)
+COLORS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], dtype=np.uint8)
+GRAY = (120, 120, 120)
 
 
 def blocks(height=48, width=64, block=12):
@@ -27,12 +27,12 @@ def blocks(height=48, width=64, block=12):
     random = np.random.default_rng(3)
     ids = random.integers(0, 4, (height // block + 1, width // block + 1)).repeat(block, 0).repeat(block, 1)
     mask = np.ascontiguousarray(ids[:height, :width])
-    return Image.fromarray(COLOURS[mask]), mask
+    return Image.fromarray(COLORS[mask]), mask
 
 
 def ids_of(image):
     """The mask that the colours of a picture encode; 255 for the colour of padding."""
-    palette = np.vstack([COLOURS, [GREY]]).astype(int)
+    palette = np.vstack([COLORS, [GRAY]]).astype(int)
     nearest = np.abs(np.asarray(image).astype(int)[:, :, None] - palette).sum(-1).argmin(-1)
     return np.where(nearest == 4, 255, nearest)
 
@@ -40,7 +40,7 @@ def ids_of(image):
 def augment(seed, image=None, mask=None, **settings):
     if image is None:
         image, mask = blocks()
-    settings = {"crop_size": (40, 40), "use_colour_distortion": False, "fill": GREY} | settings
+    settings = {"crop_size": (40, 40), "use_photometric_distortion": False, "fill": GRAY} | settings
     return JointAugmentation(seed=seed, **settings)(image, mask, epoch=0, index=0)
 
 
@@ -108,18 +108,18 @@ def test_a_crop_without_scaling_is_a_part_of_the_image():
     np.testing.assert_array_equal(crop, numbered[top : top + 20, left : left + 20])
 
 
-def test_padding_has_the_mean_colour_and_is_ignored():
+def test_padding_has_the_mean_color_and_is_ignored():
     image, mask = augment(0, crop_size=(80, 80), scale_range=(1, 1))
     assert (mask[48:] == 255).all()
     assert (mask[:, 64:] == 255).all()
     assert (mask[:48, :64] != 255).all()
-    assert (np.asarray(image)[mask == 255] == GREY).all()
+    assert (np.asarray(image)[mask == 255] == GRAY).all()
 
 
 def test_crops_of_one_class_are_drawn_again_until_another_one_shows():
     mask = np.zeros((100, 100), dtype=np.int64)
     mask[:, 60:] = 1
-    image = Image.fromarray(COLOURS[mask])
+    image = Image.fromarray(COLORS[mask])
     crops = [augment(seed, image, mask, crop_size=(20, 20), scale_range=(1, 1))[1] for seed in range(60)]
     assert np.mean([len(np.unique(crop)) == 2 for crop in crops]) > 0.7  # one draw alone: a quarter
 
@@ -164,61 +164,67 @@ def test_persistent_workers_see_every_new_epoch(samples):
         assert [i.tobytes() + m.tobytes() for batch in loader for i, m in batch] == expected[epoch]
 
 
-def test_colours_change_and_the_mask_does_not():
-    image, mask = augment(1, use_colour_distortion=True)
+def test_colors_change_and_the_mask_does_not():
+    image, mask = augment(1, use_photometric_distortion=True)
     plain, plain_mask = augment(1)
     np.testing.assert_array_equal(mask, plain_mask)
     assert np.abs(np.asarray(image).astype(int) - np.asarray(plain)).max() > 5
 
 
-def test_without_a_draw_colours_stay_as_they_are():
+def test_without_a_draw_colors_stay_as_they_are():
     image, _ = blocks()
-    unchanged = ColourDistortion(None, None, None, None, is_contrast_first=False)(image)
+    unchanged = PhotometricDistortion(None, None, None, None, is_contrast_first=False)(image)
     np.testing.assert_array_equal(np.asarray(unchanged), np.asarray(image))
 
 
 def test_brightness_adds_and_contrast_multiplies():
-    distorted = ColourDistortion(20, 0.5, None, None, False)(Image.new("RGB", (1, 1), (70, 70, 70)))
+    distorted = PhotometricDistortion(20, 0.5, None, None, False)(Image.new("RGB", (1, 1), (70, 70, 70)))
     assert distorted.getpixel((0, 0)) == (45, 45, 45)
 
 
 def test_contrast_before_or_after_saturation_differs():
     image = Image.new("RGB", (1, 1), (200, 80, 10))
     results = {
-        ColourDistortion(None, 1.5, 1.5, None, first)(image).getpixel((0, 0)) for first in (True, False)
+        PhotometricDistortion(None, 1.5, 1.5, None, first)(image).getpixel((0, 0)) for first in (True, False)
     }
     assert len(results) == 2
 
 
 def test_a_third_of_the_circle_turns_red_to_green():
     red = Image.new("RGB", (1, 1), (200, 0, 0))
-    turned = ColourDistortion(None, None, None, 1 / 3, is_contrast_first=False)(red).getpixel((0, 0))
+    turned = PhotometricDistortion(None, None, None, 1 / 3, is_contrast_first=False)(red).getpixel((0, 0))
     assert turned == pytest.approx((0, 200, 0), abs=4)
 
 
-def test_no_saturation_leaves_grey():
-    pixel = ColourDistortion(None, None, 0.0, None, False)(Image.new("RGB", (1, 1), (200, 80, 10))).getpixel(
-        (0, 0)
-    )
+def test_no_saturation_leaves_gray():
+    pixel = PhotometricDistortion(None, None, 0.0, None, False)(
+        Image.new("RGB", (1, 1), (200, 80, 10))
+    ).getpixel((0, 0))
     assert len(set(pixel)) == 1
 
 
 @each("dtype", [np.uint8, np.uint16, np.float32])
 def test_images_of_many_bands_keep_their_type_and_stay_aligned(dtype):
     _, mask = blocks()
-    bands = np.stack([mask * 30] * 5, axis=-1).astype(dtype)
-    image, augmented = augment(2, bands, mask, fill=(0,) * 5)
+    channels = np.stack([mask * 30] * 5, axis=-1).astype(dtype)
+    image, augmented = augment(2, channels, mask, fill=(0,) * 5)
     assert image.dtype == dtype
     valid = augmented != 255
     assert (np.rint(image[valid][:, 0] / 30) == augmented[valid]).mean() > 0.9
 
 
 def test_contrast_of_bands_stays_in_the_range_of_their_type():
-    bands = np.full((8, 8, 2), 250, dtype=np.uint8)
+    channels = np.full((8, 8, 2), 250, dtype=np.uint8)
     mask = np.zeros((8, 8), dtype=np.int64)
     results = [
         augment(
-            seed, bands, mask, crop_size=(8, 8), scale_range=(1, 1), fill=(0, 0), use_colour_distortion=True
+            seed,
+            channels,
+            mask,
+            crop_size=(8, 8),
+            scale_range=(1, 1),
+            fill=(0, 0),
+            use_photometric_distortion=True,
         )[0].max()
         for seed in range(20)
     ]
@@ -227,11 +233,11 @@ def test_contrast_of_bands_stays_in_the_range_of_their_type():
 
 
 def test_a_fill_of_the_wrong_length_says_how_many_bands_there_are():
-    with pytest.raises(ValueError, match="3 values, but the image has 5 bands"):
+    with pytest.raises(ValueError, match="3 values, but the image has 5 channels"):
         augment(0, np.zeros((9, 9, 5), np.uint8), np.zeros((9, 9), np.int64))
 
 
-def test_the_share_of_a_class_is_one_of_the_labelled_pixels():
+def test_the_share_of_a_class_is_one_of_the_labeled_pixels():
     mask = np.full((40, 40), 255)
     mask[:10] = 0
     mask[0, :8] = 1  # 98 % of what is labelled is class 0, but it is a quarter of all pixels
@@ -239,13 +245,13 @@ def test_the_share_of_a_class_is_one_of_the_labelled_pixels():
     assert not JointAugmentation((40, 40)).is_balanced(mask, region)
 
 
-def test_a_crop_is_balanced_up_to_the_largest_share_of_a_class():
+def test_a_crop_is_balanced_up_to_the_cat_max_ratio_of_a_class():
     region = draw_region((4, 4), (4, 4), 1.0, np.random.default_rng(0))
     mask = np.zeros((4, 4), np.int64)
-    assert not JointAugmentation((4, 4), largest_share=1.0).is_balanced(mask, region)  # a single class
+    assert not JointAugmentation((4, 4), cat_max_ratio=1.0).is_balanced(mask, region)  # a single class
     mask[0] = 1
-    assert JointAugmentation((4, 4), largest_share=0.75).is_balanced(mask, region)
-    assert not JointAugmentation((4, 4), largest_share=0.74).is_balanced(mask, region)
+    assert JointAugmentation((4, 4), cat_max_ratio=0.75).is_balanced(mask, region)
+    assert not JointAugmentation((4, 4), cat_max_ratio=0.74).is_balanced(mask, region)
     assert not JointAugmentation((4, 4)).is_balanced(np.full((4, 4), 255), region)
 
 
@@ -260,7 +266,7 @@ def test_a_new_pixel_has_the_id_under_its_centre():
 
 
 def test_colors_are_distorted_within_the_published_ranges_and_in_both_orders():
-    drawn = [ColourDistortion.draw(np.random.default_rng(seed)) for seed in range(400)]
+    drawn = [PhotometricDistortion.draw(np.random.default_rng(seed)) for seed in range(400)]
     bounds = {"brightness": (-32, 32), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
     for name, (low, high) in bounds.items():
         values = [value for one in drawn if (value := getattr(one, name)) is not None]
@@ -275,12 +281,12 @@ def test_small_crops_are_judged_by_all_their_pixels():
     mask = np.ones((20, 20), np.int64)
     mask[:, ::5] = 0
     region = draw_region(mask.shape, (20, 20), 1.0, np.random.default_rng(0))
-    assert JointAugmentation((20, 20), largest_share=0.85).is_balanced(mask, region)
+    assert JointAugmentation((20, 20), cat_max_ratio=0.85).is_balanced(mask, region)
 
 
 def test_the_hue_is_a_circle():
     picture = Image.new("HSV", (1, 1), (250, 255, 255)).convert("RGB")
-    shifted = ColourDistortion(None, None, None, 0.1, False).shift_colours(picture)
+    shifted = PhotometricDistortion(None, None, None, 0.1, False).shift_colors(picture)
     assert abs(shifted.convert("HSV").getpixel((0, 0))[0] - 20) <= 2  # 250 + 26 of 256
 
 

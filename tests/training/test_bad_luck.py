@@ -29,7 +29,7 @@ from contextseg.scripts.train import main
 from contextseg.training.checkpoints import CheckpointError, load_state
 from contextseg.training.command_line import plain_message
 from contextseg.training.loop import Schedule, Training, optimizer_step
-from contextseg.training.optim import WeightAverage
+from contextseg.training.optim import ModelEma
 from contextseg.training.options import SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.setup import open_splits
@@ -96,7 +96,7 @@ def test_skipping_begins_although_images_of_the_first_look_cannot_be_read(damage
     assert ("train/images/scene1.png" in train, "val/images/scene0.png" in val, once) == (True, True, 1)
     assert times in (1, 2)  # 4 steps of 2 of 5 images
     assert {"step": 4, UNREADABLE: times + 1} in read_log(tmp_path / "run" / "log.jsonl")
-    assert "2 images could not be read and were left out" in capsys.readouterr().out
+    assert "2 images could not be read and were skipped" in capsys.readouterr().out
 
 
 def test_without_skipping_the_first_look_refuses_them(damaged_data, tmp_path):
@@ -144,7 +144,7 @@ def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_p
     state = run / "last" / "training_state.pt"
     state.write_bytes(damage(state.read_bytes()))
     with pytest.raises(
-        SystemExit, match="training_state.pt is damaged .* Start a new run, with --weights .*best"
+        SystemExit, match="training_state.pt is damaged .* Start a new run with --weights .*best"
     ):
         main(["--output", str(run), "--resume"])
 
@@ -163,11 +163,11 @@ def test_a_class_that_never_occurs_is_named_and_filter_the_means(tmp_path, caplo
     scores = read_json(tmp_path / "run" / "run.json")["scores"]
     assert [row["accuracy"] is None for row in scores["per_class"]] == [False] * 3 + [True] * 2
     assert 0 <= scores["mean_accuracy"] <= 1
-    warnings = [record.getMessage() for record in caplog.records if "shows none" in record.getMessage()]
-    assert warnings == [f"{data}/val shows none of 2 classes: river, snow"]
+    warnings = [record.getMessage() for record in caplog.records if "contains none" in record.getMessage()]
+    assert warnings == [f"{data}/val contains none of 2 classes: river, snow"]
 
 
-def test_validation_without_a_labelled_pixel_names_no_best_model(data, tmp_path):
+def test_validation_without_a_labeled_pixel_names_no_best_model(data, tmp_path):
     blank = shutil.copytree(data, tmp_path / "data")
     for mask in (blank / "val" / "masks").iterdir():
         Image.fromarray(np.full((21, 35), 255, np.uint8)).save(mask)
@@ -189,7 +189,7 @@ def test_a_validation_set_without_images_is_refused():
         open=lambda split: [] if split == "val" else ["a sample"],
         arguments=SegmentationArguments(train="me/data:train", val="me/data:val"),
     )
-    with pytest.raises(ValueError, match="me/data:val holds no images to validate on"):
+    with pytest.raises(ValueError, match="me/data:val has no images to validate on"):
         open_splits(task)
 
 
@@ -243,7 +243,7 @@ def test_the_loss_scale_of_fp16_is_saved_and_restored(tmp_path):
 
 def test_a_step_that_fp16_skips_leaves_weights_and_average_alone(tmp_path):
     training = half_precision_training(tmp_path, 2.0**100)
-    training.average = WeightAverage(training.plain_model, decay=0.9)
+    training.average = ModelEma(training.plain_model, decay=0.9)
     schedule = Schedule(steps=2, warmup_steps=0, shape="constant")
     weights = []
     for slope in (2.0**100, 1.0):  # the gradient of the first overflows

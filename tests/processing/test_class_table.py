@@ -51,7 +51,7 @@ def test_every_form_gives_the_same_names_in_the_order_of_ids(table_of, content):
     ],
     ids=["palette", "hexadecimal", "rows"],
 )
-def test_colours_follow_the_classes(table_of, content):
+def test_colors_follow_the_classes(table_of, content):
     assert table_of(content).palette == [RED, BLUE]
 
 
@@ -74,14 +74,14 @@ def test_a_given_label_map_takes_the_place_of_the_one_in_the_file(table_of):
     assert table.label_map == {"9": 0}
 
 
-def test_colour_masks_are_decoded_by_the_palette_and_ignored_colours(table_of):
+def test_color_masks_are_decoded_by_the_palette_and_ignored_colors(table_of):
     table = table_of({"classes": ["road", "car"], "palette": [RED, BLUE], "ignore_color": [0, 0, 0]})
     mask = np.array([[RED, BLUE, (0, 0, 0)]], dtype=np.uint8)
     assert table.decoder().decode(mask).tolist() == [[0, 1, 255]]
 
 
 def test_an_id_without_a_class_raises(table_of):
-    with pytest.raises(ValueError, match=r"does not know: 2 \(1 pixels\)"):
+    with pytest.raises(ValueError, match=r"not in label_map: 2 \(1 pixels\)"):
         table_of(["road", "car"]).decoder().decode(np.array([[0, 1, 2, 255]]))
 
 
@@ -89,16 +89,16 @@ def test_an_id_without_a_class_raises(table_of):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ({"names": 3}, "cannot be understood"),
+        ({"names": 3}, "is not valid: "),
         ([], "does not list classes"),
         ({"classes": ["a", "b"], "num_classes": 3}, "num_classes=3, but lists 2"),
         ({"classes": ["a", "a"]}, "name 'a' to two classes"),
         ({"classes": [{"index": 1, "name": "a"}, {"index": 1, "name": "b"}]}, "index 1 to two classes"),
-        ({"classes": ["a", "b"], "palette": [[0, 0, 300], [0, 0, 0]]}, "not a colour"),
-        ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colours for 1 classes"),
-        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "1 colours for 2 classes"),
-        ({"classes": ["a"], "label_map": {"4": 1}}, "gives 4 the class 1"),
-        ({"classes": ["a"], "ignore_index": "none"}, "cannot be understood"),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 300], [0, 0, 0]]}, "not a color"),
+        ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colors for 1 classes"),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "1 colors for 2 classes"),
+        ({"classes": ["a"], "label_map": {"4": 1}}, "maps 4 to class 1"),
+        ({"classes": ["a"], "ignore_index": "none"}, "is not valid: "),
     ],
 )
 def test_a_wrong_table_is_answered_with_what_is_wrong(table_of, content, message):
@@ -128,5 +128,5 @@ def test_a_byte_order_mark_is_not_part_of_the_table(tmp_path):
 
 @pytest.mark.parametrize("levels", [[1, 2], [1, 2, 3, 4], "#01020304"])
 def test_a_color_has_three_levels(levels, table_of):
-    with pytest.raises(ValueError, match="is not a colour"):
+    with pytest.raises(ValueError, match="is not a color"):
         table_of({"classes": ["road"], "palette": [levels]})

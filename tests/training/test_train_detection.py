@@ -141,12 +141,12 @@ def test_other_categories_to_validate_on_are_refused(data, tmp_path):
     [
         (
             ["--crop-size", "64"],
-            "--crop-size is an option of segmentation and classification, and the task of this run is detection",
+            "--crop-size is an option of segmentation and classification, but the task of this run is detection",
         ),
-        (["--schedule", "step"], "--schedule step and --milestones belong together"),
-        (["--milestones", "3"], "--schedule step and --milestones belong together"),
-        (["--schedule", "step", "--milestones", "9"], r"\[9.0\] are not all within the run of 4"),
-        (["--schedule", "step", "--milestones", "x"], "--milestones x are no numbers"),
+        (["--schedule", "step"], "--schedule step and --milestones need each other"),
+        (["--milestones", "3"], "--schedule step and --milestones need each other"),
+        (["--schedule", "step", "--milestones", "9"], r"\[9.0\] are not all within the length of the run, 4"),
+        (["--schedule", "step", "--milestones", "x"], "--milestones x are not numbers"),
         (["--model", "glam_swin"], "no model 'glam_swin' for object detection. Known: mask_rcnn."),
     ],
 )

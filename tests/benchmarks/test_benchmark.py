@@ -6,7 +6,7 @@ from cases import each
 
 from contextseg.benchmarks import benchmark
 from contextseg.benchmarks.comparisons import WORKS
-from contextseg.benchmarks.measuring import Timing, multiply_adds, peak_memory, time_in_turn
+from contextseg.benchmarks.measuring import Timing, macs, peak_memory, time_in_turn
 
 CPU = torch.device("cpu")
 
@@ -125,7 +125,7 @@ def test_a_training_step_counts_the_scores_that_attention_makes_again():
             tokens = pixels.flatten(2).transpose(1, 2)
             return attention(tokens, tokens, tokens, need_weights=False)[0]
 
-    counted, tokens = multiply_adds(Pixels(), 8), 8 * 8
+    counted, tokens = macs(Pixels(), 8), 8 * 8
     linear, products = 4 * tokens * 3 * 3, 2 * tokens * tokens * 3
     assert counted == (linear + products, 3 * linear + 3.5 * products)
 

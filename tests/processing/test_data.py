@@ -86,18 +86,18 @@ def test_masks_go_through_the_label_map(folder):
     assert np.unique(data[0]["mask"]).tolist() == [0, 1, 255]
 
 
-def test_colour_masks_are_decoded_by_the_palette(folder):
-    colours = np.array([[255, 0, 0], [0, 255, 0]], dtype=np.uint8)
+def test_color_masks_are_decoded_by_the_palette(folder):
+    colors = np.array([[255, 0, 0], [0, 255, 0]], dtype=np.uint8)
     ids = np.eye(6, 8, dtype=int)
-    write_pair(folder, "a", mask=colours[ids])
-    (folder / "classes.json").write_text(json.dumps({"classes": ["a", "b"], "palette": colours.tolist()}))
+    write_pair(folder, "a", mask=colors[ids])
+    (folder / "classes.json").write_text(json.dumps({"classes": ["a", "b"], "palette": colors.tolist()}))
     np.testing.assert_array_equal(SegmentationFolder(folder)[0]["mask"], ids)
 
 
 def test_images_of_many_bands_are_arrays(folder):
     for path in folder.rglob("images/**/*.png"):
         save(path, np.zeros((6, 8)))
-    assert SegmentationFolder(folder, num_bands=1)[0]["image"].shape == (6, 8, 1)
+    assert SegmentationFolder(folder, num_channels=1)[0]["image"].shape == (6, 8, 1)
 
 
 def test_data_sets_can_be_pickled_for_workers(folder, rows):
@@ -140,9 +140,9 @@ def test_images_without_masks_and_masks_without_images_are_counted_and_named(fol
     ("place", "message"),
     [
         ("nowhere/at/all", "does not exist; '.*' holds classes.json, train/"),
-        (".", "has no images/ and masks/, but train in it have. Give '.*train'"),
+        (".", "has no images/ and masks/; they are in train. Give '.*train'"),
         ("train/images", "one level too deep. Give '.*train'"),
-        ("train/images/night", "needs a folder images/ and a folder masks/"),
+        ("train/images/night", "must have a folder images/ and a folder masks/"),
         ("classes.json", "is a file"),
     ],
 )
@@ -166,7 +166,7 @@ def test_two_images_of_one_name_are_both_named(folder):
 
 def test_a_missing_class_table_is_proposed_from_the_masks(folder):
     (folder.parent / "classes.json").unlink()
-    with pytest.raises(ValueError, match=r'"class 0", "class 1", "class 2".*hold the ids 0, 1, 2'):
+    with pytest.raises(ValueError, match=r'"class 0", "class 1", "class 2".*contain the ids 0, 1, 2'):
         SegmentationFolder(folder)
 
 
@@ -207,9 +207,9 @@ def test_an_imagefolder_with_metadata_opens(folder, tmp_path):
 
 
 def test_class_names_come_from_a_list_of_class_labels(rows):
-    labelled = rows.add_column("classes", [[0, 1, 2]] * 3)
-    labelled = labelled.cast_column("classes", datasets.Sequence(datasets.ClassLabel(names=CLASSES)))
-    assert DatasetPairs(labelled).classes == CLASSES
+    labeled = rows.add_column("classes", [[0, 1, 2]] * 3)
+    labeled = labeled.cast_column("classes", datasets.Sequence(datasets.ClassLabel(names=CLASSES)))
+    assert DatasetPairs(labeled).classes == CLASSES
 
 
 def test_columns_of_unusual_names_are_asked_for(rows, folder):

@@ -163,7 +163,7 @@ def test_a_split_without_any_mask_tells_which_names_are_looked_for(root):
 
 def test_a_data_set_needs_the_name_of_a_split(root):
     with pytest.raises(
-        ValueError, match="is given without a split. Name one of train, val, as in '.*data:train'"
+        ValueError, match="is given without a split. Choose from train, val, as in '.*data:train'"
     ):
         open_data(root)
     with pytest.raises(ValueError, match="has no split 'test'"):

@@ -131,7 +131,7 @@ def test_every_scene_has_white_near_the_flag_and_its_twin_differs_in_the_flags_b
 
 
 def answers(both, answer):
-    return tuple(torch.stack([answer(labels) for labels in pictures.labels]) for pictures in both)
+    return tuple(torch.stack([answer(labels) for labels in images.labels]) for images in both)
 
 
 def test_who_knows_the_flag_has_an_iou_of_one_and_who_does_not_a_third_at_most():
@@ -170,10 +170,10 @@ def test_without_global_attention_repainting_the_flag_changes_no_bit_of_logits_o
 
 def test_predictions_are_those_of_the_whole_batch():
     model = GlamSwinForSemanticSegmentation(Network(1).config()).eval()
-    pictures = draw_near(0, 2, SIDE, nearest=12)
+    images = draw_near(0, 2, SIDE, nearest=12)
     with torch.inference_mode():
-        together = model(pixel_values=pictures.pixel_values).logits.argmax(dim=1)
-    assert (predict(model, pictures) == together).float().mean() > 0.999
+        together = model(pixel_values=images.pixel_values).logits.argmax(dim=1)
+    assert (predict(model, images) == together).float().mean() > 0.999
 
 
 def test_networks_differ_by_tokens_and_global_attention_only():
@@ -211,11 +211,11 @@ def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_picture
     for options in context_task.NETWORKS:
         assert page.count(f"| {Network(*options).title} |") == 3
     assert "sees at most 31 pixels far" in page
-    assert (tmp_path / "new" / "pictures" / "context_curves.png").exists()
-    assert (tmp_path / "new" / "pictures" / "context_scenes.png").exists()
+    assert (tmp_path / "new" / "images" / "context_curves.png").exists()
+    assert (tmp_path / "new" / "images" / "context_scenes.png").exists()
 
 
 @each("edges", ["", "0,12,eight", "8,16", "0,16,16", "0,24,12", "0,96"])
 def test_columns_that_do_not_fit_are_refused(tmp_path, edges):
-    with pytest.raises(SystemExit, match="Give growing distances below 96 that begin with 0"):
+    with pytest.raises(SystemExit, match="Give increasing distances below 96 that start with 0"):
         context_task.main(["--edges", edges, "--output", str(tmp_path / "context.md")])

@@ -104,9 +104,9 @@ INTERRUPTIONS = {
     "SIGKILL": (kill, "", -signal.SIGKILL),
     "SIGTERM": (terminate, "continue with --output", 128 + signal.SIGTERM),
     "Ctrl-C": (press_control_c, "continue with --output", 128 + signal.SIGINT),
-    "full disk": (fill_the_disk, "could not write .*last.* The checkpoint before it is intact", 1),
+    "full disk": (fill_the_disk, "could not write .*last.* The previous checkpoint is intact", 1),
     "full disk while logging": (fill_the_disk_to_the_last_byte, "File too large", 1),
-    "killed worker": (kill_a_worker, "a process that loads data died .* Take fewer --workers", 1),
+    "killed worker": (kill_a_worker, "a data loader process died .* Use fewer --workers", 1),
 }
 
 
@@ -224,7 +224,7 @@ def test_a_second_process_does_not_train_into_the_same_folder(data, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     os.close(descriptor)
     assert done.returncode == 1
-    assert f"process {os.getpid()} on {platform.node()} is training into {tmp_path / 'run'}" in done.stderr
+    assert f"process {os.getpid()} on {platform.node()} is writing to {tmp_path / 'run'}" in done.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 

@@ -216,14 +216,14 @@ class Generated(torch.nn.Module):
 
 def memory_of_evaluation(tmp_path, images, **changes):
     """Growth from image 50 to the last one."""
-    picture = {"pixel_values": torch.rand(3, 12, 12), "labels": torch.randint(CLASS_COUNT, (48, 48))}
+    image = {"pixel_values": torch.rand(3, 12, 12), "labels": torch.randint(CLASS_COUNT, (48, 48))}
     model = Generated()
     arguments = TrainingArguments(
         *(str(tmp_path),), per_device_eval_batch_size=1, use_cpu=True, report_to="none", disable_tqdm=True,
         **changes,
     )  # fmt: skip
     hooks = {"compute_metrics": TrainerScores(CLASS_COUNT), "preprocess_logits_for_metrics": reduce_logits}
-    trainer = Trainer(model, arguments, eval_dataset=[picture] * images, **hooks)
+    trainer = Trainer(model, arguments, eval_dataset=[image] * images, **hooks)
     tracemalloc.start()
     try:
         trainer.evaluate()
@@ -300,8 +300,8 @@ def test_a_token_never_gets_into_the_record():
 
 ERRORS = {
     "missing folder": ({"train": "./nowhere/train"}, "nowhere/train"),
-    "columns": ({"remove_unused_columns": True}, "Leave both options out"),
-    "large batch": ({"per_device_train_batch_size": 6}, "a batch of 6 is larger than the data set of 5"),
+    "columns": ({"remove_unused_columns": True}, "Leave out both options"),
+    "large batch": ({"per_device_train_batch_size": 6}, "a batch of 6 is larger than the training set of 5"),
 }
 
 
@@ -314,7 +314,7 @@ def test_an_error_says_what_to_do(changes, message, checkpoints, data, tmp_path)
 
 def test_a_run_is_never_overwritten(checkpoints, data, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(SystemExit, match="holds checkpoints already. Continue with --resume,"):
+    with pytest.raises(SystemExit, match="already holds checkpoints. Continue with --resume,"):
         main(options(checkpoints / "glam_swin", data, tmp_path))
 
 

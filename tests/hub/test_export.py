@@ -42,7 +42,7 @@ def run_folder(tmp_path_factory):
 @pytest.mark.processes
 def test_two_processes_an_export_opens_without_contextseg(run_folder, tmp_path, capsys):
     assert main([str(run_folder), "--output", str(tmp_path / "model")]) == 0
-    assert "opens without contextseg and gives the same bits" in capsys.readouterr().out
+    assert "it loads without contextseg, and its logits are bit-identical" in capsys.readouterr().out
 
 
 @pytest.mark.processes
@@ -89,8 +89,8 @@ def test_a_picture_for_the_page_is_made_small_and_loses_what_its_file_tells(run_
     tags[ExifTags.Base.ImageDescription] = "in front of my house"
     Image.new("RGB", (2000, 1000), "red").save(tmp_path / "photo.jpg", exif=tags)
     main([str(run_folder), "--output", str(tmp_path), "--no-proof", "--example", str(tmp_path / "photo.jpg")])
-    with Image.open(tmp_path / "example.png") as picture:
-        assert (picture.size, picture.info) == ((256, 512), {})
+    with Image.open(tmp_path / "example.png") as image:
+        assert (image.size, image.info) == ((256, 512), {})
     assert b"my house" not in (tmp_path / "example.png").read_bytes()
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import SegmentationImageProcessor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.processes
 
 STRANGER = """
@@ -132,15 +132,15 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
 def test_another_decoder_than_the_repositorys_is_answered_with_where_to_find_it(reports):
     for name, report in reports.items():
         assert re.fullmatch(
-            r"ValueError: this repository holds the code of decoder '\w+' only, not of '(unet|upernet)'\. contextseg has all of "
-            r"them: install it, and `import contextseg` in place of trust_remote_code=True\.",
+            r"ValueError: this repository contains the code of decoder '\w+' only, not of '(unet|upernet)'\. contextseg has all of "
+            r"them: install it, and use `import contextseg` instead of trust_remote_code=True\.",
             report["other decoder"],
         ), (name, report["other decoder"])
 
 
 def test_reading_other_checkpoints_asks_for_the_library(reports):
     answer = reports["glam_swin"]["other checkpoint"]
-    assert answer.startswith("ImportError: reading other checkpoints needs the contextseg library")
+    assert answer.startswith("ImportError: loading other checkpoints needs the contextseg library")
     assert "pip install contextseg" in answer
 
 
@@ -169,9 +169,9 @@ def test_every_definition_is_used(repositories):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("glam_swin", "at 1/4 of the image's side"),
-        ("glam_swin_unet", "at the image's size, from patches of 4 pixels"),
-        ("segdeformer", "at the size of the encoder's finest feature map"),
+        ("glam_swin", "at 1/4 of the image's height and width"),
+        ("glam_swin_unet", "at full resolution from patches of 4 x 4 pixels"),
+        ("segdeformer", "at the resolution of the encoder's finest feature map"),
         ("maformer", "published neither code nor weights"),
     ],
 )

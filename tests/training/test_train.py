@@ -204,8 +204,8 @@ ERRORS = {
     "unknown preset": (["--preset", "huge"], "no preset 'huge'"),
     "unknown field": (["--set", "window_sizee=4"], "did you mean 'window_size'"),
     "no value": (["--set", "window_size"], "--set NAME=VALUE"),
-    "two starts": (["--weights", "a", "--swin", "b"], "Give one of them"),
-    "large batch": (["--batch-size", "6"], "batch of 6 is larger than the data set of 5 images"),
+    "two starts": (["--weights", "a", "--swin", "b"], "Give only one of them"),
+    "large batch": (["--batch-size", "6"], "batch of 6 is larger than the training set of 5 images"),
     "two lengths": (["--epochs", "3"], "--steps and --epochs"),
     "bad crop": (["--crop-size", "12by4"], "HEIGHTxWIDTH"),
     "bad factor": (["--lr-factor", "decoder"], "PART=FACTOR"),
@@ -224,7 +224,7 @@ def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, dat
 
 
 def test_a_run_is_never_overwritten(run, data):
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match="already holds a run"):
         main(run_options(data, run))
 
 
@@ -250,7 +250,7 @@ def test_swin_weights_are_what_a_run_with_swin_starts_from(data, tmp_path):
 
 def test_splits_with_different_classes_are_refused(data, tmp_path):
     other = write_data(tmp_path / "data", classes=["sky", "wall", "grass"])
-    with pytest.raises(SystemExit, match="Give both the same classes.json"):
+    with pytest.raises(SystemExit, match="Use the same classes.json for both"):
         main([*run_options(data, tmp_path / "run"), "--val", f"{other}/val"])
 
 
@@ -334,7 +334,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path):
         (folder / "weights").write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="The checkpoint before it is intact. Free some space"):
+    with pytest.raises(CheckpointError, match="The previous checkpoint is intact. Free some space"):
         write_folder(tmp_path / "last", fail)
     assert (tmp_path / "last" / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["last"]

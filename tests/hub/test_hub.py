@@ -24,7 +24,7 @@ from contextseg import (
 )
 from contextseg.hub.model_card import BEGIN, END, TRAINER_LOG, ask_for_license, write_model_card
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests"
 LABELS = {0: "road", 1: "tree", 2: "sky|cloud"}
 PALETTE = [[128, 64, 128], [107, 142, 35], [70, 130, 180]]
@@ -146,7 +146,7 @@ def test_a_class_of_the_users_own_is_saved_without_code_and_says_so(tmp_path, ca
     model = nano(Mine)
     model.config.auto_map = {"AutoModel": "gone.Gone"}
     model.save_pretrained(tmp_path)
-    assert "Mine is no class of contextseg" in caplog.text
+    assert "Mine is not a class of contextseg" in caplog.text
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
 
 
@@ -210,7 +210,7 @@ def test_the_card_tells_the_hub_task_and_library(repository):
     assert {"contextseg", "glam_swin"} <= set(data.tags)
 
 
-def test_the_card_lists_labels_in_the_processors_colours(repository):
+def test_the_card_lists_labels_in_the_processors_colors(repository):
     card = (repository / "README.md").read_text()
     assert "| 0 | road | #804080 |" in card
     assert "| 2 | sky\\|cloud | #4682b4 |" in card

@@ -51,24 +51,24 @@ def contents(folder):
 
 
 FAULTS = {
-    "the connection ends in the middle of the weights": (LARGE_FILE, HANG_UP, "the connection broke"),
-    "the connection ends in the middle of the commit": (COMMIT, HANG_UP, "the connection broke"),
-    "the connection ends while the card is read": (CARD, HANG_UP, "the connection broke"),
+    "the connection ends in the middle of the weights": (LARGE_FILE, HANG_UP, "the connection was lost"),
+    "the connection ends in the middle of the commit": (COMMIT, HANG_UP, "the connection was lost"),
+    "the connection ends while the card is read": (CARD, HANG_UP, "the connection was lost"),
     "401 at the start": (
         CREATE,
         401,
         r"does not accept the token \(401: said\). Log in with `hf auth login`",
     ),
     "401 at the commit": (COMMIT, 401, "does not accept the token"),
-    "403 at the start": (CREATE, 403, r"may not write there \(403: said\). Choose a repository of your own"),
-    "403 at the commit": (COMMIT, 403, "may not write there"),
-    "409 at the commit": (COMMIT, 409, r"changed meanwhile by another push \(409: said\)"),
-    "429 at the start": (CREATE, 429, "asks for a pause"),
-    "500 at the start": (CREATE, 500, r"a fault of its own \(500: said\)"),
-    "500 at the weights": (LARGE_FILE, 500, r"a fault of its own \(500: said\)"),
-    "500 at the commit": (COMMIT, 500, r"a fault of its own \(500: said\)"),
-    "500 while the front matter is checked": ("POST /api/validate-yaml", 500, "a fault of its own"),
-    "400": (COMMIT, 400, r"refuses it \(400: said\)"),
+    "403 at the start": (CREATE, 403, r"has no write access \(403: said\). Choose your own repository"),
+    "403 at the commit": (COMMIT, 403, "has no write access"),
+    "409 at the commit": (COMMIT, 409, r"another push changed the repository meanwhile \(409: said\)"),
+    "429 at the start": (CREATE, 429, "rate limit reached"),
+    "500 at the start": (CREATE, 500, r"a server error \(500: said\)"),
+    "500 at the weights": (LARGE_FILE, 500, r"a server error \(500: said\)"),
+    "500 at the commit": (COMMIT, 500, r"a server error \(500: said\)"),
+    "500 while the front matter is checked": ("POST /api/validate-yaml", 500, "a server error"),
+    "400": (COMMIT, 400, r"rejected the request \(400: said\)"),
 }
 
 
@@ -104,7 +104,7 @@ def test_weights_that_arrived_are_not_sent_again(pushing, folder):
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(pushing, folder):
     pushing.faults.append(Fault(COMMIT, LOSE_REPLY, times=1))
-    with pytest.raises(HubError, match="nor is a commit made twice"):
+    with pytest.raises(HubError, match="does not upload files twice or commit twice"):
         upload(folder, NAME, commit_message="first")
     upload(folder, NAME, commit_message="second")
     assert len(pushing.repositories[NAME]) == 2  # the empty one, and ours
@@ -118,14 +118,16 @@ def test_what_somebody_else_pushed_meanwhile_is_not_overwritten(pushing, folder,
         pushing.repositories[NAME].append(theirs)
 
     monkeypatch.setattr("contextseg.hub.repositories.complete_card", interfere)
-    with pytest.raises(HubError, match="changed meanwhile by another push .412: A commit has happened since"):
+    with pytest.raises(
+        HubError, match="another push changed the repository meanwhile .412: A commit has happened since"
+    ):
         upload(folder, NAME, commit_message="second")
     assert pushing.files(NAME) == theirs
 
 
 def test_without_a_token_it_says_how_to_log_in(pushing, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match="no token was found, and the Hub wants one .401.*hf auth login"):
+    with pytest.raises(HubError, match="no token was found, and the Hub requires one .401.*hf auth login"):
         upload(folder, NAME, commit_message="first")
     assert pushing.repositories == {}
 

@@ -1,0 +1,31 @@
+"""Files that are either complete or absent, also after a crash, a full disk or a power cut."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Context manager that yields a temporary path next to `path`, and replaces `path` with it at the end.
+
+    The block writes the file under the temporary path and closes it. The content is flushed to disk before
+    the rename, so readers see the old file or the whole new one. The temporary name does not end in the
+    suffix of `path`: writers that derive the format from the name need it as an argument.
+
+    Args:
+        path: The file to write. Its folder must exist.
+
+    Raises:
+        Exception: Whatever the block raises; `path` is then unchanged, and the temporary file is removed.
+    """
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
