@@ -127,3 +127,11 @@ def test_the_parts_of_a_detector_stay_on_the_device():
     outputs = detection_outputs([found, found], [(37, 45)] * 2, len(LABELS))
     parts = (outputs.logits, outputs.pred_boxes, outputs.roi_masks)
     assert devices(*maps.values(), *scores, *offsets, *parts) == {"cuda"}
+
+
+@pytest.mark.usefixtures("cuda")
+def test_every_loss_stays_on_the_device():
+    with torch.device("cuda"):
+        logits, labels = torch.randn(2, 3, 4, 5), torch.zeros(2, 9, 12, dtype=torch.int64)
+    loss = losses.segmentation_loss(logits, labels, terms=ALL_TERMS, class_weights=(1.0, 2.0, 3.0))
+    assert devices(loss) == {"cuda"}

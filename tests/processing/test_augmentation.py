@@ -13,7 +13,9 @@ from contextseg.processing.data.augmentation import (
     AugmentedDataset,
     JointAugmentation,
     PhotometricDistortion,
+    Region,
     draw_region,
+    resized_crop_of_mask,
 )
 
 COLORS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], dtype=np.uint8)
@@ -241,3 +243,53 @@ def test_the_share_of_a_class_is_one_of_the_labeled_pixels():
     mask[0, :8] = 1  # 98 % of what is labelled is class 0, but it is a quarter of all pixels
     region = draw_region(mask.shape, (40, 40), 1.0, np.random.default_rng(0))
     assert not JointAugmentation((40, 40)).is_balanced(mask, region)
+
+
+def test_a_crop_is_balanced_up_to_the_cat_max_ratio_of_a_class():
+    region = draw_region((4, 4), (4, 4), 1.0, np.random.default_rng(0))
+    mask = np.zeros((4, 4), np.int64)
+    assert not JointAugmentation((4, 4), cat_max_ratio=1.0).is_balanced(mask, region)  # a single class
+    mask[0] = 1
+    assert JointAugmentation((4, 4), cat_max_ratio=0.75).is_balanced(mask, region)
+    assert not JointAugmentation((4, 4), cat_max_ratio=0.74).is_balanced(mask, region)
+    assert not JointAugmentation((4, 4)).is_balanced(np.full((4, 4), 255), region)
+
+
+def test_padding_has_the_ignore_index_that_is_set():
+    _, mask = augment(0, crop_size=(80, 80), scale_range=(1, 1), ignore_index=7)
+    assert (mask[48:] == 7).all()
+
+
+def test_a_new_pixel_has_the_id_under_its_centre():
+    region = Region(top=0, left=0, height=1, width=6, size=(1, 2))
+    assert resized_crop_of_mask(np.arange(6)[None], region).tolist() == [[1, 4]]
+
+
+def test_colors_are_distorted_within_the_published_ranges_and_in_both_orders():
+    drawn = [PhotometricDistortion.draw(np.random.default_rng(seed)) for seed in range(400)]
+    bounds = {"brightness": (-32, 32), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
+    for name, (low, high) in bounds.items():
+        values = [value for one in drawn if (value := getattr(one, name)) is not None]
+        assert 150 < len(values) < 250
+        margin = (high - low) / 20
+        assert low <= min(values) < low + margin
+        assert high - margin < max(values) <= high
+    assert 150 < sum(one.is_contrast_first for one in drawn) < 250
+
+
+def test_small_crops_are_judged_by_all_their_pixels():
+    mask = np.ones((20, 20), np.int64)
+    mask[:, ::5] = 0
+    region = draw_region(mask.shape, (20, 20), 1.0, np.random.default_rng(0))
+    assert JointAugmentation((20, 20), cat_max_ratio=0.85).is_balanced(mask, region)
+
+
+def test_the_hue_is_a_circle():
+    picture = Image.new("HSV", (1, 1), (250, 255, 255)).convert("RGB")
+    shifted = PhotometricDistortion(None, None, None, 0.1, False).shift_colors(picture)
+    assert abs(shifted.convert("HSV").getpixel((0, 0))[0] - 20) <= 2  # 250 + 26 of 256
+
+
+def test_a_sample_counted_from_the_end_is_the_same_sample(samples):
+    np.testing.assert_array_equal(samples[-1]["mask"], samples[2]["mask"])
+    np.testing.assert_array_equal(np.asarray(samples[-1]["image"]), np.asarray(samples[2]["image"]))

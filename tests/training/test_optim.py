@@ -127,3 +127,35 @@ def test_a_step_schedule_falls_to_a_tenth_at_each_milestone():
     ]
     expected = [1 / 3, 2 / 3, *[1.0] * 6, *[0.1] * 3, 0.01]
     assert factors == pytest.approx(expected)
+
+
+def test_the_rate_falls_to_its_floor_and_stays_there_while_it_cools_down():
+    settings = {"steps": 100, "warmup_steps": 0, "schedule": "poly", "cooldown_steps": 20, "floor": 0.1}
+    rates = [learning_rate_factor(step, **settings) for step in (0, 40, 80, 99)]
+    assert rates == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
+def test_the_first_step_of_an_average_keeps_two_elevenths_of_the_start():
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    average = ModelEma(layer, decay=0.999)
+    nn.init.ones_(layer.weight)
+    average.update(layer)
+    assert average.weights["weight"].item() == pytest.approx(9 / 11)
+
+
+def test_an_average_goes_on_from_the_number_of_steps_it_is_told():
+    layer = nn.Linear(1, 1)
+    average = ModelEma(layer, decay=0.9)
+    average.begin(layer, steps=5)
+    average.update(layer)
+    assert average.steps == 6
+
+
+def test_frozen_parameters_are_in_no_group():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    layers.base_model_prefix = "0"
+    layers[0].requires_grad_(False)
+    groups = parameter_groups(layers, learning_rate=1.0, weight_decay=0.1)
+    kept = {id(parameter) for group in groups for parameter in group["params"]}
+    assert kept == {id(parameter) for parameter in layers[1].parameters()}

@@ -1,0 +1,65 @@
+"""The numbers that the training loop goes by."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from contextseg.training.loop import Meter, Schedule, Training, optimizer_step, shares
+
+
+class Line(nn.Module):
+    """The loss is its one weight times a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, slope):
+        return SimpleNamespace(loss=(self.weight * slope).sum())
+
+
+@pytest.fixture
+def training(tmp_path):
+    accelerator, model = Accelerator(cpu=True), Line()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    optimizer.param_groups[0]["initial_lr"] = 1.0
+    return Training(accelerator, model, optimizer, tmp_path, count=lambda _: 1.0)
+
+
+def step(training, slope, **settings):
+    schedule = Schedule(steps=9, warmup_steps=0, shape="constant", **settings)
+    return optimizer_step(training, [{"slope": torch.tensor([slope]), "name": ["a"]}], schedule)[0]
+
+
+def test_the_gradient_is_clipped_where_it_is_asked_for(training):
+    step(training, 4.0, clip_norm=0.5)
+    assert training.plain_model.weight.item() == pytest.approx(1 - 0.5)
+    step(training, 4.0)
+    assert training.plain_model.weight.item() == pytest.approx(0.5 - 4)
+
+
+def test_the_loss_that_is_reported_keeps_no_graph(training):
+    assert not step(training, 1.0).requires_grad
+
+
+def test_the_step_whose_loss_is_not_finite_is_named_with_its_samples(training):
+    training.step = 12
+    meter = Meter(training, Schedule(steps=20, warmup_steps=0, shape="constant"), log=None)
+    meter.names = [["a"], ["b"], ["c", "d"]]
+    complaint = meter.complaint(torch.tensor([1.0, torch.nan, torch.inf]))
+    assert complaint.startswith("the loss of step 11 is nan. Its samples: b.")
+
+
+def test_a_run_is_saved_after_every_interval_and_at_its_end_but_not_before_its_first_step():
+    schedule = Schedule(steps=10, warmup_steps=0, shape="poly", eval_interval=4)
+    assert [step for step in range(11) if schedule.has_checkpoint(step)] == [4, 8, 10]
+
+
+def test_a_part_counts_by_its_labels_and_parts_without_any_count_nothing():
+    accelerator = SimpleNamespace(device=torch.device("cpu"), reduce=lambda value, reduction: value)  # noqa: ARG005
+    training = SimpleNamespace(accelerator=accelerator, count=float)
+    assert shares(training, [1, 3]).tolist() == [0.5, 1.5]
+    assert shares(training, [0, 0]).tolist() == [0.0, 0.0]
