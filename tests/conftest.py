@@ -67,7 +67,11 @@ def pytest_collection_modifyitems():
     # one. Here rather than above: xdist's first process runs no test and need not import anything.
     import contextseg
 
-    sys.modules.setdefault(Path(contextseg.__file__).parent.name, contextseg)
+    for name in (
+        Path(contextseg.__file__).parent.name,
+        "__init__",
+    ):  # the latter if the folder's name is no identifier
+        sys.modules.setdefault(name, contextseg)
 
 
 @pytest.fixture(scope="module")
