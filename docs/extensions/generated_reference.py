@@ -109,7 +109,7 @@ def help_text(action: argparse.Action) -> str:
 
 def escaped(text: str) -> str:
     """Text on one line, without a special meaning in Markdown."""
-    return re.sub(r"([*_<>\[\]]|--)", r"\\\1", one_line(text))
+    return re.sub(r"([*_<>\[\]])", r"\\\1", one_line(text))
 
 
 def entries(docstring: str, without: dict[str, str] | None = None) -> dict[str, str]:
