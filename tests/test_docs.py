@@ -35,7 +35,7 @@ PAGES = {
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if "_build" not in page.parts
 }
-PUBLISH = "docs/how-to/publish.md"  # test_hub_journey.py runs it, with a Hub
+PUBLISH = "docs/how-to/publish.md"  # tests/hub/test_hub_journey.py runs it, with a Hub
 SLOW = {"docs/how-to/export.md"}  # torch.export takes half a minute
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONFIGS = [getattr(contextseg, name) for name in contextseg.__all__ if name.endswith("Config")]
@@ -203,6 +203,16 @@ def test_links_of_the_readme_lead_somewhere():
         f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^## (.*)$", readme, re.MULTILINE)
     }
     assert [target for target in targets if target not in headings and not (ROOT / target).exists()] == []
+
+
+def test_every_make_target_named_in_the_text_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page, text in PAGES.items():
+        assert set(re.findall(r"`make ([a-z-]+)`", text)) <= targets, page
+
+
+def test_the_readme_names_the_two_commands_for_newcomers():
+    assert {"make demo", "make test"} <= set(re.findall(r"`(make [a-z]+)`", PAGES["README.md"]))
 
 
 def test_the_readme_has_at_most_120_lines():

@@ -46,7 +46,7 @@ class CommandOptions(Generated):
 
     def lines(self, command: str) -> Iterator[str]:
         parser = parser_of(command)
-        yield f"{one_line(parser.description or '')}\n"
+        yield f"{escaped(parser.description or '')}\n"
         groups = [
             (group, [action for action in group._group_actions if action.dest != "help"])
             for group in parser._action_groups
@@ -103,9 +103,13 @@ def option_text(action: argparse.Action) -> str:
 
 
 def help_text(action: argparse.Action) -> str:
-    """The help with its values filled in, safe in Markdown."""
-    text = one_line((action.help or "") % {**vars(action), "prog": ""})
-    return re.sub(r"([*_<>\[\]]|--)", r"\\\1", text)
+    """The help with its values filled in."""
+    return escaped((action.help or "") % {**vars(action), "prog": ""})
+
+
+def escaped(text: str) -> str:
+    """Text on one line, without a special meaning in Markdown."""
+    return re.sub(r"([*_<>\[\]])", r"\\\1", one_line(text))
 
 
 def entries(docstring: str, without: dict[str, str] | None = None) -> dict[str, str]:
@@ -126,19 +130,6 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def add_arguments_section(
-    app: Sphinx, what: str, name: str, target: Any, options: Any, lines: list[str]  # noqa: ARG001
-) -> None:  # fmt: skip
-    """Puts "name: text" lines at the margin of a docstring below "Args:", where napoleon looks for parameters."""
-    starts = [place for place, line in enumerate(lines) if place and ENTRY.match(line) and line[0] != " "]
-    if not starts or "Args:" in lines:
-        return
-    found = entries("\n".join(lines[starts[0] :]))
-    inside = (line for line in lines[starts[0] :] if not ENTRY.match(line) and not line.startswith(" "))
-    arguments = [f"    {names}: {text}" for names, text in found.items()]
-    lines[starts[0] :] = [*inside, "", "Args:", *arguments, ""]
-
-
 def resolve_public_name(
     app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.Element
 ) -> nodes.Node | None:
@@ -155,6 +146,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("command-options", CommandOptions)
     app.add_directive("config-fields", ConfigFields)
     app.add_directive("recipe-table", RecipeTable)
-    app.connect("autodoc-process-docstring", add_arguments_section, priority=400)  # napoleon's is 500
     app.connect("missing-reference", resolve_public_name)
     return {"parallel_read_safe": True}
