@@ -23,16 +23,6 @@ METRICS = {
     "box_ap": ("box_ap", "Box AP"),
     "mask_ap": ("mask_ap", "Mask AP"),
 }
-# Licenses of the checkpoints that recipes start from, by name prefix; they apply to derived weights as well.
-LICENSES = {
-    "microsoft/swin": {"license": "apache-2.0"},
-    "timm/deit": {"license": "apache-2.0"},
-    "nvidia/": {
-        "license": "other",
-        "license_name": "nvidia-segformer",
-        "license_link": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
-    },
-}
 SPLITS = ("train", "training", "val", "validation", "test")
 OWN_DATA = "imagefolder"  # the Hub's identifier for a user's own images
 
@@ -48,8 +38,7 @@ def front_matter(
     names = run.get("hub_names") or {}
     base_model = names.get("base_model")
     said = (run.get("arguments") or {}).get("license")
-    license = {"license": said} if said else license_of(base_model)
-    fields = {"library_name": "transformers", "pipeline_tag": task_of(config), **license}
+    fields = {"library_name": "transformers", "pipeline_tag": task_of(config), "license": said}
     fields |= {"datasets": names.get("datasets") or None, "base_model": base_model}
     if example:
         fields["widget"] = [{"src": EXAMPLE_NAME, "example_title": example}]
@@ -61,11 +50,6 @@ def front_matter(
             "model_name": config["architectures"][0],
         }
     return ModelCardData(**fields, tags=[*card_tags(config), *tags]).to_dict()
-
-
-def license_of(base_model: str | None) -> dict[str, str]:
-    """Returns the license of the checkpoint that the weights start from; empty if none or unknown."""
-    return next((terms for start, terms in LICENSES.items() if (base_model or "").startswith(start)), {})
 
 
 def eval_results(task: str, scores: Mapping[str, Any], run: Mapping[str, Any]) -> list[EvalResult]:

@@ -38,7 +38,7 @@ def window_partition(features: Tensor, windows: Windows) -> Tensor:
 
 
 def window_reverse(tokens: Tensor, windows: Windows) -> Tensor:
-    """(B, W, N, C) -> (B, G..., C), the inverse of `cut`."""
+    """(B, W, N, C) -> (B, G..., C), the inverse of `window_partition`."""
     return crop(roll(merge(tokens, windows), windows, 1), windows.grid)
 
 

@@ -128,8 +128,8 @@ class Inference:
         Returns:
             The mask (H, W), int32 class ids on the model's device.
         """
-        channels = self.channels(model, inputs, size)
-        scores = (logits[0] if len(logits) == 1 else mean_probabilities(logits) for logits in channels)
+        bands = self.logit_bands(model, inputs, size)
+        scores = (logits[0] if len(logits) == 1 else mean_probabilities(logits) for logits in bands)
         return argmax_of_bands(scores, size, model.device)
 
     @torch.no_grad()
@@ -137,10 +137,10 @@ class Inference:
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
     ) -> Iterator[Tensor]:
         """Yields probabilities at `size` as bands (K, rows, W), top to bottom. Arguments as in `mask`."""
-        for logits in self.channels(model, inputs, size):
+        for logits in self.logit_bands(model, inputs, size):
             yield mean_probabilities(logits)
 
-    def channels(
+    def logit_bands(
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
     ) -> Iterator[list[Tensor]]:
         """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""

@@ -43,11 +43,11 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def argmax_of_bands(
-    channels: Iterable[Tensor], size: Sequence[int], device: torch.device | str = "cpu"
+    bands: Iterable[Tensor], size: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Class scores as bands of rows (K, R, W), top to bottom -> (H, W) int32 class ids, (H, W) = `size`."""
     mask, row = torch.empty(tuple(size), dtype=torch.int32, device=device), 0
-    for scores in channels:
+    for scores in bands:
         mask[row : row + scores.shape[1]] = scores.max(0).indices  # several times as fast as argmax
         row += scores.shape[1]
     return mask

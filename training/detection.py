@@ -130,7 +130,7 @@ class DetectionAugmentation:
         """Resizes, and possibly mirrors, an image with its boxes and masks.
 
         Args:
-            picture: RGB image.
+            image: RGB image.
             boxes: (N, 4) left, top, right, bottom in pixels of the image.
             masks: (N, height, width).
             epoch: Number of the epoch.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
-from ..hub.card_data import CLASSIFICATION, DETECTION, SEGMENTATION, license_of
+from ..hub.card_data import CLASSIFICATION, DETECTION, SEGMENTATION
 from ..hub.card_sections import about_start, table
 from ..hub.papers import PAPERS, READINGS
 from ..processing.data.official_layouts import LAYOUTS
@@ -126,7 +126,6 @@ def front_matter(row: Row, arguments: TrainArguments) -> str:
         ],
         datasets=[DATASETS[data]] if data in DATASETS else None,
         base_model=start,
-        **license_of(start),
     ).to_yaml()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: i
 
 def new_accelerator(arguments: TrainArguments) -> Accelerator:
     """Creates the accelerator and seeds all random number generators."""
+    if arguments.tracker == "wandb" and find_spec("wandb") is None:
+        raise ValueError("--tracker wandb needs the package wandb. Install it with: pip install wandb")
     accelerator = Accelerator(
         cpu=arguments.cpu,
         mixed_precision=arguments.precision,

@@ -77,35 +77,25 @@ def test_folders_of_ones_own_are_named_but_not_linked(folder):
     )
 
 
-@pytest.mark.parametrize(
-    ("base_model", "license"),
-    [
-        (None, None),
-        ("microsoft/swin-tiny-patch4-window7-224", "apache-2.0"),
-        ("nvidia/mit-b1", "other"),
-        ("me/x", None),
-    ],
-)
-def test_the_license_is_that_of_the_checkpoint_that_the_weights_start_from(folder, base_model, license):
+@pytest.mark.parametrize("base_model", [None, "microsoft/swin-tiny-patch4-window7-224", "nvidia/mit-b1"])
+def test_a_card_names_no_license_that_nobody_stated(folder, base_model):
     (folder / "README.md").unlink()
     card = card_of(folder, run={"hub_names": {"base_model": base_model}})
-    assert card.data.license == license
+    assert card.data.license is None
     assert ("whose license applies to them as well" in card.text) == (base_model is not None)
 
 
-def test_the_license_that_a_run_was_given_comes_first(folder):
-    base = {"hub_names": {"base_model": "nvidia/mit-b1"}}
-    assert card_of(folder, run=base).data.license_name == "nvidia-segformer"
+def test_the_license_of_a_run_is_on_its_card(folder):
     (folder / "README.md").unlink()
-    data = card_of(folder, run=base | {"arguments": {"license": "mit"}}).data.to_dict()
-    assert data["license"] == "mit"
-    assert "license_name" not in data
+    assert card_of(folder, run={"arguments": {"license": "mit"}}).data.license == "mit"
 
 
 def test_a_license_that_is_named_takes_the_name_of_the_old_one_away(folder):
-    base = {"hub_names": {"base_model": "nvidia/mit-b1"}}
-    card_of(folder, run=base)
-    data = card_of(folder, run=base, license="mit").data.to_dict()
+    named = "---\nlicense: other\nlicense_name: old\nlicense_link: https://example.org\n---\n"
+    (folder / "README.md").write_text(
+        named + (folder / "README.md").read_text().partition("---\n")[2].partition("---\n")[2]
+    )
+    data = card_of(folder, license="mit").data.to_dict()
     assert {name: value for name, value in data.items() if "license" in name} == {"license": "mit"}
 
 
