@@ -9,13 +9,13 @@ from contextseg.processing.data.scenes import AMBIGUOUS, CLASSES
 from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, series
 from contextseg.scripts.demo_report import report
 from contextseg.scripts.demonstration import (
-    Asked,
+    SceneComparison,
     StageAttention,
     ask,
     attention_of_stages,
     best_stage,
     image,
-    run_stranger,
+    segment_without_contextseg,
 )
 from contextseg.training.command_line import CommandError
 
@@ -94,11 +94,16 @@ def nano(**options):
 
 def test_attention_is_measured_in_every_stage_that_has_it_for_both_colors():
     model = nano(depths=(2, 1, 2), num_heads=(1, 2, 4))
-    asked = ask(model, SegmentationImageProcessor(), seed=0, count=6, size=64, distance=20)
-    rows = attention_of_stages(asked)
+    comparisons = ask(model, SegmentationImageProcessor(), seed=0, count=6, size=64, distance=20)
+    rows = attention_of_stages(comparisons)
     assert [(row.stage, row.window) for row in rows] == [(0, 16), (2, 64)]
     assert all(row.red > 0 < row.blue for row in rows)
-    assert attention_of_stages([Asked(nano(num_global_tokens=0), None, asked[0].scene, asked[0].twin)]) == []
+    assert (
+        attention_of_stages(
+            [SceneComparison(nano(num_global_tokens=0), None, comparisons[0].scene, comparisons[0].twin)]
+        )
+        == []
+    )
 
 
 def test_the_stage_that_is_shown_has_several_windows():
@@ -161,4 +166,4 @@ def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
 @pytest.mark.processes
 def test_two_processes_a_folder_that_the_stranger_cannot_open_is_told(tmp_path):
     with pytest.raises(CommandError, match="does not work in a Python process without contextseg"):
-        run_stranger(tmp_path, tmp_path, tmp_path)
+        segment_without_contextseg(tmp_path, tmp_path, tmp_path)
