@@ -7,9 +7,7 @@ from ..processing.data.scenes import AMBIGUOUS
 from ..processing.metrics import percent, scores_table
 from ..training.records import environment
 
-NUM_COMPARED = (
-    40  # test scenes that are also predicted with the other flag, and in which attention is measured
-)
+NUM_COMPARED = 40  # test scenes of which both flags are predicted and the attention is measured
 NEXT = """
 Next, on your own images (data/train and data/val, each with images/ and masks/, and data/classes.json next to them):
   contextseg-check data/train

@@ -57,7 +57,7 @@ def test_best_and_last_open_by_the_auto_classes_and_the_pipeline(run):
     assert {one["label"] for one in found} <= set(CATEGORIES.values())
 
 
-def test_the_record_tells_box_and_mask_precision(run):
+def test_the_record_holds_box_and_mask_precision(run):
     record = read_json(run / "run.json")
     assert record["status"] == "finished"
     assert record["scores"]["images"] == 2
