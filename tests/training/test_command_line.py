@@ -63,6 +63,7 @@ class Arguments(CommandOptions):
     kind: Literal["a", "b"] | None = option(None, "which")
     max_count: int = option(3, "how many, in % of all")
     names: list[str] = option([], "what they are called")
+    limit: int = option(5, "at most these (default: 5; with --json, 9)")
     use_flip: bool = option(True, "mirror it")
     json: bool = option(False, "print JSON")
 
@@ -113,6 +114,7 @@ def test_help_shows_one_spelling_the_default_and_what_can_be_switched_off():
     assert "--max-count N how many, in % of all (default: 3)" in text
     assert "--use-flip, --no-use-flip mirror it (default: yes)" in text
     assert "--json print JSON" in text
+    assert "--limit N at most these (default: 5; with --json, 9) --use-flip" in text
     assert "max_count" not in text
 
 
