@@ -16,7 +16,7 @@ help: ## show this help
 
 install: $(VENV)/installed ## create .venv and install contextseg with all dependencies
 
-demo: install ## train on generated scenes, score, save, reload, predict; about 5 minutes; results in demo/REPORT.md
+demo: install ## train on generated scenes, score, save, reload, predict; two to five minutes; results in demo/REPORT.md
 	$(IN)/contextseg-demo
 
 smoke: install ## run the demo with 20 training steps, as a quick check

@@ -83,7 +83,7 @@ class Network:
 
 
 @dataclass
-class Pictures:
+class SceneBatch:
     """Scenes as tensors: (N, C, S, S) normalized images and (N, S, S) class ids."""
 
     scenes: list[Scene]
@@ -97,13 +97,13 @@ class Pictures:
 
 
 @lru_cache(maxsize=4)
-def draw_near(seed: int, number: int, size: int, nearest: float, swap_flag: bool = False) -> Pictures:
+def draw_near(seed: int, number: int, size: int, nearest: float, swap_flag: bool = False) -> SceneBatch:
     """The first `number` scenes of a series that have a white pixel within `nearest` pixels of the flag."""
     drawn = (draw_scene(seed, index, size, distance=0, swap_flag=swap_flag) for index in count())
-    return Pictures(list(islice((scene for scene in drawn if scene.distance <= nearest), number)))
+    return SceneBatch(list(islice((scene for scene in drawn if scene.distance <= nearest), number)))
 
 
-def train(network: Network, images: Pictures, task: "Task", seed: int) -> nn.Module:
+def train(network: Network, images: SceneBatch, task: "Task", seed: int) -> nn.Module:
     """Trains with AdamW, warm-up and linear decay to zero, on scenes drawn with replacement."""
     torch.manual_seed(seed)
     model = GlamSwinForSemanticSegmentation(network.config()).train()
@@ -124,7 +124,7 @@ def train(network: Network, images: Pictures, task: "Task", seed: int) -> nn.Mod
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Pictures) -> Tensor:
+def predict(model: nn.Module, images: SceneBatch) -> Tensor:
     """-> (N, S, S) class ids. The batch size is one, so a scene and its twin are computed in the same way."""
     return torch.cat([model(pixel_values=one[None]).logits.argmax(dim=1) for one in images.pixel_values])
 
@@ -194,12 +194,12 @@ class Task:
         """The number of steps; more for networks to which most white pixels give no signal about the flag."""
         return self.steps * (1 if network.sees_far else self.patience)
 
-    def scored_scenes(self) -> tuple[Pictures, Pictures]:
+    def scored_scenes(self) -> tuple[SceneBatch, SceneBatch]:
         """Scenes outside of every training set, with both flags."""
         series = (0, self.scored, self.size, self.nearest)
         return draw_near(*series), draw_near(*series, swap_flag=True)
 
-    def training_scenes(self, seed: int) -> Pictures:
+    def training_scenes(self, seed: int) -> SceneBatch:
         return draw_near(seed + 1, self.scenes, self.size, self.nearest)
 
 
@@ -216,7 +216,9 @@ class Result:
     seconds: float  # CPU time of training
 
 
-def score(predictions: tuple[Tensor, Tensor], both: tuple[Pictures, Pictures], places: Places) -> list[dict]:
+def score(
+    predictions: tuple[Tensor, Tensor], both: tuple[SceneBatch, SceneBatch], places: Places
+) -> list[dict]:
     """Per bin: IoU over the scenes with both flags, and the share of predictions that follow the flag."""
     rows = []
     for number in range(places.bins.max() + 1):

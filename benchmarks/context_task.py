@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
-    from .context_networks import Pictures, Places, Result, Task
+    from .context_networks import Places, Result, SceneBatch, Task
 
 PROGRAM = "contextseg-context"
 DESCRIPTION = """Train GLAM-Swin-Unet with and without global attention on generated scenes whose labels
@@ -33,7 +33,7 @@ NETWORKS = ((0, True, 2), (10, False, 2), (1, True, 2), (5, True, 2), (10, True,
 
 @dataclass
 class ContextArguments(CommandOptions):
-    scenes: int = option(1500, "scenes to train on")
+    scenes: int = option(1500, "number of training scenes")
     scored: int = option(200, "scenes to score, each under both flags")
     size: int = option(96, "side of a scene in pixels")
     nearest: float = option(12, "largest distance in pixels from the flag to the nearest white area")
@@ -191,7 +191,7 @@ def draw_curves(results: "list[Result]", names: list[str], places: "Places", pat
     figure.savefig(path, dpi=110)
 
 
-def draw_scenes(results: "list[Result]", scored: "tuple[Pictures, Pictures]", path: Path) -> None:
+def draw_scenes(results: "list[Result]", scored: "tuple[SceneBatch, SceneBatch]", path: Path) -> None:
     """Draws the first scenes with both flags, and the predictions of all networks for the first seed."""
     from PIL import Image
 

@@ -94,11 +94,12 @@ def measure(config: PreTrainedConfig) -> FeatureInfo:
             torch.random.fork_rng(devices=[]),
             no_init_weights(),
         ):
-            MEASURED[key] = measured_anew(config)
+            MEASURED[key] = measure_uncached(config)
     return MEASURED[key]
 
 
-def measured_anew(config: PreTrainedConfig) -> FeatureInfo:
+def measure_uncached(config: PreTrainedConfig) -> FeatureInfo:
+    """Measures the feature maps of an encoder without weights, by a forward and a backward pass."""
     indices = chosen_indices(config)
     size, maps, encoder = first_run(config, [indices])
     channels_last = are_channels_last(encoder, maps)

@@ -140,18 +140,18 @@ def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, t
     batch = inputs.across.shape[0]
     within = inputs.within.unflatten(0, (batch, -1))  # (B, W, T + N, C)
     num_tokens = inputs.across.shape[1] // within.shape[1]
-    a = mean_probabilities(block.attention, within[:, :, :num_tokens].flatten(0, 1), inputs.within, None)
+    a = mean_attention(block.attention, within[:, :, :num_tokens].flatten(0, 1), inputs.within, None)
     a = a.unflatten(0, (batch, -1))  # (B, W, T, T + N)
     asking = inputs.across[:, window * num_tokens : (window + 1) * num_tokens]
     asking = asking if token is None else asking[:, token : token + 1]
-    b = mean_probabilities(block.global_attention, asking, inputs.across, inputs.across_bias)
+    b = mean_attention(block.global_attention, asking, inputs.across, inputs.across_bias)
     b = b.mean(dim=1).unflatten(1, (-1, num_tokens))  # (B, W, T)
     taken = torch.einsum("bwt,bwtn->bwn", b, a)
     patches = taken[..., num_tokens:]
     return patches + taken[..., :num_tokens].sum(dim=-1, keepdim=True) / patches.shape[-1]
 
 
-def mean_probabilities(attention: Attention, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+def mean_attention(attention: Attention, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
     """(B, N, C), context (B, M, C) -> attention probabilities (B, N, M), averaged over heads."""
     query, key = (
         split_heads(attention.q_proj(tokens), attention.head_dim),

@@ -66,7 +66,7 @@ def segformer_options(
     source: PreTrainedConfig, has_decoder: bool, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns our configuration fields: encoder, decoder and labels of the checkpoint, then the overrides."""
-    options = {"backbone_config": encoder_config(source)}
+    options = {"backbone_config": segformer_encoder_config(source)}
     if has_decoder:
         options |= {ours: getattr(source, theirs) for theirs, ours in DECODER_FIELDS.items()}
         options["neck"] = "segformer"
@@ -75,7 +75,7 @@ def segformer_options(
     return options | overrides
 
 
-def encoder_config(source: PreTrainedConfig) -> SegformerConfig:
+def segformer_encoder_config(source: PreTrainedConfig) -> SegformerConfig:
     """Returns the encoder's part of a SegFormer configuration, without labels."""
     kept = {
         name: value

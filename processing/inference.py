@@ -146,13 +146,13 @@ class Inference:
         """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""
         height, width = size
         forwards = (logits_of, mirrored_logits_of) if self.flip else (logits_of,)
-        views = [self.view(model, pixels, forward) for pixels in inputs for forward in forwards]
+        views = [self.logit_rows(model, pixels, forward) for pixels in inputs for forward in forwards]
         rows = max(1, BAND_VALUES // (views[0][1].channels * width))
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             yield [upsampled_rows(reader, cells, (height, width), start, stop) for cells, reader in views]
 
-    def view(
+    def logit_rows(
         self, model: nn.Module, pixels: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
     ) -> tuple[int, RowReader]:
         """(1, C, ., .) -> the number of rows h of its logits, and a reader of these logits (K, h, w)."""

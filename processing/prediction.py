@@ -1,4 +1,4 @@
-"""Masks for image files, with the maps and pictures beside them."""
+"""Segments image files: masks, overlays and maps of the class probabilities."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,11 +24,12 @@ class Predictor:
     Args:
         model: A segmenter in evaluation mode.
         processor: Its image processor.
-        inference: How the model is applied.
-        maps: What to write beside the mask: names from `prediction_maps.MAPS`.
-        overlay: Whether to write the image tinted with the classes.
-        explain: The pixel (x, y) of which to write where it looks, by `attention`.
-        attention: From the model, `pixel_values` and a position to maps (B, H, W).
+        inference: How the model is applied: windows, scales and mirroring.
+        maps: Maps to write besides the mask, names from `prediction_maps.MAPS`. Default: none.
+        overlay: Whether to write the image overlaid with class colors. Default: False.
+        explain: Position (x, y) of the pixel whose attention is drawn, or None (default).
+        attention: Computes attention maps (B, H, W) from the model, `pixel_values` and a position.
+            Needed only with `explain`.
     """
 
     def __init__(
@@ -47,16 +48,25 @@ class Predictor:
         self.palette = processor.palette or default_palette(model.config.num_labels)
 
     def run(self, job: Job) -> None:
+        """Segments one image file and writes its mask and the other requested results.
+
+        Args:
+            job: The image file and the paths of its results.
+
+        Raises:
+            ImageReadError: The image cannot be read.
+            ValueError: The disk has no room for the probabilities, or the model cannot be explained.
+        """
         orientation = read_orientation(job.source)
         mask = self.predict(job, orientation).cpu()
-        save_png(mask_image(turn_back(mask, orientation), self.palette), job.target())
+        save_png(palette_image(turn_back(mask, orientation), self.palette), job.target())
         if self.overlay:
             save_png(mask_overlay(self.read(job), mask.numpy(), self.palette), job.target("overlays"))
         if self.explain:
             save_png(self.attention_image(job), job.target("attention"))
 
     def predict(self, job: Job, orientation: int) -> Tensor:
-        """The upright mask (H, W); what else the probabilities tell is written on the way."""
+        """Returns the upright mask (H, W); also writes the maps requested in `maps`."""
         with Image.open(job.source) as image:
             width, height = image.size
         size = (width, height) if swaps_sides(orientation) else (height, width)
@@ -69,6 +79,14 @@ class Predictor:
     def new_map(
         self, name: str, job: Job, stored_size: tuple[int, int], orientation: int
     ) -> ImageMap | ProbabilityFile:
+        """Opens the map `name` of a job.
+
+        Args:
+            name: One of `prediction_maps.MAPS`.
+            job: The image file and the paths of its results.
+            stored_size: (H, W) of the image as stored in the file, before its EXIF rotation.
+            orientation: EXIF orientation of the image file, 1 to 8.
+        """
         target = job.target(name)
         if name in IMAGE_MAPS:
             return ImageMap(target, IMAGE_MAPS[name], stored_size, orientation)
@@ -82,18 +100,18 @@ class Predictor:
         )
 
     def attention_image(self, job: Job) -> Image.Image:
-        """Where the marked pixel of the upright image looks, when the model sees all of it: the paper's Fig. 1."""
+        """Draws the attention of the pixel `explain` over the whole image, as in Fig. 1 of the GLAM paper."""
         image = self.read(job)
         pixel_values = self.processor(job.source, return_tensors="pt")["pixel_values"].to(self.model.device)
-        size = pixel_values.shape[:1:-1]  # width and height, as the processor resized the image
+        size = pixel_values.shape[:1:-1]  # (width, height) after the processor's resizing
         position = tuple(at * new // old for at, new, old in zip(self.explain, size, image.size, strict=True))
         heat = self.attention(self.model, pixel_values, position)[0].cpu().numpy()
         heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
         return with_cross(heat_overlay(image, heat), self.explain)
 
 
-def mask_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:
-    """(H, W) class ids -> a palette picture; a 16-bit one without colours when there are more than 256 classes."""
+def palette_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:
+    """(H, W) class ids -> a palette image, or a 16-bit gray image for more than 256 classes."""
     if len(palette) > 256:
         return Image.fromarray(mask.numpy().astype(np.uint16))
     return colorize(mask, palette)

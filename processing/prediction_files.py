@@ -1,4 +1,4 @@
-"""Which image files are segmented, and where the result of each is written."""
+"""Finds the image files to segment, and the path of each result."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,25 +20,43 @@ SUFFIXES = {
     ".jp2",
     ".avif",
 }
-IMAGE_FOLDERS = ("overlays", "attention", *IMAGE_MAPS)  # below the output folder, beside the masks
+IMAGE_FOLDERS = ("overlays", "attention", *IMAGE_MAPS)  # subfolders of the output folder
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image file, and where its results go below the output folder."""
+    """An image file and the paths of its results.
+
+    Args:
+        source: The image file.
+        folder: The output folder.
+        name: Path of the mask relative to `folder`; other results have it below a subfolder.
+    """
 
     source: Path
     folder: Path
     name: str
 
     def target(self, kind: str = "") -> Path:
+        """Returns the path of the mask, or of the result in the subfolder `kind`."""
         return self.folder / kind / self.name
 
 
 def find_jobs(images: list[str], output: str) -> list[Job]:
-    """The image files named, and those in the folders named, each with a mask of its own that is none of the inputs."""
+    """Finds the images to segment.
+
+    Args:
+        images: Image files, and folders that are searched for image files.
+        output: The output folder; images inside it are not segmented.
+
+    Returns:
+        A job per image file, also of those in the given folders.
+
+    Raises:
+        ValueError: There are no images, or outputs would collide with each other or with an input.
+    """
     folder = Path(output)
-    found: dict[Path, Path] = {}  # file -> name below the output folder
+    found: dict[Path, Path] = {}  # image file -> its path relative to the given folder
     for path in map(Path, images):
         if path.is_dir():
             inside = (
@@ -67,12 +85,13 @@ def find_jobs(images: list[str], output: str) -> list[Job]:
 
 
 def is_image(file: Path, folder: Path) -> bool:
+    """Whether a file has the suffix of an image and is not hidden, nor in a hidden subfolder of `folder`."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return file.suffix.lower() in SUFFIXES and file.is_file() and not hidden
 
 
 def check_targets(jobs: list[Job]) -> None:
-    """Two images never share a mask, and nothing that could be written replaces an input."""
+    """Raises ValueError if two images have the same output path, or if an output would replace an input."""
     inputs = {job.source.resolve() for job in jobs}
     owners: dict[Path, Path] = {}
     for job in jobs:

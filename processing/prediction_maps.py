@@ -1,10 +1,12 @@
-"""What a prediction can leave beside its mask, written band by band as the class probabilities come.
+"""Maps of class probabilities, written band by band while an image is segmented.
 
-- confidence: 16-bit PNG, the probability of the chosen class; 65535 is 1.
-- entropy: 16-bit PNG, the entropy of the class probabilities over log K; 65535 is 1, when all classes are as likely, and 0 is certainty.
-- probabilities: .npy, float16 (K, H, W), one map for each class id; `np.load(file, mmap_mode="r")` reads parts of it.
+- confidence: 16-bit PNG, the probability of the predicted class; 65535 is 1.
+- entropy: 16-bit PNG, the entropy of the class probabilities divided by log K; 65535 is 1 (all classes
+  equally likely), 0 is certain.
+- probabilities: .npy, float16 (K, H, W), one map per class id; `np.load(file, mmap_mode="r")` reads parts
+  of it.
 
-All are as large as the image file, pixel for pixel, like the mask.
+Like the mask, each map has the size and pixel layout of the image file.
 
 Legend: K classes, H, W pixels as stored in the file, R rows of the upright image.
 """
@@ -23,18 +25,18 @@ from .logits_to_masks import argmax_of_bands
 from .orientation import upright_view
 from .overlays import save_png
 
-ONE = 65535  # of a 16-bit map
+ONE = 65535  # value of 1 in a 16-bit map
 MEGABYTE = 1 << 20
 Size = tuple[int, int]
 
 
 def confidence(probabilities: Tensor) -> Tensor:
-    """(K, R, W) -> (R, W), from 1 / K to 1."""
+    """(K, R, W) -> (R, W), the probability of the predicted class, from 1 / K to 1."""
     return probabilities.amax(0)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """(K, R, W) -> (R, W), from 0 to 1; 0 where there is but one class."""
+    """(K, R, W) -> (R, W), the entropy divided by log K, from 0 to 1; 0 if there is only one class."""
     return torch.special.entr(probabilities).sum(0) / math.log(max(2, len(probabilities)))
 
 
@@ -43,7 +45,14 @@ MAPS = (*IMAGE_MAPS, "probabilities")
 
 
 class ImageMap:
-    """A map of 0..1 as a 16-bit PNG."""
+    """A map of values from 0 to 1, written as a 16-bit PNG.
+
+    Args:
+        target: The file to write.
+        function: Computes the rows of the map (R, W) from class probabilities (K, R, W).
+        size: (H, W) of the image as stored in the file.
+        orientation: EXIF orientation of the image file, 1 to 8.
+    """
 
     def __init__(
         self, target: Path, function: Callable[[Tensor], Tensor], size: Size, orientation: int
@@ -53,7 +62,7 @@ class ImageMap:
         self.upright = upright_view(self.stored, orientation)
 
     def add(self, probabilities: Tensor) -> None:
-        """The next rows, (K, R, W)."""
+        """Adds the next rows (K, R, W)."""
         values = (self.function(probabilities).clamp(0, 1) * ONE).round().to(torch.int32)
         self.upright[self.row : self.row + len(values)] = values.cpu().numpy()
         self.row += len(values)
@@ -62,17 +71,27 @@ class ImageMap:
         save_png(Image.fromarray(self.stored), self.target)
 
     def discard(self) -> None:
-        """Nothing is on the disk yet."""
+        """Does nothing: no file has been written yet."""
 
 
 class ProbabilityFile:
-    """All probabilities, in a file that is mapped into memory and filled as they come."""
+    """The probabilities of all classes, in a memory-mapped file that is filled band by band.
+
+    Args:
+        target: The file to write.
+        num_labels: Number of classes K.
+        size: (H, W) of the image as stored in the file.
+        orientation: EXIF orientation of the image file, 1 to 8.
+
+    Raises:
+        ValueError: The disk has less free space than the file needs.
+    """
 
     def __init__(self, target: Path, num_labels: int, size: Size, orientation: int) -> None:
         self.target, self.temporary = target, target.with_name(target.name + ".writing")
         target.parent.mkdir(parents=True, exist_ok=True)
         needed, free = 2 * num_labels * math.prod(size), shutil.disk_usage(target.parent).free
-        if needed > free:  # a mapped file that the disk cannot hold would kill the program
+        if needed > free:  # writing to a mapped file on a full disk kills the process
             raise ValueError(
                 f"{target} needs {needed // MEGABYTE} MB and {free // MEGABYTE} MB are free. "
                 "Choose another --output, or leave out --probabilities."
@@ -82,11 +101,10 @@ class ProbabilityFile:
         np.lib.format.open_memmap(self.temporary, mode="w+", dtype=np.float16, shape=shape)
 
     def add(self, probabilities: Tensor) -> None:
-        """The next rows, (K, R, W)."""
+        """Adds the next rows (K, R, W)."""
         rows = probabilities.half().cpu().numpy().transpose(1, 2, 0)
-        stored = np.lib.format.open_memmap(
-            self.temporary, mode="r+"
-        )  # anew, so that memory keeps no earlier rows
+        # The file is opened for each band, so that earlier rows do not stay in memory.
+        stored = np.lib.format.open_memmap(self.temporary, mode="r+")
         upright = upright_view(stored.transpose(1, 2, 0), self.orientation)
         upright[self.row : self.row + len(rows)] = rows
         self.row += len(rows)
@@ -101,7 +119,7 @@ class ProbabilityFile:
 def mask_beside_maps(
     channels: Iterable[Tensor], size: Size, maps: Sequence[ImageMap | ProbabilityFile]
 ) -> Tensor:
-    """Class probabilities as bands (K, R, W) of the upright image -> its mask (H, W); each map gets every band."""
+    """Bands of class probabilities (K, R, W) of the upright image -> its mask (H, W); adds each band to `maps`."""
 
     def copied() -> Iterator[Tensor]:
         for probabilities in channels:

@@ -26,12 +26,14 @@ class CheckArguments(CommandOptions):
     data: str = positional(
         "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a data set for `datasets`"
     )
-    classes: str | None = option(None, "file with the class names (default: classes.json next to the data)")
+    classes: str | None = option(
+        None, "file with the class names (default: classes.json next to the data)", metavar="FILE"
+    )
     image_column: str | None = option(
-        None, "image column of a data set for `datasets` (default: found by type and name)"
+        None, "image column of a data set for `datasets` (default: found by type and name)", metavar="NAME"
     )
     mask_column: str | None = option(
-        None, "mask column of a data set for `datasets` (default: found by type and name)"
+        None, "mask column of a data set for `datasets` (default: found by type and name)", metavar="NAME"
     )
     num_channels: int = option(3, "number of image channels")
     sample: int | None = option(None, "number of pairs to check, spread evenly over the data (default: all)")

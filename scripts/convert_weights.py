@@ -36,7 +36,7 @@ class ConvertArguments(CommandOptions):
         "*-official: a checkpoint of the authors' repository; swin: a Swin or UPerNet-Swin checkpoint of transformers"
     )
     weights: str = required("weights to convert: a file (.safetensors, .pth), a folder, or a name on the Hub")
-    output: str = required("folder to write")
+    output: str = required("folder to write", metavar="FOLDER")
     arguments: str | None = option(
         None,
         "JSON file; for glam-official and cswin-official the authors' constructor arguments, for the others fields of our "

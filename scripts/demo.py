@@ -1,4 +1,4 @@
-"""contextseg-demo: the whole workflow of the library in a few minutes, on generated scenes.
+"""contextseg-demo: the whole workflow of the library in two to five minutes, on generated scenes.
 
     contextseg-demo
 
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
-    from .demonstration import Asked
+    from .demonstration import SceneComparison
 
 PROGRAM = "contextseg-demo"
 DESCRIPTION = """Draw scenes, train the smallest GLAM-Swin on them, score, save, reload without contextseg, and predict. Needs neither
-data nor network, and takes up to 5 minutes on 2 cores. The results are in REPORT.md in the output folder."""
+data nor network, and takes two to five minutes on two cores. The results are in REPORT.md in the output folder."""
 
 MARKER = ".contextseg-demo"  # a folder without this file is never cleared
 SPLITS = ("train", "val", "test")
@@ -39,7 +39,9 @@ class DemoArguments(CommandOptions):
     steps: int = option(800, "optimizer steps with 8 scenes each")
     tokens: int = option(4, "global tokens per window; 0 is plain Swin, for comparison")
     seed: int = option(0, "seed of the scenes, the initial weights and the order of the training scenes")
-    output: str = option("demo", "folder for all results; replaces those of an earlier demo")
+    output: str = option(
+        "demo", "folder for all results; replaces those of an earlier demo", metavar="FOLDER"
+    )
 
 
 def new_parser() -> CommandLine:
@@ -158,18 +160,18 @@ def explain(arguments: DemoArguments, folder: Path) -> dict[str, Any]:
     """Draws the figures, and measures whether predictions follow the flag and attention finds it."""
     from ..training.plots import plot_curves
     from ..training.records import read_log
-    from .demo_report import ASKED
+    from .demo_report import NUM_COMPARED
     from .demonstration import attention_of_stages, best_stage, image
 
-    asked = test_scenes(arguments, folder, ASKED)
-    attention = attention_of_stages(asked)
+    comparisons = test_scenes(arguments, folder, NUM_COMPARED)
+    attention = attention_of_stages(comparisons)
     shown = best_stage(attention, arguments.size)
-    image(asked[:SHOWN], shown.stage if shown else None).save(folder / "scenes.png")
+    image(comparisons[:SHOWN], shown.stage if shown else None).save(folder / "scenes.png")
     plot_curves(read_log(folder / "run" / "log.jsonl"), folder / "loss.png")
-    return {"right": mean(case.right for case in asked), "attention": attention, "shown": shown}
+    return {"right": mean(case.right for case in comparisons), "attention": attention, "shown": shown}
 
 
-def test_scenes(arguments: DemoArguments, folder: Path, count: int) -> "list[Asked]":
+def test_scenes(arguments: DemoArguments, folder: Path, count: int) -> "list[SceneComparison]":
     """Applies the saved model to the first test scenes, each with both flags."""
     from ..training.models import open_model
     from .demonstration import ask

@@ -7,7 +7,7 @@ from ..processing.data.scenes import AMBIGUOUS
 from ..processing.metrics import percent, scores_table
 from ..training.records import environment
 
-ASKED = 40  # test scenes that are also predicted with the other flag, and in which attention is measured
+NUM_COMPARED = 40  # test scenes of which both flags are predicted and the attention is measured
 NEXT = """
 Next, on your own images (data/train and data/val, each with images/ and masks/, and data/classes.json next to them):
   contextseg-check data/train
@@ -49,7 +49,7 @@ UPerNet's pooling cover the whole scene. `contextseg-demo --tokens 0 --output de
 we measured about the same scores (mIoU 86.3 %, and 86.1 % with tokens).
 """
 ATTENTION = """The map shows how much the global tokens of the window around the cross attend to each pixel of the image (GLAM's eq. 7). The table
-gives attention around the flag over the mean of the image, averaged over {asked} scenes; the figure shows stage {shown}. (Attending to
+gives attention around the flag over the mean of the image, averaged over {compared} scenes; the figure shows stage {shown}. (Attending to
 one color is enough: a model that looks for a red flag infers the blue one from its absence.)
 
 | stage | window | around a red flag | around a blue flag |
@@ -97,4 +97,4 @@ def attention_section(facts: Mapping[str, Any]) -> str:
         f"| {row.stage + 1} | {row.window} px | {row.red:.1f} | {row.blue:.1f} |"
         for row in facts["attention"]
     ]
-    return ATTENTION.format(rows="\n".join(rows), shown=facts["shown"].stage + 1, asked=ASKED)
+    return ATTENTION.format(rows="\n".join(rows), shown=facts["shown"].stage + 1, compared=NUM_COMPARED)

@@ -43,7 +43,7 @@ for file in sorted(images.iterdir()):
 
 
 @dataclass
-class Asked:
+class SceneComparison:
     """A trained model applied to a scene and to its twin, the same scene with the other flag."""
 
     model: PreTrainedModel
@@ -99,10 +99,10 @@ def ask(
     count: int,
     size: int,
     distance: float,
-) -> list[Asked]:
+) -> list[SceneComparison]:
     """Returns the first scenes of a series with their twins; `size` and `distance` in pixels."""
     return [
-        Asked(
+        SceneComparison(
             model,
             processor,
             *(draw_scene(seed, index, size, distance, swap_flag=swap) for swap in (False, True)),
@@ -113,7 +113,7 @@ def ask(
 
 @dataclass
 class StageAttention:
-    """Attention of one stage around the flags, averaged over scenes, see `Asked.attention_on_flag`."""
+    """Attention of one stage around the flags, averaged over scenes, see `SceneComparison.attention_on_flag`."""
 
     stage: int
     window: int  # pixels
@@ -121,15 +121,15 @@ class StageAttention:
     blue: float
 
 
-def attention_of_stages(asked: Sequence[Asked]) -> list[StageAttention]:
+def attention_of_stages(comparisons: Sequence[SceneComparison]) -> list[StageAttention]:
     """Measures every stage with global attention, fine to coarse; empty for plain Swin."""
-    model = asked[0].model
+    model = comparisons[0].model
     rows = []
     for number, stage in enumerate(model.backbone.encoder.stages):
         if any(block.global_attention is not None for block in stage.blocks):
             window = model.config.window_size * model.config.patch_size * 2**number
             red, blue = (
-                mean(case.attention_on_flag(number) for case in asked if case.scene.frozen == is_red)
+                mean(case.attention_on_flag(number) for case in comparisons if case.scene.frozen == is_red)
                 for is_red in (True, False)
             )
             rows.append(StageAttention(number, window, red, blue))
@@ -142,7 +142,7 @@ def best_stage(rows: Sequence[StageAttention], size: int) -> StageAttention | No
     return max(crossing, key=lambda row: row.red + row.blue, default=None)
 
 
-def compare_elsewhere(asked: Sequence[Asked], model: Path, work: Path) -> int:
+def compare_elsewhere(comparisons: Sequence[SceneComparison], model: Path, work: Path) -> int:
     """Segments the scenes in a Python process without contextseg, and compares the masks.
 
     Returns:
@@ -155,11 +155,11 @@ def compare_elsewhere(asked: Sequence[Asked], model: Path, work: Path) -> int:
     for folder in (images, masks):
         folder.mkdir(parents=True)
     ours = {}
-    for index, case in enumerate(asked):
+    for index, case in enumerate(comparisons):
         for name, scene, prediction in zip("ab", (case.scene, case.twin), case.predictions, strict=True):
             Image.fromarray(scene.image).save(images / f"{index}{name}.png")
             ours[f"{index}{name}.png"] = prediction
-    run_stranger(model, images, masks)
+    segment_without_contextseg(model, images, masks)
     for name, prediction in ours.items():
         with Image.open(masks / name) as theirs:
             if not np.array_equal(theirs, prediction):
@@ -169,8 +169,8 @@ def compare_elsewhere(asked: Sequence[Asked], model: Path, work: Path) -> int:
     return len(ours)
 
 
-def run_stranger(model: Path, images: Path, masks: Path) -> None:
-    """Runs `STRANGER`. Raises CommandError if it fails."""
+def segment_without_contextseg(model: Path, images: Path, masks: Path) -> None:
+    """Segments `images` into `masks` with transformers' pipeline. Raises CommandError if that fails."""
     folders = [str(folder.resolve()) for folder in (model, images, masks)]
     finished = subprocess.run(
         [sys.executable, "-I", "-c", STRANGER, *folders], capture_output=True, text=True
@@ -181,11 +181,11 @@ def run_stranger(model: Path, images: Path, masks: Path) -> None:
         )
 
 
-def image(asked: Sequence[Asked], stage: int | None) -> Image.Image:
+def image(comparisons: Sequence[SceneComparison], stage: int | None) -> Image.Image:
     """Draws one row per scene: image, ground truth, prediction, attention, twin, and its prediction."""
     titles = ["image", "ground truth", "prediction", "attention of the cross", "other flag", "prediction"]
     rows = []
-    for case in asked:
+    for case in comparisons:
         image, twin = Image.fromarray(case.scene.image), Image.fromarray(case.twin.image)
         masks = [mask_image(mask, PALETTE) for mask in (case.scene.mask, *case.predictions)]
         rows.append([with_cross(image, case.position), *masks[:2], twin, masks[2]])

@@ -42,7 +42,9 @@ class EvaluateArguments(CommandOptions, InferenceOptions):
     workers: int | None = option(
         None, "processes that load data (default: number of cores minus one, at most 8)"
     )
-    output: str | None = option(None, "folder for the results (default: the model's folder)")
+    output: str | None = option(
+        None, "folder for the results (default: the model's folder)", metavar="FOLDER"
+    )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
 
 

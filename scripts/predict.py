@@ -31,7 +31,9 @@ class PredictArguments(CommandOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     images: list[str] = positional("image files, and folders that are searched for them")
     output: str = option(
-        "masks", "folder for the masks, which keep the file names and subfolders of the images"
+        "masks",
+        "folder for the masks, which keep the file names and subfolders of the images",
+        metavar="FOLDER",
     )
     overlay: bool = option(
         False, "also write the images overlaid with class colors to overlays/ in the output folder"
@@ -47,7 +49,9 @@ class PredictArguments(CommandOptions, InferenceOptions):
         False, "also write the probabilities of all K classes to probabilities/: .npy, float16 (K, H, W)"
     )
     explain: str | None = option(
-        None, "also show which pixels this pixel attends to (GLAM's eq. 7), in attention/", metavar="X,Y"
+        None,
+        "also write which pixels the pixel at X,Y attends to, to attention/ (GLAM-Swin only)",
+        metavar="X,Y",
     )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
 

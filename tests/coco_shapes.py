@@ -1,4 +1,4 @@
-"""Pictures of a square and a disk, and what there is to detect in them: as tensors, and as a data set in COCO's format."""
+"""Images of a square and a disk, and the objects in them: as tensors, and as a data set in COCO's format."""
 
 import json
 
@@ -9,7 +9,7 @@ from pycocotools import mask as coco_masks
 
 SQUARE, DISK = 1, 2
 CATEGORIES = {3: "square", 7: "disk"}  # ids with gaps, as COCO's
-# Fewer proposals and samples than torchvision's, for small pictures.
+# Fewer proposals and samples than torchvision's, for small images.
 FEW = {
     "rpn_post_nms_top_n_train": 100,
     "rpn_post_nms_top_n_test": 30,
@@ -47,7 +47,7 @@ def write_shapes(folder, count, *, size=(64, 64), seed=0):
     content["categories"] = [{"id": number, "name": name} for number, name in CATEGORIES.items()]
     for index in range(count):
         image, target = shapes(*size, seed=seed + index)
-        name = f"picture{index}.png"
+        name = f"image{index}.png"
         Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(folder / "images" / name)
         content["images"].append({"id": 10 * index, "file_name": name, "height": size[0], "width": size[1]})
         for category, (left, top, right, bottom), mask in zip(

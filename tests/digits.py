@@ -1,6 +1,6 @@
 """Handwritten digits as a folder of images with labels, for training without a network: scikit-learn's, enlarged.
 
-python tests/digits.py data/digits    # train/0..9 with 1437 pictures, val/0..9 with the 360 that scikit-learn has last
+python tests/digits.py data/digits    # train/0..9 with 1437 images, val/0..9 with the 360 that scikit-learn has last
 """
 
 import sys
@@ -14,7 +14,7 @@ VALIDATED = 360
 
 
 def write_digits(folder, size=32, count=None):
-    """Writes train/ (its first `count` pictures) and val/."""
+    """Writes train/ (its first `count` images) and val/."""
     digits = load_digits()
     numbers = np.arange(len(digits.target))
     for split, chosen in (("train", numbers[:-VALIDATED][:count]), ("val", numbers[-VALIDATED:])):

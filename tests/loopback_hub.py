@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def object_id(self, name, file):
-        """What tells a client that a file has not changed: git's name of its content, or the SHA-256 of a large one."""
+        """Shows a client whether a file has changed: git's hash of its content, or the SHA-256 of a large one."""
         content = self.server.files(name).get(file)
         if content is None or file.endswith(".safetensors"):
             return None if content is None else hashlib.sha256(content).hexdigest()
@@ -288,7 +288,7 @@ def faults_of_card(content):
         ]
     for example in data.get("widget", []):
         if not isinstance(example, dict) or not isinstance(example.get("src"), str):
-            faults.append(f'"widget" holds no picture: {example!r}')
+            faults.append(f'"widget" holds no image: {example!r}')
     try:
         if "model-index" in data:
             model_index_to_eval_results(data["model-index"])

@@ -279,7 +279,7 @@ def test_hidden_states_are_the_patches_and_every_stage(build):
     assert segment(model, pixels).hidden_states is None
 
 
-@each("pixels", {"3-d": torch.randn(3, 8, 8), "5 bands": torch.randn(1, 5, 8, 8)})
+@each("pixels", {"3-d": torch.randn(3, 8, 8), "5 channels": torch.randn(1, 5, 8, 8)})
 def test_images_of_a_wrong_shape_are_refused(build, pixels):
     with pytest.raises(ValueError, match=r"pixel_values has shape .* is required"):
         build()(pixels)

@@ -1,4 +1,4 @@
-"""A data set of a few small pictures, and options that make training take a moment."""
+"""A data set of a few small images, and options that make training take a moment."""
 
 import json
 
@@ -24,7 +24,7 @@ RECIPES_OF_EACH_KIND = [
 
 
 def write_pairs(folder, count, *, size=(24, 30), seed=0):
-    """Images whose colours are their classes, with a row of ignored pixels."""
+    """Images whose colors are their classes, with a row of ignored pixels."""
     random = np.random.default_rng(seed)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)

@@ -29,7 +29,7 @@ from transformers import HfArgumentParser
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
 NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
 MODEL_HELP = (
-    "run of contextseg-train (its best/ is used), folder written by save_pretrained, or name on the Hub"
+    "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
 
 
@@ -178,6 +178,8 @@ def default_text(field: dataclasses.Field) -> str:
     """Returns text such as " (default: 4)"; empty if the option is off by default or the help text names its
     default.
     """
+    if "(default:" in field.metadata["help"]:
+        return ""
     if any(field.default is nothing for nothing in (dataclasses.MISSING, None, "", False)):
         return ""
     return f" (default: {'yes' if field.default is True else field.default})"

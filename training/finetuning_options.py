@@ -16,10 +16,11 @@ class FinetuneOptions(CommandOptions):
         f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
     )
     train: str = required(
-        "training data: folder with images/ and masks/, folder of a published data set, or name for `datasets`"
+        "training data: folder with images/ and masks/, folder of a published data set, or name for `datasets`",
+        metavar="DATA",
     )
-    val: str = option("", "validation data, in the same forms")
-    output: str = required("folder of this run", aliases=["--output-dir", "--output_dir"])
+    val: str = option("", "validation data, in the same forms", metavar="DATA")
+    output: str = required("folder of this run", aliases=["--output-dir", "--output_dir"], metavar="FOLDER")
     resume: bool = option(False, "continue from the newest checkpoint in --output")
     augmentation: bool = option(
         True, "scale, mirror and recolor training images at random; without it they are only cropped"

@@ -31,7 +31,7 @@ class WindowOptions:
         size = self.window and height_and_width(self.window, "--window")
         return Inference(window=size, overlap=self.overlap, blend=self.blend)
 
-    def window_words(self) -> str:
+    def window_options(self) -> str:
         """Options that make other commands use the same windows; starts with a space unless empty."""
         if self.window is None:
             return ""

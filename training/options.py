@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .command_line import CommandLine, CommandOptions, option
+from .command_line import MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
 
 
@@ -30,9 +30,11 @@ class DataOptions:
     train: str = option(
         "",
         "training data: folder with images/ and masks/ (classification: one subfolder per class; detection: images/ and "
-        "annotations.json), folder of a published data set, or name for `datasets`",
+        "annotations.json), folder of a published data set, or name for `datasets`; required unless --resume or "
+        "--dry-run",
+        metavar="DATA",
     )
-    val: str = option("", "validation data, in the same forms; without it there is no best/")
+    val: str = option("", "validation data, in the same forms; without it there is no best/", metavar="DATA")
     workers: int | None = option(
         None, "processes that load data (default: number of cores minus one, at most 8)"
     )
@@ -49,7 +51,7 @@ class CropOptions:
     _argument_group_name = "Segmentation and classification"
 
     crop_size: str = option(
-        "512", "side of a training sample in pixels, or HEIGHTxWIDTH; 224 for classification"
+        "512", "side of a training sample in pixels, or HEIGHTxWIDTH (default: 512; for classification, 224)"
     )
 
 
@@ -59,15 +61,20 @@ class ModelOptions:
 
     model: str = option(
         "glam_swin",
-        "model type: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or a type of transformers",
+        "model type: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or a type of transformers "
+        "(default: glam_swin; for detection, mask_rcnn)",
     )
     preset: str | None = option(
-        None, "size of the model: nano, tiny, small, base, ... (default: that of the model's configuration)"
+        None,
+        "size of the model: nano, tiny, small, base, ... (default: that of the model's configuration)",
+        metavar="NAME",
     )
-    set: list[str] = option([], "set a field of the model's configuration; repeatable", metavar="NAME=VALUE")
-    weights: str | None = option(
-        None, "checkpoint to fine-tune: a run, a folder written by save_pretrained, or a name on the Hub"
+    set: list[str] = option(
+        [],
+        "set a field of the model's configuration; takes several values, and may be repeated",
+        metavar="NAME=VALUE",
     )
+    weights: str | None = option(None, f"checkpoint to fine-tune: {MODEL_HELP}")
 
 
 @dataclass(kw_only=True)
@@ -109,7 +116,7 @@ class OptimizationOptions:
     head_lr_factor: float = option(1.0, "factor of the learning rate for all weights outside the backbone")
     lr_factor: list[str] = option(
         [],
-        "factor of the learning rate for weights whose names contain PART; repeatable",
+        "factor of the learning rate for weights whose names contain PART; takes several values, and may be repeated",
         metavar="PART=FACTOR",
     )
     weight_decay: float = option(
@@ -120,7 +127,8 @@ class OptimizationOptions:
     )
     milestones: list[str] = option(
         [],
-        "epoch (or step, if --steps is given) at which the step schedule drops to a tenth; repeatable",
+        "epoch (or step, if --steps is given) at which the step schedule drops to a tenth; takes several values, "
+        "and may be repeated",
         metavar="N",
     )
     min_learning_rate: float = option(0.0, "learning rate at the end of the schedule")
@@ -160,7 +168,7 @@ class RunOptions:
         None,
         "take options from a YAML file or a built-in recipe; options given on the command line override it",
     )
-    output: str = option("", "folder of this run")
+    output: str = option("", "folder of this run (required)", metavar="FOLDER")
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
     )
@@ -240,7 +248,9 @@ class ClassificationArguments(TrainArguments, CropOptions, SwinOptions):
     label_smoothing: float = option(0.1, "share of each label that is spread over all classes")
     mix_token: bool = option(True, "exchange rectangles of tokens between the images of a batch (MixToken)")
     token_labels: str | None = option(
-        None, "folder of LV-ViT's label maps (default: each token has the label of its image)"
+        None,
+        "folder of LV-ViT's label maps (default: each token has the label of its image)",
+        metavar="FOLDER",
     )
 
 

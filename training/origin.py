@@ -34,10 +34,10 @@ def run_command(arguments: TrainArguments, num_processes: int = 1) -> list[str]:
     defaults = train_arguments({**options, "task": arguments.task, "recipe": None})
     task = ["--task", arguments.task] * (arguments.task != options.get("task", TaskOptions.task))
     run = dataclasses.replace(arguments, resume=False, recipe=arguments.recipe if has_recipe else None)
-    return [*program, *task, *words(run, defaults)]
+    return [*program, *task, *as_options(run, defaults)]
 
 
-def words(arguments: Any, defaults: Any) -> list[str]:
+def as_options(arguments: Any, defaults: Any) -> list[str]:
     """Returns the options in which a dataclass differs from `defaults`, as words of a command line."""
     typed = []
     for field in dataclasses.fields(arguments):

@@ -26,13 +26,15 @@ class ExportArguments(CommandOptions):
         metavar="NAME",
     )
     private: bool = option(False, "make a new repository on the Hub private")
-    output: str = option("", "folder to write; text that you have added to its README.md is kept")
+    output: str = option(
+        "", "folder to write; text that you have added to its README.md is kept", metavar="FOLDER"
+    )
     license: str | None = option(
         None,
         "license of the weights, in the Hub's spelling, such as apache-2.0 (default: that of their card or run)",
     )
     example: str | None = option(
-        None, "image to publish on the model card as an example (default: a generated scene)"
+        None, "image to publish on the model card as an example (default: a generated scene)", metavar="FILE"
     )
     proof: bool = option(True, "check that the result works in a second Python process without contextseg")
 
@@ -93,7 +95,7 @@ def push(folder: Path, arguments: ExportArguments) -> None:
     """Uploads `folder`. If that fails, the error names the command that repeats it."""
     from ..hub.errors import HubError
     from ..hub.repositories import upload
-    from .origin import words
+    from .origin import as_options
 
     try:
         commit = upload(
@@ -104,7 +106,7 @@ def push(folder: Path, arguments: ExportArguments) -> None:
             commit_message="Export from contextseg",
         )
     except HubError as error:
-        again = shlex.join([PROGRAM, *words(arguments, ExportArguments(arguments.model))])
+        again = shlex.join([PROGRAM, *as_options(arguments, ExportArguments(arguments.model))])
         raise CommandError(f"{error} The command: {again}") from error
     print(f"pushed to {commit.repo_url}")
 

@@ -44,7 +44,7 @@ class SegmentationTask(Task):
 
     @property
     def next_commands(self) -> tuple[str, ...]:
-        windows = self.arguments.window_words()
+        windows = self.arguments.window_options()
         return (
             f"contextseg-evaluate {{run}} --data {{val}}{windows}",
             f"contextseg-predict {{run}} photo.jpg --output masks/{windows}",

@@ -204,7 +204,7 @@ def milestones(arguments: TrainArguments, length: float) -> list[float]:
     """Parses --milestones, in the unit in which the length of the run is given: epochs or steps."""
     if (arguments.schedule == "step") != bool(arguments.milestones):
         raise ValueError(
-            "--schedule step and --milestones need each other. Write for example "
+            "--schedule step and --milestones must be given together. Write for example "
             "--schedule step --milestones 8 --milestones 11, or leave both out."
         )
     try:

@@ -93,7 +93,7 @@ def test_both_models_of_the_swin_comparison_compute_the_same():
     torch.testing.assert_close(resized, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_misspelt_work_is_answered_with_the_known_ones(tmp_path):
+def test_a_misspelled_work_is_answered_with_the_known_ones(tmp_path):
     with pytest.raises(SystemExit, match="no comparison glam_swim. Known: glam_swin, swin"):
         benchmark.main(["--works", "glam_swim", "--output", str(tmp_path / "speed.md")])
 

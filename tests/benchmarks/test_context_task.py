@@ -204,7 +204,7 @@ def test_two_processes_find_what_one_finds():
         assert alone[network] == shared[network]
 
 
-def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_pictures(tmp_path):
+def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_images(tmp_path):
     output = tmp_path / "new" / "context.md"
     assert context_task.main(["--quick", "--output", str(output)]) == 0
     page = output.read_text()

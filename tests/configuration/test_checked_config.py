@@ -1,4 +1,4 @@
-"""Claims about what all configurations share: files of other tools load, misspelt options of users fail."""
+"""Claims about what all configurations share: files of other tools load, misspelled options of users fail."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def test_keys_that_are_computed_from_others_do_not_stop_loading(config_class, tm
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
-def test_a_misspelt_option_fails_with_a_suggestion(config_class, tmp_path):
+def test_a_misspelled_option_fails_with_a_suggestion(config_class, tmp_path):
     config_class().save_pretrained(tmp_path)
     message = "no option 'drop_path_ratee', did you mean 'drop_path_rate'"
     if config_class is SegDeformerConfig:
@@ -59,12 +59,12 @@ def test_a_misspelt_option_fails_with_a_suggestion(config_class, tmp_path):
         AutoConfig.from_pretrained(tmp_path, **{name: 1})
 
 
-def test_a_misspelt_option_of_an_encoder_fails_with_a_suggestion():
+def test_a_misspelled_option_of_an_encoder_fails_with_a_suggestion():
     with pytest.raises(ValueError, match="no option 'window_sizee', did you mean 'window_size'"):
         SegDeformerConfig(backbone_config={"model_type": "glam_swin", "window_sizee": 7})
 
 
-def test_a_file_with_a_misspelt_option_is_reported(tmp_path, caplog):
+def test_a_file_with_a_misspelled_option_is_reported(tmp_path, caplog):
     GlamSwinConfig().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"window_sizee": 3, "dataset": "camvid"}))

@@ -24,7 +24,7 @@ def test_an_unknown_preset_is_answered_with_the_known_ones():
         GlamSwinConfig.preset("xyz")
 
 
-def test_every_stage_is_a_feature_map_unless_told_otherwise():
+def test_every_stage_is_a_feature_map_by_default():
     assert GlamSwinConfig().out_features == ["stage1", "stage2", "stage3", "stage4"]
     assert GlamSwinConfig(out_indices=[1, 3]).out_features == ["stage1", "stage3"]
 

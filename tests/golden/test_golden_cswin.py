@@ -126,7 +126,7 @@ def test_averaged_weights_are_taken_from_a_training_checkpoint(tmp_path):
     assert torch.equal(read_weights(tmp_path / "last.pth")["norm.weight"], torch.ones(3))
 
 
-def test_arguments_that_no_tensor_tells_are_asked_for():
+def test_arguments_that_no_tensor_determines_are_asked_for():
     with pytest.raises(ValueError, match="lack 'num_heads'"):
         cswin_from_official({}, {"split_size": [1, 2, 7, 7]})
 

@@ -111,7 +111,7 @@ def test_without_an_evaluation_the_scores_of_the_training_count_and_are_called_s
     assert "| 0 | road | 0.5000 |" in card.text
 
 
-def test_the_training_is_told_by_command_cost_and_hardware_without_anybodys_folders(folder):
+def test_the_training_is_described_by_command_cost_and_hardware_without_anybodys_folders(folder):
     card = card_of(folder, run=RUN)
     assert "contextseg-train --train me/ADEChallengeData2016 --set token_labels=a/b" in card.text
     assert "20 steps in 61 seconds on 2 x NVIDIA H200, seed 3; torch 2.7.0." in card.text
@@ -136,14 +136,14 @@ def test_accuracies_of_a_classifier_are_on_its_card(tmp_path):
     }
 
 
-def test_an_example_picture_in_the_folder_is_shown(folder):
+def test_an_example_image_in_the_folder_is_shown(folder):
     Image.new("RGB", (8, 8)).save(folder / "example.png")
     card = card_of(folder)
     assert card.data.widget == [{"src": "example.png", "example_title": "Example"}]
     assert "![Example](example.png)" in card.text
 
 
-def test_somebodys_own_widget_stays_and_a_removed_picture_is_forgotten(folder):
+def test_somebodys_own_widget_stays_and_a_removed_image_is_forgotten(folder):
     Image.new("RGB", (8, 8)).save(folder / "example.png")
     mine = [{"src": "https://example.org/street.jpg", "example_title": "Mine"}]
     assert card_of(folder, widget=mine).data.widget == mine

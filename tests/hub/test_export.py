@@ -83,7 +83,7 @@ def test_a_detector_is_opened_as_one():
     assert kind_of(config).auto_class is AutoModelForObjectDetection
 
 
-def test_a_picture_for_the_page_is_made_small_and_loses_what_its_file_tells(run_folder, tmp_path):
+def test_an_image_for_the_page_is_made_small_and_loses_its_metadata(run_folder, tmp_path):
     tags = Image.Exif()
     tags[ExifTags.Base.Orientation] = 6  # a quarter turn
     tags[ExifTags.Base.ImageDescription] = "in front of my house"

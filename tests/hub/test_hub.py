@@ -204,7 +204,7 @@ def test_saving_a_processor_completes_a_configuration_that_was_copied_beside_it(
 # -- the card --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_card_tells_the_hub_task_and_library(repository):
+def test_the_card_names_task_and_library(repository):
     data = ModelCard.load(repository / "README.md").data
     assert (data.pipeline_tag, data.library_name) == ("image-segmentation", "transformers")
     assert {"contextseg", "glam_swin"} <= set(data.tags)
@@ -276,7 +276,7 @@ def test_trainers_card_keeps_its_words_and_gains_ours(tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert "Loss: 1" in card.text
     assert "## Labels" in card.text
-    assert "## Training" not in card.text  # which Trainer's part tells
+    assert "## Training" not in card.text  # which is in Trainer's part
     assert card.data.pipeline_tag == "image-segmentation"
     assert card.data.tags[0] == "generated_from_trainer"
 

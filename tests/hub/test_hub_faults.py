@@ -132,7 +132,7 @@ def test_without_a_token_it_says_how_to_log_in(pushing, folder, monkeypatch):
     assert pushing.repositories == {}
 
 
-def test_a_wrong_token_is_told_from_a_missing_one(pushing, folder):
+def test_a_wrong_token_is_distinguished_from_a_missing_one(pushing, folder):
     assert pushing.repositories == {}
     with pytest.raises(HubError, match="does not accept the token"):
         upload(folder, NAME, commit_message="first", token="hf_other")

@@ -134,7 +134,7 @@ def test_a_training_whose_push_fails_is_complete_and_says_how_to_push_it(author,
     assert export.main([str(run), "--push", NAME]) == 0
 
 
-def test_a_name_that_the_hub_cannot_have_is_told_before_the_training(place):
+def test_a_name_that_the_hub_cannot_have_is_reported_before_the_training(place):
     with pytest.raises(SystemExit, match="a/b/c"):
         train.main([*run_options(place / "data", place / "never"), "--push", "a/b/c"])
     assert not (place / "never").exists()
@@ -177,7 +177,7 @@ def test_publishing_asks_for_a_license_until_one_is_named(author, caplog):
     assert "license" not in caplog.text
 
 
-def test_the_page_shows_a_generated_scene_and_never_the_users_pictures_unasked(author, place):
+def test_the_page_shows_a_generated_scene_and_never_the_users_images_unasked(author, place):
     export.main(["runs/streets", "--push", NAME, "--no-proof"])
     card = ModelCard(author.files(NAME)["README.md"].decode())
     title = "Generated scene, not from the training data"

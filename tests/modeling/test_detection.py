@@ -295,7 +295,7 @@ def test_a_cascade_moves_each_stages_boxes_and_averages_the_scores():
         1.0,
         -2.0,
         3.0,
-    )  # of the centre to the right, in tenths, twentieths and thirtieths of the box's width
+    )  # of the center to the right, in tenths, twentieths and thirtieths of the box's width
     for stage, answer, move in zip(model.roi_heads.stages, scores, moves, strict=True):
         set_predictor(stage, answer, [move, 0.0, 0.0, 0.0])
     proposals, features = [torch.tensor([[20.0, 10.0, 30.0, 40.0]])], model.backbone(torch.rand(1, 3, 64, 64))

@@ -53,7 +53,7 @@ def test_classes_that_are_absent_or_ignored_keep_their_tokens():
 
 def test_features_take_the_label_that_is_nearest():
     memory, labels = tokens(), torch.zeros(1, 6, 6, dtype=torch.long)
-    labels[:, 1::3, 1::3] = 3  # the centres of the cells of a grid of 2 x 2
+    labels[:, 1::3, 1::3] = 3  # the centers of the cells of a grid of 2 x 2
     before = memory.class_tokens.clone()
     memory.update(torch.ones(1, 3, 2, 2), labels, IGNORED)
     assert (memory.class_tokens == before).all(dim=1).tolist() == [True, True, True, False]

@@ -102,7 +102,7 @@ def test_few_weights_are_trained():
     assert share < 0.15
 
 
-def test_updates_are_scaled_by_one_unless_told():
+def test_updates_are_scaled_by_one_by_default():
     layers = [
         module
         for options in ({"r": 4}, {"r": 4, "lora_alpha": 8})

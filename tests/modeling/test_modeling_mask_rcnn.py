@@ -231,7 +231,7 @@ def test_a_saved_detector_opens_without_the_package(model, tmp_path, monkeypatch
 @torch.no_grad()
 def test_the_processors_boxes_are_those_of_the_instances(model):
     processor = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    images = [Image.new("RGB", size, "grey") for size in ((90, 60), (64, 128))]
+    images = [Image.new("RGB", size, "gray") for size in ((90, 60), (64, 128))]
     sizes = [(60, 90), (128, 64)]
     outputs = model(**processor(images, return_tensors="pt"))
     for ours, theirs in zip(

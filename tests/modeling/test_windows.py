@@ -37,7 +37,7 @@ def test_the_mask_parts_exactly_what_the_cyclic_shift_brought_together(grid):
     places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1)[None]
     tokens = window_partition(places, windows)[0]  # where each token comes from
     steps = (tokens[:, :, None] - tokens[:, None]).abs()
-    together = (steps < 4).all(dim=-1)  # no further apart than a window is wide: true neighbours
+    together = (steps < 4).all(dim=-1)  # no further apart than a window is wide: true neighbors
     assert torch.equal(shift_mask(windows, torch.device("cpu"), torch.float32) == 0, together)
 
 

@@ -23,7 +23,7 @@ GRAY = (120, 120, 120)
 
 
 def blocks(height=48, width=64, block=12):
-    """A picture whose colours encode its mask of random blocks."""
+    """An image whose colors encode its mask of random blocks."""
     random = np.random.default_rng(3)
     ids = random.integers(0, 4, (height // block + 1, width // block + 1)).repeat(block, 0).repeat(block, 1)
     mask = np.ascontiguousarray(ids[:height, :width])
@@ -31,7 +31,7 @@ def blocks(height=48, width=64, block=12):
 
 
 def ids_of(image):
-    """The mask that the colours of a picture encode; 255 for the colour of padding."""
+    """The mask that the colors of an image encode; 255 for the color of padding."""
     palette = np.vstack([COLORS, [GRAY]]).astype(int)
     nearest = np.abs(np.asarray(image).astype(int)[:, :, None] - palette).sum(-1).argmin(-1)
     return np.where(nearest == 4, 255, nearest)
@@ -45,7 +45,7 @@ def augment(seed, image=None, mask=None, **settings):
 
 
 class Samples:
-    """Three samples of one picture."""
+    """Three samples of one image."""
 
     def __len__(self):
         return 3
@@ -204,7 +204,7 @@ def test_no_saturation_leaves_gray():
 
 
 @each("dtype", [np.uint8, np.uint16, np.float32])
-def test_images_of_many_bands_keep_their_type_and_stay_aligned(dtype):
+def test_images_of_many_channels_keep_their_type_and_stay_aligned(dtype):
     _, mask = blocks()
     channels = np.stack([mask * 30] * 5, axis=-1).astype(dtype)
     image, augmented = augment(2, channels, mask, fill=(0,) * 5)
@@ -213,7 +213,7 @@ def test_images_of_many_bands_keep_their_type_and_stay_aligned(dtype):
     assert (np.rint(image[valid][:, 0] / 30) == augmented[valid]).mean() > 0.9
 
 
-def test_contrast_of_bands_stays_in_the_range_of_their_type():
+def test_contrast_of_channels_stays_in_the_range_of_their_type():
     channels = np.full((8, 8, 2), 250, dtype=np.uint8)
     mask = np.zeros((8, 8), dtype=np.int64)
     results = [
@@ -232,7 +232,7 @@ def test_contrast_of_bands_stays_in_the_range_of_their_type():
     assert min(results) >= 125
 
 
-def test_a_fill_of_the_wrong_length_says_how_many_bands_there_are():
+def test_a_fill_of_the_wrong_length_says_how_many_channels_there_are():
     with pytest.raises(ValueError, match="3 values, but the image has 5 channels"):
         augment(0, np.zeros((9, 9, 5), np.uint8), np.zeros((9, 9), np.int64))
 
@@ -240,7 +240,7 @@ def test_a_fill_of_the_wrong_length_says_how_many_bands_there_are():
 def test_the_share_of_a_class_is_one_of_the_labeled_pixels():
     mask = np.full((40, 40), 255)
     mask[:10] = 0
-    mask[0, :8] = 1  # 98 % of what is labelled is class 0, but it is a quarter of all pixels
+    mask[0, :8] = 1  # 98 % of what is labeled is class 0, but it is a quarter of all pixels
     region = draw_region(mask.shape, (40, 40), 1.0, np.random.default_rng(0))
     assert not JointAugmentation((40, 40)).is_balanced(mask, region)
 

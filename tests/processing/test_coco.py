@@ -56,7 +56,7 @@ def annotation(**changes):
 
 def write_coco(folder, annotations, *, size=SIZE, categories=CATEGORIES, image=None):
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    (image or Image.new("RGB", SIZE[::-1], "grey")).save(folder / "images" / "a.png")
+    (image or Image.new("RGB", SIZE[::-1], "gray")).save(folder / "images" / "a.png")
     images = [{"id": 5, "file_name": "a.png", "height": size[0], "width": size[1]}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(content))
@@ -127,8 +127,8 @@ def test_training_leaves_out_images_without_objects_and_evaluation_keeps_them(tm
     path.write_text(json.dumps(content))
     assert len(open_coco(str(tmp_path), "val")) == 3
     assert [sample["name"] for sample in open_coco(str(tmp_path), "train")] == [
-        "picture0.png",
-        "picture2.png",
+        "image0.png",
+        "image2.png",
     ]
 
 
@@ -144,7 +144,7 @@ def test_the_published_folders_have_splits(tmp_path):
     assert len(open_coco(f"{tmp_path}:val", "train")) == 1
 
 
-def test_a_picture_that_was_annotated_before_it_was_turned_is_read_so(tmp_path):
+def test_an_image_that_was_annotated_before_it_was_turned_is_read_so(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # to be turned by a quarter
     (tmp_path / "images").mkdir()
@@ -192,7 +192,7 @@ def test_two_categories_of_one_name_are_refused(tmp_path):
         open_coco(write_coco(tmp_path, [], categories=categories), "train")
 
 
-def test_a_picture_of_another_size_than_annotated_is_refused(tmp_path):
+def test_an_image_of_another_size_than_annotated_is_refused(tmp_path):
     data = open_coco(write_coco(tmp_path, [annotation()], size=(40, 30)), "train")
     with pytest.raises(
         ValueError, match=r"a.png' is 30x20 \(width x height\), but its annotations are for 30x40"
@@ -213,7 +213,7 @@ def test_data_without_a_single_object_cannot_train(tmp_path):
         open_coco(write_coco(tmp_path, [annotation(iscrowd=1)]), "train")
 
 
-def test_without_pycocotools_one_is_told_to_install_it(monkeypatch):
+def test_without_pycocotools_the_error_says_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.delitem(sys.modules, open_coco.__module__)
     with pytest.raises(ImportError, match="pip install .contextseg.detection."):
@@ -231,7 +231,7 @@ def augmented(augmentation, epoch=0, index=0):
 
 
 @each("flip_probability", [0.0, 1.0])
-def test_picture_box_and_mask_are_resized_and_mirrored_together(flip_probability):
+def test_image_box_and_mask_are_resized_and_mirrored_together(flip_probability):
     image, boxes, masks = augmented(DetectionAugmentation((40,), 1333, flip_probability))
     assert image.size == (60, 40)
     assert masks.shape == (1, 40, 60)
@@ -305,7 +305,7 @@ def truth_of(data):
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory):
-    """Three pictures, each with a square and a disk."""
+    """Three images, each with a square and a disk."""
     return truth_of(open_coco(str(write_shapes(tmp_path_factory.mktemp("truth"), 3)), "val"))
 
 
@@ -362,7 +362,7 @@ def test_a_crowd_is_neither_missed_nor_does_it_count_against(truth):
 
 
 class Oracle(torch.nn.Module):
-    """Finds exactly what it is told, image after image."""
+    """Returns exactly the given objects, image after image."""
 
     def __init__(self, found):
         super().__init__()
@@ -380,7 +380,7 @@ class Oracle(torch.nn.Module):
 
 
 def scores_without_one_square(folder, accelerator):
-    """Of a model that misses the first square of three; the processes share the pictures."""
+    """Of a model that misses the first square of three; the processes share the images."""
     data = open_coco(folder, "val")
     found = truth_of(data)
     found[0]["objects"] = found[0]["objects"][1:]
@@ -390,7 +390,7 @@ def scores_without_one_square(folder, accelerator):
     return score_objects(Oracle(own), images, accelerator)
 
 
-def test_pictures_go_through_a_model_to_their_scores(tmp_path):
+def test_images_go_through_a_model_to_their_scores(tmp_path):
     scores = scores_without_one_square(str(write_shapes(tmp_path, 3)), Accelerator(cpu=True))
     assert scores["images"] == 3
     assert scores["mask_ap"] == pytest.approx((1 + 67 / 101) / 2)
@@ -411,7 +411,7 @@ accelerator.end_training()
 
 
 @pytest.mark.processes
-def test_two_processes_score_every_picture_once(tmp_path):
+def test_two_processes_score_every_image_once(tmp_path):
     folder = str(write_shapes(tmp_path, 3))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

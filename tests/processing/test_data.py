@@ -64,7 +64,7 @@ def test_samples_come_by_name_with_subfolders_as_part_of_it(folder):
     assert [data[i]["image"].getpixel((0, 0))[0] for i in range(3)] == [10, 0, 20]
 
 
-def test_a_sample_is_an_rgb_picture_and_int64_class_ids(folder):
+def test_a_sample_is_an_rgb_image_and_int64_class_ids(folder):
     sample = SegmentationFolder(folder)[0]
     assert (sample["image"].mode, sample["image"].size) == ("RGB", (8, 6))
     assert (sample["mask"].dtype, sample["mask"].shape) == (np.int64, (6, 8))
@@ -94,7 +94,7 @@ def test_color_masks_are_decoded_by_the_palette(folder):
     np.testing.assert_array_equal(SegmentationFolder(folder)[0]["mask"], ids)
 
 
-def test_images_of_many_bands_are_arrays(folder):
+def test_images_of_many_channels_are_arrays(folder):
     for path in folder.rglob("images/**/*.png"):
         save(path, np.zeros((6, 8)))
     assert SegmentationFolder(folder, num_channels=1)[0]["image"].shape == (6, 8, 1)

@@ -130,7 +130,7 @@ def test_a_size_that_explodes_a_thin_image_is_refused():
 
 
 @both_backends
-def test_images_of_n_bands_have_their_own_mean_and_std(processor_class):
+def test_images_of_n_channels_have_their_own_mean_and_std(processor_class):
     mean, std = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
     processor = processor_class(do_convert_rgb=False, image_mean=mean, image_std=std)
     image = random_image(4, 6, channels=5)
@@ -145,14 +145,14 @@ def test_images_of_n_bands_have_their_own_mean_and_std(processor_class):
 
 
 @both_backends
-def test_16_bit_bands_are_not_rounded_to_8_bits(processor_class):
+def test_16_bit_channels_are_not_rounded_to_8_bits(processor_class):
     gray = np.array([[1, 300, 65535]], np.uint16)
     processor = processor_class(do_convert_rgb=False, image_mean=[0.0], image_std=[1.0])
     values = processor(Image.fromarray(gray), return_tensors="pt").pixel_values
     np.testing.assert_allclose(values[0, 0], gray / 65535, rtol=1e-5)
 
 
-def test_bands_that_cannot_be_rgb_are_refused_with_advice():
+def test_channels_that_cannot_be_rgb_are_refused_with_advice():
     with pytest.raises(ValueError, match="Pass do_convert_rgb=False"):
         SegmentationImageProcessor(image_mean=[0.5] * 5, image_std=[0.5] * 5)(random_image(4, 4, channels=5))
 
@@ -324,7 +324,7 @@ def test_a_pil_image_that_is_turned_on_its_side_warns():
     assert values.shape[-2:] == (6, 4)
 
 
-def test_a_colored_mask_is_a_mask_file_and_a_picture():
+def test_a_colored_mask_is_a_mask_file_and_an_image():
     processor = SegmentationImageProcessor(palette=[[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 0]])
     ids = mask(4, 5)
     image = processor.colorize(torch.from_numpy(ids))

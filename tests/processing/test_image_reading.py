@@ -39,7 +39,7 @@ def photo(height=12, width=16):
 
 
 def png_with(width, height, data, interlaced=0):
-    """A grey PNG with this size in its header and these bytes, filter bytes included, as its pixels."""
+    """A gray PNG with this size in its header and these bytes, filter bytes included, as its pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -89,11 +89,11 @@ def test_a_file_can_come_as_path_bytes_file_or_pil_image(tmp_path, make):
         torch.from_numpy(photo()).permute(2, 0, 1),
     ],
 )
-def test_arrays_and_tensors_can_have_their_bands_first_or_last(array):
+def test_arrays_and_tensors_can_have_their_channels_first_or_last(array):
     np.testing.assert_array_equal(read_image(array), photo())
 
 
-def test_an_array_three_pixels_high_has_its_bands_last_and_a_tensor_first():
+def test_an_array_three_pixels_high_has_its_channels_last_and_a_tensor_first():
     array = photo(3, 3)
     np.testing.assert_array_equal(read_image(array), array)
     np.testing.assert_array_equal(read_image(torch.from_numpy(array)), array.transpose(1, 2, 0))
@@ -111,9 +111,9 @@ def test_exif_orientation_is_applied_and_can_be_taken_back(orientation):
     upright = read_image(file)
     assert upright.size == ((12, 16) if orientation >= 5 else (16, 12))
     assert read_orientation(file) == orientation
-    for band in range(3):
-        mask = torch.from_numpy(np.array(upright)[..., band])
-        np.testing.assert_array_equal(turn_back(mask, orientation), stored[..., band])
+    for channel in range(3):
+        mask = torch.from_numpy(np.array(upright)[..., channel])
+        np.testing.assert_array_equal(turn_back(mask, orientation), stored[..., channel])
 
 
 @each("orientation", range(2, 9))
@@ -193,7 +193,7 @@ def test_only_the_first_frame_is_read():
     assert np.asarray(read_image(file))[0, 0].tolist() == [255, 0, 0]
 
 
-def test_bands_stay_bands_where_asked():
+def test_channels_are_kept_where_asked():
     six = np.arange(24, dtype=np.uint8).reshape(2, 2, 6)
     np.testing.assert_array_equal(read_channels(six, 6), six)
     np.testing.assert_array_equal(read_channels(torch.from_numpy(six).permute(2, 0, 1), 6), six)
@@ -202,14 +202,14 @@ def test_bands_stay_bands_where_asked():
     np.testing.assert_array_equal(read_channels(encoded(rgba), 3), six[..., :3])
 
 
-def test_16_bit_bands_keep_their_precision():
+def test_16_bit_channels_keep_their_precision():
     gray = np.array([[1, 2, 65535]], np.uint16)
     np.testing.assert_allclose(
         read_channels(encoded(Image.fromarray(gray)), 1)[..., 0], gray / 257, rtol=1e-6
     )
 
 
-def test_a_wrong_number_of_bands_is_named():
+def test_a_wrong_number_of_channels_is_named():
     with pytest.raises(ImageReadError, match="3 channels, but 5 are needed"):
         read_channels(encoded(Image.fromarray(photo())), 5)
 

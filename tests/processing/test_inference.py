@@ -20,14 +20,14 @@ SIZES = [(1, 1), (1, 40), (23, 7), (64, 96), (61, 83)]
 
 
 class PixelModel(nn.Module):
-    """Logits that are a function of the mean colour of a cell of `stride` pixels; it counts and measures its inputs."""
+    """Logits that are a function of the mean color of a cell of `stride` pixels; it counts and measures its inputs."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, stride=1, num_labels=5, tells_stride=True):
+    def __init__(self, stride=1, num_labels=5, states_stride=True):
         super().__init__()
         self.stride, self.shapes = stride, []
-        self.config = SimpleNamespace(**({"logits_stride": stride} if tells_stride else {}))
+        self.config = SimpleNamespace(**({"logits_stride": stride} if states_stride else {}))
         self.colors = torch.randn(num_labels, 3, generator=torch.Generator().manual_seed(0))
 
     def forward(self, pixel_values):
@@ -85,14 +85,14 @@ def test_any_number_of_classes(num_labels):
 
 
 @each("stride", [1, 3, 4, 14])
-def test_a_stride_that_the_configuration_does_not_tell_is_found(stride):
-    told, untold = PixelModel(stride), PixelModel(stride, tells_stride=False)
+def test_a_stride_that_the_configuration_does_not_state_is_measured(stride):
+    stated, unstated = PixelModel(stride), PixelModel(stride, states_stride=False)
     inference, pixels = Inference(window=56), noise(100, 130)
-    assert torch.equal(*(probabilities(inference, model, pixels, (100, 130)) for model in (told, untold)))
+    assert torch.equal(*(probabilities(inference, model, pixels, (100, 130)) for model in (stated, unstated)))
 
 
 def test_cells_of_no_whole_number_of_pixels_are_resized_to_the_window():
-    model = PixelModel(tells_stride=False)
+    model = PixelModel(states_stride=False)
     model.forward = lambda pixel_values: SimpleNamespace(
         logits=F.interpolate(pixel_values.mean((2, 3), keepdim=True), size=(23, 37))
     )
@@ -115,7 +115,7 @@ def test_no_window_is_padded_or_larger_than_asked_for():
 def test_blending_weights_decide_between_windows_that_disagree():
     model = PixelModel()
     model.forward = (
-        lambda pixel_values: SimpleNamespace(  # two classes by the mean colour of the window
+        lambda pixel_values: SimpleNamespace(  # two classes by the mean color of the window
             logits=torch.stack([pixel_values.mean((1, 2, 3)), -pixel_values.mean((1, 2, 3))], 1)[
                 ..., None, None
             ].expand(-1, -1, *pixel_values.shape[2:])
@@ -266,6 +266,6 @@ def test_an_image_of_one_pixel_has_a_pixel_at_every_scale():
 
 
 def test_cells_that_differ_between_the_axes_have_no_stride():
-    model = PixelModel(tells_stride=False)
+    model = PixelModel(states_stride=False)
     model.forward = lambda pixel_values: SimpleNamespace(logits=pixel_values[..., ::4, ::3])
     assert logits_stride(model, noise(32, 32)) == 1

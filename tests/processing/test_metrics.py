@@ -77,7 +77,7 @@ def test_a_class_that_is_predicted_but_never_labeled_has_iou_zero():
     scores = scores_of(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), num_labels=2)
     assert scores["per_class"][1]["iou"] == 0.0
     assert scores["mean_iou"] == 0.25
-    assert scores["mean_accuracy"] == 0.5  # class 1 has no labelled pixel to be right about
+    assert scores["mean_accuracy"] == 0.5  # class 1 has no labeled pixel to be right about
 
 
 def test_nothing_but_ignored_pixels_gives_nan_everywhere():

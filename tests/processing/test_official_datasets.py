@@ -137,7 +137,7 @@ def test_coco_stuff_with_train_ids_beside_the_original_masks(tmp_path):
 def test_an_id_that_the_data_set_does_not_have_is_named(tmp_path):
     data = open_data(
         f"{write_coco_stuff(tmp_path, ids=(11, 0))}:train"
-    )  # 11 is a street sign, which no picture has
+    )  # 11 is a street sign, which no image has
     with pytest.raises(ValueError, match=r"mask of '000000000009' .* 11 \(1 pixels\)"):
         data[0]
 
@@ -152,7 +152,7 @@ def test_an_image_without_mask_is_named_with_the_folder_of_the_masks(tmp_path):
     assert len(open_data(f"{root}:val")) == 2
 
 
-def test_a_split_without_any_mask_tells_which_names_are_looked_for(root):
+def test_a_split_without_any_mask_says_which_names_are_looked_for(root):
     for pair in open_data(f"{root}:train").pairing.pairs:
         pair.mask.rename(pair.mask.with_name(f"{pair.mask.stem}.gif"))
     with pytest.raises(

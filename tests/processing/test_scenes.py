@@ -41,7 +41,7 @@ def test_no_white_pixel_is_nearer_to_the_flag_than_the_distance(size, distance):
         assert distance <= scene.distance <= nearest
 
 
-def test_the_flag_is_the_only_thing_in_the_picture_that_tells_the_white_classes_apart():
+def test_only_the_flag_in_the_image_distinguishes_the_white_classes():
     for index in range(20):
         scene, swapped = draw_scene(0, index), draw_scene(0, index, swap_flag=True)
         repainted = (scene.image != swapped.image).any(axis=2)

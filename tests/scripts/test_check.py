@@ -48,7 +48,7 @@ def test_a_class_that_never_occurs_is_a_warning(folder):
     assert (report.warnings, report.problems) == (["1 classes never occur: car."], [])
 
 
-def test_a_sample_does_not_tell_which_classes_never_occur(folder):
+def test_a_sample_does_not_show_which_classes_never_occur(folder):
     report = report_of(folder, sample=2)
     assert (report.num_checked, report.warnings) == (2, [])
 

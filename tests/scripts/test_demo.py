@@ -9,13 +9,13 @@ from contextseg.processing.data.scenes import AMBIGUOUS, CLASSES
 from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, series
 from contextseg.scripts.demo_report import report
 from contextseg.scripts.demonstration import (
-    Asked,
+    SceneComparison,
     StageAttention,
     ask,
     attention_of_stages,
     best_stage,
     image,
-    run_stranger,
+    segment_without_contextseg,
 )
 from contextseg.training.command_line import CommandError
 
@@ -35,7 +35,7 @@ SCORES = {
 
 @pytest.fixture
 def case():
-    """One scene and its twin, asked of no model: tests say what it answers."""
+    """One scene and its twin without a model: tests set its predictions."""
     return ask(None, None, seed=0, count=1, size=64, distance=20)[0]
 
 
@@ -56,7 +56,7 @@ def test_no_two_splits_of_any_seeds_share_their_scenes():
     assert len(set(used)) == len(used)
 
 
-def test_the_two_scenes_that_are_asked_differ_by_the_flag(case):
+def test_the_two_compared_scenes_differ_by_the_flag(case):
     assert case.scene.flag == case.twin.flag
     assert case.scene.frozen != case.twin.frozen
 
@@ -72,7 +72,7 @@ def test_who_cannot_see_the_flag_is_right_under_both_nowhere(case):
     assert case.right == 0
 
 
-def test_the_pixel_that_is_asked_where_it_looks_is_white(case):
+def test_the_explained_pixel_is_white(case):
     x, y = case.position
     assert case.scene.mask[y, x] in AMBIGUOUS
 
@@ -94,11 +94,16 @@ def nano(**options):
 
 def test_attention_is_measured_in_every_stage_that_has_it_for_both_colors():
     model = nano(depths=(2, 1, 2), num_heads=(1, 2, 4))
-    asked = ask(model, SegmentationImageProcessor(), seed=0, count=6, size=64, distance=20)
-    rows = attention_of_stages(asked)
+    comparisons = ask(model, SegmentationImageProcessor(), seed=0, count=6, size=64, distance=20)
+    rows = attention_of_stages(comparisons)
     assert [(row.stage, row.window) for row in rows] == [(0, 16), (2, 64)]
     assert all(row.red > 0 < row.blue for row in rows)
-    assert attention_of_stages([Asked(nano(num_global_tokens=0), None, asked[0].scene, asked[0].twin)]) == []
+    assert (
+        attention_of_stages(
+            [SceneComparison(nano(num_global_tokens=0), None, comparisons[0].scene, comparisons[0].twin)]
+        )
+        == []
+    )
 
 
 def test_the_stage_that_is_shown_has_several_windows():
@@ -125,7 +130,7 @@ def facts(attention, shown):
     }
 
 
-def test_the_report_tells_scores_attention_and_what_it_does_not_show():
+def test_the_report_states_scores_attention_and_what_it_does_not_show():
     row = StageAttention(stage=2, window=64, red=7.25, blue=1.5)
     text = report(vars(DemoArguments()), facts([row], row))
     assert "| 3 | 64 px | 7.2 | 1.5 |" in text
@@ -159,6 +164,6 @@ def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_two_processes_a_folder_that_the_stranger_cannot_open_is_told(tmp_path):
+def test_two_processes_a_folder_that_does_not_open_without_contextseg_is_reported(tmp_path):
     with pytest.raises(CommandError, match="does not work in a Python process without contextseg"):
-        run_stranger(tmp_path, tmp_path, tmp_path)
+        segment_without_contextseg(tmp_path, tmp_path, tmp_path)

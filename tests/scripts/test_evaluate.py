@@ -76,7 +76,7 @@ def test_a_training_that_resizes_and_slides_windows_scores_as_the_command_that_i
     assert sum(row["support"] for row in scores["per_class"]) == 2 * 20 * 35  # at the masks' own size
 
 
-def test_scales_windows_and_mirrors_change_the_prediction_and_are_told(run, data, tmp_path):
+def test_scales_windows_and_mirrors_change_the_prediction_and_are_recorded(run, data, tmp_path):
     options = ["--scales", "0.5,1,1.5", "--window", "16", "--flip"]
     plain, augmented = (evaluated(run, data / "val", tmp_path, *given) for given in ([], options))
     assert plain["protocol"] == "whole images, one image at a time"

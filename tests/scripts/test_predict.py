@@ -31,7 +31,7 @@ def run(data, tmp_path_factory):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture of which the left half is another class than the right."""
+    """An image whose left half is another class than the right."""
     pixels = np.zeros((30, 50, 3), dtype=np.uint8)
     pixels[:, :25], pixels[:, 25:] = (200, 60, 60), (60, 200, 60)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -105,7 +105,7 @@ def test_the_output_folder_is_no_input(tmp_path):
     assert [job.source.name for job in find_jobs([str(tmp_path)], str(tmp_path / "masks"))] == ["a.jpg"]
 
 
-def test_overlay_and_explanation_are_pictures_of_the_images_size(run, photo, tmp_path):
+def test_overlay_and_explanation_have_the_size_of_the_image(run, photo, tmp_path):
     options = ["--output", str(tmp_path / "masks"), "--overlay", "--explain", "40,10", "--flip"]
     assert main([str(run), str(photo), *options]) == 0
     for kind in ("overlays", "attention"):
@@ -207,7 +207,7 @@ def test_a_position_is_two_numbers():
         parse_position("120")
 
 
-def test_a_mask_picture_has_the_palettes_colors_and_black_where_ignored():
+def test_a_mask_image_has_the_palettes_colors_and_black_where_ignored():
     image = mask_image(np.array([[0, 2, 255]]), PALETTE, ignore_index=255)
     assert np.array(image).tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
 
@@ -220,22 +220,22 @@ def test_an_overlay_of_strength_zero_is_the_photograph():
 def test_heat_is_brightest_where_it_is_highest():
     heat = np.zeros((6, 8))
     heat[2, 3] = 1.0
-    brightness = np.array(heat_overlay(Image.new("RGB", (8, 6), "grey"), heat)).sum(-1)
+    brightness = np.array(heat_overlay(Image.new("RGB", (8, 6), "gray"), heat)).sum(-1)
     assert np.unravel_index(brightness.argmax(), brightness.shape) == (2, 3)
 
 
-def test_even_heat_is_an_even_picture():
-    image = heat_overlay(Image.new("RGB", (8, 6), "grey"), np.full((6, 8), 0.3))
+def test_even_heat_is_an_even_image():
+    image = heat_overlay(Image.new("RGB", (8, 6), "gray"), np.full((6, 8), 0.3))
     assert len(image.getcolors()) == 1
 
 
-def test_a_cross_marks_its_place_and_leaves_the_given_picture_as_it_was():
+def test_a_cross_marks_its_place_and_leaves_the_given_image_as_it_was():
     image = Image.new("RGB", (40, 40))
     assert with_cross(image, (30, 10)).getpixel((30, 10)) == (0, 255, 255)
     assert image.getbbox() is None
 
 
-def test_a_grid_holds_its_pictures_titles_and_legend():
+def test_a_grid_holds_its_images_titles_and_legend():
     red, blue = Image.new("RGB", (30, 20), "red"), Image.new("RGB", (30, 20), "blue")
     bare = image_grid([[red, blue], [blue, red]], cell_width=60, gap=5)
     assert bare.size == (2 * 65 + 5, 2 * 45 + 5)
@@ -253,6 +253,6 @@ def test_curves_are_drawn_from_a_log(tmp_path):
 
 @each("count", [1, 3, 150])
 def test_a_confusion_matrix_keeps_room_for_every_name(count, tmp_path):
-    counts = np.diag(np.arange(count))  # nothing is labelled as the first class
+    counts = np.diag(np.arange(count))  # nothing is labeled as the first class
     plot_confusion(counts, [f"class {index}" for index in range(count)], tmp_path / "confusion.png")
     assert min(Image.open(tmp_path / "confusion.png").size) >= max(600, 15 * count)

@@ -113,7 +113,7 @@ def test_the_message_of_a_worker_comes_without_its_traceback():
     assert plain_message(error) == "'a.png' cannot be decoded: ValueError: bad magic. Copy it again."
 
 
-def test_a_full_disk_is_told_with_what_to_do(tmp_path):
+def test_a_full_disk_is_reported_with_advice(tmp_path):
     full = tmp_path / "log.jsonl"
     full.symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:

@@ -48,7 +48,7 @@ for module in sys.argv[1:]:
 
 
 @pytest.mark.processes
-def test_help_and_a_misspelt_option_are_answered_without_importing_anything_heavy():
+def test_help_and_a_misspelled_option_are_answered_without_importing_anything_heavy():
     finished = subprocess.run(
         [sys.executable, "-c", QUICK, *MODULES.values()], capture_output=True, text=True
     )
@@ -63,6 +63,7 @@ class Arguments(CommandOptions):
     kind: Literal["a", "b"] | None = option(None, "which")
     max_count: int = option(3, "how many, in % of all")
     names: list[str] = option([], "what they are called")
+    limit: int = option(5, "at most these (default: 5; with --json, 9)")
     use_flip: bool = option(True, "mirror it")
     json: bool = option(False, "print JSON")
 
@@ -82,7 +83,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize(("words", "expected"), GIVEN.values(), ids=GIVEN)
-def test_only_what_is_given_is_told_and_the_dataclass_fills_in_the_rest(words, expected):
+def test_only_given_options_are_returned_and_the_dataclass_fills_in_the_rest(words, expected):
     always = {"place": "here", "files": ["x", "y"], "speed": 2.0}
     words = ["here", "x", "y", "--speed", "2", *words]
     assert parser().given(words) == {**always, **expected}
@@ -90,8 +91,8 @@ def test_only_what_is_given_is_told_and_the_dataclass_fills_in_the_rest(words, e
 
 
 FAULTS = {
-    "misspelt": (["--max-cuont", "4"], "no option --max-cuont, did you mean --max-count?"),
-    "misspelt with underscores": (["--max_cuont=4"], "no option --max_cuont, did you mean --max_count?"),
+    "misspelled": (["--max-cuont", "4"], "no option --max-cuont, did you mean --max-count?"),
+    "misspelled with underscores": (["--max_cuont=4"], "no option --max_cuont, did you mean --max_count?"),
     "unlike anything": (["--qqqqqq"], "no option --qqqqqq; see --help."),
     "missing": (["here", "x"], "the following arguments are required: "),
     "no choice": (["here", "x", "--speed", "1", "--kind", "c"], "argument --kind: invalid choice: 'c'"),
@@ -113,6 +114,7 @@ def test_help_shows_one_spelling_the_default_and_what_can_be_switched_off():
     assert "--max-count N how many, in % of all (default: 3)" in text
     assert "--use-flip, --no-use-flip mirror it (default: yes)" in text
     assert "--json print JSON" in text
+    assert "--limit N at most these (default: 5; with --json, 9) --use-flip" in text
     assert "max_count" not in text
 
 

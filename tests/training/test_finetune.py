@@ -40,7 +40,7 @@ MODELS = {name: SEGMENTERS[name] for name in ("glam_swin", "maformer", "cswin", 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A folder with one checkpoint of every kind; SegFormer's normalises images in its own way."""
+    """A folder with one checkpoint of every kind; SegFormer's normalizes images in its own way."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, build in (MODELS | FOREIGN_SEGMENTERS).items():
         torch.manual_seed(0)
@@ -88,9 +88,9 @@ def test_any_segmenter_is_tuned_and_its_scores_are_those_of_the_saved_model(
 ):
     assert main(options(checkpoints / name, data, tmp_path)) == 0
     assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path).config.id2label[2] == CLASSES[2]
-    told = json.loads((tmp_path / "evaluation.json").read_text())
-    assert told["mean_iou"] == scores_of(tmp_path, data / "val")["mean_iou"]
-    assert [row["name"] for row in told["per_class"]] == CLASSES
+    scores = json.loads((tmp_path / "evaluation.json").read_text())
+    assert scores["mean_iou"] == scores_of(tmp_path, data / "val")["mean_iou"]
+    assert [row["name"] for row in scores["per_class"]] == CLASSES
 
 
 def test_a_checkpoint_keeps_its_own_mean_and_ignores_what_the_data_ignore(checkpoints, tmp_path):
@@ -263,14 +263,14 @@ def test_two_processes_count_images_of_any_size_once(checkpoints, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     arguments = options(checkpoints / "glam_swin", data, tmp_path / "run", per_device_train_batch_size=1)
     run_module(arguments, tmp_path, launcher=launcher)
-    told = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     alone = scores_of(tmp_path / "run", data / "val")
-    assert told["mean_iou"] == alone["mean_iou"]
-    assert [row["support"] for row in told["per_class"]] == [row["support"] for row in alone["per_class"]]
+    assert scores["mean_iou"] == alone["mean_iou"]
+    assert [row["support"] for row in scores["per_class"]] == [row["support"] for row in alone["per_class"]]
 
 
 @pytest.mark.processes
-def test_two_processes_what_is_pushed_opens_and_tells_its_scores(checkpoints, data, tmp_path):
+def test_two_processes_what_is_pushed_opens_and_states_its_scores(checkpoints, data, tmp_path):
     """With LoRA: its checkpoints are adapters, and what is published is the merged model."""
     with loopback_hub() as hub:
         environment = hub.environment(tmp_path / "cache")
@@ -285,8 +285,8 @@ def test_two_processes_what_is_pushed_opens_and_tells_its_scores(checkpoints, da
     (tmp_path / "pulled").mkdir()
     for name, content in files.items():
         (tmp_path / "pulled" / name).write_bytes(content)
-    told = json.loads(files["evaluation.json"])
-    assert told["mean_iou"] == scores_of(tmp_path / "pulled", data / "val")["mean_iou"]
+    scores = json.loads(files["evaluation.json"])
+    assert scores["mean_iou"] == scores_of(tmp_path / "pulled", data / "val")["mean_iou"]
     card = files["README.md"].decode()
     assert "pipeline_tag: image-segmentation" in card
     assert "## Training procedure" in card  # Trainer's part
@@ -318,7 +318,7 @@ def test_a_run_is_never_overwritten(checkpoints, data, tmp_path):
         main(options(checkpoints / "glam_swin", data, tmp_path))
 
 
-def test_a_misspelt_option_is_answered_with_the_nearest_one(capsys):
+def test_a_misspelled_option_is_answered_with_the_nearest_one(capsys):
     with pytest.raises(SystemExit):
         main(["--output_dri", "runs"])
     assert "no option --output_dri, did you mean --output_dir?" in capsys.readouterr().err

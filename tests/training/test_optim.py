@@ -144,7 +144,7 @@ def test_the_first_step_of_an_average_keeps_two_elevenths_of_the_start():
     assert average.weights["weight"].item() == pytest.approx(9 / 11)
 
 
-def test_an_average_goes_on_from_the_number_of_steps_it_is_told():
+def test_an_average_continues_from_the_given_number_of_steps():
     layer = nn.Linear(1, 1)
     average = ModelEma(layer, decay=0.9)
     average.begin(layer, steps=5)

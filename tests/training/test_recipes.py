@@ -179,7 +179,7 @@ def test_a_segmentation_recipe_of_maformer_starts_from_its_classifier(tmp_path, 
     assert f"{described}, 150 classes" in capsys.readouterr().out
 
 
-def test_a_dry_run_tells_steps_rates_and_memory_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_prints_steps_rates_and_memory_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, "epochs: 3\nbatch-size: 4\nlearning-rate: 1e-2\npaper: {images: 40, classes: 7}")
     assert main(["--recipe", path, *OVERRIDES, *SMALL["glam_swin"], "--preset", "nano"]) == 0

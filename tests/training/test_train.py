@@ -49,7 +49,7 @@ def test_best_and_last_open_by_the_auto_classes(run):
         assert AutoImageProcessor.from_pretrained(checkpoint).ignore_index == 255
 
 
-def test_the_record_tells_arguments_versions_scores_and_hardware(run):
+def test_the_record_holds_arguments_versions_scores_and_hardware(run):
     record = read_json(run / "run.json")
     assert record["status"] == "finished"
     assert record["steps_done"] == record["best"]["step"] == 4
@@ -258,7 +258,7 @@ def test_a_crop_larger_than_the_images_pads(data, tmp_path):
     assert main([*run_options(data, tmp_path / "run"), "--crop-size", "64", "--steps", "1"]) == 0
 
 
-def test_a_misspelt_option_is_answered_with_the_nearest_one(capsys):
+def test_a_misspelled_option_is_answered_with_the_nearest_one(capsys):
     with pytest.raises(SystemExit):
         main(["--batchsize", "2"])
     assert "no option --batchsize, did you mean --batch-size?" in capsys.readouterr().err
@@ -380,7 +380,7 @@ def step_in_parts(parts, folder):
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(4, 3, 5, 5, generator=generator)
     labels = torch.randint(4, (4, 5, 5), generator=generator)
-    labels[0, 1:] = labels[1] = 255  # 5 and no labelled pixels beside twice 25
+    labels[0, 1:] = labels[1] = 255  # 5 and no labeled pixels beside twice 25
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
     model = PixelClassifier()
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
@@ -414,6 +414,6 @@ def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
     ("setting", "complaint"),
     [("reduction_ratio=0", "reduction_ratio is 0. Use 1"), ("window_size=abc", "'window_size' expected int")],
 )
-def test_a_wrong_value_of_the_configuration_is_told_in_one_line(data, tmp_path, setting, complaint):
+def test_a_wrong_value_of_the_configuration_is_reported_in_one_line(data, tmp_path, setting, complaint):
     with pytest.raises(SystemExit, match=rf"^contextseg-train: .*{complaint}.*$"):
         main([*run_options(data, tmp_path / "run"), "--set", setting])

@@ -97,7 +97,7 @@ def test_best_and_last_open_by_the_auto_classes(run):
         assert model(**pixels).logits.shape == (1, 3)
 
 
-def test_the_record_tells_top_1_top_5_and_loss(run):
+def test_the_record_holds_top_1_top_5_and_loss(run):
     record = read_json(run / "run.json")
     assert record["status"] == "finished"
     assert record["scores"]["images"] == 3
@@ -210,7 +210,7 @@ def test_a_data_set_with_columns_of_images_and_labels_is_the_same(labels):
 
 
 def broken(folder):
-    (folder / "train" / "leaf" / "0.png").write_bytes(b"no picture")
+    (folder / "train" / "leaf" / "0.png").write_bytes(b"not an image")
 
 
 def without_sky(folder):
@@ -254,7 +254,7 @@ def test_an_error_says_what_to_do_and_leaves_no_run_behind(change, changes, mess
 
 
 def gradient(size=(64, 48)):
-    """Red tells the column, green the row."""
+    """Red encodes the column, green the row."""
     columns, rows = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     return Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8))
 
@@ -277,7 +277,7 @@ def test_augmentation_leaves_the_global_generators_as_they_were():
         assert (random.random(), np.random.rand(), torch.rand(())) == expected
 
 
-def test_the_view_tells_what_a_sample_shows():
+def test_the_view_describes_what_a_sample_shows():
     augment = ImageAugmentation((32, 32), rand_augment="none", color_jitter=0.0)
     for index in range(8):
         image, view = augment(gradient(), epoch=0, index=index)

@@ -57,7 +57,7 @@ def test_best_and_last_open_by_the_auto_classes_and_the_pipeline(run):
     assert {one["label"] for one in found} <= set(CATEGORIES.values())
 
 
-def test_the_record_tells_box_and_mask_precision(run):
+def test_the_record_holds_box_and_mask_precision(run):
     record = read_json(run / "run.json")
     assert record["status"] == "finished"
     assert record["scores"]["images"] == 2
@@ -143,8 +143,8 @@ def test_other_categories_to_validate_on_are_refused(data, tmp_path):
             ["--crop-size", "64"],
             "--crop-size is an option of segmentation and classification, but the task of this run is detection",
         ),
-        (["--schedule", "step"], "--schedule step and --milestones need each other"),
-        (["--milestones", "3"], "--schedule step and --milestones need each other"),
+        (["--schedule", "step"], "--schedule step and --milestones must be given together"),
+        (["--milestones", "3"], "--schedule step and --milestones must be given together"),
         (["--schedule", "step", "--milestones", "9"], r"\[9.0\] are not all within the length of the run, 4"),
         (["--schedule", "step", "--milestones", "x"], "--milestones x are not numbers"),
         (["--model", "glam_swin"], "no model 'glam_swin' for object detection. Known: mask_rcnn."),
