@@ -192,7 +192,7 @@ class BoundaryIoU:
 class TrainerScores:
     """`compute_metrics` for transformers' Trainer.
 
-    With `batch_eval_metrics=True`, memory does not grow with the data set. Also pass
+    With `batch_eval_metrics=True`, memory does not grow with the dataset. Also pass
     `preprocess_logits_for_metrics=reduce_logits` to the Trainer.
 
     Args:
@@ -210,7 +210,7 @@ class TrainerScores:
         self.last: dict[str, Any] = {}
 
     def __call__(self, evaluation: Any, compute_result: bool = True) -> dict[str, float]:
-        """Adds a batch or the whole data set.
+        """Adds a batch or the whole dataset.
 
         Args:
             evaluation: An `EvalPrediction` with `predictions` and `label_ids`, class ids (B, H, W).

@@ -23,7 +23,7 @@ class SegmentationMetric(Metric):
     """Mean IoU, Dice, accuracy and precision as an `evaluate.Metric`.
 
     Batches are added to a confusion matrix, where `evaluate` writes all pixels to files. Memory and disk do
-    not grow with the data set, and images may differ in size.
+    not grow with the dataset, and images may differ in size.
 
     Args:
         num_labels: Number of classes.

@@ -37,7 +37,7 @@ and confusion.png (normalized by row). The score of a class that never occurs is
 class EvaluateArguments(CommandOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     data: str = required(
-        "folder with images/ and masks/, folder of a published data set, or name for `datasets`"
+        "folder with images/ and masks/, folder of a published dataset, or name for `datasets`"
     )
     workers: int | None = option(
         None, "processes that load data (default: number of cores minus one, at most 8)"

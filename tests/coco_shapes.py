@@ -1,4 +1,4 @@
-"""Pictures of a square and a disk, and what there is to detect in them: as tensors, and as a data set in COCO's format."""
+"""Pictures of a square and a disk, and what there is to detect in them: as tensors, and as a dataset in COCO's format."""
 
 import json
 

@@ -30,7 +30,7 @@ class DataOptions:
     train: str = option(
         "",
         "training data: folder with images/ and masks/ (classification: one subfolder per class; detection: images/ and "
-        "annotations.json), folder of a published data set, or name for `datasets`",
+        "annotations.json), folder of a published dataset, or name for `datasets`",
     )
     val: str = option("", "validation data, in the same forms; without it there is no best/")
     workers: int | None = option(
