@@ -44,7 +44,7 @@ class Inference:
         batch_size: Windows per forward pass. Default: 4.
 
     Raises:
-        ValueError: A setting is out of range.
+        ValueError: If a setting is out of range.
     """
 
     window: int | tuple[int, int] | None = None
@@ -102,14 +102,25 @@ class Inference:
             The mask (H, W), int32 class ids at the size of the upright image, on the model's device.
 
         Raises:
-            ImageReadError: The image cannot be read.
+            ImageReadError: If the image cannot be read.
         """
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
 
     def inputs(self, processor: Any, image: Source) -> list[Tensor]:
-        """Prepares an image for `mask` and `probabilities`: its `pixel_values` (1, C, ., .) at each scale."""
+        """Prepares an image for `mask` and `probabilities`.
+
+        Args:
+            processor: The model's image processor.
+            image: Path, URL, bytes, binary file, PIL image, array or tensor.
+
+        Returns:
+            `pixel_values` (1, C, ., .) at each scale.
+
+        Raises:
+            ImageReadError: If the image cannot be read.
+        """
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         return [
             pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
@@ -136,7 +147,16 @@ class Inference:
     def probabilities(
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
     ) -> Iterator[Tensor]:
-        """Yields probabilities at `size` as bands (K, rows, W), top to bottom. Arguments as in `mask`."""
+        """Yields class probabilities, averaged over all views, in bands of rows from top to bottom.
+
+        Args:
+            model: The segmenter.
+            inputs: `pixel_values` (1, C, ., .) at each scale.
+            size: (H, W) of the probabilities.
+
+        Yields:
+            Probabilities (K, rows, W) of the next rows, float32 on the model's device.
+        """
         for logits in self.channels(model, inputs, size):
             yield mean_probabilities(logits)
 
