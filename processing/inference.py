@@ -166,27 +166,11 @@ class Inference:
         """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""
         height, width = size
         forwards = (logits_of, mirrored_logits_of) if self.flip else (logits_of,)
-        views = [self.view(model, pixels, forward) for pixels in inputs for forward in forwards]
+        views = [view_of(self, model, pixels, forward) for pixels in inputs for forward in forwards]
         rows = max(1, BAND_VALUES // (views[0][1].channels * width))
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             yield [upsampled_rows(reader, cells, (height, width), start, stop) for cells, reader in views]
-
-    def view(
-        self, model: nn.Module, pixels: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
-    ) -> tuple[int, RowReader]:
-        """(1, C, ., .) -> the number of rows h of its logits, and a reader of these logits (K, h, w)."""
-        sides = pixels.shape[-2:]
-        if self.window is None or all(
-            n <= window for n, window in zip(sides, self.window_sides, strict=True)
-        ):
-            logits = forward(model, pixels)[0]
-            return logits.shape[-2], RowReader([logits])
-        stride = logits_stride(model, pixels[..., : self.window_sides[0], : self.window_sides[1]])
-        image = WindowedImage(pixels[0], stride, self.window_sides, self.overlap)
-        weights = WEIGHTS[self.blend](image.window)
-        predict = partial(image.logits, partial(forward, model), batch_size=self.batch_size)
-        return image.cells[0], RowReader(blended_rows(image.cells, image.starts, weights, predict))
 
 
 class WindowedImage:
@@ -233,6 +217,23 @@ def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> 
     height, width = (max(1, round(side * scale)) for side in size)
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
     return processor(image, **resized, return_tensors="pt")["pixel_values"]
+
+
+def view_of(
+    inference: Inference, model: nn.Module, pixels: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
+) -> tuple[int, RowReader]:
+    """(1, C, ., .) -> the number of rows h of its logits, and a reader of these logits (K, h, w)."""
+    sides = pixels.shape[-2:]
+    if inference.window is None or all(
+        n <= window for n, window in zip(sides, inference.window_sides, strict=True)
+    ):
+        logits = forward(model, pixels)[0]
+        return logits.shape[-2], RowReader([logits])
+    stride = logits_stride(model, pixels[..., : inference.window_sides[0], : inference.window_sides[1]])
+    image = WindowedImage(pixels[0], stride, inference.window_sides, inference.overlap)
+    weights = WEIGHTS[inference.blend](image.window)
+    predict = partial(image.logits, partial(forward, model), batch_size=inference.batch_size)
+    return image.cells[0], RowReader(blended_rows(image.cells, image.starts, weights, predict))
 
 
 def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
