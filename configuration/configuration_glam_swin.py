@@ -86,22 +86,50 @@ class GlamSwinConfig(StagedConfig):
             )
 
     def nominal_grid(self, stage: int) -> int | None:
-        """Side of a stage's grid for images of `pretrain_image_size` if it replaces the window, else None."""
+        """Side of a stage's grid for images of `pretrain_image_size`, if it replaces the window.
+
+        Args:
+            stage: Index of the stage, from 0.
+
+        Returns:
+            The side in patches of the stage, or None if windows have `window_size`.
+        """
         if self.pretrain_image_size is None:
             return None
         side = self.pretrain_image_size // self.patch_size // 2**stage
         return side if side <= self.window_size else None
 
     def stage_window(self, stage: int) -> int:
-        """Side of a stage's windows, in patches of the stage."""
+        """Side of a stage's windows.
+
+        Args:
+            stage: Index of the stage, from 0.
+
+        Returns:
+            The side in patches of the stage.
+        """
         return self.nominal_grid(stage) or self.window_size
 
     def upsampling_heads(self, stage: int) -> int:
-        """Attention heads of the upsampling to a stage: those of the stage itself, as the authors have it."""
+        """Attention heads of the upsampling to a stage: those of the stage itself, as in the authors' code.
+
+        Args:
+            stage: Index of the stage, from 0.
+
+        Returns:
+            The number of heads.
+        """
         return self.num_heads[stage]
 
     def position_rows(self, stage: int) -> int:
-        """Rows of a stage's position table; the authors have (45 * num_global_tokens / 2**stage)**2."""
+        """Rows of a stage's table of position embeddings.
+
+        Args:
+            stage: Index of the stage, from 0.
+
+        Returns:
+            The entry of `global_position_rows`, or the authors' (45 * num_global_tokens / 2**stage)**2.
+        """
         if self.global_position_rows is not None:
             return self.global_position_rows[stage]
         return (45 * self.num_global_tokens // 2**stage) ** 2

@@ -173,7 +173,7 @@ def push(
         **options: Options of `upload`; all others are passed to `save_pretrained`.
 
     Raises:
-        HubError: As `upload`.
+        HubError: If the upload fails, as `upload` does.
     """
     commit = commit_options(saved, options)
     with TemporaryDirectory() as folder:

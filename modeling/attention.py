@@ -5,10 +5,9 @@ tokens, context and bias, and call this module. The kernel comes from transforme
 selected as usual with `attn_implementation`: "sdpa" (the default, never stores the attention matrix) or
 "eager" (returns it).
 
-On GPUs, "sdpa" needs a fused kernel for the head dimension: the memory-efficient kernel takes multiples of 8,
-the flash kernel half precision up to 256, and otherwise PyTorch silently materializes the whole matrix.
-Without a bias, heads are therefore zero-padded to a multiple of 8, and if no fused kernel fits even then,
-queries are processed in blocks.
+On GPUs, "sdpa" needs a fused kernel: memory-efficient for head dimensions that are multiples of 8, flash for
+half precision up to 256; otherwise PyTorch silently materializes the whole matrix. Without a bias, heads are
+therefore zero-padded to a multiple of 8. If no fused kernel fits even then, queries are processed in blocks.
 
 Legend: B batch (including windows), N query tokens, M context tokens, C channels, d head dimension.
 """

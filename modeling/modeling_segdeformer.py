@@ -32,9 +32,18 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
     def compute_loss(
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor
     ) -> Tensor:
-        """(B, K, h, w), feature maps fine to coarse, (B, H, W) -> scalar.
+        """(B, K, h, w), ..., (B, H, W) -> scalar, the weighted sum of main, mid-level and auxiliary loss.
 
         In training mode it also updates momentum tokens with the class means of the batch.
+
+        Args:
+            logits: Class scores (B, K, h, w).
+            decoded: Output of the decoder.
+            feature_maps: Feature maps of the encoder (B, C, ., .), fine to coarse.
+            labels: Class ids (B, H, W).
+
+        Returns:
+            The loss, a scalar.
         """
         if self.training and decoded.internal_map is not None:
             self.decoder.update_tokens(decoded.internal_map, labels, self.config.semantic_loss_ignore_index)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MEGABYTE = 1 << 20  # bytes, for messages about free space
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -18,14 +20,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path: The file to write. Its folder must exist.
 
     Raises:
-        Exception: Whatever the block raises; `path` is then unchanged, and the temporary file is removed.
+        Exception: If the block raises it; `path` is then unchanged, and the temporary file is removed.
     """
     temporary = path.with_name(path.name + ".writing")
     try:
         yield temporary
-        with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_flushed(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_flushed(temporary: Path, path: Path) -> None:
+    """Flushes the closed file `temporary` to disk, then renames it to `path`."""
+    with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
+        os.fsync(file.fileno())
+    temporary.replace(path)

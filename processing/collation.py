@@ -40,7 +40,7 @@ class SegmentationCollator:
             `pixel_values` (B, C, H, W), `labels` (B, H, W) int64, and for mixed sizes `pixel_mask` (B, H, W).
 
         Raises:
-            ValueError: The sizes differ and `can_pad` is False.
+            ValueError: If the sizes differ and `can_pad` is False.
         """
         sizes = {sample["mask"].shape for sample in samples}
         if len(sizes) > 1 and not self.can_pad:

@@ -57,9 +57,9 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
             (B, H, W), 1 on the images and 0 on the padding, if images were padded.
 
         Raises:
-            ImageReadError: A file cannot be read, or has the wrong number of channels.
-            ValueError: An option is unknown or invalid, a mask does not fit its image, or a mask has a value
-                without a class.
+            ImageReadError: If a file cannot be read, or has the wrong number of channels.
+            ValueError: If an option is unknown or invalid, a mask does not fit its image, or a mask has a
+                value without a class.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -95,8 +95,8 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
             Class ids (H, W) int64, upright; `ignore_index` where the pixel has no label.
 
         Raises:
-            ImageReadError: The mask cannot be read.
-            ValueError: The mask has a value without a class.
+            ImageReadError: If the mask cannot be read.
+            ValueError: If the mask has a value without a class.
         """
         label_map, palette, ignore_index, pixel_limit = (
             overrides.get(name, getattr(self, name))
@@ -198,7 +198,7 @@ class SegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
               own limit.
 
     Raises:
-        ValueError: An option is unknown or invalid.
+        ValueError: If an option is unknown or invalid.
     """
 
     def _to_backend(self, array: np.ndarray, device: str | torch.device | None) -> Tensor:

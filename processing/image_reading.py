@@ -27,6 +27,10 @@ from .png_rows import misses_rows
 
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
+IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
+    *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+}
 PIXEL_LIMIT = 178_956_970  # where Pillow raises an error by default, too
 RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
 LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
@@ -73,7 +77,7 @@ def read_image(
         pixel_limit: Most pixels of a file; larger ones are rejected before they are decoded.
 
     Raises:
-        ImageReadError: The image is missing, damaged, too large, or of a type that needs a `value_range`.
+        ImageReadError: If the image is missing, damaged, too large, or of a type that needs a `value_range`.
     """
     if isinstance(source, np.ndarray | Tensor):
         channels = _array_channels(source, RGB_CHANNELS, value_range, input_data_format)

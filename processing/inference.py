@@ -44,7 +44,7 @@ class Inference:
         batch_size: Windows per forward pass. Default: 4.
 
     Raises:
-        ValueError: A setting is out of range.
+        ValueError: If a setting is out of range.
     """
 
     window: int | tuple[int, int] | None = None
@@ -102,14 +102,25 @@ class Inference:
             The mask (H, W), int32 class ids at the size of the upright image, on the model's device.
 
         Raises:
-            ImageReadError: The image cannot be read.
+            ImageReadError: If the image cannot be read.
         """
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
 
     def inputs(self, processor: Any, image: Source) -> list[Tensor]:
-        """Prepares an image for `mask` and `probabilities`: its `pixel_values` (1, C, ., .) at each scale."""
+        """Prepares an image for `mask` and `probabilities`.
+
+        Args:
+            processor: The model's image processor.
+            image: Path, URL, bytes, binary file, PIL image, array or tensor.
+
+        Returns:
+            `pixel_values` (1, C, ., .) at each scale.
+
+        Raises:
+            ImageReadError: If the image cannot be read.
+        """
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         return [
             pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
@@ -136,7 +147,16 @@ class Inference:
     def probabilities(
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
     ) -> Iterator[Tensor]:
-        """Yields probabilities at `size` as bands (K, rows, W), top to bottom. Arguments as in `mask`."""
+        """Yields class probabilities, averaged over all views, in bands of rows from top to bottom.
+
+        Args:
+            model: The segmenter.
+            inputs: `pixel_values` (1, C, ., .) at each scale.
+            size: (H, W) of the probabilities.
+
+        Yields:
+            Probabilities (K, rows, W) of the next rows, float32 on the model's device.
+        """
         for logits in self.logit_bands(model, inputs, size):
             yield mean_probabilities(logits)
 
@@ -146,27 +166,11 @@ class Inference:
         """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""
         height, width = size
         forwards = (logits_of, mirrored_logits_of) if self.flip else (logits_of,)
-        views = [self.logit_rows(model, pixels, forward) for pixels in inputs for forward in forwards]
+        views = [logit_rows(self, model, pixels, forward) for pixels in inputs for forward in forwards]
         rows = max(1, BAND_VALUES // (views[0][1].channels * width))
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             yield [upsampled_rows(reader, cells, (height, width), start, stop) for cells, reader in views]
-
-    def logit_rows(
-        self, model: nn.Module, pixels: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
-    ) -> tuple[int, RowReader]:
-        """(1, C, ., .) -> the number of rows h of its logits, and a reader of these logits (K, h, w)."""
-        sides = pixels.shape[-2:]
-        if self.window is None or all(
-            n <= window for n, window in zip(sides, self.window_sides, strict=True)
-        ):
-            logits = forward(model, pixels)[0]
-            return logits.shape[-2], RowReader([logits])
-        stride = logits_stride(model, pixels[..., : self.window_sides[0], : self.window_sides[1]])
-        image = WindowedImage(pixels[0], stride, self.window_sides, self.overlap)
-        weights = WEIGHTS[self.blend](image.window)
-        predict = partial(image.logits, partial(forward, model), batch_size=self.batch_size)
-        return image.cells[0], RowReader(blended_rows(image.cells, image.starts, weights, predict))
 
 
 class WindowedImage:
@@ -213,6 +217,23 @@ def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> 
     height, width = (max(1, round(side * scale)) for side in size)
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
     return processor(image, **resized, return_tensors="pt")["pixel_values"]
+
+
+def logit_rows(
+    inference: Inference, model: nn.Module, pixels: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
+) -> tuple[int, RowReader]:
+    """(1, C, ., .) -> the number of rows h of its logits, and a reader of these logits (K, h, w)."""
+    sides = pixels.shape[-2:]
+    if inference.window is None or all(
+        n <= window for n, window in zip(sides, inference.window_sides, strict=True)
+    ):
+        logits = forward(model, pixels)[0]
+        return logits.shape[-2], RowReader([logits])
+    stride = logits_stride(model, pixels[..., : inference.window_sides[0], : inference.window_sides[1]])
+    image = WindowedImage(pixels[0], stride, inference.window_sides, inference.overlap)
+    weights = WEIGHTS[inference.blend](image.window)
+    predict = partial(image.logits, partial(forward, model), batch_size=inference.batch_size)
+    return image.cells[0], RowReader(blended_rows(image.cells, image.starts, weights, predict))
 
 
 def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ class LabelMap:
         ignore_index: Label of ignored pixels.
 
     Raises:
-        ValueError: A key is not an id or a color, a value is not a class id, or two entries contradict each
-            other.
+        ValueError: If a key is not an id or a color, a value is not a class id, or two entries contradict
+            each other.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LabelMap:
             Class ids (H, W) int64; ignored pixels are `ignore_index`.
 
         Raises:
-            ValueError: The mask has a value that is not in the table, or colors that the table lacks.
+            ValueError: If the mask has a value that is not in the table, or colors that the table lacks.
         """
         if mask.ndim == 3:
             if not self.colors:

@@ -113,7 +113,7 @@ class SemanticPostProcessing:
             B masks (H, W) of int64 class ids.
 
         Raises:
-            ValueError: An argument does not have one entry per image.
+            ValueError: If an argument does not have one entry per image.
         """
         logits = list(outputs.logits)
         for_each = {"target_sizes": target_sizes, "pixel_mask": pixel_mask, "orientations": orientations}
@@ -144,6 +144,6 @@ class SemanticPostProcessing:
             A palette image whose pixel values are the class ids, so that the saved file is a mask as well.
 
         Raises:
-            ValueError: An id is outside 0..255.
+            ValueError: If an id is outside 0..255.
         """
         return colorize(mask, self.palette)

@@ -53,7 +53,7 @@ class ConfusionMatrix:
             labels: Class ids (..., H, W) of the same shape.
 
         Raises:
-            ValueError: The shapes differ, a type is not an integer, or an id is neither a class nor ignored.
+            ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
         """
         prediction, labels = as_equal_ids(prediction, labels)
         self.matrix = self.matrix.to(labels.device)
@@ -95,7 +95,7 @@ class ConfusionMatrix:
             `support`, the number of labeled pixels.
 
         Raises:
-            ValueError: The number of names is not that of the classes.
+            ValueError: If the number of names is not that of the classes.
         """
         matrix = self.matrix.cpu().double()
         hits, labeled, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
@@ -148,7 +148,7 @@ class BoundaryIoU:
             labels: Class ids (..., H, W) of the same shape.
 
         Raises:
-            ValueError: The shapes differ, a type is not an integer, or an id is neither a class nor ignored.
+            ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
         """
         prediction, labels = as_equal_ids(prediction, labels)
         counted = is_counted(labels, self.ignore_index)
@@ -192,7 +192,7 @@ class BoundaryIoU:
 class TrainerScores:
     """`compute_metrics` for transformers' Trainer.
 
-    With `batch_eval_metrics=True`, memory does not grow with the data set. Also pass
+    With `batch_eval_metrics=True`, memory does not grow with the dataset. Also pass
     `preprocess_logits_for_metrics=reduce_logits` to the Trainer.
 
     Args:
@@ -210,7 +210,7 @@ class TrainerScores:
         self.last: dict[str, Any] = {}
 
     def __call__(self, evaluation: Any, compute_result: bool = True) -> dict[str, float]:
-        """Adds a batch or the whole data set.
+        """Adds a batch or the whole dataset.
 
         Args:
             evaluation: An `EvalPrediction` with `predictions` and `label_ids`, class ids (B, H, W).

@@ -47,7 +47,7 @@ def mask_overlay(
         A new RGB image.
 
     Raises:
-        ValueError: The sizes differ, or an id is outside 0..255 and not ignored.
+        ValueError: If the sizes differ, or an id is outside 0..255 and not ignored.
     """
     tinted = Image.blend(image.convert("RGB"), mask_image(mask, palette, ignore_index), strength)
     if ignore_index is not None:
@@ -73,7 +73,7 @@ def heat_overlay(
         A new RGB image.
 
     Raises:
-        ValueError: The sizes differ.
+        ValueError: If the sizes differ.
     """
     heat = np.asarray(heat, dtype=np.float64)
     low, high = heat.min(), np.percentile(heat, 99.5)

@@ -4,22 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from .image_reading import IMAGE_SUFFIXES
 from .prediction_maps import IMAGE_MAPS
 
-SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".webp",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-    ".avif",
-}
 IMAGE_FOLDERS = ("overlays", "attention", *IMAGE_MAPS)  # subfolders of the output folder
 
 
@@ -69,7 +56,7 @@ def find_jobs(images: list[str], output: str) -> list[Job]:
             found[path] = Path(path.name)
     if not found:
         raise ValueError(
-            f"there are no images in {', '.join(images)}. Known endings: {', '.join(sorted(SUFFIXES))}."
+            f"there are no images in {', '.join(images)}. Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     shared = Counter(name.with_suffix(".png") for name in found.values())
     jobs = [
@@ -87,7 +74,7 @@ def find_jobs(images: list[str], output: str) -> list[Job]:
 def is_image(file: Path, folder: Path) -> bool:
     """Whether a file has the suffix of an image and is not hidden, nor in a hidden subfolder of `folder`."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in SUFFIXES and file.is_file() and not hidden
+    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden
 
 
 def check_targets(jobs: list[Job]) -> None:

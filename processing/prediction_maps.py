@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .atomic_write import MEGABYTE, replace_flushed
 from .logits_to_masks import argmax_of_bands
 from .orientation import upright_view
 from .overlays import save_png
 
 ONE = 65535  # value of 1 in a 16-bit map
-MEGABYTE = 1 << 20
 Size = tuple[int, int]
 
 
@@ -110,7 +110,7 @@ class ProbabilityFile:
         self.row += len(rows)
 
     def close(self) -> None:
-        self.temporary.replace(self.target)
+        replace_flushed(self.temporary, self.target)
 
     def discard(self) -> None:
         self.temporary.unlink(missing_ok=True)

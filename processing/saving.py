@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 
 class HubHooks(NamedTuple):
-    """Callables that save an image processor with its code, like the models' `HubHooks`.
+    """Functions that save an image processor with its code; `registration.py` sets them.
 
-    Attributes:
+    A copy of the models' `HubHooks`, because `processing` must not import `modeling`.
+
+    Args:
         save: Called with the processor, transformers' own `save_pretrained`, the folder, and the options of
             `save_pretrained`.
         push: Called with the processor, the name of the repository on the Hub, and the options of
@@ -30,7 +32,8 @@ class SavedWithCode:
 
         Args:
             save_directory: The folder; it is created if needed.
-            **options: Options of transformers' `save_pretrained`.
+            **options: `license` of the weights for the model card, in the Hub's spelling; `push_to_hub=True`
+                with the options of `push_to_hub`; and those of transformers.
         """
         if self.hub_hooks is None:
             super().save_pretrained(save_directory, **options)
@@ -38,11 +41,19 @@ class SavedWithCode:
             self.hub_hooks.save(self, super().save_pretrained, save_directory, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Saves to a repository on the Hub, in one commit.
+        """Pushes what `save_pretrained` writes to the Hub in one commit; creates the repository if needed.
 
         Args:
-            repo_id: Name of the repository, such as "user/name".
-            **options: Options of transformers' `push_to_hub`.
+            repo_id: Repository on the Hub, such as "me/streets".
+            **options: `license` of the weights for the model card, in the Hub's spelling; `token`, `private`,
+                `revision`, `create_pr`, `commit_message`, `commit_description` and `tags`; and those of
+                `save_pretrained`.
+
+        Returns:
+            The commit, a `huggingface_hub.CommitInfo`.
+
+        Raises:
+            HubError: If the upload fails, or somebody else pushed meanwhile. Nothing is committed then.
         """
         if self.hub_hooks is None:
             return super().push_to_hub(repo_id, **options)

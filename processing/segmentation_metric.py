@@ -23,7 +23,7 @@ class SegmentationMetric(Metric):
     """Mean IoU, Dice, accuracy and precision as an `evaluate.Metric`.
 
     Batches are added to a confusion matrix, where `evaluate` writes all pixels to files. Memory and disk do
-    not grow with the data set, and images may differ in size.
+    not grow with the dataset, and images may differ in size.
 
     Args:
         num_labels: Number of classes.
@@ -32,7 +32,7 @@ class SegmentationMetric(Metric):
         **options: Options of `evaluate.Metric`.
 
     Raises:
-        ValueError: `num_process` is above 1.
+        ValueError: If `num_process` is above 1.
     """
 
     def __init__(
@@ -58,11 +58,27 @@ class SegmentationMetric(Metric):
         )
 
     def add(self, *, prediction: Tensor | np.ndarray, reference: Tensor | np.ndarray) -> None:
-        """Adds the predicted and the true class ids (H, W) of one image."""
+        """Adds one image.
+
+        Args:
+            prediction: Predicted class ids (H, W).
+            reference: True class ids (H, W).
+
+        Raises:
+            ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
+        """
         self.confusion.update(np.asarray(prediction), np.asarray(reference))
 
     def add_batch(self, *, predictions: Sequence, references: Sequence) -> None:
-        """Adds predicted and true class ids (B, H, W), or lists of (H, W) of different sizes."""
+        """Adds a batch of images.
+
+        Args:
+            predictions: Predicted class ids (B, H, W), or a list of (H, W) of different sizes.
+            references: True class ids in the same form.
+
+        Raises:
+            ValueError: If the numbers of images differ, or `add` rejects one.
+        """
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 

@@ -1,4 +1,4 @@
-"""contextseg-check: checks every image and mask of a data set before training.
+"""contextseg-check: checks every image and mask of a dataset before training.
 
     contextseg-check data/train
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from ..processing.data.report import CheckReport
 
 PROGRAM = "contextseg-check"
-DESCRIPTION = """Read all images and masks of a data set and report pairs, sizes, class shares, unknown ids and unreadable
+DESCRIPTION = """Read all images and masks of a dataset and report pairs, sizes, class shares, unknown ids and unreadable
 files. Exits with 1 if there is a problem that would stop training. A folder of splits (train/, val/) is checked split by split."""
 
 
 @dataclass
 class CheckArguments(CommandOptions):
     data: str = positional(
-        "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a data set for `datasets`"
+        "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a dataset for `datasets`"
     )
     classes: str | None = option(
         None, "file with the class names (default: classes.json next to the data)", metavar="FILE"
     )
     image_column: str | None = option(
-        None, "image column of a data set for `datasets` (default: found by type and name)", metavar="NAME"
+        None, "image column of a dataset for `datasets` (default: found by type and name)", metavar="NAME"
     )
     mask_column: str | None = option(
-        None, "mask column of a data set for `datasets` (default: found by type and name)", metavar="NAME"
+        None, "mask column of a dataset for `datasets` (default: found by type and name)", metavar="NAME"
     )
     num_channels: int = option(3, "number of image channels")
     sample: int | None = option(None, "number of pairs to check, spread evenly over the data (default: all)")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def splits(source: str) -> list[str]:
-    """Returns the folder, its subfolders with images/ and masks/, or the splits of a published data set."""
+    """Returns the folder, its subfolders with images/ and masks/, or the splits of a published dataset."""
     from ..processing.data.official_layouts import sources_of_splits
 
     folder = Path(source)

@@ -5,13 +5,11 @@ contextseg-evaluate runs/streets --data data/val --window 1024 --overlap 0.25
 contextseg-evaluate runs/streets --data data/val --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
 """
 
-import csv
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..training.command_line import (
     MODEL_HELP,
@@ -24,9 +22,6 @@ from ..training.command_line import (
 )
 from ..training.inference_options import InferenceOptions
 
-if TYPE_CHECKING:
-    from ..processing.metrics import ConfusionMatrix
-
 PROGRAM = "contextseg-evaluate"
 DESCRIPTION = """Score a segmenter on images with masks. Images of any size are predicted one at a time and compared with their masks
 at full size. Prints a table and writes it as evaluation.json, .md and .csv, and the confusion matrix as confusion.csv (pixels)
@@ -37,7 +32,7 @@ and confusion.png (normalized by row). The score of a class that never occurs is
 class EvaluateArguments(CommandOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     data: str = required(
-        "folder with images/ and masks/, folder of a published data set, or name for `datasets`"
+        "folder with images/ and masks/, folder of a published dataset, or name for `datasets`"
     )
     workers: int | None = option(
         None, "processes that load data (default: number of cores minus one, at most 8)"
@@ -75,6 +70,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from ..processing.data.official_layouts import with_split
     from ..processing.data.unreadable import UnreadableImages
     from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+    from ..training.evaluation_files import report
     from ..training.models import check_classes, open_model
     from ..training.scoring import add_boundaries, count, whole_images
 
@@ -110,39 +106,6 @@ def output_folder(arguments: EvaluateArguments) -> Path:
     if arguments.output is not None:
         return Path(arguments.output)
     return Path(arguments.model) if Path(arguments.model).is_dir() else Path()
-
-
-def report(scores: dict[str, Any], facts: dict[str, Any], confusion: "ConfusionMatrix", folder: Path) -> None:
-    """Prints the table, and writes table and confusion matrix."""
-    from ..processing.metrics import percent, scores_table
-    from ..training.plots import plot_confusion
-    from ..training.records import environment, write_json
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "evaluation.json", {**facts, **scores, **environment()})
-    means = (
-        f"mIoU {percent(scores['mean_iou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %, "
-        f"boundary IoU {percent(scores['boundary_iou'])} %"
-    )
-    text = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    table = scores_table(scores)
-    (folder / "evaluation.md").write_text(f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n", encoding="utf-8")
-    columns, names = list(scores["per_class"][0]), [row["name"] for row in scores["per_class"]]
-    write_csv(folder / "evaluation.csv", [columns, *(row.values() for row in scores["per_class"])])
-    counts = confusion.matrix.tolist()
-    write_csv(
-        folder / "confusion.csv",
-        [["label", *names], *([name, *row] for name, row in zip(names, counts, strict=True))],
-    )
-    plot_confusion(confusion.matrix.cpu().numpy(), names, folder / "confusion.png")
-    print(
-        f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv, and confusion.csv and .png"
-    )
-
-
-def write_csv(path: Path, rows: list[Iterable[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
 
 
 if __name__ == "__main__":

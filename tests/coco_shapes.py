@@ -1,4 +1,4 @@
-"""Images of a square and a disk, and the objects in them: as tensors, and as a data set in COCO's format."""
+"""Images of a square and a disk, and the objects in them: as tensors, and as a dataset in COCO's format."""
 
 import json
 

@@ -76,7 +76,7 @@ def pytest_collection_modifyitems():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A small data set of images and masks on disk: the folder that holds its splits."""
+    """A small dataset of images and masks on disk: the folder that holds its splits."""
     from tiny_runs import write_data
 
     return write_data(tmp_path_factory.mktemp("data"))

@@ -21,7 +21,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 REPOSITORY = r"(?P<name>[\w.-]+/[\w.-]+)"
 TOKEN = "hf_loopback"
-NAMES = re.compile(r"^[\w.-]+(/[\w.-]+)?$")  # of data sets and models in front matter
+NAMES = re.compile(r"^[\w.-]+(/[\w.-]+)?$")  # of datasets and models in front matter
 HANG_UP = "connection closed"
 LOSE_REPLY = "connection closed after the work was done"
 

@@ -196,6 +196,10 @@ def test_the_reference_has_every_command():
     assert sorted(re.findall(r"^```\{command-options\} (\S+)$", page, re.MULTILINE)) == sorted(commands())
 
 
+def test_everything_that_readme_and_docs_import_is_at_the_root():
+    assert [page for page, text in PAGES.items() if re.search(r"\b(from|import) contextseg\.", text)] == []
+
+
 def test_links_of_the_readme_lead_somewhere():
     readme = PAGES["README.md"]
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", readme) if not target.startswith("http")]

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "processing": {"processing"},
     "hub": {"hub", "modeling", "processing", "configuration"},
     "training": LIBRARY,
-    "scripts": LIBRARY | {"scripts", ""},
+    "scripts": LIBRARY | {"scripts", "benchmarks", ""},
     "benchmarks": LIBRARY | {"benchmarks", ""},
     "": LIBRARY | {""},
 }

@@ -1,4 +1,4 @@
-"""A data set of a few small images, and options that make training take a moment."""
+"""A dataset of a few small images, and options that make training take a moment."""
 
 import json
 

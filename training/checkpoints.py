@@ -19,11 +19,11 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from ..processing.atomic_write import MEGABYTE
 from .command_line import CommandError
 
 STATE_FILE = "training_state.pt"
 CHECKPOINTS = ("best", "last")
-MEGABYTE = 1 << 20
 
 
 class CheckpointError(CommandError):

@@ -16,7 +16,7 @@ class FinetuneOptions(CommandOptions):
         f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
     )
     train: str = required(
-        "training data: folder with images/ and masks/, folder of a published data set, or name for `datasets`",
+        "training data: folder with images/ and masks/, folder of a published dataset, or name for `datasets`",
         metavar="DATA",
     )
     val: str = option("", "validation data, in the same forms", metavar="DATA")

@@ -30,7 +30,7 @@ class DataOptions:
     train: str = option(
         "",
         "training data: folder with images/ and masks/ (classification: one subfolder per class; detection: images/ and "
-        "annotations.json), folder of a published data set, or name for `datasets`; required unless --resume or "
+        "annotations.json), folder of a published dataset, or name for `datasets`; required unless --resume or "
         "--dry-run",
         metavar="DATA",
     )
@@ -209,12 +209,15 @@ class TrainArguments(
     def starting_points(self) -> dict[str, str | None]:
         """Returns the options of this task that name a checkpoint of another model, by name."""
         names = [
-            field.name for kind in STARTS if isinstance(self, kind) for field in dataclasses.fields(kind)
+            field.name
+            for kind in START_OPTIONS
+            if isinstance(self, kind)
+            for field in dataclasses.fields(kind)
         ]
         return {name: getattr(self, name) for name in names}
 
 
-STARTS = (SwinOptions, SegformerOptions, BackboneOptions)
+START_OPTIONS = (SwinOptions, SegformerOptions, BackboneOptions)
 
 
 @dataclass(kw_only=True)
@@ -271,7 +274,7 @@ ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationA
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
     """Returns the command line with the options of all tasks."""
-    kinds = [TaskOptions, CommandOptions, *SHARED, *STARTS, CropOptions, *ARGUMENTS.values()]
+    kinds = [TaskOptions, CommandOptions, *SHARED, *START_OPTIONS, CropOptions, *ARGUMENTS.values()]
     return CommandLine(kinds, program, description)
 
 

@@ -58,7 +58,7 @@ def as_options(arguments: Any, defaults: Any) -> list[str]:
 
 
 def public_data(source: str) -> str | None:
-    """Returns the Hub name of a data set, given as for `open_data`; None for an own folder."""
+    """Returns the Hub name of a dataset, given as for `open_data`; None for an own folder."""
     source, _ = split_source(source, None)
     folder = Path(source).expanduser()
     if layout := find_layout(folder):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .models import ModelKind
 
 PROGRAM = "contextseg-export"
-TASKS = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
+TASKS_BY_HEAD = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
 
 
 @dataclass
@@ -135,5 +135,7 @@ def kind_of(config: "PreTrainedConfig") -> "ModelKind":
 
     architecture = (config.architectures or [""])[0]
     return task_of(
-        next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "segmentation")
+        next(
+            (task for ending, task in TASKS_BY_HEAD.items() if architecture.endswith(ending)), "segmentation"
+        )
     ).models

@@ -25,7 +25,7 @@ TASKS = {
 class Task(ABC):
     """The task-specific part of a run; loop, checkpoints, resuming and records are shared by all tasks.
 
-    Data sets have an attribute `classes`, training samples a method `collate`. `prepare` is called before
+    Datasets have an attribute `classes`, training samples a method `collate`. `prepare` is called before
     every method that needs the training data or the model's configuration.
 
     Args:
@@ -55,7 +55,7 @@ class Task(ABC):
 
     @abstractmethod
     def generated(self, num_classes: int) -> Dataset:
-        """Returns a data set of two noise samples, for a dry run."""
+        """Returns a dataset of two noise samples, for a dry run."""
 
     def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
         """Adapts the model to the training data, and stores the data and the model's configuration."""

@@ -21,13 +21,13 @@ from .command_line import option
 
 
 class SetEpoch(TrainerCallback):
-    """Trainer callback that calls `set_epoch` of the training data set at the start of every epoch.
+    """Trainer callback that calls `set_epoch` of the training dataset at the start of every epoch.
 
     With an `AugmentedDataset`, augmentation then differs from epoch to epoch, and a resumed run draws the
     same samples as an uninterrupted one. accelerate's data loaders also call `set_epoch`, but not with
     several processes or after resuming.
 
-    The training data set must have a method `set_epoch(epoch: int)`.
+    The training dataset must have a method `set_epoch(epoch: int)`.
     """
 
     def on_epoch_begin(

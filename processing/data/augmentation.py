@@ -78,10 +78,10 @@ class JointAugmentation:
             Image and mask of the same types, at `crop_size`.
 
         Raises:
-            ValueError: `fill` does not have one value per channel of the image.
+            ValueError: If `fill` does not have one value per channel of the image.
         """
         random = np.random.default_rng((self.seed, epoch, index))
-        region = self.draw_balanced_region(mask, random)
+        region = self._draw_balanced_region(mask, random)
         flip, colors = random.random() < self.flip_probability, PhotometricDistortion.draw(random)
         pixels = image if isinstance(image, Image.Image) else F.to_image(image)
         pixels = F.resized_crop(
@@ -92,24 +92,24 @@ class JointAugmentation:
             pixels, mask = F.horizontal_flip(pixels), mask[:, ::-1]
         if self.use_photometric_distortion:
             pixels = colors(pixels)
-        return self.pad(pixels, mask)
+        return self._pad(pixels, mask)
 
-    def draw_balanced_region(self, mask: np.ndarray, random: Generator) -> Region:
+    def _draw_balanced_region(self, mask: np.ndarray, random: Generator) -> Region:
         """Draws one scale, then crops at that scale until one is balanced, at most ten of them."""
-        scale = random.uniform(*self.scale_range) * self.base_scale(mask.shape)
+        scale = random.uniform(*self.scale_range) * self._base_scale(mask.shape)
         for _ in range(DRAWS):
             region = draw_region(mask.shape, self.crop_size, scale, random)
-            if self.is_balanced(mask, region):
+            if self._is_balanced(mask, region):
                 break
         return region
 
-    def base_scale(self, size: Sequence[int]) -> float:
+    def _base_scale(self, size: Sequence[int]) -> float:
         """The resize factor that fits an image of this size into `base_size`, or 1 without a base size."""
         if self.base_size is None:
             return 1.0
         return min(max(self.base_size) / max(size), min(self.base_size) / min(size))
 
-    def is_balanced(self, mask: np.ndarray, region: Region) -> bool:
+    def _is_balanced(self, mask: np.ndarray, region: Region) -> bool:
         """Whether the region has two or more classes, none above `cat_max_ratio`, on a grid of its pixels."""
         step = max(1, int((region.height * region.width / PIXELS_FOR_SHARES) ** 0.5))
         rows, columns = (
@@ -120,7 +120,7 @@ class JointAugmentation:
         counts = counts[ids != self.ignore_index]
         return len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum()
 
-    def pad(
+    def _pad(
         self, pixels: Image.Image | torch.Tensor, mask: np.ndarray
     ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         """Pads to `crop_size` on the right and bottom, with `fill` and the ignore index."""
@@ -204,7 +204,11 @@ class AugmentedDataset(Dataset):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch on which the following draws depend."""
+        """Sets the epoch on which the following draws depend.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:

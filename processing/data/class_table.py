@@ -68,7 +68,7 @@ def find_class_table(
         The table, or None if there are neither `classes` nor a `classes.json`.
 
     Raises:
-        ValueError: The file is missing or not valid.
+        ValueError: If the file is missing or not valid.
     """
     if isinstance(classes, str | Path):
         return read_class_table(Path(classes), label_map)

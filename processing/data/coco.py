@@ -79,8 +79,8 @@ def open_coco(source: str, split: str) -> CocoData:
             keeps all images. Also the split to open if `source` names none.
 
     Raises:
-        ValueError: There are no such files, the annotations are not valid, or no image has an object with a
-            mask.
+        ValueError: If there are no such files, the annotations are not valid, or no image has an object with
+            a mask.
     """
     source, named = split_source(source, None)
     file, folder = find_files(Path(source).expanduser(), named or split)
@@ -119,7 +119,7 @@ def read_annotations(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         Class names, and for each image a dict with `file`, `height`, `width` and `objects`.
 
     Raises:
-        ValueError: The file is not in COCO format.
+        ValueError: If the file is not in COCO format.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -202,7 +202,7 @@ def open_data(
         the image or an unknown value.
 
     Raises:
-        ValueError: The source does not exist, has no class names, or its files do not form pairs.
+        ValueError: If the source does not exist, has no class names, or its files do not form pairs.
     """
     source, split = split_source(str(source), split)
     reading = {"num_channels": num_channels, "value_range": value_range}

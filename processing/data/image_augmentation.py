@@ -51,7 +51,7 @@ class ImageAugmentation:
         seed: Seed of all random draws.
 
     Raises:
-        ValueError: `rand_augment` is not in timm's notation.
+        ValueError: If `rand_augment` is not in timm's notation.
     """
 
     crop_size: tuple[int, int]

@@ -143,7 +143,7 @@ def open_labeled_images(source: str, split: str | None = None) -> LabeledImages:
         split: Name of the split; for a folder with one subfolder per class, a subfolder.
 
     Raises:
-        ValueError: The source does not exist, or has no images or no labels.
+        ValueError: If the source does not exist, or has no images or no labels.
     """
     source, split = split_source(source, split)
     folder = Path(source).expanduser()

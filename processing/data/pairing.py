@@ -7,13 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_reading import Source, read_mask
+from ..image_reading import IMAGE_SUFFIXES, Source, read_mask
 from .class_table import FILE_NAME, example
 
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
-    *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
-}
 MASKS_TO_GUESS_FROM = 20
 LISTED = 5  # names listed in a message
 
@@ -78,7 +74,7 @@ def files_by_name(folder: Path, suffix: str = "") -> dict[str, Path]:
         suffix: End of the file names to find and to strip. By default, all image files without their suffix.
 
     Raises:
-        ValueError: Two files have the same name.
+        ValueError: If two files have the same name.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob(f"*{suffix}")):

@@ -100,7 +100,7 @@ def draw_scene(
         swap_flag: Whether to draw the other flag, so that snow becomes ice and ice becomes snow.
 
     Raises:
-        ValueError: `size` or `distance` is out of range.
+        ValueError: If `size` or `distance` is out of range.
     """
     if size < 64:
         raise ValueError(f"size={size} leaves no room for a scene. Pass size >= 64.")

@@ -133,12 +133,12 @@ def test_ignored_pixels_do_not_count_as_a_class():
     mask = np.full((40, 40), 255)
     mask[:, 20:] = 1
     region = draw_region(mask.shape, (40, 40), 1.0, np.random.default_rng(0))
-    assert not JointAugmentation((40, 40)).is_balanced(mask, region)
+    assert not JointAugmentation((40, 40))._is_balanced(mask, region)
 
 
 @each(("size", "expected"), [((512, 2048), 1.0), ((256, 256), 2.0), ((100, 1024), 2.0)])
 def test_the_base_size_is_fitted_with_the_aspect_kept(size, expected):
-    assert JointAugmentation((512, 512), base_size=(2048, 512)).base_scale(size) == expected
+    assert JointAugmentation((512, 512), base_size=(2048, 512))._base_scale(size) == expected
 
 
 def test_the_same_seed_epoch_and_index_give_the_same_sample(samples):
@@ -242,17 +242,17 @@ def test_the_share_of_a_class_is_one_of_the_labeled_pixels():
     mask[:10] = 0
     mask[0, :8] = 1  # 98 % of what is labeled is class 0, but it is a quarter of all pixels
     region = draw_region(mask.shape, (40, 40), 1.0, np.random.default_rng(0))
-    assert not JointAugmentation((40, 40)).is_balanced(mask, region)
+    assert not JointAugmentation((40, 40))._is_balanced(mask, region)
 
 
 def test_a_crop_is_balanced_up_to_the_cat_max_ratio_of_a_class():
     region = draw_region((4, 4), (4, 4), 1.0, np.random.default_rng(0))
     mask = np.zeros((4, 4), np.int64)
-    assert not JointAugmentation((4, 4), cat_max_ratio=1.0).is_balanced(mask, region)  # a single class
+    assert not JointAugmentation((4, 4), cat_max_ratio=1.0)._is_balanced(mask, region)  # a single class
     mask[0] = 1
-    assert JointAugmentation((4, 4), cat_max_ratio=0.75).is_balanced(mask, region)
-    assert not JointAugmentation((4, 4), cat_max_ratio=0.74).is_balanced(mask, region)
-    assert not JointAugmentation((4, 4)).is_balanced(np.full((4, 4), 255), region)
+    assert JointAugmentation((4, 4), cat_max_ratio=0.75)._is_balanced(mask, region)
+    assert not JointAugmentation((4, 4), cat_max_ratio=0.74)._is_balanced(mask, region)
+    assert not JointAugmentation((4, 4))._is_balanced(np.full((4, 4), 255), region)
 
 
 def test_padding_has_the_ignore_index_that_is_set():
@@ -281,7 +281,7 @@ def test_small_crops_are_judged_by_all_their_pixels():
     mask = np.ones((20, 20), np.int64)
     mask[:, ::5] = 0
     region = draw_region(mask.shape, (20, 20), 1.0, np.random.default_rng(0))
-    assert JointAugmentation((20, 20), cat_max_ratio=0.85).is_balanced(mask, region)
+    assert JointAugmentation((20, 20), cat_max_ratio=0.85)._is_balanced(mask, region)
 
 
 def test_the_hue_is_a_circle():

@@ -1,4 +1,4 @@
-"""Data sets in COCO's format, their augmentation, and COCO's scores."""
+"""Datasets in COCO's format, their augmentation, and COCO's scores."""
 
 import importlib
 import json

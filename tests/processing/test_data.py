@@ -1,4 +1,4 @@
-"""Pairs of images and masks: from folders, from `datasets`, and the errors for what is not a data set."""
+"""Pairs of images and masks: from folders, from `datasets`, and the errors for what is not a dataset."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def rows(folder):
-    """The folder as a data set of `datasets` with columns image and mask."""
+    """The folder as a dataset of `datasets` with columns image and mask."""
     pairs = SegmentationFolder(folder).pairing.pairs
     columns = {"image": [str(pair.image) for pair in pairs], "mask": [str(pair.mask) for pair in pairs]}
     return (

@@ -1,4 +1,4 @@
-"""`contextseg-check` finds what would break a training, and says nothing against a sound data set."""
+"""`contextseg-check` finds what would break a training, and says nothing against a sound dataset."""
 
 import json
 

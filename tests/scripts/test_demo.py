@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
-from contextseg.processing.data.scenes import AMBIGUOUS, CLASSES
-from contextseg.scripts.demo import MARKER, SPLITS, DemoArguments, fresh_folder, main, series
-from contextseg.scripts.demo_report import report
-from contextseg.scripts.demonstration import (
+from contextseg.benchmarks.demo_report import report
+from contextseg.benchmarks.demo_steps import MARKER, SPLITS, DemoArguments, fresh_folder, series
+from contextseg.benchmarks.demonstration import (
     SceneComparison,
     StageAttention,
     ask,
@@ -17,6 +16,8 @@ from contextseg.scripts.demonstration import (
     image,
     segment_without_contextseg,
 )
+from contextseg.processing.data.scenes import AMBIGUOUS, CLASSES
+from contextseg.scripts.demo import main
 from contextseg.training.command_line import CommandError
 
 LITTLE = [*("--steps", "2"), *("--scenes", "8"), *("--size", "64"), *("--distance", "20")]

@@ -231,7 +231,7 @@ FAULTS = {
     "no maps": (None, [*MAFORMER, "--token-labels", "./maps"], r"there is no label map maps/apple/0.pt"),
     "no token head": (None, ["--token-labels", "./maps"], r"needs a model with a token classifier"),
     "bad notation": (None, ["--rand-augment", "strong"], r"--rand-augment strong is not in timm's notation"),
-    "whole data set": (None, ["--train", "{folder}"], r"holds splits, not classes. Give one of them"),
+    "whole dataset": (None, ["--train", "{folder}"], r"holds splits, not classes. Give one of them"),
     "no folder": (None, ["--train", "./nowhere/train"], r"nowhere/train' is not a folder"),
     "unknown model": (None, ["--model", "glam_swim"], r"no model 'glam_swim' for image classification"),
     "high floor": (None, ["--min-learning-rate", "1"], r"is not between 0 and --learning-rate"),

@@ -1,0 +1,46 @@
+"""Files of an evaluation: scores as JSON, Markdown and CSV, and the confusion matrix."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..processing.metrics import ConfusionMatrix, percent, scores_table
+from .plots import plot_confusion
+from .records import environment, write_json
+
+
+def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMatrix, folder: Path) -> None:
+    """Prints the scores, and writes them and the confusion matrix.
+
+    Args:
+        scores: Result of `ConfusionMatrix.compute`, with `boundary_iou` too.
+        facts: Model, data and protocol, by name.
+        confusion: The counts.
+        folder: Folder for evaluation.json, .md and .csv, confusion.csv and .png; created if needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "evaluation.json", {**facts, **scores, **environment()})
+    means = (
+        f"mIoU {percent(scores['mean_iou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %, "
+        f"boundary IoU {percent(scores['boundary_iou'])} %"
+    )
+    text = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    table = scores_table(scores)
+    (folder / "evaluation.md").write_text(f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n", encoding="utf-8")
+    columns, names = list(scores["per_class"][0]), [row["name"] for row in scores["per_class"]]
+    write_csv(folder / "evaluation.csv", [columns, *(row.values() for row in scores["per_class"])])
+    counts = confusion.matrix.tolist()
+    write_csv(
+        folder / "confusion.csv",
+        [["label", *names], *([name, *row] for name, row in zip(names, counts, strict=True))],
+    )
+    plot_confusion(confusion.matrix.cpu().numpy(), names, folder / "confusion.png")
+    print(
+        f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv, and confusion.csv and .png"
+    )
+
+
+def write_csv(path: Path, rows: list[Iterable[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
