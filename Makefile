@@ -16,6 +16,9 @@ help: ## show this help
 
 install: $(VENV)/installed ## create .venv and install contextseg with all dependencies
 
+# torchao, installed for the tests, makes some versions of torch log a warning at every start.
+demo smoke: export TORCH_LOGS = -torch.utils._pytree
+
 demo: install ## train on generated scenes, score, save, reload, predict; two to five minutes; results in demo/REPORT.md
 	$(IN)/contextseg-demo
 
