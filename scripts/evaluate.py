@@ -98,6 +98,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     }
     if accelerator.is_main_process:
         report(scores, facts, confusion, output_folder(arguments))
+    accelerator.end_training()  # threads of its process group can abort a process that ends while they run
     return scores
 
 

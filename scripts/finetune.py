@@ -54,9 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     given, others = new_parser().parse_known_args(argv)
     options = FinetuneOptions(**vars(given))
     with short_errors(PROGRAM, options.traceback):
+        from accelerate import PartialState
+
         from ..training.finetuning import finetune, trainer_arguments
 
         finetune(options, trainer_arguments(options.output, others), argv)
+        PartialState().destroy_process_group()  # its threads can abort a process that ends while they run
     return 0
 
 
