@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each, slow_but
+from packaging.version import Version
 from torch.profiler import ProfilerActivity, profile
 
 from contextseg.modeling import loss_operators, losses
@@ -299,6 +300,9 @@ def test_one_compiled_graph_serves_all_image_sizes():
     assert len(graphs) == 1
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.9"), reason="opcheck of torch 2.8 goes twice through one graph"
+)
 def test_the_operators_keep_the_contract_that_compilation_relies_on():
     logits, labels = batch((2, 3), (4, 5), num_labels=3)
     is_labeled, labels = labels != 255, labels.where(labels != 255, 0)
