@@ -12,15 +12,16 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
+from .frames import count_frames, say_first_frame
 from .orientation import TURNS, UPRIGHT, turn_upright
 from .png_rows import misses_rows
 
@@ -52,11 +53,12 @@ class ImageReadError(ValueError):
 
 
 class Decoded(NamedTuple):
-    """A loaded image with its pixels as stored, and its EXIF orientation code."""
+    """A loaded image with its pixels as stored, its EXIF orientation code, and what `inspect` returned."""
 
     image: Image.Image
     orientation: int
     name: str
+    inspected: Any = None
 
 
 def read_image(
@@ -81,7 +83,8 @@ def read_image(
         channels = _array_channels(source, RGB_CHANNELS, value_range, input_data_format)
         channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
         return Image.fromarray(_rounded(channels))
-    image, orientation, name = open_image(source, pixel_limit)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     rgb = to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
@@ -102,7 +105,8 @@ def read_channels(
     if isinstance(source, np.ndarray | Tensor):
         accepted = (num_channels,) if num_channels else RGB_CHANNELS
         return _array_channels(source, accepted, value_range, input_data_format)
-    image, orientation, name = open_image(source, pixel_limit)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
         image = to_rgb(image, value_range, name)
     channels = _on_8_bit_scale(_pixels(image), value_range, name)
@@ -130,16 +134,23 @@ def read_orientation(source: Source) -> int:
         raise _explained(error, describe(source)) from error
 
 
-def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
-    """Decodes the first frame of any source but arrays, in its stored mode and not yet upright."""
+def open_image(
+    source: Source,
+    pixel_limit: int = PIXEL_LIMIT,
+    inspect: Callable[[Image.Image, BinaryIO | None], Any] | None = None,
+) -> Decoded:
+    """Decodes the first frame of any source but arrays, in its stored mode and not yet upright.
+
+    `inspect` is called before decoding with the opened image and its file; the file is None for PIL images.
+    """
     name = describe(source)
     try:
         if isinstance(source, Image.Image):
-            return _decode(source, name, pixel_limit)
+            return _decode(source, name, pixel_limit, inspect, None)
         with _opened(source) as file:
             with _without_pillow_limit():
                 image = Image.open(file)
-            decoded = _decode(image, name, pixel_limit)
+            decoded = _decode(image, name, pixel_limit, inspect, file)
             if misses_rows(image, file):
                 raise EOFError(f"it has fewer than the {image.height} rows that its header states")
             return decoded
@@ -189,17 +200,20 @@ def _without_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: Image.Image, name: str, pixel_limit: int) -> Decoded:
+def _decode(
+    image: Image.Image, name: str, pixel_limit: int, inspect: Callable | None, file: BinaryIO | None
+) -> Decoded:
     width, height = image.size
     if width * height > pixel_limit:
         raise ImageReadError(
             f"{name} is {width}x{height}, above the limit of {pixel_limit} pixels. "
             "Crop or resize it, or raise `pixel_limit` if you trust the file."
         )
+    inspected = inspect and inspect(image, file)
     # Load once, and before anything that loads implicitly (as `getexif` of a PNG does): the second load() of
     # a damaged file raises nothing and gives a black image. Pillow rotates a TIFF upright here.
     image.load()
-    return Decoded(image, _orientation(image), name)
+    return Decoded(image, _orientation(image), name, inspected)
 
 
 def _orientation(image: Image.Image) -> int:

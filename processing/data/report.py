@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..image_reading import ImageReadError
-from ..label_maps import LabelMap
+from ..label_maps import EQUAL_CHANNELS, LabelMap
+from ..palette_masks import PaletteError
 from .datasets import SegmentationData, check_sizes, image_size
 from .pairing import listed
 
@@ -20,7 +21,7 @@ FEW_VALUES = 1 << 16
 
 
 class Finding(NamedTuple):
-    """The size and the ids of one pair, or why it cannot be used."""
+    """The size and the ids of one pair, or why it cannot be used; `doubt` is what may be wrong with it."""
 
     name: str
     size: tuple[int, int] | None = None
@@ -28,6 +29,8 @@ class Finding(NamedTuple):
     is_colored: bool = False
     unreadable: str | None = None
     mismatch: str | None = None
+    contradiction: str | None = None
+    doubt: str | None = None
 
 
 @dataclass
@@ -48,6 +51,8 @@ class CheckReport:
         unknown_ids: Id or color without a class -> name of the first pair that contains it.
         unreadable: Error messages of pairs that cannot be read.
         mismatches: Error messages of masks whose size differs from their image.
+        contradictions: Error messages of palette masks whose indices and colors contradict each other.
+        doubts: Kind of doubt -> names of the pairs.
         problems: What would stop or break training.
         warnings: What may reduce the quality of the trained model.
     """
@@ -65,6 +70,8 @@ class CheckReport:
     unknown_ids: dict[str, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -186,6 +193,8 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
         name = pair.name
         size = image_size(dataset.read_image(pair.image))
         mask = dataset.read_stored_mask(pair.mask)
+    except PaletteError as error:
+        return Finding(name, contradiction=str(error))
     except (ImageReadError, OSError, ValueError) as error:
         return Finding(name, unreadable=str(error))
     finding = Finding(name, size, count_values(mask), mask.ndim == 3)
@@ -210,8 +219,11 @@ def count_values(mask: np.ndarray) -> dict[int, int]:
 def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
     """Adds the counts of one pair to the report."""
     report.num_checked += 1
+    if finding.contradiction:
+        report.contradictions.append(finding.contradiction)
     if finding.unreadable:
         report.unreadable.append(finding.unreadable)
+    if finding.pixels_by_id is None:
         return
     report.sizes[finding.size] += 1
     if finding.mismatch:
@@ -241,8 +253,19 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
             f"{len(report.mismatches)} masks differ in size from their image: "
             + " ".join(report.mismatches[:3])
         )
+    if report.contradictions:
+        report.problems.append(
+            f"{len(report.contradictions)} palette masks are ambiguous: "
+            + " ".join(report.contradictions[:3])
+        )
     if report.unknown_ids:
         report.problems.append(unknown_ids_text(report))
+    add_class_findings(report, dataset)
+    report.warnings += share_warnings(report)
+
+
+def add_class_findings(report: CheckReport, dataset: SegmentationData) -> None:
+    """Adds what is wrong with the classes as a whole."""
     certain = report.problems if report.is_complete else report.warnings  # unread masks may contain other ids
     if set(report.stored_ids) <= {"0", "255"} and "255" in report.stored_ids and dataset.label_map is None:
         certain.append(
@@ -253,17 +276,32 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
         certain.append(
             "no pixel has a class, so there is nothing to learn. Check the masks and classes.json."
         )
-    report.warnings += share_warnings(report)
+    if len(report.classes) == 1:
+        report.problems.append(
+            f"there is only one class, {report.classes[0]}, so there is nothing to tell apart. Add a class for "
+            'the rest, for example {"classes": ["rest", "object"], "label_map": {"255": 0, "0": 1}}.'
+        )
+    elif len(report.pixels) == 1 and report.is_complete:
+        report.warnings.append(
+            f"only one class, {report.classes[next(iter(report.pixels))]}, occurs in the masks, so there is nothing "
+            "to tell apart. Check whether the ignored pixels are a class of their own."
+        )
 
 
 def unknown_ids_text(report: CheckReport) -> str:
     """Lists the values without a class, with their counts and the first mask that contains them."""
     values = sorted(report.unknown_ids, key=lambda stored: -report.stored_ids[stored])
+    hint = f" Note: {EQUAL_CHANNELS}" if all(is_equal_channels(value) for value in report.stored_ids) else ""
     shown = [f"{v} ({report.stored_ids[v]} pixels, first in '{report.unknown_ids[v]}')" for v in values]
     return (
         f"the masks contain {len(values)} values without a class in classes.json: {listed(shown)}. "
-        'Add their classes there, or map them to "ignore" in "label_map".'
+        f'Add their classes there, or map them to "ignore" in "label_map".{hint}'
     )
+
+
+def is_equal_channels(stored: str) -> bool:
+    """Whether this is a color "#rrggbb" with equal red, green and blue."""
+    return stored.startswith("#") and stored[1:3] == stored[3:5] == stored[5:7]
 
 
 def share_warnings(report: CheckReport) -> list[str]:
