@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .command_line import MODEL_HELP, CommandOptions, option, required
+from .option_values import check_order
 
 
 @dataclass(kw_only=True)
@@ -33,6 +34,10 @@ class FinetuneOptions(CommandOptions):
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
 
 
 def trainer_options() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from .command_line import MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
+from .option_values import check_order
 
 
 @dataclass(kw_only=True)
@@ -155,6 +156,9 @@ class MachineOptions:
         False, "recompute activations in the backward pass: less memory, more time"
     )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
+    timeout: float = option(
+        30.0, "minutes until a process ends that waits for another one, which has died or hangs"
+    )
     sync_batch_norm: bool = option(
         True, "with several GPUs, compute batch norm over the images of all of them"
     )
@@ -206,6 +210,14 @@ class TrainArguments(
 
     task: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_learning_rate", "learning_rate")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                "--steps and --epochs both set the length of the training. Give only one of them."
+            )
+
     def starting_points(self) -> dict[str, str | None]:
         """Returns the options of this task that name a checkpoint of another model, by name."""
         names = [
@@ -234,6 +246,10 @@ class SegmentationArguments(
         "resize images to fit these edges before the random resizing, and for evaluation",
         metavar="LONGxSHORT",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
 
 
 @dataclass(kw_only=True)

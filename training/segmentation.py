@@ -21,8 +21,8 @@ from ..processing.data.report import check_data
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
 from .checkpoints import model_folder
-from .command_line import crop_size, height_and_width
 from .models import SEGMENTER, class_names, ignore_index_field
+from .option_texts import crop_size, height_and_width
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES
 from .tasks import Task

@@ -18,8 +18,8 @@ from contextseg.processing.data.batches import SampleStream, TrainingSamples, tr
 from contextseg.scripts.train import main
 from contextseg.training import loop
 from contextseg.training.checkpoints import CheckpointError, newest, write_folder
-from contextseg.training.command_line import crop_size
 from contextseg.training.models import parse_overrides
+from contextseg.training.option_texts import crop_size
 from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.setup import new_schedule
@@ -215,11 +215,11 @@ ERRORS = {
 
 
 @each(("changes", "message"), ERRORS)
-def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path):
+def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path, capsys):
     options = run_options(data, tmp_path / "run", model=[] if "--weights" in changes else TINY_MODEL)
     with pytest.raises(SystemExit) as caught:
         main([*options, *changes])
-    assert message in str(caught.value)
+    assert message in f"{caught.value} {capsys.readouterr().err}"
     assert not (tmp_path / "run").exists()
 
 
