@@ -104,6 +104,7 @@ class CommandLine(HfArgumentParser):
         )
         self.known_elsewhere: list[str] = []  # options that another parser reads
         self.declared: dict[str, dataclasses.Field] = {}  # by name, with resolved types
+        self.renamed: dict[str, str] = {}  # former spellings, and what took their place
         if isinstance(kinds, type):
             kinds = [*filter(dataclasses.is_dataclass, kinds.__bases__), kinds]
         self.dataclass_types = list(kinds)
@@ -167,6 +168,8 @@ class CommandLine(HfArgumentParser):
         known = [*self._option_string_actions, *self.known_elsewhere]
         for word in takewhile(lambda word: word != "--", args):
             name = word.partition("=")[0]
+            if name in self.renamed and name not in known:
+                self.error(f"no option {name}: it is {self.renamed[name]} now.")
             if name.startswith("--") and name not in known:
                 spelled_alike = [other for other in known if "_" in name or "_" not in other]
                 close = difflib.get_close_matches(name, spelled_alike, n=1)

@@ -28,11 +28,11 @@ from ..processing.data.coco import CocoData, Object, corners, learnable, object_
 from ..processing.data.labeled_images import unreadable
 from ..processing.data.unreadable import UNREADABLE, complaints_of, readable_sample
 from ..processing.metrics import percent
-from .checkpoints import model_folder
 from .coco_scores import score_objects
 from .models import ModelKind
 from .option_texts import shorter_sides
 from .setup import CHECKED_SAMPLES
+from .starting_points import checkpoint_of
 from .tasks import Task
 
 DETECTOR = ModelKind(
@@ -72,8 +72,8 @@ class DetectionTask(Task):
     def new_processor(self) -> DetrImageProcessor:
         """Resizes to the largest shorter side of training; normalizes as the pretrained encoder expects."""
         arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-        if arguments.backbone:
-            mean, std = encoder_normalization(model_folder(arguments.backbone))
+        if arguments.init_from:
+            mean, std = encoder_normalization(checkpoint_of(arguments.init_from))
         shorter = max(shorter_sides(arguments.shorter_side))
         size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
         return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))

@@ -13,8 +13,11 @@ from .option_values import check_order
 class FinetuneOptions(CommandOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
-    weights: str = required(
-        f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
+    init_from: str = required(
+        f"checkpoint to fine-tune, which is recognized: {MODEL_HELP}; any segmenter, or an encoder of transformers or timm "
+        "for a new one",
+        aliases=["--model", "--model_name_or_path"],
+        metavar="CHECKPOINT",
     )
     train: str = required(
         "training data: folder with images/ and masks/, folder of a published dataset, or name for `datasets`",

@@ -60,10 +60,10 @@ class CropOptions:
 class ModelOptions:
     _argument_group_name = "Model"
 
-    model: str = option(
-        "glam_swin",
+    model: str | None = option(
+        None,
         "model type: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or a type of transformers "
-        "(default: glam_swin; for detection, mask_rcnn)",
+        "(default: the one that --init-from holds or can start; without it glam_swin, for detection mask_rcnn)",
     )
     preset: str | None = option(
         None,
@@ -75,33 +75,11 @@ class ModelOptions:
         "set a field of the model's configuration; takes several values, and may be repeated",
         metavar="NAME=VALUE",
     )
-    weights: str | None = option(None, f"checkpoint to fine-tune: {MODEL_HELP}")
-
-
-@dataclass(kw_only=True)
-class SwinOptions:
-    _argument_group_name = "Model"
-
-    swin: str | None = option(
+    init_from: str | None = option(
         None,
-        "start glam_swin from a Swin checkpoint of transformers: a folder or a name on the Hub (not for detection)",
-    )
-
-
-@dataclass(kw_only=True)
-class SegformerOptions:
-    _argument_group_name = "Model"
-
-    segformer: str | None = option(None, "start segdeformer from a SegFormer checkpoint (segmentation only)")
-
-
-@dataclass(kw_only=True)
-class BackboneOptions:
-    _argument_group_name = "Model"
-
-    backbone: str | None = option(
-        None,
-        "start segdeformer or mask_rcnn from an encoder: a checkpoint or a model name of timm (not for classification)",
+        f"checkpoint to start from, which is recognized: {MODEL_HELP}; ours, a Swin, a UPerNet with Swin, a SegFormer, or "
+        "another encoder of transformers; or a model name of timm",
+        metavar="CHECKPOINT",
     )
 
 
@@ -209,6 +187,7 @@ class TrainArguments(
     """Options of all tasks. A run has an instance of its task's subclass, one of `ARGUMENTS`."""
 
     task: ClassVar[str]
+    default_model: ClassVar[str] = "glam_swin"  # without --init-from
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,24 +197,9 @@ class TrainArguments(
                 "--steps and --epochs both set the length of the training. Give only one of them."
             )
 
-    def starting_points(self) -> dict[str, str | None]:
-        """Returns the options of this task that name a checkpoint of another model, by name."""
-        names = [
-            field.name
-            for kind in START_OPTIONS
-            if isinstance(self, kind)
-            for field in dataclasses.fields(kind)
-        ]
-        return {name: getattr(self, name) for name in names}
-
-
-START_OPTIONS = (SwinOptions, SegformerOptions, BackboneOptions)
-
 
 @dataclass(kw_only=True)
-class SegmentationArguments(
-    TrainArguments, CropOptions, SwinOptions, SegformerOptions, BackboneOptions, WindowOptions
-):
+class SegmentationArguments(TrainArguments, CropOptions, WindowOptions):
     _argument_group_name = "Segmentation"
     task = "segmentation"
 
@@ -253,7 +217,7 @@ class SegmentationArguments(
 
 
 @dataclass(kw_only=True)
-class ClassificationArguments(TrainArguments, CropOptions, SwinOptions):
+class ClassificationArguments(TrainArguments, CropOptions):
     _argument_group_name = "Classification"
     task = "classification"
 
@@ -274,11 +238,11 @@ class ClassificationArguments(TrainArguments, CropOptions, SwinOptions):
 
 
 @dataclass(kw_only=True)
-class DetectionArguments(TrainArguments, BackboneOptions):
+class DetectionArguments(TrainArguments):
     _argument_group_name = "Detection"
     task = "detection"
+    default_model = "mask_rcnn"
 
-    model: str = option("mask_rcnn", "model type")
     shorter_side: str = option(
         "800", "resize images to this shorter side, or to one drawn from a range such as 480-800"
     )
@@ -290,8 +254,10 @@ ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationA
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
     """Returns the command line with the options of all tasks."""
-    kinds = [TaskOptions, CommandOptions, *SHARED, *START_OPTIONS, CropOptions, *ARGUMENTS.values()]
-    return CommandLine(kinds, program, description)
+    kinds = [TaskOptions, CommandOptions, *SHARED, CropOptions, *ARGUMENTS.values()]
+    parser = CommandLine(kinds, program, description)
+    parser.renamed = dict.fromkeys(("--weights", "--swin", "--segformer", "--backbone"), "--init-from")
+    return parser
 
 
 def train_arguments(given: Mapping[str, Any]) -> TrainArguments:

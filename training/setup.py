@@ -20,12 +20,13 @@ from ..processing.data.batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
 from .deepspeed_state import configure_deepspeed
 from .loop import Schedule, Training
-from .models import build_model, parse_overrides
+from .models import parse_overrides
 from .optim import parameter_groups
 from .option_texts import milestone, part_and_factor
 from .options import TrainArguments, fields_of, train_arguments
 from .processes import num_processes, quiet_unless_first
 from .records import read_json
+from .starting_points import build_model
 from .tasks import Task, task_of
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
         if name not in changeable and value != stored.get(name):
             raise ValueError(
                 f"Cannot resume with {name}={value}: the run was started with {name}={stored.get(name)}. "
-                f"Leave the option out, or start a new run with --weights {record.parent}."
+                f"Leave the option out, or start a new run with --init-from {record.parent}."
             )
     return arguments
 
@@ -154,12 +155,11 @@ def new_model(task: Task, data: Dataset) -> PreTrainedModel:
     arguments = task.arguments
     model = build_model(
         task.models,
-        arguments.model,
+        arguments.model or (None if arguments.init_from else arguments.default_model),
         arguments.preset,
         class_names=list(data.classes),
         options=parse_overrides(arguments.set),
-        weights=arguments.weights,
-        starts=arguments.starting_points(),
+        init_from=arguments.init_from,
     )
     task.prepare(model, data)
     if arguments.gradient_checkpointing:
