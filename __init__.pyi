@@ -32,6 +32,8 @@ from .processing.data.augmentation import AugmentedDataset as AugmentedDataset
 from .processing.data.augmentation import JointAugmentation as JointAugmentation
 from .processing.data.datasets import open_data as open_data
 from .processing.data.report import check_data as check_data
+from .processing.heat_pictures import heat_overlay as heat_overlay
+from .processing.heat_pictures import heat_picture as heat_picture
 from .processing.image_processing_segmentation import (
     SegmentationImageProcessor as SegmentationImageProcessor,
 )
@@ -42,7 +44,6 @@ from .processing.inference import Inference as Inference
 from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits
-from .processing.overlays import heat_overlay as heat_overlay
 from .processing.overlays import mask_overlay as mask_overlay
 from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
 from .training.trainer import SegmentationTrainer as SegmentationTrainer

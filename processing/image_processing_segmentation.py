@@ -22,9 +22,10 @@ from transformers.image_utils import SizeDict, load_image
 from transformers.processing_utils import Unpack
 
 from .image_processor_options import SegmentationImageProcessorKwargs, SegmentationOptions
-from .image_reading import Source, describe, read_channels, read_image, read_mask, read_orientation
+from .image_reading import Source, describe, read_channels, read_image, read_orientation
 from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
+from .mask_reading import read_mask
 from .orientation import swaps_sides
 from .resize_rules import resized_size
 from .saving import SavedWithCode

@@ -1,9 +1,8 @@
-"""Reads images and masks from any source; errors name the file and say what to do.
+"""Reads images from any source; errors name the file and say what to do.
 
 Sources are paths, bytes, binary files, PIL images, numpy arrays and torch tensors. Images are returned
 upright, first frame only, without alpha, on the scale 0..255: 16-bit values are divided by 257, other types
-need a `value_range`. Masks are returned as stored: ids are never converted to gray, and palette indices
-become colors only on request.
+need a `value_range`. Masks are read by mask_reading.py.
 
 Legend: H height, W width, C channels.
 """
@@ -33,7 +32,6 @@ IMAGE_SUFFIXES = {
 }
 PIXEL_LIMIT = 178_956_970  # where Pillow raises an error by default, too
 RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
-LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 OPENING = threading.Lock()  # Pillow's own pixel limit is a global variable
 DECODING_ERRORS = (  # which Pillow raises for damaged files
     OSError,
@@ -84,7 +82,7 @@ def read_image(
         channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
         return Image.fromarray(_rounded(channels))
     image, orientation, name = open_image(source, pixel_limit)
-    rgb = _to_rgb(image, value_range, name)
+    rgb = to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
 
@@ -106,7 +104,7 @@ def read_channels(
         return _array_channels(source, accepted, value_range, input_data_format)
     image, orientation, name = open_image(source, pixel_limit)
     if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
-        image = _to_rgb(image, value_range, name)
+        image = to_rgb(image, value_range, name)
     channels = _on_8_bit_scale(_pixels(image), value_range, name)
     channels = channels[..., None] if channels.ndim == 2 else channels
     if image.mode in ("LA", "RGBA") and num_channels == channels.shape[-1] - 1:
@@ -117,33 +115,6 @@ def read_channels(
             "channels; read formats that Pillow does not support yourself, and pass numpy arrays."
         )
     return turn_upright(channels, orientation)
-
-
-def read_mask(source: Source, *, decode_palette: bool = False, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
-    """Reads any source as ids (H, W) of an integer type, or as the colors (H, W, 3) of an RGB mask.
-
-    `decode_palette` returns the colors of a palette image, otherwise its indices are the ids. The mask is
-    rotated upright by its own EXIF orientation. Raises ImageReadError for lossy formats and modes that cannot
-    hold class ids.
-    """
-    if isinstance(source, np.ndarray | Tensor):
-        return _mask_array(source)
-    image, orientation, name = open_image(source, pixel_limit)
-    if image.format in LOSSY_FORMATS:
-        raise ImageReadError(
-            f"{name} is a {image.format} mask: lossy compression changes class ids at every edge. "
-            "Export the mask again as PNG."
-        )
-    if decode_palette and image.mode in ("P", "PA"):
-        image = _to_rgb(image, None, name)
-    if image.mode in ("F", "CMYK", "LAB", "YCbCr", "HSV"):
-        raise ImageReadError(
-            f"{name} has Pillow mode {image.mode}, which cannot hold class ids. "
-            "Save masks as palette, 8-bit or 16-bit gray, or RGB PNG."
-        )
-    mask = np.asarray(image)
-    mask = mask[..., 0] if image.mode in ("LA", "PA") else mask[..., :3] if mask.ndim == 3 else mask
-    return turn_upright(mask.astype(np.uint8) if mask.dtype == bool else mask, orientation)
 
 
 def read_orientation(source: Source) -> int:
@@ -252,7 +223,7 @@ def _explained(error: Exception, name: str) -> ImageReadError:
     )
 
 
-def _to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
@@ -277,20 +248,18 @@ def _array_channels(
     input_data_format: str | None,
 ) -> np.ndarray:
     name = describe(source)
-    channels = _channels_last(
-        _to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name
-    )
+    channels = channels_last(to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name)
     return _on_8_bit_scale(channels, value_range, name)
 
 
-def _to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
+def to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return source
     source = source.detach().cpu()
     return source.float().numpy() if source.dtype == torch.bfloat16 else source.numpy()
 
 
-def _channels_last(
+def channels_last(
     array: np.ndarray, accepted: tuple[int, ...], data_format: str | None, is_tensor: bool, name: str
 ) -> np.ndarray:
     """(H, W), (H, W, C) or (C, H, W) -> (H, W, C)."""
@@ -331,17 +300,3 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
 
 def _rounded(values: np.ndarray) -> np.ndarray:
     return values if values.dtype == np.uint8 else values.round().astype(np.uint8)
-
-
-def _mask_array(source: np.ndarray | Tensor) -> np.ndarray:
-    name, mask = describe(source), _to_numpy(source)
-    if mask.dtype.kind not in "biu":
-        raise ImageReadError(
-            f"{name} has dtype {mask.dtype}, but class ids are integers. Convert the mask first."
-        )
-    if mask.ndim == 3:
-        mask = _channels_last(mask, (3, 1), None, isinstance(source, Tensor), name)
-        mask = mask[..., 0] if mask.shape[-1] == 1 else mask
-    if mask.ndim not in (2, 3) or 0 in mask.shape:
-        raise ImageReadError(f"{name} is not a mask. Pass ids (H, W) or RGB colors (H, W, 3).")
-    return mask.astype(np.uint8) if mask.dtype == bool else mask

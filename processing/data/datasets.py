@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, read_channels, read_image, read_mask
+from ..image_reading import Source, read_channels, read_image
 from ..label_maps import LabelMap
+from ..mask_reading import read_mask
 from .class_table import ClassTable, example, find_class_table
 from .dataset_rows import cell_source, columns_of, load_rows
 from .official_layouts import Layout, check_place, find_layout

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_reading import IMAGE_SUFFIXES, Source, read_mask
+from ..image_reading import IMAGE_SUFFIXES, Source
+from ..mask_reading import read_mask
 from .class_table import FILE_NAME, example
 
 MASKS_TO_GUESS_FROM = 20

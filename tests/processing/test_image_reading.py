@@ -15,9 +15,9 @@ from contextseg.processing.image_reading import (
     ImageReadError,
     read_channels,
     read_image,
-    read_mask,
     read_orientation,
 )
+from contextseg.processing.mask_reading import read_mask
 from contextseg.processing.orientation import TURNS, turn_back, turn_upright
 
 DATA = Path(os.environ.get("CONTEXTSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
