@@ -33,6 +33,11 @@ class FinetuneOptions(CommandOptions):
     crop_size: str = option("512", "side of a training sample in pixels, or HEIGHTxWIDTH")
     min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
+    rotation: float = option(
+        0.0,
+        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
+        metavar="DEGREES",
+    )
     lora: int = option(0, "rank of the LoRA updates of the backbone; 0 trains all weights")
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"

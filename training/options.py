@@ -205,6 +205,11 @@ class SegmentationArguments(TrainArguments, CropOptions, WindowOptions):
 
     min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
+    rotation: float = option(
+        0.0,
+        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
+        metavar="DEGREES",
+    )
     base_size: str | None = option(
         None,
         "resize images to fit these edges before the random resizing, and for evaluation",

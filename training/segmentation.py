@@ -189,6 +189,7 @@ def new_augmentation(
         scale_range=(options.min_scale, options.max_scale) if is_full else (1.0, 1.0),
         flip_probability=0.5 if is_full and options.horizontal_flip else 0.0,
         use_photometric_distortion=is_full,
+        rotation=options.rotation if is_full else 0.0,
         fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
         ignore_index=processor.ignore_index,
         seed=seed,
