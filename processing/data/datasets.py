@@ -319,7 +319,9 @@ def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:
     if tuple(image) != tuple(mask):
+        turned = " They would fit after a quarter turn: the image may be turned by its EXIF orientation."
+        hint = turned if tuple(image) == tuple(mask)[::-1] else ""
         raise ValueError(
             f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} "
-            "(width x height). Make them the same size; resize masks by nearest neighbor."
+            f"(width x height). Make them the same size; resize masks by nearest neighbor.{hint}"
         )

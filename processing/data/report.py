@@ -9,19 +9,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_reading import ImageReadError
+from ..image_opening import ImageReadError, read_frames, read_orientation
 from ..label_maps import EQUAL_CHANNELS, LabelMap
+from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError
 from .datasets import SegmentationData, check_sizes, image_size
-from .pairing import listed
+from .pairing import Pair, listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 RARE_SHARE = 0.001
 FEW_VALUES = 1 << 16
+DOUBTS = {
+    "turned": "are turned upright by their EXIF orientation, which their masks do not have. Check that these masks "
+    "fit the upright images",
+    "frames": "have several frames, of which only the first is used",
+}
 
 
 class Finding(NamedTuple):
-    """The size and the ids of one pair, or why it cannot be used; `doubt` is what may be wrong with it."""
+    """The size and the ids of one pair, or why it cannot be used; `doubts` may be wrong with it."""
 
     name: str
     size: tuple[int, int] | None = None
@@ -30,7 +36,7 @@ class Finding(NamedTuple):
     unreadable: str | None = None
     mismatch: str | None = None
     contradiction: str | None = None
-    doubt: str | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -52,7 +58,7 @@ class CheckReport:
         unreadable: Error messages of pairs that cannot be read.
         mismatches: Error messages of masks whose size differs from their image.
         contradictions: Error messages of palette masks whose indices and colors contradict each other.
-        doubts: Kind of doubt -> names of the pairs.
+        doubts: Key of `DOUBTS` -> names of the pairs.
         problems: What would stop or break training.
         warnings: What may reduce the quality of the trained model.
     """
@@ -202,7 +208,17 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
         check_sizes(size, mask.shape[:2], name)
     except ValueError as error:
         return finding._replace(mismatch=str(error))
-    return finding
+    return finding._replace(doubts=tuple(doubts_of(pair, size)))
+
+
+def doubts_of(pair: Pair, size: tuple[int, int]) -> Iterator[str]:
+    """The keys of `DOUBTS` that apply to a pair of equal sizes."""
+    turn = read_orientation(pair.image)
+    fits_unturned = size[0] == size[1] or not swaps_sides(turn)
+    if turn != UPRIGHT and fits_unturned and read_orientation(pair.mask) != turn:
+        yield "turned"
+    if read_frames(pair.image) > 1:
+        yield "frames"
 
 
 def count_values(mask: np.ndarray) -> dict[int, int]:
@@ -225,9 +241,16 @@ def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> Non
         report.unreadable.append(finding.unreadable)
     if finding.pixels_by_id is None:
         return
+    for doubt in finding.doubts:
+        report.doubts.setdefault(doubt, []).append(finding.name)
     report.sizes[finding.size] += 1
     if finding.mismatch:
         report.mismatches.append(finding.mismatch)
+    count_classes(report, finding, decoder)
+
+
+def count_classes(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
+    """Adds the pixels of one mask to those of its classes."""
     known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()
     for value, pixels in finding.pixels_by_id.items():
@@ -260,6 +283,9 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
         )
     if report.unknown_ids:
         report.problems.append(unknown_ids_text(report))
+    report.warnings += [
+        f"{len(names)} images {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
+    ]
     add_class_findings(report, dataset)
     report.warnings += share_warnings(report)
 
