@@ -7,12 +7,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .heat_pictures import heat_picture
 from .image_opening import open_upright
 from .image_reading import read_image
 from .inference import Inference
 from .orientation import swaps_sides, turn_back
-from .overlays import heat_overlay, mask_overlay, save_png, with_cross
-from .palettes import colorize, default_palette
+from .overlays import mask_overlay, save_png
+from .palettes import class_colors, colorize
 from .prediction_files import Job
 from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
 
@@ -46,7 +47,8 @@ class Predictor:
     ) -> None:
         self.model, self.processor, self.inference = model, processor, inference
         self.maps, self.overlay, self.explain, self.attention = maps, overlay, explain, attention
-        self.palette = processor.palette or default_palette(model.config.num_labels)
+        self.palette = class_colors(processor.palette, model.config.num_labels)
+        self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     def run(self, job: Job) -> None:
         """Segments one image file and writes its mask and the other requested results.
@@ -62,7 +64,8 @@ class Predictor:
         mask = self.predict(job, image, orientation).cpu()
         save_png(palette_image(turn_back(mask, orientation), self.palette), job.target())
         if self.overlay:
-            save_png(mask_overlay(self.rgb(image), mask.numpy(), self.palette), job.target("overlays"))
+            overlay = mask_overlay(self.rgb(image), mask.numpy(), self.palette, names=self.names)
+            save_png(overlay, job.target("overlays"))
         if self.explain:
             save_png(self.attention_image(image), job.target("attention"))
 
@@ -107,7 +110,8 @@ class Predictor:
         position = tuple(at * new // old for at, new, old in zip(self.explain, size, image.size, strict=True))
         heat = self.attention(self.model, pixel_values, position)[0].cpu().numpy()
         heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-        return with_cross(heat_overlay(image, heat), self.explain)
+        label = "attention of the cross, 1 is the mean"
+        return heat_picture(image, heat / heat.mean(), label, position=self.explain)
 
 
 def palette_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:

@@ -61,20 +61,21 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Scores a segmenter, and writes the results to the output folder.
 
     Returns:
-        `mean_iou` and the other scores of `ConfusionMatrix.compute`, and boundary IoU. If images could not be
-        scored, `not_scored` lists them with the reasons, and the scores are those of the others.
+        `mean_iou` and the other scores of `ConfusionMatrix.compute`, and boundary IoU and boundary F. If images
+        could not be scored, `not_scored` lists them with the reasons, and the scores are those of the others.
 
     Raises:
         ValueError: If model or data do not exist or do not fit together, or no image can be scored.
     """
     from accelerate import Accelerator
 
+    from ..processing.boundary_metrics import BoundaryF, BoundaryIoU, add_boundaries
     from ..processing.data.datasets import open_data
     from ..processing.data.official_layouts import with_split
-    from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+    from ..processing.metrics import ConfusionMatrix
     from ..training.evaluation_files import report
     from ..training.models import check_classes, open_model
-    from ..training.scoring import add_boundaries, count_or_name, whole_images
+    from ..training.scoring import count_or_name, whole_images
 
     inference = arguments.inference()
     model, processor, source = open_model(arguments.model)
@@ -83,15 +84,15 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     accelerator = Accelerator(cpu=arguments.cpu)
     started = time.perf_counter()
     images = whole_images(data, processor, inference, accelerator, arguments.workers, errors=(Exception,))
-    metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU)]
+    metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU, BoundaryF)]
     not_scored = count_or_name(model.to(accelerator.device), images, metrics, inference, accelerator)
-    confusion, boundaries = (
+    confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
     if len(not_scored) == len(data):
         raise ValueError(f"none of the {len(data)} images can be scored. The first error: {not_scored[0]}")
     scores = confusion.compute(names)
-    add_boundaries(scores, boundaries.compute())
+    add_boundaries(scores, *(metric.compute() for metric in boundaries))
     facts = {
         "model": source,
         "data": arguments.data,

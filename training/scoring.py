@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..processing.boundary_metrics import BoundaryF, BoundaryIoU
 from ..processing.data.batches import WholeImages, evaluation_loader
 from ..processing.data.unreadable import UNREADABLE, UnreadableImages
 from ..processing.failures import reason, telling
 from ..processing.image_reading import ImageReadError
 from ..processing.inference import Inference
-from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+from ..processing.metrics import ConfusionMatrix
 
 
 def whole_images(
@@ -44,7 +45,7 @@ def whole_images(
 def count(
     model: PreTrainedModel,
     images: Iterable[dict[str, Any]],
-    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
     inference: Inference,
     on_error: Callable[[Exception, str], None] | None = None,
 ) -> None:
@@ -126,10 +127,3 @@ def score(
     confusion = ConfusionMatrix(len(class_names), ignore_index, device=accelerator.device)
     count(model, images, [confusion], inference)
     return confusion.reduced(accelerator.reduce).compute(class_names)
-
-
-def add_boundaries(scores: dict[str, Any], boundaries: dict[str, Any]) -> None:
-    """Adds the result of `BoundaryIoU.compute` to the other scores, in place."""
-    scores["boundary_iou"] = boundaries["boundary_iou"]
-    for row, value in zip(scores["per_class"], boundaries["per_class_boundary_iou"], strict=True):
-        row["boundary_iou"] = value
