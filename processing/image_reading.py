@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from .frames import count_frames, say_first_frame
 from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image
 from .orientation import UPRIGHT, turn_upright
 
@@ -40,7 +41,8 @@ def read_image(
         channels = _array_channels(source, RGB_CHANNELS, value_range, input_data_format)
         channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
         return Image.fromarray(_rounded(channels))
-    image, orientation, name = open_image(source, pixel_limit)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     rgb = to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
@@ -61,7 +63,8 @@ def read_channels(
     if isinstance(source, np.ndarray | Tensor):
         accepted = (num_channels,) if num_channels else RGB_CHANNELS
         return _array_channels(source, accepted, value_range, input_data_format)
-    image, orientation, name = open_image(source, pixel_limit)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
         image = to_rgb(image, value_range, name)
     channels = _on_8_bit_scale(_pixels(image), value_range, name)

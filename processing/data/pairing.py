@@ -9,6 +9,7 @@ import numpy as np
 
 from ..image_files import image_files, same_name, subfolders
 from ..image_reading import Source
+from ..label_maps import EQUAL_CHANNELS
 from ..mask_reading import read_mask
 from .class_table import FILE_NAME, example
 
@@ -136,6 +137,8 @@ def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
     """An error message that proposes a `classes.json`, made from the ids of the first masks."""
     masks = [read_mask(pair.mask) for pair in pairs[:MASKS_TO_GUESS_FROM]]
     if any(mask.ndim == 3 for mask in masks):
+        if all(mask.ndim == 3 and (mask == mask[..., :1]).all() for mask in masks):
+            return f"the masks in '{folder}' are RGB images without colors: {EQUAL_CHANNELS}"
         proposal = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
         return (
             f"the masks in '{folder}' contain colors, not class ids. Give the color of each class in "
@@ -149,7 +152,7 @@ def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
         proposal = example([f"class {index}" for index in range(min(count, 256))])
     return (
         f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, for example "
-        f"{proposal}. The first {len(masks)} masks contain the ids {', '.join(map(str, ids))}."
+        f"{proposal}. The first {len(masks)} masks contain the ids {listed(ids)}."
     )
 
 
