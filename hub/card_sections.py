@@ -45,7 +45,13 @@ DECODERS = {
     "segdeformer": "SegDeformer",
 }
 # Scores of a class in `per_class` of evaluation.json -> column of the table.
-COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU", "top_1": "top-1"}
+COLUMNS = {
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "boundary_iou": "boundary IoU",
+    "boundary_f": "boundary F",
+    "top_1": "top-1",
+}
 
 
 def sections(

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from .data.datasets import MASK_COLUMNS, check_sizes
-from .image_reading import describe, read_mask
+from .image_reading import describe
 from .label_maps import LabelMap
+from .mask_reading import read_mask
 
 VALUE_RANGE = "value_range"
 

@@ -58,7 +58,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Scores a segmenter, and writes the results to the output folder.
 
     Returns:
-        `mean_iou` and the other scores of `ConfusionMatrix.compute`, and boundary IoU.
+        `mean_iou` and the other scores of `ConfusionMatrix.compute`, boundary IoU and boundary F.
 
     Raises:
         ValueError: If model or data do not exist, or do not have the same number of classes.
@@ -66,13 +66,14 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ..processing.boundary_metrics import BoundaryF, BoundaryIoU, add_boundaries
     from ..processing.data.datasets import open_data
     from ..processing.data.official_layouts import with_split
     from ..processing.data.unreadable import UnreadableImages
-    from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+    from ..processing.metrics import ConfusionMatrix
     from ..training.evaluation_files import report
     from ..training.models import check_classes, open_model
-    from ..training.scoring import add_boundaries, count, whole_images
+    from ..training.scoring import count, whole_images
 
     inference = arguments.inference()
     model, processor, source = open_model(arguments.model)
@@ -81,14 +82,14 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     accelerator = Accelerator(cpu=arguments.cpu)
     started = time.perf_counter()
     images = whole_images(data, processor, inference, accelerator, arguments.workers)
-    metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU)]
+    metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU, BoundaryF)]
     readable = UnreadableImages().filter(tqdm(images, unit="image"))
     count(model.to(accelerator.device), readable, metrics, inference)
-    confusion, boundaries = (
+    confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
     scores = confusion.compute(names)
-    add_boundaries(scores, boundaries.compute())
+    add_boundaries(scores, *(metric.compute() for metric in boundaries))
     facts = {
         "model": source,
         "data": arguments.data,

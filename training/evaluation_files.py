@@ -14,7 +14,7 @@ def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMa
     """Prints the scores, and writes them and the confusion matrix.
 
     Args:
-        scores: Result of `ConfusionMatrix.compute`, with `boundary_iou` too.
+        scores: Result of `ConfusionMatrix.compute`, with `boundary_iou` and `boundary_f` too.
         facts: Model, data and protocol, by name.
         confusion: The counts.
         folder: Folder for evaluation.json, .md and .csv, confusion.csv and .png; created if needed.
@@ -23,7 +23,7 @@ def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMa
     write_json(folder / "evaluation.json", {**facts, **scores, **environment()})
     means = (
         f"mIoU {percent(scores['mean_iou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %, "
-        f"boundary IoU {percent(scores['boundary_iou'])} %"
+        f"boundary IoU {percent(scores['boundary_iou'])} %, boundary F {percent(scores['boundary_f'])} %"
     )
     text = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     table = scores_table(scores)

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..processing.boundary_metrics import BoundaryF, BoundaryIoU
 from ..processing.data.batches import WholeImages, evaluation_loader
 from ..processing.inference import Inference
-from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+from ..processing.metrics import ConfusionMatrix
 
 
 def whole_images(
@@ -35,7 +36,7 @@ def whole_images(
 def count(
     model: PreTrainedModel,
     images: Iterable[dict[str, Any]],
-    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
     inference: Inference,
 ) -> None:
     """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels."""
@@ -74,10 +75,3 @@ def score(
     confusion = ConfusionMatrix(len(class_names), ignore_index, device=accelerator.device)
     count(model, images, [confusion], inference)
     return confusion.reduced(accelerator.reduce).compute(class_names)
-
-
-def add_boundaries(scores: dict[str, Any], boundaries: dict[str, Any]) -> None:
-    """Adds the result of `BoundaryIoU.compute` to the other scores, in place."""
-    scores["boundary_iou"] = boundaries["boundary_iou"]
-    for row, value in zip(scores["per_class"], boundaries["per_class_boundary_iou"], strict=True):
-        row["boundary_iou"] = value

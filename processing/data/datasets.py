@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, read_channels, read_image, read_mask
+from ..image_reading import Source, read_channels, read_image
 from ..label_maps import LabelMap
+from ..mask_reading import read_mask
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout

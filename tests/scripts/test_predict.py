@@ -5,18 +5,16 @@ from cases import each
 from PIL import Image
 from tiny_runs import run_options
 
+from contextseg.processing.heat_pictures import heat_overlay, heat_picture, with_cross
+from contextseg.processing.legends import class_entries, is_background, swatches
 from contextseg.processing.orientation import TURNS, turn_upright
-from contextseg.processing.overlays import (
-    heat_overlay,
-    image_grid,
-    mask_image,
-    mask_overlay,
-    with_cross,
-)
+from contextseg.processing.overlays import image_grid, mask_image, mask_overlay
+from contextseg.processing.palettes import class_colors, default_palette
 from contextseg.processing.prediction_files import find_jobs
 from contextseg.processing.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
-from contextseg.scripts.predict import main, parse_position
+from contextseg.scripts.predict import main
 from contextseg.scripts.train import main as train
+from contextseg.training.option_texts import parse_position
 from contextseg.training.plots import plot_confusion, plot_curves
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
@@ -105,12 +103,13 @@ def test_the_output_folder_is_no_input(tmp_path):
     assert [job.source.name for job in find_jobs([str(tmp_path)], str(tmp_path / "masks"))] == ["a.jpg"]
 
 
-def test_overlay_and_explanation_have_the_size_of_the_image(run, photo, tmp_path):
+def test_overlay_and_explanation_keep_the_image_at_the_top_left(run, photo, tmp_path):
     options = ["--output", str(tmp_path / "masks"), "--overlay", "--explain", "40,10", "--flip"]
     assert main([str(run), str(photo), *options]) == 0
     for kind in ("overlays", "attention"):
         image = Image.open(tmp_path / "masks" / kind / "photo.png")
-        assert (image.mode, image.size) == ("RGB", (50, 30))
+        assert (image.mode, image.size) == ("RGB", (240, image.height))
+        assert image.height > 30  # legend or scale
     assert Image.open(tmp_path / "masks/attention/photo.png").getpixel((40, 10)) == (0, 255, 255)
 
 
@@ -215,6 +214,60 @@ def test_a_mask_image_has_the_palettes_colors_and_black_where_ignored():
 def test_an_overlay_of_strength_zero_is_the_photograph():
     image = Image.effect_noise((8, 6), 50).convert("RGB")
     assert mask_overlay(image, np.ones((6, 8), dtype=int), PALETTE, strength=0.0) == image
+
+
+def test_a_named_background_keeps_the_photograph_and_others_are_tinted():
+    image, mask = Image.effect_noise((300, 20), 50).convert("RGB"), np.zeros((20, 300), dtype=int)
+    mask[:, 200:], mask[:5] = 1, 255
+    picture = mask_overlay(
+        image, mask, PALETTE, ignore_index=255, names=["Background", "road", "$x^2$ | <b>\n=1+1 \x1b[31m"]
+    )
+    pixels, photo = np.array(picture)[:20], np.array(image)
+    assert (pixels[:, :200] == photo[:, :200]).all()
+    assert (pixels[:5] == photo[:5]).all()
+    assert np.abs(pixels[5:, 200:] - (photo[5:, 200:] / 2 + [0, 127.5, 0])).max() <= 1
+    assert picture.width == 300
+    assert (0, 255, 0) in [color for _, color in picture.crop((0, 20, *picture.size)).getcolors(1 << 16)]
+
+
+@each("name", ["_background_", "BG", "Unlabelled", "no label", "void"])
+def test_background_is_told_by_its_name(name):
+    assert is_background(name)
+    assert not is_background(f"{name} car")
+
+
+def test_a_legend_names_the_most_frequent_classes_and_counts_the_rest():
+    names = [f"class {index}" for index in range(1000)]
+    entries = class_entries([0, 5, 90, 5, *[0] * 996], names, default_palette(1000))
+    assert entries[0] == ("class 2 90 %", default_palette(3)[2])
+    assert [text for text, _ in entries[1:]] == ["class 1 5 %", "class 3 5 %"]
+    everything = class_entries([1] * 1000, ["long name " * 20] * 1000, default_palette(1000))
+    assert swatches(everything, 640).size == (640, swatches(everything[:8], 640).height)
+
+
+def test_a_thousand_classes_have_colors_of_their_own():
+    assert len({tuple(color) for color in class_colors([[1, 2, 3]], 1000)}) == 1000
+    image = mask_overlay(
+        Image.new("RGB", (9, 4)), np.full((4, 9), 999), default_palette(1000), names=["x"] * 1000
+    )
+    assert image.getpixel((0, 0)) == tuple((np.array(default_palette(1000)[999]) + 1) // 2)
+
+
+def test_an_overlay_refuses_other_sizes_and_ids_without_a_color():
+    with pytest.raises(ValueError, match="3 colors. Give one color per class"):
+        mask_overlay(Image.new("RGB", (8, 4)), np.full((4, 8), 3), PALETTE)
+    with pytest.raises(ValueError, match="of 8 x 4 does not fit an image of 4 x 8"):
+        mask_overlay(Image.new("RGB", (8, 4)), np.ones((8, 4), dtype=int), PALETTE)
+
+
+def test_a_heat_picture_shows_the_photograph_where_little_is_and_has_a_scale():
+    image, heat = Image.effect_noise((320, 60), 90).convert("RGB"), np.zeros((60, 320))
+    heat[:, 300:] = 4
+    picture = heat_picture(image, heat, "attention")
+    low = np.array(picture)[:60, :300].astype(float).mean(-1)
+    assert np.corrcoef(low.ravel(), np.array(image)[:, :300].mean(-1).ravel())[0, 1] > 0.99
+    assert low.std() > 0.6 * np.array(image)[:, :300].std()
+    assert (picture.width, picture.height > 60) == (320, True)
 
 
 def test_heat_is_brightest_where_it_is_highest():
