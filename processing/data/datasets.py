@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, read_channels, read_image
+from ..image_reading import Source, image_size, read_channels, read_image
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
 from .class_table import ClassTable, find_class_table
@@ -306,11 +306,6 @@ def table_of_features(dataset: "datasets.Dataset") -> ClassTable | None:
     inner = (getattr(kind, "feature", None) for kind in dataset.features.values())
     labels = [kind for kind in inner if isinstance(kind, ClassLabel)]
     return ClassTable(list(labels[0].names)) if len(labels) == 1 else None
-
-
-def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
-    """Height and width in pixels."""
-    return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
 
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_reading import ImageReadError
+from ..image_reading import ImageReadError, image_size
 from ..label_maps import LabelMap
-from .datasets import SegmentationData, check_sizes, image_size
+from .datasets import SegmentationData, check_sizes
 from .pairing import listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
