@@ -40,7 +40,7 @@ def plot_curves(entries: Sequence[Mapping[str, float]], path: Path) -> None:
         right.set(ylabel="mIoU on the validation set, %", ylim=(0, 100))
         right.spines["top"].set_visible(False)
     axes.legend(handles=lines, frameon=False, loc="center right")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -76,7 +76,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
             ink = "black" if share > 0.5 else "white"
             axes.text(column, row, f"{100 * share:.0f}", color=ink, fontsize=font, ha="center", va="center")
     figure.colorbar(image, label="share of the labeled pixels", shrink=min(1.0, 5 / side), ticks=SHARES)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:

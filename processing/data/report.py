@@ -4,12 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_reading import ImageReadError, image_size
+from ..failures import reason, telling
+from ..image_reading import image_size
 from ..label_maps import LabelMap
 from .datasets import SegmentationData, check_sizes
 from .pairing import listed
@@ -158,16 +160,21 @@ def check_data(
     report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])
     count = len(dataset) if sample is None else min(sample, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    for finding in with_progress(findings(dataset, indices), count, progress):
-        add_finding(report, finding, dataset.decoder)
+    state = f"{{}} of {count} pairs of {name} were checked. Run the command again.".format
+    with telling(lambda: state(report.num_checked)), closing(findings(dataset, indices)) as found:
+        for finding in with_progress(found, count, progress):
+            add_finding(report, finding, dataset.decoder)
     conclude(report, dataset)
     return report
 
 
 def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]:
     """One finding per index, in order; files are decoded by several threads."""
-    with ThreadPoolExecutor(THREADS) as threads:
+    threads = ThreadPoolExecutor(THREADS)
+    try:
         yield from threads.map(lambda index: inspect_pair(dataset, index), indices)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Iterable[Finding]:
@@ -186,9 +193,9 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
         name = pair.name
         size = image_size(dataset.read_image(pair.image))
         mask = dataset.read_stored_mask(pair.mask)
-    except (ImageReadError, OSError, ValueError) as error:
-        return Finding(name, unreadable=str(error))
-    finding = Finding(name, size, count_values(mask), mask.ndim == 3)
+        finding = Finding(name, size, count_values(mask), mask.ndim == 3)
+    except Exception as error:
+        return Finding(name, unreadable=reason(error, name))
     try:
         check_sizes(size, mask.shape[:2], name)
     except ValueError as error:
