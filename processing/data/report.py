@@ -12,10 +12,11 @@ import numpy as np
 
 from ..failures import reason, telling
 from ..image_opening import read_frames, read_orientation
+from ..image_reading import image_size
 from ..label_maps import EQUAL_CHANNELS, LabelMap
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError
-from .datasets import SegmentationData, check_sizes, image_size
+from .datasets import SegmentationData, check_sizes
 from .pairing import Pair, listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
