@@ -22,6 +22,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
+from ..configuration.checked_config import CheckedConfig
+from ..configuration.field_rules import check_encoder_sizes
+from ..modeling.backbone_building import explained_settings
 from .checkpoints import model_folder
 
 logger = logging.getLogger(__name__)
@@ -98,8 +101,9 @@ def build_model(
     if starts:
         (option, source), *_ = starts.items()
         return started(kind, name, option, source, options)
-    config = configuration(kind, name, preset, options)
-    return kind.classes[type(config)](config)
+    with explained_settings(name):
+        config = configuration(kind, name, preset, options)
+        return kind.classes[type(config)](config)
 
 
 def started(kind: ModelKind, name: str, option: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
@@ -116,6 +120,8 @@ def configuration(
 ) -> PreTrainedConfig:
     """Returns the configuration of a model type, in the published size `preset` if it is not None."""
     config_class = config_class_of(kind, name)
+    if not issubclass(config_class, CheckedConfig):
+        check_encoder_sizes(options)
     if preset is None:
         return config_class(**options)
     if not hasattr(config_class, "preset"):
@@ -212,7 +218,7 @@ def parse_value(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
 
