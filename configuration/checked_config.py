@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Self
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .field_rules import checked
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
     return table[name]
 
 
-@strict
+@checked
 class CheckedConfig(PreTrainedConfig):
     """A configuration with presets, the published sizes by name, that rejects unknown options.
 

@@ -10,6 +10,7 @@ Legend: B batch, K classes, h, w height and width of the logits, H, W those of t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +159,10 @@ def parse_terms(terms: str) -> list[tuple[float, str]]:
             parsed.append((float(factor or 1), name))
         except ValueError:
             raise ValueError(f"'{factor}' in '{terms}' is not a number. Write e.g. '0.5*{name}'.") from None
+        if not 0 <= parsed[-1][0] < inf:
+            raise ValueError(
+                f"'{factor}' in '{terms}' is not a weight. Use a number from 0, e.g. '0.5*{name}'."
+            )
     return parsed
 
 
