@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
-from .backbone_configs import backbone_from_dict
+from .backbone_configs import BackboneChannels, backbone_from_dict
 from .decoding import DecodingConfig
 
 NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
@@ -19,7 +19,7 @@ SWIN = {"model_type": "swin", "window_size": 7, "drop_path_rate": 0.3}
 
 
 @strict
-class SegDeformerConfig(DecodingConfig):
+class SegDeformerConfig(BackboneChannels, DecodingConfig):
     """Configuration of any backbone with the SegDeformer decoder, or with another decoder for comparison.
 
     Besides the fields of `DecodingConfig`:
@@ -106,12 +106,8 @@ class SegDeformerConfig(DecodingConfig):
             self.backbone_config = backbone_from_dict(
                 self.backbone_config, is_stored=kwargs.get("_is_stored", False)
             )
+        self.num_channels = kwargs.pop("num_channels", self.num_channels)
         super().__post_init__(**kwargs)
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the image."""
-        return getattr(self.backbone_config, "num_channels", 3)
 
     @property
     def flat_maps(self) -> str:

@@ -22,13 +22,12 @@ from ..configuration.decoding import DecodingConfig
 from .blocks import Decoded
 from .decoder_upernet import FcnHead
 from .decoders import DECODERS
+from .input_channels import HUB_OPTIONS
 from .label_rows import LabelClassifier, LabelRows, rows_of_equal_names
 from .losses import parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
 
 class SegmentationModel(ContextsegPreTrainedModel):
@@ -129,7 +128,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
             pretrained_model_name_or_path: Local folder, or name on the Hub.
             *args: Further arguments of transformers.
             **kwargs: Options of transformers and configuration fields. With other `id2label` or
-                `num_labels` than the checkpoint's, classes of the same name keep their weights.
+                `num_labels` than the checkpoint's, classes of the same name keep their weights; with other
+                `num_channels`, the first convolution is adapted.
 
         Raises:
             ValueError: If both a config object and labels are given.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .input_channels import load_for_channels
+
 
 class HubHooks(NamedTuple):
     """Functions that save a model with its code; `registration.py` sets them if contextseg is installed.
@@ -36,6 +38,19 @@ class ContextsegPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # None in the copy of this code in a Hub repository: there transformers itself copies the files.
     hub_hooks: HubHooks | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint as transformers does, and adapts its first convolution to other `num_channels`.
+
+        Args:
+            pretrained_model_name_or_path: Local folder, or name on the Hub.
+            *args: Further arguments of transformers.
+            **kwargs: Options of transformers and configuration fields. With other `num_channels` than the
+                checkpoint's, the weights of known channels are kept, see `input_channels.py`.
+        """
+        load = super().from_pretrained
+        return load_for_channels(load, cls.config_class, pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any

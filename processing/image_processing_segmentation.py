@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
-from transformers.image_utils import SizeDict, load_image
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import Unpack
 
+from .image_opening import Source, describe, read_orientation
 from .image_processor_options import SegmentationImageProcessorKwargs, SegmentationOptions
-from .image_reading import Source, describe, read_channels, read_image, read_orientation
+from .image_reading import read_channels, read_image
 from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
 from .mask_reading import read_mask
@@ -66,8 +67,6 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
 
     def process_image(self, image: Source, **options: Any) -> Tensor | np.ndarray:
         """Reads an image: upright, (C, H, W), uint8 or float32 in 0..255, as a copy."""
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = load_image(image)
         reading = {name: options.get(name) for name in ("value_range", "input_data_format")}
         reading["pixel_limit"] = options.get("pixel_limit", self.pixel_limit)
         if options.get("do_convert_rgb", self.do_convert_rgb):

@@ -7,56 +7,15 @@ need a `value_range`. Masks are read by mask_reading.py.
 Legend: H height, W width, C channels.
 """
 
-import io
-import os
-import struct
-import threading
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
-
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
 from torch import Tensor
 
-from .orientation import TURNS, UPRIGHT, turn_upright
-from .png_rows import misses_rows
+from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image
+from .orientation import UPRIGHT, turn_upright
 
-Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
-
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
-    *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
-}
-PIXEL_LIMIT = 178_956_970  # where Pillow raises an error by default, too
 RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
-OPENING = threading.Lock()  # Pillow's own pixel limit is a global variable
-DECODING_ERRORS = (  # which Pillow raises for damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
-
-
-class ImageReadError(ValueError):
-    """An image or mask cannot be read; the message names it and says what to do."""
-
-
-class Decoded(NamedTuple):
-    """A loaded image with its pixels as stored, and its EXIF orientation code."""
-
-    image: Image.Image
-    orientation: int
-    name: str
 
 
 def read_image(
@@ -115,112 +74,6 @@ def read_channels(
             "channels; read formats that Pillow does not support yourself, and pass numpy arrays."
         )
     return turn_upright(channels, orientation)
-
-
-def read_orientation(source: Source) -> int:
-    """Returns the EXIF orientation (1..8) of an image; 1 (upright) if it has none that can be read."""
-    if isinstance(source, np.ndarray | Tensor):
-        return UPRIGHT
-    if isinstance(source, Image.Image):
-        return _orientation(source)
-    try:
-        with _opened(source) as file, _without_pillow_limit():
-            return _orientation(Image.open(file))
-    except DECODING_ERRORS as error:
-        raise _explained(error, describe(source)) from error
-
-
-def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
-    """Decodes the first frame of any source but arrays, in its stored mode and not yet upright."""
-    name = describe(source)
-    try:
-        if isinstance(source, Image.Image):
-            return _decode(source, name, pixel_limit)
-        with _opened(source) as file:
-            with _without_pillow_limit():
-                image = Image.open(file)
-            decoded = _decode(image, name, pixel_limit)
-            if misses_rows(image, file):
-                raise EOFError(f"it has fewer than the {image.height} rows that its header states")
-            return decoded
-    except ImageReadError:
-        raise
-    except DECODING_ERRORS as error:
-        raise _explained(error, name) from error
-
-
-def describe(source: Source) -> str:
-    """Returns a name for messages. Raises TypeError if `source` is not one of the supported types."""
-    if isinstance(source, str | os.PathLike):
-        return f"'{os.fspath(source)}'"
-    if isinstance(source, Image.Image):
-        filename = getattr(source, "filename", "")
-        return f"'{filename}'" if filename else f"PIL image of mode {source.mode} and size {source.size}"
-    if isinstance(source, bytes | bytearray):
-        return f"image of {len(source)} bytes"
-    if isinstance(source, np.ndarray | Tensor):
-        return f"{type(source).__name__} of shape {tuple(source.shape)}"
-    if hasattr(source, "read"):
-        return f"'{getattr(source, 'name', 'file object')}'"
-    raise TypeError(
-        f"cannot read an image from {type(source).__name__}. "
-        "Give a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor."
-    )
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[BinaryIO]:
-    if isinstance(source, bytes | bytearray):
-        yield io.BytesIO(source)
-    elif hasattr(source, "read"):
-        yield source if source.seekable() else io.BytesIO(source.read())
-    else:
-        with open(source, "rb") as file:
-            yield file
-
-
-@contextmanager
-def _without_pillow_limit() -> Iterator[None]:
-    with OPENING:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `pixel_limit` takes its place
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _decode(image: Image.Image, name: str, pixel_limit: int) -> Decoded:
-    width, height = image.size
-    if width * height > pixel_limit:
-        raise ImageReadError(
-            f"{name} is {width}x{height}, above the limit of {pixel_limit} pixels. "
-            "Crop or resize it, or raise `pixel_limit` if you trust the file."
-        )
-    # Load once, and before anything that loads implicitly (as `getexif` of a PNG does): the second load() of
-    # a damaged file raises nothing and gives a black image. Pillow rotates a TIFF upright here.
-    image.load()
-    return Decoded(image, _orientation(image), name)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        code = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except (*DECODING_ERRORS, Warning):  # the pixels may be fine where the EXIF block is damaged
-        return UPRIGHT
-    return code if isinstance(code, int) and code in TURNS else UPRIGHT
-
-
-def _explained(error: Exception, name: str) -> ImageReadError:
-    if isinstance(error, FileNotFoundError):
-        return ImageReadError(f"{name} does not exist. Check the path.")
-    if isinstance(error, UnidentifiedImageError):
-        return ImageReadError(
-            f"{name} is empty, damaged at its start, or not an image that this Pillow can read. Open it in a "
-            "text editor: failed downloads leave HTML. Replace the file, or take it out of the data."
-        )
-    return ImageReadError(
-        f"{name} cannot be decoded: {error}. Copy or download it again, or take it out of the data."
-    )
 
 
 def to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:

@@ -16,11 +16,13 @@ from itertools import groupby, islice
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from .image_reading import Source
+from .image_opening import PIXEL_LIMIT, Source, open_upright
 from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
@@ -104,6 +106,7 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
+        image = decoded(processor, image)
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
@@ -121,6 +124,7 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
+        image = decoded(processor, image)
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         return [
             pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
@@ -210,6 +214,13 @@ class WindowedImage:
             for first, cells in zip(place, self.window, strict=True)
         )
         return self.pixels[:, rows, columns]
+
+
+def decoded(processor: Any, image: Source) -> Source:
+    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
+    if isinstance(image, Image.Image | np.ndarray | Tensor):
+        return image
+    return open_upright(image, getattr(processor, "pixel_limit", PIXEL_LIMIT))[0]
 
 
 def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> Tensor:

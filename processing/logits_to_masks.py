@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from .image_reading import read_orientation
+from .image_opening import Source, read_orientation
 from .orientation import UPRIGHT, swaps_sides, turn_back
 from .palettes import colorize
 from .tiling import RowReader
@@ -90,7 +90,9 @@ def crop_padding(logits: Tensor, pixel_mask: Tensor) -> Tensor:
 class SemanticPostProcessing:
     """Post-processing methods of an image processor; needs an attribute `palette`."""
 
-    read_orientation = staticmethod(read_orientation)
+    def read_orientation(self, image: Source) -> int:
+        """Returns the EXIF orientation (1..8) of an image; 1 (upright) if it has none that can be read."""
+        return read_orientation(image, self.pixel_limit)
 
     def post_process_semantic_segmentation(
         self,

@@ -17,6 +17,7 @@ from ..training.command_line import (
     short_errors,
 )
 from ..training.inference_options import InferenceOptions
+from ..training.option_texts import parse_position
 
 if TYPE_CHECKING:
     from ..processing.prediction_files import Job
@@ -98,16 +99,6 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
             failures.append((job, str(error)))
     print(f"{len(jobs) - len(failures)} of {len(jobs)} images segmented into {arguments.output}")
     return failures
-
-
-def parse_position(text: str) -> tuple[int, int]:
-    """Parses --explain: `"120,45"` -> (120, 45), pixels from the left and from the top."""
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(
-            f"--explain {text} is not a position. Write X,Y in pixels from the left and the top, such as 120,45."
-        )
-    return int(parts[0]), int(parts[1])
 
 
 if __name__ == "__main__":

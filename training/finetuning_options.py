@@ -6,14 +6,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .command_line import MODEL_HELP, CommandOptions, option, required
+from .option_values import check_order
 
 
 @dataclass(kw_only=True)
 class FinetuneOptions(CommandOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
-    weights: str = required(
-        f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
+    init_from: str = required(
+        f"checkpoint to fine-tune, which is recognized: {MODEL_HELP}; any segmenter, or an encoder of transformers or timm "
+        "for a new one",
+        aliases=["--model", "--model_name_or_path"],
+        metavar="CHECKPOINT",
     )
     train: str = required(
         "training data: folder with images/ and masks/, folder of a published dataset, or name for `datasets`",
@@ -38,6 +42,10 @@ class FinetuneOptions(CommandOptions):
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
 
 
 def trainer_options() -> list[str]:

@@ -20,11 +20,11 @@ from ..processing.data.official_layouts import with_split
 from ..processing.data.report import check_data
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
-from .checkpoints import model_folder
-from .command_line import crop_size, height_and_width
 from .models import SEGMENTER, class_names, ignore_index_field
+from .option_texts import crop_size, height_and_width
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES
+from .starting_points import checkpoint_of
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class SegmentationTask(Task):
         setattr(model.config, ignore_index_field(model.config), data.ignore_index)
 
     def new_processor(self) -> SegmentationImageProcessor:
-        source = self.arguments.weights or next(filter(None, self.arguments.starting_points().values()), None)
-        processor = processor_of(self.data, source and model_folder(source))
+        source = self.arguments.init_from
+        processor = processor_of(self.data, source and checkpoint_of(source))
         processor.size = resize_rule(self.arguments)
         return processor
 

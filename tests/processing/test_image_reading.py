@@ -11,11 +11,11 @@ import torch
 from cases import each
 from PIL import ExifTags, Image
 
+from contextseg.processing.image_opening import read_orientation
 from contextseg.processing.image_reading import (
     ImageReadError,
     read_channels,
     read_image,
-    read_orientation,
 )
 from contextseg.processing.mask_reading import read_mask
 from contextseg.processing.orientation import TURNS, turn_back, turn_upright
