@@ -5,7 +5,7 @@ from typing import Any, Self
 from .checked_config import CheckedConfig
 from .field_rules import MOST_WEIGHTS, checked
 
-DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256}
+DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256, "unet": 64}
 UNET_CHOICES = {
     "upsampling": ("expand", "nonlocal", "nonlocal_global"),
     "nonlocal_bias": ("clean", "official"),
@@ -17,7 +17,7 @@ UNET_CHOICES = {
 class DecodingConfig(CheckedConfig):
     """Fields of every segmenter: decoder, heads and loss.
 
-    decoder: Name of the decoder: "upernet", "semantic_fpn" or "segdeformer".
+    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet".
     decoder_hidden_size: Channels of the feature map that the decoder passes to the classifier; None takes the
         value of the decoder's paper.
     use_auxiliary_head: Whether an FCN head on the second coarsest feature map adds an auxiliary loss in
@@ -58,6 +58,21 @@ class DecodingConfig(CheckedConfig):
             self.use_auxiliary_head = self.decoder == "upernet"
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """Builds the configuration of a published size.
+
+        Args:
+            name: A key of `presets`.
+            **overrides: Fields to change.
+
+        Raises:
+            ValueError: If there is no such preset or field.
+        """
+        if overrides.get("decoder") == "unet":  # the widths of presets are those of other decoders
+            overrides = {"decoder_hidden_size": None, **overrides}
+        return super().preset(name, **overrides)
+
     def context_mining(self) -> dict[str, Any]:
         """The options of the decoder "segdeformer", named as in `ContextMining`."""
         return {"reduction_ratio": self.reduction_ratio}
@@ -95,7 +110,7 @@ class DecodingConfig(CheckedConfig):
 
 @checked
 class UnetDecodingConfig(DecodingConfig):
-    """Fields of segmenters that also have the decoder "unet"; with `hidden_sizes`, `depths` and `num_heads`.
+    """Fields of segmenters whose decoder "unet" mirrors the encoder; with `hidden_sizes`, `depths`, `num_heads`.
 
     decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet". "unet" mirrors the
         encoder's stages: GLAM-Swin-Unet, or Swin-Unet without global tokens. Its `decoder_hidden_size` is
@@ -118,21 +133,6 @@ class UnetDecodingConfig(DecodingConfig):
         if self.decoder == "unet" and self.decoder_hidden_size is None:
             self.decoder_hidden_size = self.hidden_sizes[0]
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Self:
-        """Builds the configuration of a published size.
-
-        Args:
-            name: A key of `presets`.
-            **overrides: Fields to change.
-
-        Raises:
-            ValueError: If there is no such preset or field.
-        """
-        if overrides.get("decoder") == "unet":  # whose width follows from the encoder, not from the preset
-            overrides = {"decoder_hidden_size": None, **overrides}
-        return super().preset(name, **overrides)
 
     def stage_window(self, stage: int) -> int:  # noqa: ARG002 - families differ
         """Side of a stage's windows, in patches of the stage."""

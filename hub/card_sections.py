@@ -193,6 +193,8 @@ def about_start(base_model: str) -> str:
 
 def logits_size(config: Mapping[str, Any]) -> str:
     if config.get("decoder") == "unet":
+        if "backbone_config" in config:
+            return "at full resolution from the encoder's finest feature map"
         return f"at full resolution from patches of {config['patch_size']} x {config['patch_size']} pixels"
     if "backbone_config" in config:
         return "at the resolution of the encoder's finest feature map"

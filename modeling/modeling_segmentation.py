@@ -46,7 +46,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         check_channels(channels)
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
         self.backbone = backbone
-        self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels, build_stage)
+        self.decoder = choose("decoder", config.decoder, DECODERS)(config, backbone, build_stage)
         self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:
