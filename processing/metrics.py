@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .logits_to_masks import upsampled_argmax
+from .plain_text import markdown_text
 
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
@@ -319,7 +320,7 @@ def class_names(names: Sequence[str] | None, num_labels: int) -> list[str]:
 def scores_table(scores: dict[str, Any]) -> str:
     """Formats the result of `ConfusionMatrix.compute` as a Markdown table: one line per class, then means."""
     rows = [
-        [r["name"], *(percent(r[c]) for c in MEANS.values()), f"{r['support']:,}"]
+        [markdown_text(r["name"]), *(percent(r[c]) for c in MEANS.values()), f"{r['support']:,}"]
         for r in scores["per_class"]
     ]
     total = f"{sum(row['support'] for row in scores['per_class']):,}"

@@ -26,6 +26,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from ..processing.plain_text import printable
+
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
 NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
 MODEL_HELP = (
@@ -200,7 +202,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         if with_traceback or not is_expected(error):
             raise
-        raise SystemExit(f"{program}: {plain_message(error)}") from error
+        raise SystemExit(f"{program}: {printable(plain_message(error))}") from error
 
 
 def is_expected(error: BaseException) -> bool:

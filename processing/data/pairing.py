@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..image_reading import IMAGE_SUFFIXES, Source, read_mask
+from ..plain_text import one_line
 from .class_table import FILE_NAME, example
 
 MASKS_TO_GUESS_FROM = 20
@@ -138,4 +139,4 @@ def contents(folder: Path) -> str:
 def listed(names: Sequence[Any]) -> str:
     """The first names, and the number of further ones."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(str(name) for name in names[:LISTED]) + more
+    return ", ".join(one_line(str(name)) for name in names[:LISTED]) + more

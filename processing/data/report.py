@@ -11,6 +11,7 @@ import numpy as np
 
 from ..image_reading import ImageReadError
 from ..label_maps import LabelMap
+from ..plain_text import one_line
 from .datasets import SegmentationData, check_sizes, image_size
 from .pairing import listed
 
@@ -121,9 +122,10 @@ class CheckReport:
 
     def class_lines(self) -> list[str]:
         """The lines of a table of classes, each with a bar for its share."""
-        width = max(len(name) for name in [*self.classes, "class"])
+        names = [one_line(name) for name in self.classes]
+        width = max(len(name) for name in [*names, "class"])
         lines = [f"{'':>3}  {'class':<{width}}  {'pixels':>7}  {'images':>6}"]
-        for index, (name, share) in enumerate(zip(self.classes, self.shares(), strict=True)):
+        for index, (name, share) in enumerate(zip(names, self.shares(), strict=True)):
             bar = "█" * round(30 * share)
             lines.append(
                 f"{index:>3}  {name:<{width}}  {100 * share:>5.2f} %  {self.images[index]:>6}  {bar}".rstrip()
