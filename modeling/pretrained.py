@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.output_capturing import install_output_capuring_hook, maybe_install_capturing_hooks
 
-HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has them
-
 from .input_channels import load_for_channels
+
+HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has them
 
 
 class HubHooks(NamedTuple):

@@ -11,6 +11,7 @@ from ..image_files import image_files, same_name, subfolders
 from ..image_reading import Source
 from ..label_maps import EQUAL_CHANNELS
 from ..mask_reading import read_mask
+from ..plain_text import one_line
 from .class_table import FILE_NAME, example
 
 MASKS_TO_GUESS_FROM = 20
@@ -174,4 +175,4 @@ def contents(folder: Path) -> str:
 def listed(names: Sequence[Any]) -> str:
     """The first names, and the number of further ones."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(str(name) for name in names[:LISTED]) + more
+    return ", ".join(one_line(str(name)) for name in names[:LISTED]) + more

@@ -16,6 +16,7 @@ from ..image_reading import image_size
 from ..label_maps import EQUAL_CHANNELS, LabelMap
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError
+from ..plain_text import one_line
 from .datasets import SegmentationData, check_sizes
 from .pairing import Pair, listed
 
@@ -137,9 +138,10 @@ class CheckReport:
 
     def class_lines(self) -> list[str]:
         """The lines of a table of classes, each with a bar for its share."""
-        width = max(len(name) for name in [*self.classes, "class"])
+        names = [one_line(name) for name in self.classes]
+        width = max(len(name) for name in [*names, "class"])
         lines = [f"{'':>3}  {'class':<{width}}  {'pixels':>7}  {'images':>6}"]
-        for index, (name, share) in enumerate(zip(self.classes, self.shares(), strict=True)):
+        for index, (name, share) in enumerate(zip(names, self.shares(), strict=True)):
             bar = "█" * round(30 * share)
             lines.append(
                 f"{index:>3}  {name:<{width}}  {100 * share:>5.2f} %  {self.images[index]:>6}  {bar}".rstrip()
