@@ -122,6 +122,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
             ignore_index=config.semantic_loss_ignore_index,
             class_weights=config.class_weights,
             reduction=config.loss_reduction,
+            label_smoothing=config.label_smoothing,
         )
 
     @classmethod

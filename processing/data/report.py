@@ -350,6 +350,6 @@ def share_warnings(report: CheckReport) -> list[str]:
     warnings = [f"{len(absent)} classes never occur: {listed(absent)}."] if absent else []
     if rare:
         warnings.append(
-            f"{len(rare)} classes are rare: {listed(rare)}. Class weights or the loss cross_entropy+dice may help."
+            f"{len(rare)} classes are rare: {listed(rare)}. --class-weights auto or --loss cross_entropy+dice may help."
         )
     return warnings
