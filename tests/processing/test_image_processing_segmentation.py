@@ -376,3 +376,9 @@ def test_the_pipeline_segments_images_of_mixed_sizes(tiny_segformer, processor_c
             expected = classes == tiny_segformer.config.label2id[found["label"]]
             np.testing.assert_array_equal(np.asarray(found["mask"]) == 255, expected)
         assert {found["mask"].size for found in segments} == {image.size}
+
+
+def test_the_colors_of_a_label_map_color_predictions():
+    processor = SegmentationImageProcessor(label_map={"#ff0000": 1, "0,0,255": 0, "#000000": "ignore"})
+    assert processor.palette == [[0, 0, 255], [255, 0, 0]]
+    assert processor.colorize(np.array([[1, 0]])).convert("RGB").getpixel((0, 0)) == (255, 0, 0)

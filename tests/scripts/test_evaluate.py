@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_runs import CLASSES, run_options, write_data, write_pairs
 from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.scripts.evaluate import main
 from contextseg.scripts.train import main as train
-from contextseg.training.models import open_model
+from contextseg.training.models import check_classes, open_model
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,34 @@ def test_data_with_other_classes_is_refused(run, tmp_path):
         match=r"the model has 3 classes and the data 4\..*only in the data: water\..*contextseg-train --init-from",
     ):
         main([str(run), "--data", f"{other}/val"])
+
+
+def model_with(names):
+    config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=len(names))
+    return SimpleNamespace(config=config)
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path):
+    data = SegmentationFolder(write_data(tmp_path) / "val")
+    before, names = data[0]["mask"], [CLASSES[index] for index in (1, 2, 0)]
+    assert check_classes(model_with(names), data) == data.classes == names
+    np.testing.assert_array_equal(data[0]["mask"], np.array([2, 0, 1, *range(3, 256)])[before])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["grass", "wall", "water"], ["wall", "grass"], [*CLASSES, "water"]],
+    ids=["crossed", "fewer", "more"],
+)
+def test_classes_that_cannot_be_matched_are_refused(data, names):
+    with pytest.raises(ValueError, match="Only in the model: .*; only in the data: "):
+        check_classes(model_with(names), SegmentationFolder(data / "val"))
+
+
+def test_other_names_at_the_same_positions_are_matched_with_a_warning(data, caplog):
+    val = SegmentationFolder(data / "val")
+    assert check_classes(model_with(["wall", "lawn", "sky"]), val)[1] == "lawn"
+    assert "class 'lawn' of the model is 'grass' in the data (1 names differ)" in caplog.text
 
 
 def test_a_folder_without_a_model_is_refused(data):
