@@ -24,6 +24,7 @@ from ..configuration.field_rules import check_encoder_sizes
 from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
+from .model_names import explained_absence
 from .models import ModelKind, config_class_of
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ def checkpoint_of(source: str) -> str:
 def read_config(source: str, folder: str) -> PreTrainedConfig:
     """Reads the configuration of a checkpoint. Raises ValueError if there is none that transformers knows."""
     try:
-        return AutoConfig.from_pretrained(folder)
+        with explained_absence(folder):
+            return AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(f"--init-from {source}: {reason}. {UNDERSTOOD}") from error
