@@ -84,7 +84,7 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         return self._to_backend(np.array(np.moveaxis(channels, -1, 0), order="C"), options.get("device"))
 
     def decode_mask(self, mask: Source, **overrides: Any) -> np.ndarray:
-        """Decodes a mask with `label_map`, or without one with `palette` if the mask has colors.
+        """Decodes a mask with `label_map` and, if it has no colors, with those of `palette`.
 
         Args:
             mask: A path, bytes, binary file, PIL image, array or tensor of ids (H, W) or RGB colors
@@ -102,10 +102,8 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
             overrides.get(name, getattr(self, name))
             for name in ("label_map", "palette", "ignore_index", "pixel_limit")
         )
-        table = LabelMap(label_map, ignore_index)
-        values = read_mask(mask, decode_palette=table.needs_colors, pixel_limit=pixel_limit)
-        if values.ndim == 3 and label_map is None and palette is not None:
-            table = LabelMap.from_palette(palette, ignore_index)
+        table = LabelMap(label_map, ignore_index, palette=palette)
+        values = read_mask(mask, table=table, pixel_limit=pixel_limit)
         return table.decode(values, describe(mask))
 
     def _preprocess_image_like_inputs(

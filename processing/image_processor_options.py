@@ -7,7 +7,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_reading import PIXEL_LIMIT
-from .label_maps import normalize_label_map
+from .label_maps import check_ignore_index, colors_of_classes, count_classes, normalize_label_map
 from .palettes import check_palette
 from .resize_rules import check_resize_rule
 
@@ -71,6 +71,10 @@ class SegmentationOptions:
         checked = {
             name: check(kwargs[name]) for name, check in checks.items() if kwargs.get(name) is not None
         }
+        label_map = checked.get("label_map")
+        if label_map and kwargs.get("palette") is None and (colors := colors_of_classes(label_map)):
+            checked["palette"] = check_palette(colors)
+        checked["ignore_index"] = check_ignore_index(kwargs["ignore_index"], count_classes(label_map))
         for name in ("value_range", "image_mean", "image_std"):
             if isinstance(kwargs.get(name), list):
                 checked[name] = tuple(kwargs[name])

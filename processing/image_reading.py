@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from .array_files import stored_array
+from .frames import count_frames, say_first_frame
 from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright
 from .orientation import UPRIGHT, turn_upright
 from .value_ranges import unknown_range
@@ -43,7 +44,8 @@ def read_image(
         channels = _array_channels(array, RGB_CHANNELS, value_range, input_data_format, describe(source))
         channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
         return Image.fromarray(_rounded(channels))
-    image, orientation, name = open_image(source, pixel_limit)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     rgb = to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
@@ -65,7 +67,8 @@ def read_channels(
     if array is not None:
         accepted = (num_channels,) if num_channels else RGB_CHANNELS
         return _array_channels(array, accepted, value_range, input_data_format, describe(source))
-    image, orientation, name = open_image(source, pixel_limit)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
         image = to_rgb(image, value_range, name)
     channels = _on_8_bit_scale(_pixels(image), value_range, name)

@@ -48,7 +48,7 @@ class SegmentationData(Dataset, ABC):
         self.table = table
         self.num_channels = num_channels
         self.value_range = value_range
-        self.classes, self.palette = table.names, table.palette
+        self.classes, self.palette = list(table.names), table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
 
     @abstractmethod
@@ -61,6 +61,13 @@ class SegmentationData(Dataset, ABC):
     @cached_property
     def decoder(self) -> LabelMap:
         return self.table.decoder()
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes as in `names`, the same names in another order."""
+        order = [list(names).index(name) for name in self.classes]
+        self.decoder = self.decoder.renumbered(order)
+        self.palette = self.palette and [self.palette[order.index(label)] for label in range(len(order))]
+        self.classes = list(names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.sources(index)
@@ -79,7 +86,7 @@ class SegmentationData(Dataset, ABC):
 
     def read_stored_mask(self, source: Source) -> np.ndarray:
         """The mask as stored in the file: (H, W) ids or (H, W, 3) colors."""
-        return read_mask(source, decode_palette=self.decoder.needs_colors)
+        return read_mask(source, table=self.decoder)
 
 
 class PairedFiles(SegmentationData):
@@ -310,7 +317,9 @@ def table_of_features(dataset: "datasets.Dataset") -> ClassTable | None:
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:
     if tuple(image) != tuple(mask):
+        turned = " They would fit after a quarter turn: the image may be turned by its EXIF orientation."
+        hint = turned if tuple(image) == tuple(mask)[::-1] else ""
         raise ValueError(
             f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} "
-            "(width x height). Make them the same size; resize masks by nearest neighbor."
+            f"(width x height). Make them the same size; resize masks by nearest neighbor.{hint}"
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..image_files import image_files, same_name, subfolders
 from ..image_reading import Source
+from ..label_maps import EQUAL_CHANNELS
 from ..mask_reading import read_mask
 from .class_table import FILE_NAME, example
 
@@ -143,9 +144,11 @@ def propose_table(sources: Sequence[Source]) -> Proposal:
     """Reads masks and proposes a `classes.json` for them."""
     masks = [read_mask(source) for source in sources]
     if any(mask.ndim == 3 for mask in masks):
+        example_table = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
+        if all(mask.ndim == 3 and (mask == mask[..., :1]).all() for mask in masks):
+            return Proposal(example_table, f"The masks are RGB images without colors: {EQUAL_CHANNELS}")
         return Proposal(
-            '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}',
-            "The masks contain colors, not class ids: give the color of each class.",
+            example_table, "The masks contain colors, not class ids: give the color of each class."
         )
     ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
     if ids == [0, 255]:
@@ -153,7 +156,7 @@ def propose_table(sources: Sequence[Source]) -> Proposal:
     else:
         count = max((index for index in ids if index != 255), default=0) + 1
         proposal = example([f"class {index}" for index in range(min(count, 256))])
-    return Proposal(proposal, f"The first {len(masks)} masks contain the ids {', '.join(map(str, ids))}.")
+    return Proposal(proposal, f"The first {len(masks)} masks contain the ids {listed(ids)}.")
 
 
 def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:

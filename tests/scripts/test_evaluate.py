@@ -147,7 +147,8 @@ def test_a_class_that_never_occurs_is_null_and_not_in_the_mean(run, data, tmp_pa
 def test_data_with_other_classes_is_refused(run, tmp_path):
     other = write_data(tmp_path / "data", classes=[*CLASSES, "water"])
     with pytest.raises(
-        SystemExit, match=r"the model has 3 classes .* the data 4 .*contextseg-train --init-from"
+        SystemExit,
+        match=r"the model has 3 classes and the data 4\..*only in the data: water\..*contextseg-train --init-from",
     ):
         main([str(run), "--data", f"{other}/val"])
 
