@@ -7,10 +7,11 @@ from pathlib import Path
 
 from .command_line import MODEL_HELP, CommandOptions, option, required
 from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(CommandOptions):
+class FinetuneOptions(CommandOptions, ReadingOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
     init_from: str = required(

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 # Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push", "license", "traceback", "timeout"),
+    *("push", "license", "traceback", "timeout", "pixel_limit"),
 }
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
@@ -158,7 +158,7 @@ def new_model(task: Task, data: Dataset) -> PreTrainedModel:
         arguments.model or (None if arguments.init_from else arguments.default_model),
         arguments.preset,
         class_names=list(data.classes),
-        options=parse_overrides(arguments.set),
+        options=parse_overrides(arguments.set) | task.channels(),
         init_from=arguments.init_from,
     )
     task.prepare(model, data)

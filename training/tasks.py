@@ -61,6 +61,10 @@ class Task(ABC):
         """Adapts the model to the training data, and stores the data and the model's configuration."""
         self.config, self.data = model.config, data
 
+    def channels(self) -> dict[str, int]:
+        """Returns the configuration field `num_channels` if it differs from the model's own; empty by default."""
+        return {}
+
     @abstractmethod
     def new_processor(self) -> BaseImageProcessor:
         """Builds the image processor that is saved with the model."""
