@@ -54,6 +54,7 @@ RANGES = {
     "pixel_limit": whole(1, 10**12),
     "random_erasing": SHARE,
     "repeats": COUNT,
+    "rotation": Range(minimum=0, maximum=180),
     "sample": COUNT,
     "scenes": COUNT,
     "scored": COUNT,

@@ -23,6 +23,7 @@ from ..processing.data.report import check_data
 from ..processing.image_opening import PIXEL_LIMIT
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
+from .loss_fields import loss_fields
 from .models import SEGMENTER, class_names, ignore_index_field, parse_overrides
 from .option_texts import crop_size, height_and_width
 from .scoring import score, whole_images
@@ -78,16 +79,14 @@ class SegmentationTask(Task):
     @cached_property
     def num_channels(self) -> int:
         """Channels of the images: those of --num-channels, --set, or the checkpoint, else 3."""
-        given, set_ = self.arguments.num_channels, parse_overrides(self.arguments.set).get("num_channels")
-        if None not in (given, set_) and given != set_:
-            raise ValueError(
-                f"--num-channels {given} and --set num_channels={set_} differ. Give one of them."
-            )
-        return given or set_ or channels_of_checkpoint(self.arguments.init_from)
+        given = self.arguments.num_channels or parse_overrides(self.arguments.set).get("num_channels")
+        return given or channels_of_checkpoint(self.arguments.init_from)
 
-    def channels(self) -> dict[str, int]:
-        known = channels_of_checkpoint(self.arguments.init_from)
-        return {} if self.num_channels == known else {"num_channels": self.num_channels}
+    def model_fields(self, data: SegmentationData) -> dict[str, Any]:
+        fields, channels = loss_fields(self.arguments, data), self.arguments.num_channels
+        if channels not in (None, channels_of_checkpoint(self.arguments.init_from)):
+            fields["num_channels"] = channels
+        return fields
 
     def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
         super().prepare(model, data)

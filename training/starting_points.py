@@ -19,7 +19,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ..modeling.backbone_building import adapted_config
+from ..configuration.checked_config import CheckedConfig
+from ..configuration.field_rules import check_encoder_sizes
+from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
@@ -70,8 +72,9 @@ def build_model(
     if init_from:
         with without_reports():
             return started(kind, name, init_from, options)
-    config = configuration(kind, name, preset, options)
-    return kind.classes[type(config)](config)
+    with explained_settings(name):
+        config = configuration(kind, name, preset, options)
+        return kind.classes[type(config)](config)
 
 
 def configuration(
@@ -82,6 +85,8 @@ def configuration(
     if "num_channels" in options:
         rest = {option: value for option, value in options.items() if option != "num_channels"}
         return with_num_channels(configuration(kind, name, preset, rest), options["num_channels"])
+    if not issubclass(config_class, CheckedConfig):
+        check_encoder_sizes(options)
     if preset is None:
         return config_class(**options)
     if not hasattr(config_class, "preset"):

@@ -11,6 +11,7 @@ from ..image_files import image_files, same_name, subfolders
 from ..image_reading import Source
 from ..label_maps import EQUAL_CHANNELS
 from ..mask_reading import read_mask
+from ..plain_text import one_line
 from .class_table import FILE_NAME, example
 
 MASKS_TO_GUESS_FROM = 20
@@ -144,12 +145,10 @@ def propose_table(sources: Sequence[Source]) -> Proposal:
     """Reads masks and proposes a `classes.json` for them."""
     masks = [read_mask(source) for source in sources]
     if any(mask.ndim == 3 for mask in masks):
-        example_table = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
+        colors = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
         if all(mask.ndim == 3 and (mask == mask[..., :1]).all() for mask in masks):
-            return Proposal(example_table, f"The masks are RGB images without colors: {EQUAL_CHANNELS}")
-        return Proposal(
-            example_table, "The masks contain colors, not class ids: give the color of each class."
-        )
+            return Proposal(colors, f"The masks are RGB images without colors: {EQUAL_CHANNELS}")
+        return Proposal(colors, "The masks contain colors, not class ids: give the color of each class.")
     ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
     if ids == [0, 255]:
         proposal = '{"classes": ["background", "object"], "label_map": {"0": 0, "255": 1}}'
@@ -176,4 +175,4 @@ def contents(folder: Path) -> str:
 def listed(names: Sequence[Any]) -> str:
     """The first names, and the number of further ones."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(str(name) for name in names[:LISTED]) + more
+    return ", ".join(one_line(str(name)) for name in names[:LISTED]) + more
