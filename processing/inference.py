@@ -112,12 +112,13 @@ class Inference:
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
 
-    def inputs(self, processor: Any, image: Source) -> list[Tensor]:
+    def inputs(self, processor: Any, image: Source, **options: Any) -> list[Tensor]:
         """Prepares an image for `mask` and `probabilities`.
 
         Args:
             processor: The model's image processor.
             image: Path, URL, bytes, binary file, PIL image, array or tensor.
+            **options: Options of the processor for this image.
 
         Returns:
             `pixel_values` (1, C, ., .) at each scale.
@@ -126,9 +127,9 @@ class Inference:
             ImageReadError: If the image cannot be read.
         """
         image = decoded(processor, image)
-        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        pixels = processor(image, **options, return_tensors="pt")["pixel_values"]
         return [
-            pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
+            pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale, **options)
             for scale in self.scales
         ]
 
@@ -231,11 +232,11 @@ def channels_of(processor: Any) -> int | None:
     return None if is_rgb else len(mean)
 
 
-def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> Tensor:
+def scaled(processor: Any, image: Source, size: Sequence[int], scale: float, **options: Any) -> Tensor:
     """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`."""
     height, width = (max(1, round(side * scale)) for side in size)
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
-    return processor(image, **resized, return_tensors="pt")["pixel_values"]
+    return processor(image, **options, **resized, return_tensors="pt")["pixel_values"]
 
 
 def logit_rows(

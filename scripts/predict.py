@@ -20,6 +20,7 @@ from ..training.command_line import (
 from ..training.inference_options import InferenceOptions
 from ..training.interruption import interruptible
 from ..training.option_texts import parse_position
+from ..training.reading_options import PixelOptions
 
 if TYPE_CHECKING:
     from ..processing.prediction import Predictor
@@ -31,7 +32,7 @@ rotation); its values are class ids, and its palette shows them in color. Files 
 
 
 @dataclass
-class PredictArguments(CommandOptions, InferenceOptions):
+class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     images: list[str] = positional("image files, and folders that are searched for them")
     output: str = option(
@@ -82,6 +83,7 @@ def predict(arguments: PredictArguments) -> list[str]:
     from ..processing.prediction_files import find_jobs
     from ..processing.prediction_maps import MAPS
     from ..training.models import open_model
+    from ..training.stored_reading import set_reading
 
     position = parse_position(arguments.explain) if arguments.explain else None
     inference = arguments.inference()
@@ -92,6 +94,7 @@ def predict(arguments: PredictArguments) -> list[str]:
         lambda error: failures.append(f"{error.filename}: {error.strerror}"),
     )
     model, processor, _ = open_model(arguments.model)
+    set_reading(arguments, model, processor)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     results = {"maps": maps, "overlay": arguments.overlay}

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push", "license", "traceback", "timeout"),
+    *("push", "license", "traceback", "timeout", "pixel_limit"),
 }
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
