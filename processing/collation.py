@@ -40,8 +40,10 @@ class SegmentationCollator:
             `pixel_values` (B, C, H, W), `labels` (B, H, W) int64, and for mixed sizes `pixel_mask` (B, H, W).
 
         Raises:
-            ValueError: If the sizes differ and `can_pad` is False.
+            ValueError: If there are no samples, or the sizes differ and `can_pad` is False.
         """
+        if not samples:
+            raise ValueError("got an empty batch. Give at least one sample.")
         sizes = {sample["mask"].shape for sample in samples}
         if len(sizes) > 1 and not self.can_pad:
             shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))

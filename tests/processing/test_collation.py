@@ -34,3 +34,8 @@ def test_the_collator_refuses_mixed_sizes_for_a_model_that_takes_no_pixel_mask()
     with pytest.raises(ValueError, match="images of 8x6, 8x9: .* per_device_eval_batch_size=1"):
         collator(samples)
     assert collator(samples[:1])["labels"].shape == (1, 6, 8)
+
+
+def test_the_collator_refuses_an_empty_batch():
+    with pytest.raises(ValueError, match="empty batch"):
+        SegmentationCollator(SegmentationImageProcessor())([])
