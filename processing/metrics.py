@@ -213,18 +213,15 @@ class TrainerScores:
         """Adds a batch or the whole dataset.
 
         Args:
-            evaluation: An `EvalPrediction` with `predictions` and `label_ids`, class ids (B, H, W), or lists of
-                such batches (`eval_do_concat_batches=False`).
+            evaluation: An `EvalPrediction` of class ids (B, H, W), or of lists of such batches.
             compute_result: Whether this is the end of the evaluation. The counts then start again from zero.
 
         Returns:
             Empty before the end; then the means, and with names `iou_<name>` of each class that occurs.
         """
-        batches = evaluation.predictions, evaluation.label_ids
-        if not isinstance(evaluation.label_ids, list):
-            batches = [evaluation.predictions], [evaluation.label_ids]
-        for predictions, labels in zip(*batches, strict=True):
-            self.confusion.update(predictions, labels)
+        ids = evaluation.predictions, evaluation.label_ids
+        for batch in zip(*ids, strict=True) if isinstance(evaluation.label_ids, list) else [ids]:
+            self.confusion.update(*batch)
         if not compute_result:
             return {}
         self.last = self.confusion.compute(self.names)
