@@ -12,16 +12,24 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .atomic_write import atomic_write
-from .palettes import colorize
+from .palettes import completed
 
 Palette = Sequence[Sequence[int]]
 BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 
 
 def mask_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = None) -> Image.Image:
-    """(H, W) class ids -> an RGB image of their colors; ignored pixels are black."""
+    """(H, W) class ids, any number of them -> an RGB image of their colors; ignored pixels are black.
+
+    Classes that the palette lacks have default colors.
+    """
     ignored = np.zeros_like(mask, dtype=bool) if ignore_index is None else mask == ignore_index
-    image = np.array(colorize(np.where(ignored, 0, mask), palette).convert("RGB"))
+    ids = np.where(ignored, 0, mask)
+    if ids.min() < 0:
+        raise ValueError(
+            f"class ids are 0 or more, not {ids.min()}. Pass it as ignore_index if it is no class."
+        )
+    image = np.asarray(completed(palette, ids.max() + 1), dtype=np.uint8)[ids]
     image[ignored] = 0
     return Image.fromarray(image)
 
@@ -47,7 +55,7 @@ def mask_overlay(
         A new RGB image.
 
     Raises:
-        ValueError: If the sizes differ, or an id is outside 0..255 and not ignored.
+        ValueError: If the sizes differ, or an id is negative and not ignored.
     """
     tinted = Image.blend(image.convert("RGB"), mask_image(mask, palette, ignore_index), strength)
     if ignore_index is not None:

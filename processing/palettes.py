@@ -23,10 +23,16 @@ def default_palette(num_colors: int = 256) -> Palette:
     """Colors far apart for neighboring ids: the bits of an id become the high bits of red, green and blue."""
     ids = np.arange(num_colors)
     levels = np.zeros((num_colors, 3), dtype=np.int64)
-    for position in range(9):
+    for position in range(24):
         power, band = divmod(position, 3)
         levels[:, band] |= (ids >> position & 1) << (7 - power)
     return levels.tolist()
+
+
+def completed(palette: Sequence[Sequence[int]] | None, num_colors: int) -> Palette:
+    """The palette with default colors for the ids, up to `num_colors` - 1, that it lacks."""
+    colors = [list(color) for color in palette or ()]
+    return colors + default_palette(num_colors)[len(colors) :]
 
 
 def colorize(mask: np.ndarray | Tensor, palette: Sequence[Sequence[int]] | None = None) -> Image.Image:

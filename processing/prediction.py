@@ -11,7 +11,7 @@ from .image_reading import read_image, read_orientation
 from .inference import Inference
 from .orientation import swaps_sides, turn_back
 from .overlays import heat_overlay, mask_overlay, save_png, with_cross
-from .palettes import colorize, default_palette
+from .palettes import colorize, completed
 from .prediction_files import Job
 from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
 
@@ -45,7 +45,7 @@ class Predictor:
     ) -> None:
         self.model, self.processor, self.inference = model, processor, inference
         self.maps, self.overlay, self.explain, self.attention = maps, overlay, explain, attention
-        self.palette = processor.palette or default_palette(model.config.num_labels)
+        self.palette = completed(processor.palette, model.config.num_labels)
 
     def run(self, job: Job) -> None:
         """Segments one image file and writes its mask and the other requested results.
