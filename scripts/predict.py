@@ -2,6 +2,7 @@
 
 contextseg-predict runs/streets photo.jpg big.tif folder/ --output masks/
 contextseg-predict runs/streets big.tif --window 1024 --confidence --entropy
+contextseg-predict runs/streets photo.jpg --grad-cam car
 """
 
 import sys
@@ -17,7 +18,6 @@ from ..training.command_line import (
     short_errors,
 )
 from ..training.inference_options import InferenceOptions
-from ..training.option_texts import parse_position
 
 if TYPE_CHECKING:
     from ..processing.prediction_files import Job
@@ -54,6 +54,11 @@ class PredictArguments(CommandOptions, InferenceOptions):
         "also write which pixels the pixel at X,Y attends to, to attention/ (GLAM-Swin only)",
         metavar="X,Y",
     )
+    grad_cam: str | None = option(
+        None,
+        "also write what speaks for a class where it is predicted, or for the class of the pixel at X,Y, to grad-cam/",
+        metavar="CLASS",
+    )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
 
 
@@ -75,22 +80,24 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from ..modeling.explanations import global_attention_maps
     from ..processing.prediction import Predictor
     from ..processing.prediction_files import find_jobs
     from ..processing.prediction_maps import MAPS
+    from ..training.explaining import attention_explanation, grad_cam_explanation
     from ..training.models import open_model
 
-    position = parse_position(arguments.explain) if arguments.explain else None
     inference = arguments.inference()
     jobs = find_jobs(arguments.images, arguments.output)
     model, processor, _ = open_model(arguments.model)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     results = {"maps": maps, "overlay": arguments.overlay}
-    predictor = Predictor(
-        model, processor, inference, **results, explain=position, attention=global_attention_maps
-    )
+    explanations = {}
+    if arguments.explain is not None:
+        explanations["attention"] = attention_explanation(model, arguments.explain)
+    if arguments.grad_cam is not None:
+        explanations["grad-cam"] = grad_cam_explanation(model, arguments.grad_cam)
+    predictor = Predictor(model, processor, inference, **results, explanations=explanations)
     failures = []
     for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
         try:
