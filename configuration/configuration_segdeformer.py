@@ -3,11 +3,11 @@ for Semantic Segmentation with Multi-level Context Mining", ECCV 2022)."""
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
 from .backbone_configs import BackboneChannels, backbone_from_dict
 from .decoding import DecodingConfig
+from .field_rules import checked
 
 NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
 FLAT_NECKS = ("conv", "linear", "segformer")  # these take feature maps of a single stride
@@ -18,7 +18,7 @@ DEIT = {"model_type": "timm_backbone", "out_indices": [2, 5, 8, 11]}
 SWIN = {"model_type": "swin", "window_size": 7, "drop_path_rate": 0.3}
 
 
-@strict
+@checked
 class SegDeformerConfig(BackboneChannels, DecodingConfig):
     """Configuration of any backbone with the SegDeformer decoder, or with another decoder for comparison.
 

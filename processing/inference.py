@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .image_opening import PIXEL_LIMIT, Source, open_upright
+from .image_opening import PIXEL_LIMIT, Source
+from .image_reading import decode_once
 from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
@@ -220,7 +221,14 @@ def decoded(processor: Any, image: Source) -> Source:
     """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
     if isinstance(image, Image.Image | np.ndarray | Tensor):
         return image
-    return open_upright(image, getattr(processor, "pixel_limit", PIXEL_LIMIT))[0]
+    return decode_once(image, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels_of(processor))[0]
+
+
+def channels_of(processor: Any) -> int | None:
+    """The number of channels that a processor reads; None if it makes every image RGB."""
+    mean = getattr(processor, "image_mean", None)
+    is_rgb = getattr(processor, "do_convert_rgb", True) or not isinstance(mean, Sequence)
+    return None if is_rgb else len(mean)
 
 
 def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> Tensor:

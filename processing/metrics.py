@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .logits_to_masks import upsampled_argmax
+from .plain_text import markdown_text
 
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
@@ -238,7 +239,7 @@ def scores_table(scores: dict[str, Any]) -> str:
     """
     columns = {mean: column for mean, column in COLUMNS.items() if mean in scores}
     rows = [
-        [r["name"], *(percent(r[name]) for name, _ in columns.values()), f"{r['support']:,}"]
+        [markdown_text(r["name"]), *(percent(r[name]) for name, _ in columns.values()), f"{r['support']:,}"]
         for r in scores["per_class"]
     ]
     total = f"{sum(row['support'] for row in scores['per_class']):,}"

@@ -7,9 +7,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .image_opening import open_upright
-from .image_reading import read_image
-from .inference import Inference
+from .image_reading import decode_once, image_size, read_channels, read_image
+from .inference import Inference, channels_of
 from .orientation import swaps_sides, turn_back
 from .overlays import mask_overlay, save_png
 from .palettes import class_colors, colorize
@@ -57,7 +56,8 @@ class Predictor:
             ImageReadError: The image cannot be read.
             ValueError: The disk has no room for the probabilities, or an explanation is not possible.
         """
-        image, orientation = open_upright(job.source, self.processor.pixel_limit)
+        channels = channels_of(self.processor)
+        image, orientation = decode_once(job.source, self.processor.pixel_limit, channels)
         mask = self.predict(job, image, orientation).cpu()
         save_png(palette_image(turn_back(mask, orientation), self.palette), job.target())
         if self.overlay:
@@ -69,13 +69,13 @@ class Predictor:
             for kind, draw in self.explanations.items():
                 save_png(draw(self.rgb(image), pixel_values, mask), job.target(kind))
 
-    def predict(self, job: Job, image: Image.Image, orientation: int) -> Tensor:
+    def predict(self, job: Job, image: Image.Image | np.ndarray, orientation: int) -> Tensor:
         """Returns the mask (H, W) of an upright image; also writes the maps requested in `maps`."""
-        size = image.size[::-1]
+        size = image_size(image)
         what = self.model, self.inference.inputs(self.processor, image), size
         if not self.maps:
             return self.inference.mask(*what)
-        stored_size = image.size if swaps_sides(orientation) else size
+        stored_size = size[::-1] if swaps_sides(orientation) else size
         maps = [self.new_map(name, job, stored_size, orientation) for name in self.maps]
         return mask_beside_maps(self.inference.probabilities(*what), size, maps)
 
@@ -97,10 +97,14 @@ class Predictor:
             target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
         )
 
-    def rgb(self, image: Image.Image) -> Image.Image:
-        return read_image(
-            image, value_range=self.processor.value_range, pixel_limit=self.processor.pixel_limit
-        )
+    def rgb(self, image: Image.Image | np.ndarray) -> Image.Image:
+        """The image as RGB, for pictures: of images with other channels, the first three, or the first."""
+        reading = {"value_range": self.processor.value_range, "pixel_limit": self.processor.pixel_limit}
+        channels = channels_of(self.processor)
+        if channels is None:
+            return read_image(image, **reading)
+        pixels = read_channels(image, channels, **reading).round().astype(np.uint8)
+        return Image.fromarray(pixels[..., [0, 1, 2] if channels > 2 else [0, 0, 0]])
 
 
 def palette_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..training.command_line import CommandLine, CommandOptions, option, positional, short_errors
+from ..training.interruption import interruptible
 
 if TYPE_CHECKING:
     from ..processing.data.report import CheckReport
@@ -46,7 +47,7 @@ def new_parser() -> CommandLine:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
-    with short_errors(PROGRAM, arguments.traceback):
+    with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
         reports = [check(source, arguments) for source in splits(arguments.data)]
     if arguments.json:
         print(json.dumps([report.as_dict() for report in reports], indent=1))

@@ -6,6 +6,7 @@ contextseg-predict runs/streets photo.jpg --grad-cam car
 """
 
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ from ..training.command_line import (
     short_errors,
 )
 from ..training.inference_options import InferenceOptions
+from ..training.interruption import interruptible
 
 if TYPE_CHECKING:
+    from ..processing.prediction import Predictor
     from ..processing.prediction_files import Job
 
 PROGRAM = "contextseg-predict"
@@ -68,44 +71,73 @@ def new_parser() -> CommandLine:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
-    with short_errors(PROGRAM, arguments.traceback):
+    with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
         failures = predict(arguments)
-    for job, message in failures:
-        print(message if str(job.source) in message else f"{job.source}: {message}", file=sys.stderr)
+    for message in failures:
+        print(message, file=sys.stderr)
     return 1 if failures else 0
 
 
-def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
-    """Segments all images and writes the results. Returns the files that could not be segmented, and why."""
+def predict(arguments: PredictArguments) -> list[str]:
+    """Segments all images and writes the results. Returns which files could not be segmented, and why."""
     from accelerate import Accelerator
-    from tqdm import tqdm
 
     from ..processing.prediction import Predictor
     from ..processing.prediction_files import find_jobs
     from ..processing.prediction_maps import MAPS
-    from ..training.explaining import attention_explanation, grad_cam_explanation
+    from ..training.explaining import chosen_explanations
     from ..training.models import open_model
 
     inference = arguments.inference()
-    jobs = find_jobs(arguments.images, arguments.output)
+    failures: list[str] = []
+    jobs = find_jobs(
+        arguments.images,
+        arguments.output,
+        lambda error: failures.append(f"{error.filename}: {error.strerror}"),
+    )
     model, processor, _ = open_model(arguments.model)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     results = {"maps": maps, "overlay": arguments.overlay}
-    explanations = {}
-    if arguments.explain is not None:
-        explanations["attention"] = attention_explanation(model, arguments.explain)
-    if arguments.grad_cam is not None:
-        explanations["grad-cam"] = grad_cam_explanation(model, arguments.grad_cam)
+    explanations = chosen_explanations(model, arguments.explain, arguments.grad_cam)
     predictor = Predictor(model, processor, inference, **results, explanations=explanations)
-    failures = []
-    for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
-        try:
-            predictor.run(job)
-        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            failures.append((job, str(error)))
-    print(f"{len(jobs) - len(failures)} of {len(jobs)} images segmented into {arguments.output}")
+    done = segment(predictor, jobs, failures, arguments)
+    print(f"{done} of {len(jobs)} images segmented into {arguments.output}")
     return failures
+
+
+def segment(
+    predictor: "Predictor", jobs: "list[Job]", failures: list[str], arguments: PredictArguments
+) -> int:
+    """Segments the images of all jobs; adds an error of one to `failures` and goes on. Returns how many are done.
+
+    Raises OSError if no further file can be written, because the disk is full or read-only.
+    """
+    from tqdm import tqdm
+
+    from ..processing.failures import concerns_every_file, reason, telling
+
+    done = 0
+
+    def state() -> str:
+        named = "".join(f"\n{message}" for message in failures)
+        return (
+            f"{done} of {len(jobs)} images are segmented into {arguments.output}, each result complete. "
+            f"Run the command again to segment all.{named}"
+        )
+
+    with telling(state), tqdm(jobs, unit="image", disable=len(jobs) == 1) as progress:
+        for job in progress:
+            try:
+                predictor.run(job)
+                done += 1
+            except Exception as error:
+                if concerns_every_file(error):
+                    raise
+                if arguments.traceback:
+                    traceback.print_exc()
+                failures.append(reason(error, str(job.source)))
+    return done
 
 
 if __name__ == "__main__":

@@ -188,6 +188,7 @@ OTHER_VALUES = {
         "semantic_loss_ignore_index": 1,
         "loss": "dice",
         "loss_reduction": "all",
+        "label_smoothing": 0.2,
         "class_weights": (1.0, 2.0, 3.0),
     }
 }
@@ -201,6 +202,7 @@ OTHER_DECODING = {
     "semantic_loss_ignore_index": 1,
     "loss": "dice",
     "loss_reduction": "all",
+    "label_smoothing": 0.2,
     "class_weights": (1.0, 2.0, 3.0),
 }
 OTHER_STAGES = {

@@ -26,6 +26,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from ..processing.plain_text import printable
 from .option_values import RANGES, check_option, check_options
 
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
@@ -224,7 +225,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         if with_traceback or not is_expected(error):
             raise
-        raise SystemExit(f"{program}: {plain_message(error)}") from error
+        raise SystemExit(f"{program}: {printable(plain_message(error))}") from error
 
 
 def is_expected(error: BaseException) -> bool:

@@ -22,6 +22,21 @@ Explain = Callable[[Image.Image, Tensor, Tensor], Image.Image]
 SHOWN_NAMES = 8
 
 
+def chosen_explanations(
+    model: PreTrainedModel, explain: str | None, evidence: str | None
+) -> dict[str, Explain]:
+    """Returns subfolder -> function for the options --explain and --grad-cam that are given.
+
+    Raises ValueError if the model cannot give one of them.
+    """
+    chosen = {}
+    if explain is not None:
+        chosen["attention"] = attention_explanation(model, explain)
+    if evidence is not None:
+        chosen["grad-cam"] = grad_cam_explanation(model, evidence)
+    return chosen
+
+
 def attention_explanation(model: PreTrainedModel, text: str) -> Explain:
     """Returns a function that draws which pixels the pixel at `text`, X,Y, attends to.
 

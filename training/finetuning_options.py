@@ -6,11 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .command_line import MODEL_HELP, CommandOptions, option, required
+from .loss_options import LossOptions
 from .option_values import check_order
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(CommandOptions):
+class FinetuneOptions(CommandOptions, LossOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
     init_from: str = required(

@@ -52,6 +52,7 @@ RANGES = {
     "patience": COUNT,
     "random_erasing": SHARE,
     "repeats": COUNT,
+    "rotation": Range(minimum=0, maximum=180),
     "sample": COUNT,
     "scenes": COUNT,
     "scored": COUNT,

@@ -3,15 +3,19 @@
 Predictions are compared with masks at the size of the mask, whatever the input size of the model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.boundary_metrics import BoundaryF, BoundaryIoU
 from ..processing.data.batches import WholeImages, evaluation_loader
+from ..processing.data.unreadable import UNREADABLE, UnreadableImages
+from ..processing.failures import reason, telling
+from ..processing.image_reading import ImageReadError
 from ..processing.inference import Inference
 from ..processing.metrics import ConfusionMatrix
 
@@ -22,14 +26,19 @@ def whole_images(
     inference: Inference,
     accelerator: Accelerator,
     workers: int | None,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
-    """Returns a loader of this process's share of `data`, with images preprocessed for `inference`."""
+    """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
+
+    A sample that raises one of `errors` is replaced by its message, see `UnreadableImages`.
+    """
     return evaluation_loader(
         WholeImages(data, processor, inference),
         workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        errors=errors,
     )
 
 
@@ -38,16 +47,59 @@ def count(
     images: Iterable[dict[str, Any]],
     metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
     inference: Inference,
+    on_error: Callable[[Exception, str], None] | None = None,
 ) -> None:
-    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels."""
+    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels.
+
+    `on_error` is called with the error of an image and its name; by default, the error is raised.
+    """
     was_training = model.training
     model.eval()
     for sample in images:
-        labels = sample["labels"].to(model.device)
-        prediction = inference.mask(model, sample["inputs"], labels.shape)
-        for metric in metrics:
-            metric.update(prediction, labels)
+        try:
+            labels = sample["labels"].to(model.device)
+            prediction = inference.mask(model, sample["inputs"], labels.shape)
+            for metric in metrics:
+                metric.update(prediction, labels)
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(error, sample["name"])
     model.train(was_training)
+
+
+def count_or_name(
+    model: PreTrainedModel,
+    images: DataLoader,
+    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    inference: Inference,
+    accelerator: Accelerator,
+) -> list[str]:
+    """Updates the metrics with the images that can be scored, behind a progress bar.
+
+    Args:
+        model: The segmenter, on the accelerator's device.
+        images: Loader from `whole_images` with `errors`.
+        metrics: Updated with the images of this process.
+        inference: How images are predicted.
+        accelerator: Gathers the messages of all processes.
+
+    Returns:
+        In the main process, the images of all processes that could not be scored, and why.
+    """
+    failed = UnreadableImages(skip=True, quiet=True)
+
+    def note(error: Exception, name: str) -> None:
+        failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
+
+    progress = tqdm(images, unit="image")
+    with (
+        telling(lambda: f"{progress.n} of {len(images)} images were scored; no results were written."),
+        progress,
+    ):
+        count(model, failed.filter(progress), metrics, inference, note)
+    failed.collect(accelerator)
+    return list(failed.times.elements())
 
 
 def score(

@@ -20,6 +20,7 @@ from ..processing.data.official_layouts import with_split
 from ..processing.data.report import check_data
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
+from .loss_fields import loss_fields
 from .models import SEGMENTER, class_names, ignore_index_field
 from .option_texts import crop_size, height_and_width
 from .scoring import score, whole_images
@@ -69,6 +70,9 @@ class SegmentationTask(Task):
 
     def generated(self, num_classes: int) -> Dataset:
         return GeneratedPairs(crop_size(self.arguments.crop_size), num_classes)
+
+    def model_fields(self, data: SegmentationData) -> dict[str, Any]:
+        return loss_fields(self.arguments, data)
 
     def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
         super().prepare(model, data)

@@ -19,7 +19,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ..modeling.backbone_building import adapted_config
+from ..configuration.checked_config import CheckedConfig
+from ..configuration.field_rules import check_encoder_sizes
+from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
 from .models import ModelKind, config_class_of
@@ -69,8 +71,9 @@ def build_model(
     if init_from:
         with without_reports():
             return started(kind, name, init_from, options)
-    config = configuration(kind, name, preset, options)
-    return kind.classes[type(config)](config)
+    with explained_settings(name):
+        config = configuration(kind, name, preset, options)
+        return kind.classes[type(config)](config)
 
 
 def configuration(
@@ -78,6 +81,8 @@ def configuration(
 ) -> PreTrainedConfig:
     """Returns the configuration of a model type, in the published size `preset` if it is not None."""
     config_class = config_class_of(kind, name)
+    if not issubclass(config_class, CheckedConfig):
+        check_encoder_sizes(options)
     if preset is None:
         return config_class(**options)
     if not hasattr(config_class, "preset"):

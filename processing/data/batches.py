@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import BaseImageProcessor
 
+from ..image_reading import ImageReadError
 from ..inference import Inference
 from .augmentation import JointAugmentation
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
@@ -102,6 +103,13 @@ class WholeImages(Dataset):
             "name": sample["name"],
         }
 
+    def name(self, index: int) -> str:
+        """The name of a sample in messages."""
+        try:
+            return self.data.sources(index).name
+        except Exception:  # it is named after another one that has failed
+            return f"sample {index}"
+
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stacks tensors into a batch and puts other values, and errors of unreadable images, into lists."""
@@ -122,12 +130,21 @@ def training_loader(
 
 
 def evaluation_loader(
-    images: Dataset, *, workers: int | None, pin_memory: bool = False, rank: int = 0, world: int = 1
+    images: Dataset,
+    *,
+    workers: int | None,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
-    """Loads one image at a time, since sizes may differ; each of `world` processes gets its share."""
+    """Loads one image at a time, since sizes may differ; each of `world` processes gets its share.
+
+    A sample that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    """
     indices = range(rank, len(images), world)
     options = loader_options(workers, pin_memory)
-    return DataLoader(ReadableImages(images), sampler=indices, batch_size=None, **options)
+    return DataLoader(ReadableImages(images, errors), sampler=indices, batch_size=None, **options)
 
 
 def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
