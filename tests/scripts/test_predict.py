@@ -231,12 +231,13 @@ def test_the_output_folder_is_no_input(tmp_path):
 
 def test_overlay_and_explanation_keep_the_image_at_the_top_left(run, photo, tmp_path):
     options = ["--output", str(tmp_path / "masks"), "--overlay", "--explain", "40,10", "--flip"]
-    assert main([str(run), str(photo), *options]) == 0
-    for kind in ("overlays", "attention"):
+    assert main([str(run), str(photo), *options, "--grad-cam", "40,10"]) == 0
+    for kind in ("overlays", "attention", "grad-cam"):
         image = Image.open(tmp_path / "masks" / kind / "photo.png")
         assert (image.mode, image.size) == ("RGB", (240, image.height))
         assert image.height > 30  # legend or scale
-    assert Image.open(tmp_path / "masks/attention/photo.png").getpixel((40, 10)) == (0, 255, 255)
+    for kind in ("attention", "grad-cam"):
+        assert Image.open(tmp_path / f"masks/{kind}/photo.png").getpixel((40, 10)) == (0, 255, 255)
 
 
 MAPS = ["--confidence", "--entropy", "--probabilities"]
