@@ -83,7 +83,7 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
         num_channels=arguments.num_channels,
         needs_all_pairs=False,
     )
-    return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
+    return check_data(dataset, arguments.sample, name=source, progress=True)
 
 
 if __name__ == "__main__":

@@ -64,12 +64,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         ValueError: If model or data do not exist, or do not have the same number of classes.
     """
     from accelerate import Accelerator
-    from tqdm import tqdm
 
     from ..processing.data.datasets import open_data
     from ..processing.data.official_layouts import with_split
     from ..processing.data.unreadable import UnreadableImages
     from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+    from ..processing.progress import progress
     from ..training.evaluation_files import report
     from ..training.models import check_classes, open_model
     from ..training.scoring import add_boundaries, count, whole_images
@@ -82,7 +82,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     started = time.perf_counter()
     images = whole_images(data, processor, inference, accelerator, arguments.workers)
     metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU)]
-    readable = UnreadableImages().filter(tqdm(images, unit="image"))
+    readable = UnreadableImages().filter(progress(images, unit="image"))
     count(model.to(accelerator.device), readable, metrics, inference)
     confusion, boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics

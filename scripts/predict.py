@@ -72,12 +72,12 @@ def main(argv: list[str] | None = None) -> int:
 def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     """Segments all images and writes the results. Returns the files that could not be segmented, and why."""
     from accelerate import Accelerator
-    from tqdm import tqdm
 
     from ..modeling.explanations import global_attention_maps
     from ..processing.prediction import Predictor
     from ..processing.prediction_files import find_jobs
     from ..processing.prediction_maps import MAPS
+    from ..processing.progress import progress
     from ..training.models import open_model
 
     position = parse_position(arguments.explain) if arguments.explain else None
@@ -91,7 +91,7 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
         model, processor, inference, **results, explain=position, attention=global_attention_maps
     )
     failures = []
-    for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
+    for job in progress(jobs, unit="image", disable=len(jobs) == 1):
         try:
             predictor.run(job)
         except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:

@@ -4,7 +4,7 @@ Predictions are compared with masks at the size of the mask, whatever the input 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +14,9 @@ from ..processing.data.batches import WholeImages, evaluation_loader
 from ..processing.inference import Inference
 from ..processing.metrics import BoundaryIoU, ConfusionMatrix
 
+if TYPE_CHECKING:
+    from .validation_pictures import ValidationPictures
+
 
 def whole_images(
     data: Dataset,
@@ -21,10 +24,16 @@ def whole_images(
     inference: Inference,
     accelerator: Accelerator,
     workers: int | None,
+    pictures: int = 0,
 ) -> DataLoader:
-    """Returns a loader of this process's share of `data`, with images preprocessed for `inference`."""
+    """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
+
+    Up to `pictures` samples of the main process, evenly spaced, also have a small picture.
+    """
+    world, length = accelerator.num_processes, len(data)
+    shown = {number * length // pictures // world * world for number in range(pictures)}
     return evaluation_loader(
-        WholeImages(data, processor, inference),
+        WholeImages(data, processor, inference, shown),
         workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         rank=accelerator.process_index,
@@ -37,8 +46,9 @@ def count(
     images: Iterable[dict[str, Any]],
     metrics: Sequence[ConfusionMatrix | BoundaryIoU],
     inference: Inference,
+    pictures: "ValidationPictures | None" = None,
 ) -> None:
-    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels."""
+    """Predicts `images`, samples of `WholeImages`, and updates each metric and `pictures` with the results."""
     was_training = model.training
     model.eval()
     for sample in images:
@@ -46,6 +56,8 @@ def count(
         prediction = inference.mask(model, sample["inputs"], labels.shape)
         for metric in metrics:
             metric.update(prediction, labels)
+        if pictures is not None:
+            pictures.add(sample, prediction)
     model.train(was_training)
 
 
@@ -57,6 +69,7 @@ def score(
     class_names: list[str],
     ignore_index: int,
     inference: Inference,
+    pictures: "ValidationPictures | None" = None,
 ) -> dict[str, Any]:
     """Scores a segmenter on the images of all processes.
 
@@ -67,12 +80,13 @@ def score(
         class_names: Class names by id.
         ignore_index: Label of pixels that do not count.
         inference: How images are predicted.
+        pictures: Collects the samples to show. Default: none.
 
     Returns:
         The scores of `ConfusionMatrix.compute`.
     """
     confusion = ConfusionMatrix(len(class_names), ignore_index, device=accelerator.device)
-    count(model, images, [confusion], inference)
+    count(model, images, [confusion], inference, pictures)
     return confusion.reduced(accelerator.reduce).compute(class_names)
 
 

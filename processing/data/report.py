@@ -12,6 +12,7 @@ import numpy as np
 from ..image_reading import ImageReadError
 from ..label_maps import LabelMap
 from ..plain_text import one_line
+from ..progress import progress as progress_of
 from .datasets import SegmentationData, check_sizes, image_size
 from .pairing import listed
 
@@ -173,11 +174,7 @@ def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]
 
 
 def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Iterable[Finding]:
-    if not progress:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, total=count, unit="pair", leave=False)
+    return progress_of(items, total=count, unit="pair", desc="checking") if progress else items
 
 
 def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
