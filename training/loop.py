@@ -5,7 +5,6 @@ the seed and the step number (batches, learning rate).
 """
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,10 +18,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.data.unreadable import UnreadableImages
+from ..processing.progress import progress
 from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, write_folder
 from .command_line import CommandError
 from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
@@ -79,7 +78,8 @@ class Training:
     average: ModelEma | None = None
     unreadable: UnreadableImages = field(default_factory=UnreadableImages)
     step: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the whole run, evaluations included
+    clock: float = field(default_factory=time.perf_counter)  # when `seconds` was last counted
     scores: dict[str, Any] = field(default_factory=dict)  # of the latest evaluation
     best: dict[str, Any] = field(default_factory=dict)  # of the best one
 
@@ -90,6 +90,11 @@ class Training:
     def published_weights(self) -> AbstractContextManager:
         """Context manager in which the model has the weights to publish: with --ema, the averaged ones."""
         return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
+
+    def count_seconds(self) -> None:
+        """Adds the time since the last call, or since the start, to `seconds`."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
 
     def state(self) -> dict[str, Any]:
         """Returns the state for resuming, complete on the first process only. Call it on every process."""
@@ -199,12 +204,10 @@ class Meter:
         self.losses: list[Tensor] = []
         self.names: list[list[str]] = []
         self.started = time.perf_counter()
-        self.bar = tqdm(
+        self.bar = progress(
             total=schedule.steps,
             initial=training.step,
             unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
             disable=not self.accelerator.is_local_main_process,
         )
 
@@ -284,7 +287,6 @@ def train_loop(
         True at the end of the schedule, False after a stop signal.
     """
     log_interval = schedule.log_interval if training.accelerator.device.type == "cuda" else 1
-    clock = time.perf_counter()
     training.model.train()
     meter.restart()
     while training.step < schedule.steps:
@@ -297,8 +299,6 @@ def train_loop(
         meter.flush()
         stopping = stop.requested(training.accelerator)
         if at_checkpoint or stopping:
-            training.seconds += time.perf_counter() - clock
-            clock = time.perf_counter()
             checkpoint(meter, stopping=stopping)
             meter.restart()
         if stopping:
