@@ -109,9 +109,10 @@ class RunFolder:
             scores = self.task.score(training.plain_model, readable, self.accelerator)
         seconds = time.perf_counter() - started
         if not training.scores:
-            self.warn_of_absent_classes(scores)
+            warn_of_absent_classes(self.arguments.val, scores)
         training.scores = {"step": training.step, **scores}
         is_best = scores[self.task.best_by] > training.best.get(self.task.best_by, -math.inf)  # NaN never is
+        training.evaluations_since_best = 0 if is_best else training.evaluations_since_best + 1
         if is_best:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
@@ -121,15 +122,6 @@ class RunFolder:
                 + (", the best so far" if is_best else "")
             )
         return is_best
-
-    def warn_of_absent_classes(self, scores: dict[str, Any]) -> None:
-        """Warns of classes without validation data: their scores are NaN and left out of the means."""
-        rows = scores["per_class"]
-        absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
-        if absent:
-            logger.warning(
-                "%s contains none of %d classes: %s", self.arguments.val, len(absent), listed(absent)
-            )
 
     def write_record(self, status: str) -> None:
         """Writes `run.json`; `status` is "running", "stopped" or "finished"."""
@@ -146,12 +138,13 @@ class RunFolder:
                 "seconds": round(training.seconds, 1),
                 "scores": training.scores,
                 "best": training.best,
+                "evaluations_since_best": training.evaluations_since_best,
                 "unreadable": dict(training.unreadable.times),
                 **self.environment,
             },
         )
 
-    def close(self, meter: Meter, stopped_by: int | None) -> int:
+    def close(self, meter: Meter, schedule: Schedule, stopped_by: int | None) -> int:
         """Ends the run: prints its summary and uploads the model, if requested. Returns the exit code."""
         self.accelerator.end_training()
         meter.bar.close()
@@ -161,7 +154,7 @@ class RunFolder:
             self.write_record("finished")
         os.close(self.lock)
         if stopped_by is None:
-            print(self.summary())
+            print(self.summary(schedule))
             self.push()
             return 0
         print(f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume")
@@ -172,9 +165,12 @@ class RunFolder:
         if self.arguments.push:
             export(ExportArguments(str(self.path), push=self.arguments.push))
 
-    def summary(self) -> str:
+    def summary(self, schedule: Schedule) -> str:
         """Returns steps, time, best score and the next commands."""
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
+        if schedule.has_stalled(self.training) and self.training.step < schedule.steps:
+            count = self.training.evaluations_since_best
+            lines[0] += f", stopped early of {schedule.steps}: no better score in {count} evaluations"
         if self.training.unreadable.times:
             lines.append(self.training.unreadable.summary())
         best = self.training.best
@@ -183,6 +179,14 @@ class RunFolder:
         commands = [command for command in self.task.next_commands if best or "{val}" not in command]
         lines += [f"next: {command.format(run=self.path, val=self.arguments.val)}" for command in commands]
         return "\n".join(lines)
+
+
+def warn_of_absent_classes(data: str, scores: dict[str, Any]) -> None:
+    """Warns of classes without validation data: their scores are NaN and left out of the means."""
+    rows = scores["per_class"]
+    absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
+    if absent:
+        logger.warning("%s contains none of %d classes: %s", data, len(absent), listed(absent))
 
 
 def lock(run: Path) -> int:
