@@ -38,6 +38,8 @@ MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
 
+CROPS_HELP = "crops taken from each image in an epoch, for few large images"
+
 
 class CommandError(RuntimeError):
     """An error while a command runs; its message says what to do, and is shown without a traceback."""

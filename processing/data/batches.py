@@ -37,12 +37,22 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
         stop: End of the batches of this process, exclusive.
         rank: Index of this process.
         world: Number of processes.
+        crops: How often each sample occurs in an epoch; each occurrence has an epoch number of its own.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+        crops: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.crops = length, batch_size, seed, crops
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
 
     def __len__(self) -> int:
@@ -55,8 +65,9 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
 
     def key(self, position: int) -> tuple[int, int]:
         """The epoch and the index of the sample at a position of the stream."""
-        epoch, place = divmod(position, self.length)
-        return epoch, epoch_order(self.length, self.seed, epoch)[place]
+        epoch, place = divmod(position, self.length * self.crops)
+        crop, index = divmod(epoch_order(self.length * self.crops, self.seed, epoch)[place], self.length)
+        return epoch * self.crops + crop, index
 
 
 @lru_cache(maxsize=2)
