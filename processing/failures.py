@@ -1,6 +1,8 @@
 """What went wrong with one file of many, in words: it is named, and the others go on."""
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,10 +22,19 @@ def reason(error: Exception, name: str | None = None) -> str:
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error}"
-    text = " ".join(text.split())
+    text = " ".join(text.splitlines())
     return text if name is None or name in text else f"{name}: {text}"
 
 
 def concerns_every_file(error: Exception) -> bool:
     """Whether the error is the disk's, which is full or read-only, so that no further file can be written."""
     return isinstance(error, OSError) and error.errno in OF_THE_DISK
+
+
+@contextmanager
+def telling(state: Callable[[], str]) -> Iterator[None]:
+    """Context manager that gives a KeyboardInterrupt the message `state()`, which says what is done."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(state()) from interrupt

@@ -186,7 +186,7 @@ def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image
             _check_size(source, name, pixel_limit)
             yield source, None
             return
-        with _file(source, pixel_limit) as file:
+        with opened_file(source, pixel_limit) as file:
             with _without_pillow_limit():
                 image = Image.open(file)
             if image.format in NOT_DECODED:
@@ -199,11 +199,11 @@ def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image
     except ImageReadError:
         raise
     except DECODING_ERRORS as error:
-        raise _explained(error, name) from error
+        raise explained(error, name) from error
 
 
 @contextmanager
-def _file(source: Source, pixel_limit: int) -> Iterator[BinaryIO]:
+def opened_file(source: Source, pixel_limit: int) -> Iterator[BinaryIO]:
     """The source as a binary file that can seek."""
     if isinstance(source, bytes | bytearray):
         yield io.BytesIO(source)
@@ -289,7 +289,7 @@ def _orientation(image: Image.Image) -> int:
     return code if isinstance(code, int) and code in TURNS else UPRIGHT
 
 
-def _explained(error: Exception, name: str) -> ImageReadError:
+def explained(error: Exception, name: str) -> ImageReadError:
     if isinstance(error, FileNotFoundError):
         path = name[1:-1]
         if os.path.islink(path):

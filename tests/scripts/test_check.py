@@ -1,11 +1,15 @@
 """`contextseg-check` finds what would break a training, and says nothing against a sound dataset."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
-from PIL import Image
+from cases import each
+from PIL import Image, ImageFile
 
+from contextseg.processing.data import report
 from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.processing.data.report import check_data
 from contextseg.scripts import check
@@ -57,6 +61,50 @@ def test_an_unreadable_file_is_a_problem_with_its_name(folder, capsys):
     (folder / "images" / "2.png").write_bytes(b"damaged")
     assert check.main([str(folder)]) == 1
     assert "2.png" in capsys.readouterr().out
+
+
+@each("error", [MemoryError(), RecursionError("too deep"), RuntimeError("odd"), KeyError("band")])
+def test_whatever_happens_to_one_pair_the_others_are_checked(folder, error, monkeypatch):
+    plain = SegmentationFolder.read_image
+
+    def fails_at_two(self, source):
+        if source.name == "2.png":
+            raise error
+        return plain(self, source)
+
+    monkeypatch.setattr(SegmentationFolder, "read_image", fails_at_two)
+    found = report_of(folder)
+    assert (found.num_checked, found.sizes.total()) == (4, 3)
+    assert found.unreadable[0].startswith("2: ")
+
+
+@pytest.mark.usefixtures("own_sigterm")
+@each("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_check_says_how_far_it_came(folder, number, capsys, monkeypatch):
+    plain = report.add_finding
+
+    def interrupted(found, *arguments):
+        plain(found, *arguments)
+        if found.num_checked == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(report, "add_finding", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        check.main([str(folder)])
+    assert stopped.value.code == 130
+    assert "3 of 4 pairs" in capsys.readouterr().err
+
+
+def test_a_file_is_decoded_once(folder, monkeypatch):
+    decodes, prepare = [], ImageFile.ImageFile.load_prepare
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load_prepare", lambda self: (decodes.append(self.format), prepare(self))
+    )
+    report_of(folder)
+    assert len(decodes) == 8
+    decodes.clear()
+    SegmentationFolder(folder)[0]
+    assert len(decodes) == 2
 
 
 def test_a_mask_of_another_size_is_a_problem_with_its_name(folder):
