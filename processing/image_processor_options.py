@@ -147,7 +147,9 @@ class SegmentationOptions:
         label_map = checked.get("label_map")
         if label_map and kwargs.get("palette") is None and (colors := colors_of_classes(label_map)):
             checked["palette"] = check_palette(colors)
-        checked["ignore_index"] = check_ignore_index(kwargs["ignore_index"], count_classes(label_map))
+        checked["ignore_index"] = check_ignore_index(
+            kwargs["ignore_index"], count_classes(label_map, checked.get("palette"))
+        )
         if isinstance(kwargs.get("size"), UnusedSize) and not kwargs.get("do_resize"):
             del checked["size"]
         for name in ("value_range", "image_mean", "image_std"):

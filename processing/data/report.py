@@ -203,10 +203,10 @@ def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> Non
     report.sizes[finding.size] += 1
     if finding.mismatch:
         report.mismatches.append(finding.mismatch)
-    count_classes(report, finding, decoder)
+    add_pixels(report, finding, decoder)
 
 
-def count_classes(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
+def add_pixels(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
     """Adds the pixels of one mask to those of its classes."""
     known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()
