@@ -144,9 +144,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         kwargs["config"] = deepcopy(kwargs["config"])
         vars(kwargs["config"])["id2label"] = stored  # as in the file: a setter would check it
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).replace_labels(
-            wanted
-        )  # output_loading_info: a tuple
+        (loaded[0] if type(loaded) is tuple else loaded).replace_labels(wanted)  # with output_loading_info
         return loaded
 
     @classmethod
