@@ -81,6 +81,8 @@ def _check(image: Image.Image, stored: Stored, name: str) -> None:
             f"{name} has several channels of 16 bits, of which Pillow reads the high bytes only. "
             "Save masks as palette, 8-bit or 16-bit gray, or 8-bit RGB PNG."
         )
+    if stored.encoding.is_misread:
+        raise ImageReadError(f"{name} is a BMP with a gray palette that Pillow cannot read. {EXPORT_AGAIN}")
     if image.mode in NOT_IDS:
         raise ImageReadError(
             f"{name} has Pillow mode {image.mode}, which cannot hold class ids. "

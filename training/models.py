@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
 from .checkpoints import model_folder
+from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,9 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
-    model = AutoModelForSemanticSegmentation.from_pretrained(source)
-    return model.eval(), AutoImageProcessor.from_pretrained(source), source
+    with explained_absence(source):
+        model = AutoModelForSemanticSegmentation.from_pretrained(source)
+        return model.eval(), AutoImageProcessor.from_pretrained(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:

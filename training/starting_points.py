@@ -25,6 +25,7 @@ from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
+from .model_names import explained_absence
 from .models import ModelKind, channels_of, config_class_of
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,8 @@ def channels_of_checkpoint(source: str | None) -> int:
 def read_config(source: str, folder: str) -> PreTrainedConfig:
     """Reads the configuration of a checkpoint. Raises ValueError if there is none that transformers knows."""
     try:
-        return AutoConfig.from_pretrained(folder)
+        with explained_absence(folder):
+            return AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(f"--init-from {source}: {reason}. {UNDERSTOOD}") from error

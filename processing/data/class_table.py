@@ -23,6 +23,7 @@ from ..label_maps import (
     default_ignore_index,
     normalize_label_map,
 )
+from ..palettes import shown
 from .class_file import ClassFile, parse_class_file, read_json
 
 FILE_NAME = "classes.json"
@@ -148,7 +149,7 @@ def check_label_map(label_map: dict[str, int | str], names: list[str]) -> None:
         if label != IGNORE and label >= len(names):
             raise ValueError(
                 f"its label map maps {value} to class {label}, but the classes are 0..{len(names) - 1}: "
-                f'{", ".join(names[:10])}. Add the class, or map the value to "ignore".'
+                f'{shown(names)}. Add the class, or map the value to "ignore".'
             )
 
 
