@@ -3,12 +3,12 @@
 from copy import deepcopy
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_configs import BackboneChannels, backbone_from_dict
 from .checked_config import CheckedConfig, reject_unknown_options
 from .configuration_maformer import MaformerConfig
+from .field_rules import checked
 
 # The numeric arguments of torchvision's `MaskRCNN`, except those that are set elsewhere: images are resized
 # by the image processor, and a cascade has its own IoU thresholds.
@@ -27,7 +27,7 @@ def maformer(size: str, drop_path_rate: float, use_cascade: bool = False) -> dic
     return {"backbone_config": backbone, "use_cascade": use_cascade}
 
 
-@strict
+@checked
 class MaskRcnnConfig(BackboneChannels, CheckedConfig):
     """Configuration of torchvision's Mask R-CNN, as built by `mask_rcnn`, on any backbone.
 

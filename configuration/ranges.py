@@ -50,9 +50,10 @@ def check_number(name: str, value: Any, allowed: Range) -> None:
         raise ValueError(f"{name} is {shown(value)}, but must be {allowed}.")
 
 
-def check_numbers(name: str, values: Any, allowed: Range) -> None:
-    """Raises ValueError unless `values` is a list or tuple of numbers in the range, at least one."""
-    if not isinstance(values, list | tuple) or not values or any(value not in allowed for value in values):
+def check_numbers(name: str, values: Any, allowed: Range, *, may_be_empty: bool = False) -> None:
+    """Raises ValueError unless `values` is a list or tuple of numbers in the range."""
+    is_list = isinstance(values, list | tuple) and (may_be_empty or len(values) > 0)
+    if not is_list or any(value not in allowed for value in values):
         raise ValueError(f"{name} is {shown(values)}, but must be a list in which each entry is {allowed}.")
 
 

@@ -71,7 +71,7 @@ def segformer_options(
     if has_decoder:
         options |= {ours: getattr(source, theirs) for theirs, ours in DECODER_FIELDS.items()}
         options["neck"] = "segformer"
-        if not {"id2label", "num_labels"} & overrides.keys():
+        if not {"id2label", "label2id", "num_labels"} & overrides.keys():
             options |= {"id2label": source.id2label, "label2id": source.label2id}
     return options | overrides
 

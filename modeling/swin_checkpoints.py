@@ -115,7 +115,7 @@ def model_from_swin(
     source = AutoConfig.from_pretrained(checkpoint, revision=revision)
     decoder = overrides.get("decoder", "upernet")
     options = {**swin_options(source), **upernet_options(source, decoder), **overrides}
-    if not {"id2label", "num_labels"} & overrides.keys() and source.id2label is not None:
+    if not {"id2label", "label2id", "num_labels"} & overrides.keys() and source.id2label is not None:
         options.update(id2label=source.id2label, label2id=source.label2id)
     model = model_class(model_class.config_class(**options))
     weights = convert_swin_state_dict(read_checkpoint(checkpoint, revision))

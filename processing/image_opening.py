@@ -13,14 +13,15 @@ import struct
 import threading
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from .frames import count_frames, say_first_frame
 from .orientation import TURNS, UPRIGHT
 from .png_rows import has_late_metadata, misses_rows
 
@@ -76,19 +77,22 @@ class Decoded(NamedTuple):
     image: Image.Image
     orientation: int
     name: str
+    inspected: Any = None
 
 
-def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
+def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT, inspect: Callable | None = None) -> Decoded:
     """Decodes the first frame of any source but arrays, in its stored mode and not yet upright.
 
     Args:
         source: Path, bytes, binary file or PIL image.
         pixel_limit: Most pixels of a file; larger ones are rejected before they are decoded.
+        inspect: Called before decoding with the image and its file (None for PIL images); what it returns
+            becomes `inspected`.
 
     Raises:
         ImageReadError: If the image is missing, damaged, too large, or not a regular file.
     """
-    return _decode(source, pixel_limit)[0]
+    return _decode(source, pixel_limit, inspect)[0]
 
 
 def open_upright(source: Source, pixel_limit: int = PIXEL_LIMIT) -> tuple[Image.Image, int]:
@@ -99,7 +103,8 @@ def open_upright(source: Source, pixel_limit: int = PIXEL_LIMIT) -> tuple[Image.
     Returns:
         The upright image in its stored mode, and the EXIF orientation of the file (1 to 8).
     """
-    (image, orientation, _), stored = _decode(source, pixel_limit)
+    (image, orientation, name, frames), stored = _decode(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     if orientation == UPRIGHT:
         return image, stored
     upright = image.transpose(TRANSPOSITIONS[orientation])
@@ -121,6 +126,14 @@ def read_orientation(source: Source, pixel_limit: int = PIXEL_LIMIT) -> int:
         if image.format == "PNG" and (file is None or has_late_metadata(file)):
             image.load()
         return _tiff_orientation(image) or _orientation(image)
+
+
+def read_frames(source: Source) -> int:
+    """Returns the number of frames or pages of an image, as `count_frames` does. Raises ImageReadError."""
+    if isinstance(source, np.ndarray | Tensor):
+        return 1
+    with _opened(source, describe(source), PIXEL_LIMIT) as (image, file):
+        return count_frames(image, file)
 
 
 def read_title(source: Source) -> str | None:
@@ -148,11 +161,12 @@ def describe(source: Source) -> str:
     )
 
 
-def _decode(source: Source, pixel_limit: int) -> tuple[Decoded, int]:
+def _decode(source: Source, pixel_limit: int, inspect: Callable | None) -> tuple[Decoded, int]:
     """What `open_image` returns, and the orientation of the file: they differ for TIFF, which Pillow turns."""
     name = describe(source)
     with _opened(source, name, pixel_limit) as (image, file):
         stored = _tiff_orientation(image)
+        inspected = inspect and inspect(image, file)
         # Load once, and before anything that loads implicitly (as `getexif` of a PNG does): the second load() of
         # a damaged file raises nothing and gives a black image.
         image.load()
@@ -161,7 +175,7 @@ def _decode(source: Source, pixel_limit: int) -> tuple[Decoded, int]:
         if file is not None:
             image.filename = name.strip("'")  # for messages about the decoded image
         orientation = _orientation(image)
-        return Decoded(image, orientation, name), stored or orientation
+        return Decoded(image, orientation, name, inspected), stored or orientation
 
 
 @contextmanager
@@ -172,18 +186,18 @@ def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image
             _check_size(source, name, pixel_limit)
             yield source, None
             return
-        with _file(source, pixel_limit) as file:
+        with opened_file(source, pixel_limit) as file:
             image = _identified(file, name)
             _check_size(image, name, pixel_limit)
             yield image, file
     except ImageReadError:
         raise
     except DECODING_ERRORS as error:
-        raise _explained(error, name) from error
+        raise explained(error, name) from error
 
 
 @contextmanager
-def _file(source: Source, pixel_limit: int) -> Iterator[BinaryIO]:
+def opened_file(source: Source, pixel_limit: int) -> Iterator[BinaryIO]:
     """The source as a binary file that can seek."""
     if isinstance(source, bytes | bytearray):
         yield io.BytesIO(source)
@@ -279,7 +293,7 @@ def _orientation(image: Image.Image) -> int:
     return code if isinstance(code, int) and code in TURNS else UPRIGHT
 
 
-def _explained(error: Exception, name: str) -> ImageReadError:
+def explained(error: Exception, name: str) -> ImageReadError:
     if isinstance(error, FileNotFoundError):
         path = name[1:-1]
         if os.path.islink(path):

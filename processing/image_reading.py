@@ -12,8 +12,11 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image
+from .array_files import stored_array
+from .frames import count_frames, say_first_frame
+from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright
 from .orientation import UPRIGHT, turn_upright
+from .value_ranges import unknown_range
 
 RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
 
@@ -36,11 +39,13 @@ def read_image(
     Raises:
         ImageReadError: If the image is missing, damaged, too large, or of a type that needs a `value_range`.
     """
-    if isinstance(source, np.ndarray | Tensor):
-        channels = _array_channels(source, RGB_CHANNELS, value_range, input_data_format)
+    array = _as_array(source, pixel_limit, None)
+    if array is not None:
+        channels = _array_channels(array, RGB_CHANNELS, value_range, input_data_format, describe(source))
         channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
         return Image.fromarray(_rounded(channels))
-    image, orientation, name = open_image(source, pixel_limit)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     rgb = to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
@@ -58,10 +63,12 @@ def read_channels(
     `num_channels` is the required number of channels (None: any); an alpha channel beyond it is dropped. Other
     arguments and errors are those of `read_image`.
     """
-    if isinstance(source, np.ndarray | Tensor):
+    array = _as_array(source, pixel_limit, num_channels)
+    if array is not None:
         accepted = (num_channels,) if num_channels else RGB_CHANNELS
-        return _array_channels(source, accepted, value_range, input_data_format)
-    image, orientation, name = open_image(source, pixel_limit)
+        return _array_channels(array, accepted, value_range, input_data_format, describe(source))
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
         image = to_rgb(image, value_range, name)
     channels = _on_8_bit_scale(_pixels(image), value_range, name)
@@ -71,9 +78,47 @@ def read_channels(
     if num_channels not in (None, channels.shape[-1]):
         raise ImageReadError(
             f"{name} has {channels.shape[-1]} channels, but {num_channels} are needed. Give the file that has all "
-            "channels; read formats that Pillow does not support yourself, and pass numpy arrays."
+            f"channels, or pass {channel_option(channels.shape[-1])}."
         )
     return turn_upright(channels, orientation)
+
+
+def decode_once(
+    source: Source, pixel_limit: int = PIXEL_LIMIT, num_channels: int | None = None
+) -> tuple[Image.Image | np.ndarray, int]:
+    """Decodes an image once, for several uses: `read_image` and `read_channels` take the result without decoding.
+
+    Returns:
+        The upright image in its stored mode, or an array (H, W) or (H, W, C) that was turned upright; and the EXIF
+        orientation of the file (1 to 8), which is 1 for arrays.
+    """
+    array = _as_array(source, pixel_limit, num_channels)
+    return (array, UPRIGHT) if array is not None else open_upright(source, pixel_limit)
+
+
+def read_stored(
+    source: Source, pixel_limit: int = PIXEL_LIMIT, num_channels: int | None = None
+) -> np.ndarray:
+    """The pixels (H, W) or (H, W, C) as stored, before they are put on the scale 0..255; not turned upright."""
+    array = _as_array(source, pixel_limit, num_channels)
+    return _pixels(open_image(source, pixel_limit).image) if array is None else to_numpy(array)
+
+
+def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+
+
+def _as_array(source: Source, pixel_limit: int, num_channels: int | None) -> np.ndarray | Tensor | None:
+    """The source if it is an array, or the array in its file if Pillow cannot hold it; else None."""
+    if isinstance(source, np.ndarray | Tensor):
+        return source
+    return stored_array(source, pixel_limit, num_channels)
+
+
+def channel_option(number: int) -> str:
+    """How to ask for a number of channels, for messages."""
+    return f"--num-channels {number} (in Python, num_channels={number})"
 
 
 def to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:
@@ -99,8 +144,8 @@ def _array_channels(
     accepted: tuple[int, ...],
     value_range: tuple[float, float] | None,
     input_data_format: str | None,
+    name: str,
 ) -> np.ndarray:
-    name = describe(source)
     channels = channels_last(to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name)
     return _on_8_bit_scale(channels, value_range, name)
 
@@ -125,6 +170,12 @@ def channels_last(
         data_format = custom if fits[custom] else other
     if not fits[data_format] or 0 in array.shape:
         needed = " or ".join(str(number) for number in sorted(accepted))
+        if array.ndim == 3 and 0 not in array.shape:
+            found = min(array.shape[0], array.shape[-1])
+            raise ImageReadError(
+                f"{name} has {found} channels, but {needed} are needed. Pass {channel_option(found)}; an image processor "
+                "takes do_convert_rgb=False and an image_mean and image_std for each channel."
+            )
         raise ImageReadError(
             f"{name} is not an image with {needed} channels. Pass (H, W, C) or (C, H, W), "
             "and `input_data_format` if both would fit."
@@ -140,11 +191,8 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
         return values
     if value_range is None and values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return values.astype(np.float32) / 257
-    if value_range is None:
-        raise ImageReadError(
-            f"{name} has {values.dtype} values from {values.min()} to {values.max()}: black and white are "
-            "unknown. Pass value_range=(low, high), for example (0, 1), or convert to uint8."
-        )
+    if value_range is None and np.isfinite(values).any():
+        raise unknown_range(values, name)
     if not np.isfinite(values).all():
         raise ImageReadError(f"{name} has NaN or infinite values. Replace them before reading.")
     low, high = value_range

@@ -34,6 +34,7 @@ MAY_REQUIRE = {
 NEVER_EXPORTED = {
     "overlays",
     "legends",
+    "fonts",
     "heat_pictures",
     "segmentation_metric",
 }  # need further packages, and no model or processor needs them

@@ -6,11 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .command_line import MODEL_HELP, CommandOptions, option, required
+from .loss_options import LossOptions
 from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(CommandOptions):
+class FinetuneOptions(CommandOptions, ReadingOptions, LossOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
     init_from: str = required(

@@ -16,6 +16,7 @@ from .option_texts import (
     parse_position,
     part_and_factor,
     shorter_sides,
+    value_limits,
 )
 
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
@@ -50,8 +51,10 @@ RANGES = {
     "num_channels": whole(1, 4096),
     "overlap": Range(minimum=0, below=1),
     "patience": COUNT,
+    "pixel_limit": whole(1, 10**12),
     "random_erasing": SHARE,
     "repeats": COUNT,
+    "rotation": Range(minimum=0, maximum=180),
     "sample": COUNT,
     "scenes": COUNT,
     "scored": COUNT,
@@ -80,6 +83,7 @@ PARSERS = {
     "scales": factors,
     "shorter_side": shorter_sides,
     "sizes": integers,
+    "value_range": value_limits,
     "window": height_and_width,
 }
 

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from .command_line import MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
+from .loss_options import LossOptions
 from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
@@ -199,7 +201,7 @@ class TrainArguments(
 
 
 @dataclass(kw_only=True)
-class SegmentationArguments(TrainArguments, CropOptions, WindowOptions):
+class SegmentationArguments(TrainArguments, ReadingOptions, CropOptions, LossOptions, WindowOptions):
     _argument_group_name = "Segmentation"
     task = "segmentation"
 
@@ -259,7 +261,15 @@ ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationA
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
     """Returns the command line with the options of all tasks."""
-    kinds = [TaskOptions, CommandOptions, *SHARED, CropOptions, *ARGUMENTS.values()]
+    kinds = [
+        TaskOptions,
+        CommandOptions,
+        *SHARED,
+        ReadingOptions,
+        CropOptions,
+        LossOptions,
+        *ARGUMENTS.values(),
+    ]
     parser = CommandLine(kinds, program, description)
     parser.renamed = dict.fromkeys(("--weights", "--swin", "--segformer", "--backbone"), "--init-from")
     return parser

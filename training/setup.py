@@ -20,6 +20,7 @@ from ..processing.data.batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
 from .deepspeed_state import configure_deepspeed
 from .loop import Schedule, Training
+from .loss_fields import check_loss_is_ours
 from .models import parse_overrides
 from .optim import parameter_groups
 from .option_texts import milestone, part_and_factor
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push", "license", "traceback", "timeout"),
+    *("push", "license", "traceback", "timeout", "pixel_limit"),
 }
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
@@ -152,15 +153,23 @@ def open_splits(task: Task) -> tuple[Dataset, Dataset | None]:
 
 def new_model(task: Task, data: Dataset) -> PreTrainedModel:
     """Builds the model for the classes of `data`, and prepares the task for both."""
-    arguments = task.arguments
+    arguments, overrides, fields = (
+        task.arguments,
+        parse_overrides(task.arguments.set),
+        task.model_fields(data),
+    )
+    if twice := sorted(overrides.keys() & fields.keys()):
+        option = f"--{twice[0].replace('_', '-')}"
+        raise ValueError(f"{option} and --set {twice[0]}=... set the same field. Give only {option}.")
     model = build_model(
         task.models,
         arguments.model or (None if arguments.init_from else arguments.default_model),
         arguments.preset,
         class_names=list(data.classes),
-        options=parse_overrides(arguments.set),
+        options={**overrides, **fields},
         init_from=arguments.init_from,
     )
+    check_loss_is_ours(model, fields)
     task.prepare(model, data)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

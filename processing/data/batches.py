@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor
 from ..image_reading import ImageReadError
 from ..inference import Inference
 from .augmentation import JointAugmentation
+from .datasets import scale_for
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
 
 
@@ -71,7 +72,8 @@ class TrainingSamples(Dataset):
         epoch, index = key
         sample = readable_sample(self.data, index)
         image, mask = self.augmentation(sample["image"], sample["mask"], epoch=epoch, index=index)
-        pixels = self.processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+        scale = scale_for(self.processor, sample)
+        pixels = self.processor(image, do_resize=False, return_tensors="pt", **scale)["pixel_values"][0]
         return {
             "pixel_values": pixels,
             "labels": torch.as_tensor(mask, dtype=torch.int64),
@@ -98,7 +100,9 @@ class WholeImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.data[index]
         return {
-            "inputs": self.inference.inputs(self.processor, sample["image"]),
+            "inputs": self.inference.inputs(
+                self.processor, sample["image"], **scale_for(self.processor, sample)
+            ),
             "labels": torch.as_tensor(sample["mask"], dtype=torch.int64),
             "name": sample["name"],
         }

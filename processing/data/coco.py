@@ -273,7 +273,7 @@ def stored_file(folder: Path, name: str) -> Path:
 
 def read_as_annotated(path: Path, size: tuple[int, int], pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
     """Reads an RGB image upright, or without its EXIF rotation if only that matches the annotated `size`."""
-    stored, orientation, _ = open_image(path, pixel_limit)
+    stored, orientation, *_ = open_image(path, pixel_limit)
     image = read_image(stored)
     if image.size == size[::-1]:
         return image

@@ -9,7 +9,9 @@ import numpy as np
 
 from ..image_files import image_files, same_name, subfolders
 from ..image_reading import Source
+from ..label_maps import EQUAL_CHANNELS
 from ..mask_reading import read_mask
+from ..plain_text import one_line
 from .class_table import FILE_NAME, example
 
 MASKS_TO_GUESS_FROM = 20
@@ -132,24 +134,36 @@ def folders_of_pairs(folder: Path) -> list[Path]:
     return [sub for sub in subfolders(folder) if (sub / "images").is_dir() and (sub / "masks").is_dir()]
 
 
-def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
-    """An error message that proposes a `classes.json`, made from the ids of the first masks."""
-    masks = [read_mask(pair.mask) for pair in pairs[:MASKS_TO_GUESS_FROM]]
+class Proposal(NamedTuple):
+    """A `classes.json` that fits masks, and a sentence about what the masks contain."""
+
+    proposal: str
+    contents: str
+
+
+def propose_table(sources: Sequence[Source]) -> Proposal:
+    """Reads masks and proposes a `classes.json` for them."""
+    masks = [read_mask(source) for source in sources]
     if any(mask.ndim == 3 for mask in masks):
-        proposal = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
-        return (
-            f"the masks in '{folder}' contain colors, not class ids. Give the color of each class in "
-            f"'{folder / FILE_NAME}': {proposal}"
-        )
+        colors = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
+        if all(mask.ndim == 3 and (mask == mask[..., :1]).all() for mask in masks):
+            return Proposal(colors, f"The masks are RGB images without colors: {EQUAL_CHANNELS}")
+        return Proposal(colors, "The masks contain colors, not class ids: give the color of each class.")
     ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
     if ids == [0, 255]:
         proposal = '{"classes": ["background", "object"], "label_map": {"0": 0, "255": 1}}'
     else:
         count = max((index for index in ids if index != 255), default=0) + 1
         proposal = example([f"class {index}" for index in range(min(count, 256))])
+    return Proposal(proposal, f"The first {len(masks)} masks contain the ids {listed(ids)}.")
+
+
+def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
+    """An error message that proposes a `classes.json`, made from the ids of the first masks."""
+    found = propose_table([pair.mask for pair in pairs[:MASKS_TO_GUESS_FROM]])
     return (
-        f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, for example "
-        f"{proposal}. The first {len(masks)} masks contain the ids {', '.join(map(str, ids))}."
+        f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, or pass its path as "
+        f"--classes, for example {found.proposal}. {found.contents}"
     )
 
 
@@ -161,4 +175,4 @@ def contents(folder: Path) -> str:
 def listed(names: Sequence[Any]) -> str:
     """The first names, and the number of further ones."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(str(name) for name in names[:LISTED]) + more
+    return ", ".join(one_line(str(name)) for name in names[:LISTED]) + more

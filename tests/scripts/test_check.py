@@ -161,3 +161,76 @@ def test_a_folder_of_splits_is_checked_split_by_split(folder, capsys):
 def test_a_missing_folder_ends_with_one_line(tmp_path):
     with pytest.raises(SystemExit, match="contextseg-check: .*nothing' does not exist"):
         check.main([str(tmp_path / "nothing")])
+
+
+def turned_photo(path, code, size=(10, 10)):
+    exif = Image.Exif()
+    exif[0x0112] = code
+    Image.new("RGB", size).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(("code", "size"), [(6, (10, 10)), (3, (10, 20)), (2, (10, 20))])
+def test_a_turn_by_exif_that_the_mask_does_not_have_is_a_warning(folder, code, size):
+    turned_photo(folder / "images" / "0.png", code, size)
+    save(folder / "masks" / "0.png", np.ones(size[::-1]))
+    report = report_of(folder)
+    assert "1 images are turned upright by their EXIF orientation, which their masks do not have" in " ".join(
+        report.warnings
+    )
+    turned_photo(folder / "masks" / "0.png", code, size)
+    Image.fromarray(np.ones(size[::-1], np.uint8)).save(
+        folder / "masks" / "0.png", exif=Image.open(folder / "images" / "0.png").getexif()
+    )
+    assert "EXIF" not in report_of(folder).text()
+
+
+def test_a_mask_of_the_upright_photo_is_no_reason_for_a_warning(folder):
+    turned_photo(folder / "images" / "0.png", 6, (20, 10))
+    save(folder / "masks" / "0.png", np.ones((20, 10)))
+    assert "EXIF" not in report_of(folder).text()
+    save(folder / "masks" / "0.png", np.ones((10, 20)))
+    assert "They would fit after a quarter turn" in report_of(folder).text()
+
+
+def test_frames_beside_the_first_are_a_warning_for_images_and_a_problem_for_masks(folder):
+    frames = [Image.new("RGB", (10, 10), (0, 0, level)) for level in (0, 99)]
+    frames[0].save(folder / "images" / "0.png", save_all=True, append_images=frames[1:])
+    assert "1 images have several frames, of which only the first is used: 0." in report_of(folder).warnings
+    pages = [Image.fromarray(np.full((10, 10), level, np.uint8)) for level in (0, 1)]
+    pages[0].save(folder / "masks" / "0.png", save_all=True, append_images=pages[1:])
+    assert "has 2 frames, but a mask is one image" in " ".join(report_of(folder).problems)
+
+
+def test_a_single_class_is_a_problem_and_one_that_occurs_alone_a_warning(folder):
+    for path in (folder / "masks").iterdir():
+        save(path, np.where(np.arange(100).reshape(10, 10) % 2, 0, 255))
+    assert "only one class, sky, occurs in the masks" in " ".join(report_of(folder).warnings)
+    (folder.parent / "classes.json").write_text('["sky"]')
+    assert "there is only one class, sky, so there is nothing to tell apart" in " ".join(
+        report_of(folder).problems
+    )
+
+
+def test_contradictions_of_index_and_color_are_problems_even_where_unreadable_files_are_left_out(folder):
+    (folder.parent / "classes.json").write_text(
+        '{"classes": ["sky", "road", "car"], "palette": [[0, 0, 0], [0, 0, 255], [255, 0, 0]]}'
+    )
+    mask = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10) % 3)
+    mask.putpalette([0, 0, 0, 255, 0, 0, 9, 99, 9])
+    mask.save(folder / "masks" / "1.png")
+    report = check_data(SegmentationFolder(folder), skip_unreadable=True)
+    assert any("index 1 has color #ff0000 (of class 2)" in problem for problem in report.problems)
+
+
+def test_ids_in_three_equal_channels_are_named_as_such(folder):
+    for path in (folder / "masks").iterdir():
+        save(path, np.repeat(np.asarray(Image.open(path))[..., None], 3, axis=2))
+    assert "red, green and blue are equal in every pixel" in " ".join(report_of(folder).problems)
+
+
+def test_every_pixel_of_300_classes_counts(folder):
+    (folder.parent / "classes.json").write_text(json.dumps([f"class {index}" for index in range(300)]))
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.arange(200, 300, dtype=np.uint16).reshape(10, 10)).save(path)
+    report = report_of(folder)
+    assert (report.ignored_pixels, report.pixels[255], report.problems) == (0, 4, [])

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.processing.inference import Inference
 from contextseg.scripts.evaluate import main
 from contextseg.scripts.train import main as train
-from contextseg.training.models import open_model
+from contextseg.training.models import check_classes, open_model
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +99,15 @@ def test_the_confusion_matrix_has_the_supports_and_hits_of_the_table(run, data, 
     assert Image.open(tmp_path / "confusion.png").mode in ("RGB", "RGBA")
 
 
-def test_options_without_a_meaning_are_explained(run, data):
+def test_options_without_a_meaning_are_explained(run, data, capsys):
     for option, message in {
         "--scales=1,big": "Write them as 0.75,1,1.25",
         "--window=8x8x8": "or HEIGHTxWIDTH",
-        "--overlap=2": "not between 0 and 1",
+        "--overlap=2": "below 1",
     }.items():
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(SystemExit):
             main([str(run), "--data", f"{data}/val", *option.split("=")])
+        assert message in capsys.readouterr().err
 
 
 def test_markdown_and_csv_hold_a_line_for_each_class(run, data, tmp_path):
@@ -209,9 +211,38 @@ def test_a_class_that_never_occurs_is_null_and_not_in_the_mean(run, data, tmp_pa
 def test_data_with_other_classes_is_refused(run, tmp_path):
     other = write_data(tmp_path / "data", classes=[*CLASSES, "water"])
     with pytest.raises(
-        SystemExit, match=r"the model has 3 classes .* the data 4 .*contextseg-train --init-from"
+        SystemExit,
+        match=r"the model has 3 classes and the data 4\..*only in the data: water\..*contextseg-train --init-from",
     ):
         main([str(run), "--data", f"{other}/val"])
+
+
+def model_with(names):
+    config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=len(names))
+    return SimpleNamespace(config=config)
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path):
+    data = SegmentationFolder(write_data(tmp_path) / "val")
+    before, names = data[0]["mask"], [CLASSES[index] for index in (1, 2, 0)]
+    assert check_classes(model_with(names), data) == data.classes == names
+    np.testing.assert_array_equal(data[0]["mask"], np.array([2, 0, 1, *range(3, 256)])[before])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["grass", "wall", "water"], ["wall", "grass"], [*CLASSES, "water"]],
+    ids=["crossed", "fewer", "more"],
+)
+def test_classes_that_cannot_be_matched_are_refused(data, names):
+    with pytest.raises(ValueError, match="Only in the model: .*; only in the data: "):
+        check_classes(model_with(names), SegmentationFolder(data / "val"))
+
+
+def test_other_names_at_the_same_positions_are_matched_with_a_warning(data, caplog):
+    val = SegmentationFolder(data / "val")
+    assert check_classes(model_with(["wall", "lawn", "sky"]), val)[1] == "lawn"
+    assert "class 'lawn' of the model is 'grass' in the data (1 names differ)" in caplog.text
 
 
 def test_a_folder_without_a_model_is_refused(data):

@@ -11,6 +11,7 @@ from cases import each
 from PIL import Image, ImageFile
 from tiny_runs import run_options
 
+from contextseg.processing.fonts import drawable
 from contextseg.processing.heat_pictures import heat_overlay, heat_picture, with_cross
 from contextseg.processing.legends import class_entries, is_background, swatches
 from contextseg.processing.orientation import TURNS, turn_upright
@@ -21,6 +22,7 @@ from contextseg.processing.prediction_files import find_jobs
 from contextseg.processing.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
 from contextseg.scripts.predict import main
 from contextseg.scripts.train import main as train
+from contextseg.training import plots
 from contextseg.training.option_texts import parse_position
 from contextseg.training.plots import plot_confusion, plot_curves
 
@@ -229,12 +231,13 @@ def test_the_output_folder_is_no_input(tmp_path):
 
 def test_overlay_and_explanation_keep_the_image_at_the_top_left(run, photo, tmp_path):
     options = ["--output", str(tmp_path / "masks"), "--overlay", "--explain", "40,10", "--flip"]
-    assert main([str(run), str(photo), *options]) == 0
-    for kind in ("overlays", "attention"):
+    assert main([str(run), str(photo), *options, "--grad-cam", "40,10"]) == 0
+    for kind in ("overlays", "attention", "grad-cam"):
         image = Image.open(tmp_path / "masks" / kind / "photo.png")
         assert (image.mode, image.size) == ("RGB", (240, image.height))
         assert image.height > 30  # legend or scale
-    assert Image.open(tmp_path / "masks/attention/photo.png").getpixel((40, 10)) == (0, 255, 255)
+    for kind in ("attention", "grad-cam"):
+        assert Image.open(tmp_path / f"masks/{kind}/photo.png").getpixel((40, 10)) == (0, 255, 255)
 
 
 MAPS = ["--confidence", "--entropy", "--probabilities"]
@@ -428,8 +431,16 @@ def test_curves_are_drawn_from_a_log(tmp_path):
     assert Image.open(tmp_path / "curves.png").size == (1050, 600)
 
 
-@each("count", [1, 3, 150])
-def test_a_confusion_matrix_keeps_room_for_every_name(count, tmp_path):
+@each("count", [1, 3, 28, 60])
+def test_a_confusion_matrix_keeps_room_for_every_name(count, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "MAX_CLASSES", 28)
     counts = np.diag(np.arange(count))  # nothing is labeled as the first class
-    plot_confusion(counts, [f"class {index}" for index in range(count)], tmp_path / "confusion.png")
-    assert min(Image.open(tmp_path / "confusion.png").size) >= max(600, 15 * count)
+    plot_confusion(counts, [f"class {index}" for index in range(count)], tmp_path / "confusion.png", "mIoU")
+    width, height = Image.open(tmp_path / "confusion.png").size
+    assert (width, height) == (height + 150, max(600, 150 * (2.5 + (0.5, 0.11)[count > 25] * min(28, count))))
+
+
+def test_names_in_plots_are_no_formulas_and_unknown_scripts_are_boxes(tmp_path):
+    plot_confusion(np.eye(2, dtype=int), [r"$\\frac{$ _", "a\U0001e030"], tmp_path / "confusion.png", "$^")
+    assert drawable("a\U0001e030") == "a□"
+    assert drawable("Straße, дорога") == "Straße, дорога"

@@ -181,8 +181,8 @@ def test_every_option_of_a_task_is_read_in_its_runs(task):
 
 OTHERS = {
     "segmentation": (
-        ["--label-smoothing", "0.2"],
-        "--label-smoothing is an option of classification, but the task of this run is segmentation",
+        ["--min-area", "0.2"],
+        "--min-area is an option of classification, but the task of this run is segmentation",
     ),
     "classification": (
         ["--task", "classification", "--window", "64"],
