@@ -68,7 +68,7 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
     from ..processing.data.report import check_data
 
     dataset = open_data(source, needs_all_pairs=False, **arguments.keywords())
-    return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
+    return check_data(dataset, arguments.sample, name=source, progress=True)
 
 
 if __name__ == "__main__":

@@ -116,9 +116,8 @@ def segment(
 
     Raises OSError if no further file can be written, because the disk is full or read-only.
     """
-    from tqdm import tqdm
-
     from ..processing.failures import concerns_every_file, reason, telling
+    from ..processing.progress import progress
 
     done = 0
 
@@ -129,8 +128,8 @@ def segment(
             f"Run the command again to segment all.{named}"
         )
 
-    with telling(state), tqdm(jobs, unit="image", disable=len(jobs) == 1) as progress:
-        for job in progress:
+    with telling(state):
+        for job in progress(jobs, unit="image", disable=len(jobs) == 1):
             try:
                 predictor.run(job)
                 done += 1

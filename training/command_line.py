@@ -27,6 +27,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from ..processing.plain_text import printable
+from ..processing.progress import hide_other_bars
 from .option_texts import number
 from .option_values import RANGES, check_option, check_options
 
@@ -36,6 +37,8 @@ NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
 MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
+
+CROPS_HELP = "crops taken from each image in an epoch, for few large images"
 
 
 class CommandError(RuntimeError):
@@ -234,6 +237,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
         program: Name of the command, printed before the message.
         with_traceback: Let errors through unchanged.
     """
+    hide_other_bars()
     try:
         yield
     except BaseException as error:

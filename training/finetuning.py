@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from ..hub.errors import HubError, explained
@@ -121,11 +121,7 @@ def new_trainer(
     val: SegmentationData | None,
 ) -> SegmentationTrainer:
     """Builds model, processor, augmentation and collator, and the trainer from them."""
-    if arguments.train_batch_size > len(train):
-        raise ValueError(
-            f"a batch of {arguments.train_batch_size} is larger than the training set of {len(train)} images. "
-            f"Pass --per_device_train_batch_size {len(train)} or less."
-        )
+    check_batch_size(options, arguments, len(train))
     model = new_model(options, train)
     processor = processor_of(train, checkpoint_of(options.init_from))
     can_pad = "pixel_mask" in inspect.signature(model.forward).parameters
@@ -144,12 +140,40 @@ def new_trainer(
         model,
         arguments,
         data_collator=SegmentationCollator(processor, train.ignore_index, can_pad=can_pad),
-        train_dataset=AugmentedDataset(train, new_augmentation(options, processor, seed=arguments.seed)),
+        train_dataset=AugmentedDataset(
+            train, new_augmentation(options, processor, seed=arguments.seed), options.crops_per_image
+        ),
         eval_dataset=val,
         processing_class=processor,
         compute_metrics=TrainerScores(len(train.classes), train.ignore_index, train.classes),
-        callbacks=[SetEpoch()],
+        callbacks=[SetEpoch(), *early_stopping(options, arguments)],
     )
+
+
+def check_batch_size(
+    options: "FinetuneOptions", arguments: SegmentationTrainingArguments, num_images: int
+) -> None:
+    """Raises ValueError if Trainer, which drops incomplete batches, would have none."""
+    batch, crops = arguments.train_batch_size, num_images * options.crops_per_image
+    if batch > crops:
+        raise ValueError(
+            f"a batch of {batch} is larger than the training set of {num_images} images. Pass --per_device_train_batch_size "
+            f"{crops} or less, or --crops-per-image {-(-batch // num_images)} or more."
+        )
+
+
+def early_stopping(
+    options: "FinetuneOptions", arguments: SegmentationTrainingArguments
+) -> list[EarlyStoppingCallback]:
+    """Returns Trainer's callback for --early-stopping."""
+    if options.early_stopping is None:
+        return []
+    if not (options.val and arguments.load_best_model_at_end):
+        raise ValueError(
+            "--early-stopping needs --val and --load_best_model_at_end, with the same --eval_strategy and --save_strategy "
+            "(epoch or steps)."
+        )
+    return [EarlyStoppingCallback(options.early_stopping)]
 
 
 def new_model(options: "FinetuneOptions", data: SegmentationData) -> PreTrainedModel:

@@ -35,6 +35,8 @@ RANGES = {
     "distance": Range(minimum=0, maximum=4096),
     "ema": Range(above=0, below=1),
     "epochs": Range(above=0, maximum=10**6),
+    "crops_per_image": COUNT,
+    "early_stopping": COUNT,
     "eval_interval": COUNT,
     "head_lr_factor": Range(minimum=0, maximum=10**6),
     "jobs": whole(1, 1024),

@@ -30,6 +30,7 @@ from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES
 from .starting_points import channels_of_checkpoint, checkpoint_of
 from .tasks import Task
+from .validation_pictures import PICTURES, ValidationPictures
 
 if TYPE_CHECKING:
     from .finetuning_options import FinetuneOptions
@@ -43,7 +44,7 @@ class SegmentationTask(Task):
 
     models = SEGMENTER
     data_example = "a folder with images/ and masks/, such as data/train"
-    best_by = "mean_iou"
+    best_by, best_by_name, class_score = "mean_iou", "mIoU", "iou"
     logged = ("mean_iou", "mean_accuracy", "pixel_accuracy")
 
     @property
@@ -111,18 +112,24 @@ class SegmentationTask(Task):
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
-        return whole_images(data, processor, self.arguments.inference(), accelerator, self.arguments.workers)
+        # Nobody sees pictures without a tracker.
+        self.palette, shown = processor.palette, PICTURES * bool(accelerator.trackers or accelerator.log_with)
+        inference, workers = self.arguments.inference(), self.arguments.workers
+        return whole_images(data, processor, inference, accelerator, workers, pictures=shown)
 
     def score(
         self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
     ) -> dict[str, Any]:
+        names, ignore_index = class_names(model), getattr(model.config, ignore_index_field(model.config))
+        self.pictures = ValidationPictures(names, self.palette, ignore_index)
         return score(
             model,
             images,
             accelerator,
-            class_names=class_names(model),
-            ignore_index=getattr(model.config, ignore_index_field(model.config)),
+            class_names=names,
+            ignore_index=ignore_index,
             inference=self.arguments.inference(),
+            pictures=self.pictures,
         )
 
     def summary(self, scores: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from ..failures import telling
 from ..label_maps import EQUAL_CHANNELS, LabelMap
 from ..plain_text import one_line
+from ..progress import progress as progress_of
 from ..value_ranges import StoredValues
 from .datasets import SegmentationData
 from .inspection import Finding, inspect_pair
@@ -183,11 +184,7 @@ def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]
 
 
 def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Iterable[Finding]:
-    if not progress:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, total=count, unit="pair", leave=False)
+    return progress_of(items, total=count, unit="pair", desc="checking") if progress else items
 
 
 def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:

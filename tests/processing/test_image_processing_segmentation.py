@@ -23,7 +23,7 @@ from contextseg.processing.image_processing_segmentation import (
 )
 from contextseg.processing.label_maps import LabelMap
 from contextseg.processing.overlays import mask_image
-from contextseg.processing.palettes import colorize, default_palette
+from contextseg.processing.palettes import class_colors, colorize, default_palette
 from contextseg.processing.resize_rules import resized_size
 
 BACKENDS = [SegmentationImageProcessor, SegmentationImageProcessorPil]
@@ -434,9 +434,9 @@ def test_ids_above_255_cannot_be_colored():
         colorize(np.array([[0, 256]]))
 
 
-def test_overlays_show_any_number_of_classes():
+def test_masks_of_any_number_of_classes_are_drawn():
     ids = np.array([[0, 1], [999, 7]])
-    colors = np.asarray(mask_image(ids, [(1, 2, 3)], ignore_index=7))
+    colors = np.asarray(mask_image(ids, class_colors([(1, 2, 3)], 1000), ignore_index=7))
     assert colors[0, 0].tolist() == [1, 2, 3]
     assert colors[0, 1].tolist() == [128, 0, 0]
     assert colors[1, 0].tolist() == default_palette(1000)[999]
