@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Self
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .field_rules import checked
 from .label_names import LABEL_OPTIONS, labels_in_file, labels_of
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
     return table[name]
 
 
-@strict
+@checked
 class CheckedConfig(PreTrainedConfig):
     """A configuration with presets, the published sizes by name, that rejects unknown options.
 

@@ -23,13 +23,12 @@ from ..configuration.label_names import labels_of
 from .blocks import Decoded
 from .decoder_upernet import FcnHead
 from .decoders import DECODERS
+from .input_channels import HUB_OPTIONS
 from .label_rows import LabelClassifier, LabelRows, rows_of_equal_names
 from .losses import check_label_size, parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
 
 class SegmentationModel(ContextsegPreTrainedModel):
@@ -47,7 +46,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         check_channels(channels)
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
         self.backbone = backbone
-        self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels, build_stage)
+        self.decoder = choose("decoder", config.decoder, DECODERS)(config, backbone, build_stage)
         self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:
@@ -123,6 +122,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
             ignore_index=config.semantic_loss_ignore_index,
             class_weights=config.class_weights,
             reduction=config.loss_reduction,
+            label_smoothing=config.label_smoothing,
         )
 
     @classmethod
@@ -132,8 +132,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
         Args:
             pretrained_model_name_or_path: Local folder, or name on the Hub.
             *args: Further arguments of transformers.
-            **kwargs: Options of transformers and configuration fields. With other `id2label` or
-                `num_labels` than the checkpoint's, classes of the same name keep their weights.
+            **kwargs: Options of transformers and configuration fields. With other `id2label` or `num_labels`, classes
+                of the same name keep their weights; with other `num_channels`, the first convolution is adapted.
 
         Raises:
             ValueError: If both a config object and labels are given.
@@ -144,8 +144,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         kwargs["config"] = deepcopy(kwargs["config"])
         vars(kwargs["config"])["id2label"] = stored  # as in the file: a setter would check it
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        model.replace_labels(wanted)
+        (loaded[0] if type(loaded) is tuple else loaded).replace_labels(wanted)  # with output_loading_info
         return loaded
 
     @classmethod

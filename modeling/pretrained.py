@@ -13,6 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import install_output_capuring_hook, maybe_install_capturing_hooks
 
+from .input_channels import load_for_channels
+
 HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has them
 
 # Pipelines look for the name of a model's class in these tables; without it they log an error, although it works.
@@ -55,6 +57,19 @@ class ContextsegPreTrainedModel(PreTrainedModel):
         for purpose, names in NAMES_FOR_PIPELINES.items():
             if cls.__name__.endswith(purpose) and cls.config_class is not None:
                 names[cls.config_class.model_type] = cls.__name__
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint as transformers does, and adapts its first convolution to other `num_channels`.
+
+        Args:
+            pretrained_model_name_or_path: Local folder, or name on the Hub.
+            *args: Further arguments of transformers.
+            **kwargs: Options of transformers and configuration fields. With other `num_channels` than the
+                checkpoint's, the weights of known channels are kept, see `input_channels.py`.
+        """
+        load = super().from_pretrained
+        return load_for_channels(load, cls.config_class, pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any

@@ -19,6 +19,7 @@ from transformers import (
     SegformerModel,
 )
 
+from .input_channels import fit_stem
 from .label_rows import rows_of_equal_names, with_kept_rows
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def segformer_encoder_config(source: PreTrainedConfig) -> SegformerConfig:
 def copy_weights(segformer: PreTrainedModel, model: PreTrainedModel, has_decoder: bool) -> None:
     """Copies the encoder, and neck and classifier if both models have them; logs what was loaded."""
     encoder = segformer.segformer if has_decoder else segformer
-    model.backbone.encoder.model.load_state_dict(encoder.state_dict())
+    target = model.backbone.encoder.model
+    target.load_state_dict(fit_stem(encoder.state_dict(), target.state_dict()))
     loaded = ["encoder"]
     config = model.config
     if has_decoder and config.decoder == "segdeformer" and config.neck == "segformer":

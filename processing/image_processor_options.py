@@ -9,7 +9,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_reading import PIXEL_LIMIT
-from .label_maps import normalize_label_map
+from .label_maps import check_ignore_index, colors_of_classes, count_classes, normalize_label_map
 from .palettes import check_palette
 from .resize_rules import check_resize_rule
 
@@ -144,6 +144,10 @@ class SegmentationOptions:
             raise ValueError(
                 "label_map and do_reduce_labels=True both say what the ids of a mask are. Give only one of them."
             )
+        label_map = checked.get("label_map")
+        if label_map and kwargs.get("palette") is None and (colors := colors_of_classes(label_map)):
+            checked["palette"] = check_palette(colors)
+        checked["ignore_index"] = check_ignore_index(kwargs["ignore_index"], count_classes(label_map))
         if isinstance(kwargs.get("size"), UnusedSize) and not kwargs.get("do_resize"):
             del checked["size"]
         for name in ("value_range", "image_mean", "image_std"):

@@ -17,11 +17,14 @@ from math import ceil, inf
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from .image_reading import Source
+from .image_opening import PIXEL_LIMIT, Source
+from .image_reading import decode_once
 from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
@@ -90,16 +93,18 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
+        image = decoded(processor, image)
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
 
-    def inputs(self, processor: Any, image: Source) -> list[Tensor]:
+    def inputs(self, processor: Any, image: Source, **options: Any) -> list[Tensor]:
         """Prepares an image for `mask` and `probabilities`.
 
         Args:
             processor: The model's image processor.
             image: Path, URL, bytes, binary file, PIL image, array or tensor.
+            **options: Options of the processor for this image.
 
         Returns:
             `pixel_values` (1, C, ., .) at each scale.
@@ -107,9 +112,10 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
-        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        image = decoded(processor, image)
+        pixels = processor(image, **options, return_tensors="pt")["pixel_values"]
         return [
-            pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
+            pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale, **options)
             for scale in self.scales
         ]
 
@@ -233,7 +239,21 @@ class WindowedImage:
         return self.pixels[:, rows, columns]
 
 
-def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> Tensor:
+def decoded(processor: Any, image: Source) -> Source:
+    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
+    if isinstance(image, Image.Image | np.ndarray | Tensor):
+        return image
+    return decode_once(image, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels_of(processor))[0]
+
+
+def channels_of(processor: Any) -> int | None:
+    """The number of channels that a processor reads; None if it makes every image RGB."""
+    mean = getattr(processor, "image_mean", None)
+    is_rgb = getattr(processor, "do_convert_rgb", True) or not isinstance(mean, Sequence)
+    return None if is_rgb else len(mean)
+
+
+def scaled(processor: Any, image: Source, size: Sequence[int], scale: float, **options: Any) -> Tensor:
     """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`."""
     height, width = (round(side * scale) for side in size)
     if min(height, width) < 1:
@@ -242,7 +262,7 @@ def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> 
             f"Use scales of {1 / min(size):.2g} or more."
         )
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
-    return processor(image, **resized, return_tensors="pt")["pixel_values"]
+    return processor(image, **options, **resized, return_tensors="pt")["pixel_values"]
 
 
 def logit_rows(

@@ -19,7 +19,7 @@ try:
 except ImportError:  # older versions of transformers have no such output
     from transformers.image_processing_utils import BatchFeature as SemanticSegmentationPostProcessorOutput
 
-from .image_reading import read_orientation
+from .image_opening import Source, read_orientation
 from .orientation import UPRIGHT, swaps_sides, turn_back
 from .palettes import colorize
 from .tiling import RowReader
@@ -113,7 +113,9 @@ def scores_of(logits: Tensor, size: Sequence[int], orientation: int) -> Tensor:
 class SemanticPostProcessing:
     """Post-processing methods of an image processor; needs an attribute `palette`."""
 
-    read_orientation = staticmethod(read_orientation)
+    def read_orientation(self, image: Source) -> int:
+        """Returns the EXIF orientation (1..8) of an image; 1 (upright) if it has none that can be read."""
+        return read_orientation(image, self.pixel_limit)
 
     def post_process_semantic_segmentation(
         self,

@@ -23,7 +23,7 @@ from contextseg.processing.image_processing_segmentation import (
 )
 from contextseg.processing.label_maps import LabelMap
 from contextseg.processing.overlays import mask_image
-from contextseg.processing.palettes import colorize, default_palette
+from contextseg.processing.palettes import class_colors, colorize, default_palette
 from contextseg.processing.resize_rules import resized_size
 
 BACKENDS = [SegmentationImageProcessor, SegmentationImageProcessorPil]
@@ -80,7 +80,7 @@ def test_without_padding_mixed_sizes_stay_a_list():
 def test_labels_are_resized_with_the_nearest_pixel(processor_class):
     processor, labels = processor_class(size={"height": 6, "width": 9}), mask(4, 7, num_classes=256)
     resized = processor(
-        random_image(4, 7), labels, return_tensors="pt", label_map={i: i for i in range(256)}
+        random_image(4, 7), labels, return_tensors="pt", label_map={i: i for i in range(256)}, ignore_index=-1
     ).labels
     expected = F.interpolate(torch.from_numpy(labels)[None, None].float(), (6, 9), mode="nearest-exact")
     torch.testing.assert_close(resized, expected[0].long())
@@ -425,7 +425,7 @@ def test_a_colored_mask_is_a_mask_file_and_an_image():
     np.testing.assert_array_equal(image, ids)
     np.testing.assert_array_equal(processor.decode_mask(image), ids)
     np.testing.assert_array_equal(
-        LabelMap.from_palette(processor.palette).decode(np.asarray(image.convert("RGB"))), ids
+        LabelMap(palette=processor.palette).decode(np.asarray(image.convert("RGB"))), ids
     )
 
 
@@ -434,9 +434,9 @@ def test_ids_above_255_cannot_be_colored():
         colorize(np.array([[0, 256]]))
 
 
-def test_overlays_show_any_number_of_classes():
+def test_masks_of_any_number_of_classes_are_drawn():
     ids = np.array([[0, 1], [999, 7]])
-    colors = np.asarray(mask_image(ids, [(1, 2, 3)], ignore_index=7))
+    colors = np.asarray(mask_image(ids, class_colors([(1, 2, 3)], 1000), ignore_index=7))
     assert colors[0, 0].tolist() == [1, 2, 3]
     assert colors[0, 1].tolist() == [128, 0, 0]
     assert colors[1, 0].tolist() == default_palette(1000)[999]
@@ -479,3 +479,9 @@ def test_the_pipeline_segments_images_of_mixed_sizes(tiny_segformer, processor_c
             expected = classes == tiny_segformer.config.label2id[found["label"]]
             np.testing.assert_array_equal(np.asarray(found["mask"]) == 255, expected)
         assert {found["mask"].size for found in segments} == {image.size}
+
+
+def test_the_colors_of_a_label_map_color_predictions():
+    processor = SegmentationImageProcessor(label_map={"#ff0000": 1, "0,0,255": 0, "#000000": "ignore"})
+    assert processor.palette == [[0, 0, 255], [255, 0, 0]]
+    assert processor.colorize(np.array([[1, 0]])).convert("RGB").getpixel((0, 0)) == (255, 0, 0)
