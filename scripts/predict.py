@@ -20,6 +20,7 @@ from ..training.command_line import (
 )
 from ..training.inference_options import InferenceOptions
 from ..training.interruption import interruptible
+from ..training.reading_options import PixelOptions
 
 if TYPE_CHECKING:
     from ..processing.prediction import Predictor
@@ -31,7 +32,7 @@ rotation); its values are class ids, and its palette shows them in color. Files 
 
 
 @dataclass
-class PredictArguments(CommandOptions, InferenceOptions):
+class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     images: list[str] = positional("image files, and folders that are searched for them")
     output: str = option(
@@ -87,6 +88,7 @@ def predict(arguments: PredictArguments) -> list[str]:
     from ..processing.prediction_maps import MAPS
     from ..training.explaining import chosen_explanations
     from ..training.models import open_model
+    from ..training.stored_reading import set_reading
 
     inference = arguments.inference()
     failures: list[str] = []
@@ -96,6 +98,7 @@ def predict(arguments: PredictArguments) -> list[str]:
         lambda error: failures.append(f"{error.filename}: {error.strerror}"),
     )
     model, processor, _ = open_model(arguments.model)
+    set_reading(arguments, model, processor)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     results = {"maps": maps, "overlay": arguments.overlay}
@@ -113,9 +116,8 @@ def segment(
 
     Raises OSError if no further file can be written, because the disk is full or read-only.
     """
-    from tqdm import tqdm
-
     from ..processing.failures import concerns_every_file, reason, telling
+    from ..processing.progress import progress
 
     done = 0
 
@@ -126,8 +128,8 @@ def segment(
             f"Run the command again to segment all.{named}"
         )
 
-    with telling(state), tqdm(jobs, unit="image", disable=len(jobs) == 1) as progress:
-        for job in progress:
+    with telling(state):
+        for job in progress(jobs, unit="image", disable=len(jobs) == 1):
             try:
                 predictor.run(job)
                 done += 1

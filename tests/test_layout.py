@@ -35,6 +35,7 @@ NEVER_EXPORTED = {
     "overlays",
     "legends",
     "fonts",
+    "progress",
     "heat_pictures",
     "segmentation_metric",
 }  # need further packages, and no model or processor needs them

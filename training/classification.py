@@ -47,7 +47,7 @@ class ClassificationTask(Task):
 
     models = CLASSIFIER
     data_example = "a folder with one subfolder of images per class, such as imagenet/train"
-    best_by = "top_1"
+    best_by, best_by_name, class_score = "top_1", "top-1 accuracy", "top_1"
     logged = ("top_1", "top_5", "val_loss")
     next_commands = ()
 

@@ -45,7 +45,7 @@ class DetectionTask(Task):
 
     models = DETECTOR
     data_example = "COCO's folder, or one with images/ and annotations.json in COCO's format"
-    best_by = "box_ap"
+    best_by, best_by_name, class_score = "box_ap", "box AP", "box_ap"
     logged = ("box_ap", "box_ap_50", "mask_ap", "mask_ap_50")
     next_commands = ()
 

@@ -3,6 +3,7 @@
 Legend: K classes.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import isfinite
@@ -15,6 +16,7 @@ from ..processing.atomic_write import atomic_write
 from ..processing.fonts import drawable, font_file
 from ..processing.legends import NAME_LENGTH
 from ..processing.plain_text import one_line
+from .records import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +24,29 @@ if TYPE_CHECKING:
 
 SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # ticks of the color bar
 FEW_CLASSES = 25  # up to this many classes, the cells of a confusion matrix show numbers
+PLOT_INTERVAL = 30.0  # seconds
 MAX_CLASSES = 150  # the matrix of more classes would not be readable
 LOSS_COLOR, LOSS_TINT, SCORE_COLOR = "#2b5c9e", "#b8c4d6", "#c2571a"
+
+
+class CurvePlot:
+    """`loss.png` of a run, beside its `log.jsonl`.
+
+    Args:
+        log: The log.
+        score: Key of the score to draw.
+        name: Its name in the plot.
+    """
+
+    def __init__(self, log: Path, score: str, name: str) -> None:
+        self.log, self.score, self.name = log, score, name
+        self.drawn = time.monotonic()
+
+    def draw(self, at_once: bool = False) -> None:
+        """Draws the curves, at most every 30 seconds unless `at_once`, since drawing takes time."""
+        if self.log.exists() and (at_once or time.monotonic() - self.drawn > PLOT_INTERVAL):
+            plot_curves(read_log(self.log), self.log.with_name("loss.png"), self.score, self.name)
+            self.drawn = time.monotonic()
 
 
 def plot_curves(

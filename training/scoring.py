@@ -4,11 +4,10 @@ Predictions are compared with masks at the size of the mask, whatever the input 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.boundary_metrics import BoundaryF, BoundaryIoU
@@ -18,6 +17,10 @@ from ..processing.failures import reason, telling
 from ..processing.image_reading import ImageReadError
 from ..processing.inference import Inference
 from ..processing.metrics import ConfusionMatrix
+from ..processing.progress import progress
+
+if TYPE_CHECKING:
+    from .validation_pictures import ValidationPictures
 
 
 def whole_images(
@@ -26,14 +29,19 @@ def whole_images(
     inference: Inference,
     accelerator: Accelerator,
     workers: int | None,
+    *,
+    pictures: int = 0,
     errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
     """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
 
-    A sample that raises one of `errors` is replaced by its message, see `UnreadableImages`.
+    Up to `pictures` samples of the main process, evenly spaced, also have a small picture. A sample that raises
+    one of `errors` is replaced by its message, see `UnreadableImages`.
     """
+    world, length = accelerator.num_processes, len(data)
+    shown = {number * length // pictures // world * world for number in range(pictures)}
     return evaluation_loader(
-        WholeImages(data, processor, inference),
+        WholeImages(data, processor, inference, shown),
         workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         rank=accelerator.process_index,
@@ -47,9 +55,11 @@ def count(
     images: Iterable[dict[str, Any]],
     metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
     inference: Inference,
+    *,
+    pictures: "ValidationPictures | None" = None,
     on_error: Callable[[Exception, str], None] | None = None,
 ) -> None:
-    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels.
+    """Predicts `images`, samples of `WholeImages`, and updates each metric and `pictures` with the results.
 
     `on_error` is called with the error of an image and its name; by default, the error is raised.
     """
@@ -61,6 +71,8 @@ def count(
             prediction = inference.mask(model, sample["inputs"], labels.shape)
             for metric in metrics:
                 metric.update(prediction, labels)
+            if pictures is not None:
+                pictures.add(sample, prediction)
         except Exception as error:
             if on_error is None:
                 raise
@@ -92,12 +104,9 @@ def count_or_name(
     def note(error: Exception, name: str) -> None:
         failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
 
-    progress = tqdm(images, unit="image")
-    with (
-        telling(lambda: f"{progress.n} of {len(images)} images were scored; no results were written."),
-        progress,
-    ):
-        count(model, failed.filter(progress), metrics, inference, note)
+    shown = progress(images, unit="image")
+    with telling(lambda: f"{shown.n} of {len(images)} images were scored; no results were written."):
+        count(model, failed.filter(shown), metrics, inference, on_error=note)
     failed.collect(accelerator)
     return list(failed.times.elements())
 
@@ -110,6 +119,7 @@ def score(
     class_names: list[str],
     ignore_index: int,
     inference: Inference,
+    pictures: "ValidationPictures | None" = None,
 ) -> dict[str, Any]:
     """Scores a segmenter on the images of all processes.
 
@@ -120,10 +130,11 @@ def score(
         class_names: Class names by id.
         ignore_index: Label of pixels that do not count.
         inference: How images are predicted.
+        pictures: Collects the samples to show. Default: none.
 
     Returns:
         The scores of `ConfusionMatrix.compute`.
     """
     confusion = ConfusionMatrix(len(class_names), ignore_index, device=accelerator.device)
-    count(model, images, [confusion], inference)
+    count(model, images, [confusion], inference, pictures=pictures)
     return confusion.reduced(accelerator.reduce).compute(class_names)

@@ -9,15 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, image_size, read_channels, read_image
+from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read_image
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
+from ..samples import MASK_COLUMNS, SCALE, VALUE_RANGE, check_sizes
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout
@@ -27,27 +28,35 @@ if TYPE_CHECKING:
     import datasets
 
 IMAGE_COLUMNS = ("image", "images", "pixel_values", "img", "photo", "input")
-MASK_COLUMNS = (
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "annotation",
-    "segmentation",
-    "segmentation_mask",
-    "semantic_mask",
-)
+
+
+class Reading(TypedDict, total=False):
+    """How images are read: options of every data set.
+
+    num_channels: Number of channels of the images; with 3, the default, every image is converted to RGB.
+    value_range: The values of black and white in images of more than 8 bits.
+    pixel_limit: Most pixels of an image or mask; larger ones are rejected before they are decoded.
+    """
+
+    num_channels: int
+    value_range: tuple[float, float] | None
+    pixel_limit: int
 
 
 class SegmentationData(Dataset, ABC):
     """Base of all datasets of pairs; subclasses implement `__len__` and `sources`."""
 
     def __init__(
-        self, table: ClassTable, num_channels: int = 3, value_range: tuple[float, float] | None = None
+        self,
+        table: ClassTable,
+        num_channels: int = 3,
+        value_range: tuple[float, float] | None = None,
+        pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
         self.table = table
         self.num_channels = num_channels
         self.value_range = value_range
+        self.pixel_limit = pixel_limit
         self.classes, self.palette = list(table.names), table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
 
@@ -73,20 +82,20 @@ class SegmentationData(Dataset, ABC):
         pair = self.sources(index)
         image, stored = self.read_image(pair.image), self.read_stored_mask(pair.mask)
         check_sizes(image_size(image), stored.shape[:2], pair.name)
-        return {
-            "image": image,
-            "mask": self.decoder.decode(stored, f"the mask of '{pair.name}'"),
-            "name": pair.name,
-        }
+        mask = self.decoder.decode(stored, f"the mask of '{pair.name}'")
+        scale = {VALUE_RANGE: SCALE} if isinstance(image, np.ndarray) and image.dtype.kind == "f" else {}
+        return {"image": image, "mask": mask, "name": pair.name, **scale}
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
         if self.num_channels == 3:
-            return read_image(source, value_range=self.value_range)
-        return read_channels(source, self.num_channels, value_range=self.value_range)
+            return read_image(source, value_range=self.value_range, pixel_limit=self.pixel_limit)
+        return read_channels(
+            source, self.num_channels, value_range=self.value_range, pixel_limit=self.pixel_limit
+        )
 
     def read_stored_mask(self, source: Source) -> np.ndarray:
         """The mask as stored in the file: (H, W) ids or (H, W, 3) colors."""
-        return read_mask(source, table=self.decoder)
+        return read_mask(source, table=self.decoder, pixel_limit=self.pixel_limit)
 
 
 class PairedFiles(SegmentationData):
@@ -96,10 +105,9 @@ class PairedFiles(SegmentationData):
         self,
         pairing: Pairing,
         table: ClassTable,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
-        super().__init__(table, num_channels, value_range)
+        super().__init__(table, **reading)
         self.pairing = pairing
 
     def __len__(self) -> int:
@@ -119,12 +127,11 @@ class SegmentationFolder(PairedFiles):
     def __init__(
         self,
         path: str | Path,
-        classes: Sequence[str] | str | Path | None = None,
+        classes: Sequence[str] | str | Path | ClassTable | None = None,
         label_map: Mapping | None = None,
         *,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         needs_all_pairs: bool = True,
+        **reading: Unpack[Reading],
     ) -> None:
         self.path = Path(path)
         pairing = pair_files(self.path)
@@ -132,7 +139,7 @@ class SegmentationFolder(PairedFiles):
         table = find_class_table(self.path, classes, label_map)
         if table is None:
             raise ValueError(missing_table(self.path, pairing.pairs))
-        super().__init__(pairing, table, num_channels, value_range)
+        super().__init__(pairing, table, **reading)
 
 
 class DatasetPairs(SegmentationData):
@@ -145,9 +152,8 @@ class DatasetPairs(SegmentationData):
         *,
         image_column: str | None = None,
         mask_column: str | None = None,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         name: str = "dataset",
+        **reading: Unpack[Reading],
     ) -> None:
         check_rows(dataset, name)
         self.image_column, self.mask_column = pair_columns(dataset, image_column, mask_column, name)
@@ -158,7 +164,7 @@ class DatasetPairs(SegmentationData):
         table = table or table_of_features(dataset)
         if table is None:
             raise ValueError(self.missing_table())
-        super().__init__(table, num_channels, value_range)
+        super().__init__(table, **reading)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -190,9 +196,9 @@ def open_data(
     classes: Sequence[str] | str | Path | None = None,
     image_column: str | None = None,
     mask_column: str | None = None,
-    num_channels: int = 3,
-    value_range: tuple[float, float] | None = None,
     needs_all_pairs: bool = True,
+    default_table: ClassTable | None = None,
+    **reading: Unpack[Reading],
 ) -> SegmentationData:
     """Opens a dataset of images and masks.
 
@@ -205,13 +211,15 @@ def open_data(
             to the class names of the dataset.
         image_column: Column of the images in a dataset of `datasets`. Found by type and name by default.
         mask_column: Column of the masks, in the same way.
-        num_channels: Number of channels of the images; with 3, every image is converted to RGB.
-        value_range: The values of black and white in images of more than 8 bits.
         needs_all_pairs: Whether an image without a mask, or a mask without an image, is an error.
+        default_table: Class table for data that has none, such as that of a trained model.
+        **reading: `num_channels` (default: 3, every image is converted to RGB); `value_range`, the values of black
+            and white in images of more than 8 bits; `pixel_limit`, the most pixels of an image or mask.
 
     Returns:
         A dataset with the attributes `classes`, `palette`, `ignore_index` and `label_map`. Its samples are
-        dicts of `image` (PIL image or (H, W, C) array), `mask` ((H, W) int64 class ids) and `name`. Reading a
+        dicts of `image` (RGB PIL image, or (H, W, C) uint8 or float32 array in 0..255), `mask` ((H, W) int64
+        class ids), `name`, and for float arrays `value_range`, (0, 255), as image processors take it. Reading a
         sample raises `ImageReadError` if a file is damaged, and ValueError if the mask has another size than
         the image or an unknown value.
 
@@ -219,7 +227,6 @@ def open_data(
         ValueError: If the source does not exist, has no class names, or its files do not form pairs.
     """
     source, split = split_source(str(source), split)
-    reading = {"num_channels": num_channels, "value_range": value_range}
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
         return open_official(layout, folder, split, classes, needs_all_pairs=needs_all_pairs, **reading)
@@ -227,9 +234,10 @@ def open_data(
         folder, split = folder / split, None
     if (folder / "images").is_dir() or (is_path(folder) and not is_known_to_datasets(folder)):
         check_place(folder)
+        classes = default_table if classes is None and find_class_table(folder, None) is None else classes
         return SegmentationFolder(folder, classes, needs_all_pairs=needs_all_pairs, **reading)
     rows = load_rows(folder if folder.exists() else source, split)
-    table = find_class_table(folder, classes)
+    table = find_class_table(folder, classes) or table_of_features(rows) or default_table
     columns = {"image_column": image_column, "mask_column": mask_column}
     return DatasetPairs(rows, table, name=source, **columns, **reading)
 
@@ -313,13 +321,3 @@ def table_of_features(dataset: "datasets.Dataset") -> ClassTable | None:
     inner = (getattr(kind, "feature", None) for kind in dataset.features.values())
     labels = [kind for kind in inner if isinstance(kind, ClassLabel)]
     return ClassTable(list(labels[0].names)) if len(labels) == 1 else None
-
-
-def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:
-    if tuple(image) != tuple(mask):
-        turned = " They would fit after a quarter turn: the image may be turned by its EXIF orientation."
-        hint = turned if tuple(image) == tuple(mask)[::-1] else ""
-        raise ValueError(
-            f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} "
-            f"(width x height). Make them the same size; resize masks by nearest neighbor.{hint}"
-        )
