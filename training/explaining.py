@@ -88,7 +88,7 @@ def grad_cam_explanation(model: PreTrainedModel, text: str, window: Sequence[int
             region[position[1], position[0]] = True
             label, where = int(mask[region]), " at the cross"
         heat = resized(windowed_grad_cam(model, pixel_values, label, region, window), image)
-        return heat_picture(image, heat, f"{names[label]}{where}, Grad-CAM", position=position)
+        return heat_picture(image, heat, f"{names[label]}{where}, Grad-CAM", position=position, low=0.0)
 
     return draw
 

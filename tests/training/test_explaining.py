@@ -69,12 +69,12 @@ def test_grad_cam_is_drawn_of_the_class_in_its_region(text, label, region, title
     drawn = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            explaining, "heat_picture", lambda *given, position: drawn.update(given=given, position=position)
+            explaining, "heat_picture", lambda *given, **options: drawn.update(options, given=given)
         )
         grad_cam_explanation(model, text)(photo, pixels, mask)
     image, heat, label_text = drawn["given"]
     assert (image, label_text) == (photo, title)
-    assert drawn["position"] == ((45, 7) if "," in text else None)
+    assert (drawn["position"], drawn["low"]) == ((45, 7) if "," in text else None, 0)
     expected = Image.fromarray(grad_cam(model, pixels, label, seen)[0].numpy())
     np.testing.assert_array_equal(heat, np.asarray(expected.resize(photo.size, Image.Resampling.BILINEAR)))
 
