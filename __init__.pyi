@@ -25,6 +25,8 @@ from .modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection as MaskRcnnF
 from .modeling.modeling_segdeformer import (
     SegDeformerForSemanticSegmentation as SegDeformerForSemanticSegmentation,
 )
+from .processing.boundary_metrics import BoundaryF as BoundaryF
+from .processing.boundary_metrics import BoundaryIoU as BoundaryIoU
 from .processing.collation import SegmentationCollator as SegmentationCollator
 from .processing.data.augmentation import AugmentedDataset as AugmentedDataset
 from .processing.data.augmentation import JointAugmentation as JointAugmentation
@@ -39,7 +41,6 @@ from .processing.image_processing_segmentation import (
     SegmentationImageProcessorPil as SegmentationImageProcessorPil,
 )
 from .processing.inference import Inference as Inference
-from .processing.metrics import BoundaryIoU as BoundaryIoU
 from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits

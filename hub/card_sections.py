@@ -46,7 +46,13 @@ DECODERS = {
     "segdeformer": "SegDeformer",
 }
 # Scores of a class in `per_class` of evaluation.json -> column of the table.
-COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU", "top_1": "top-1"}
+COLUMNS = {
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "boundary_iou": "boundary IoU",
+    "boundary_f": "boundary F",
+    "top_1": "top-1",
+}
 
 
 def sections(
@@ -189,6 +195,8 @@ def about_start(base_model: str) -> str:
 
 def logits_size(config: Mapping[str, Any]) -> str:
     if config.get("decoder") == "unet":
+        if "backbone_config" in config:
+            return "at full resolution from the encoder's finest feature map"
         return f"at full resolution from patches of {config['patch_size']} x {config['patch_size']} pixels"
     if "backbone_config" in config:
         return "at the resolution of the encoder's finest feature map"

@@ -16,11 +16,14 @@ from itertools import groupby, islice
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from .image_reading import Source
+from .image_opening import PIXEL_LIMIT, Source
+from .image_reading import decode_once
 from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
@@ -104,6 +107,7 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
+        image = decoded(processor, image)
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
@@ -121,6 +125,7 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
+        image = decoded(processor, image)
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         return [
             pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
@@ -210,6 +215,20 @@ class WindowedImage:
             for first, cells in zip(place, self.window, strict=True)
         )
         return self.pixels[:, rows, columns]
+
+
+def decoded(processor: Any, image: Source) -> Source:
+    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
+    if isinstance(image, Image.Image | np.ndarray | Tensor):
+        return image
+    return decode_once(image, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels_of(processor))[0]
+
+
+def channels_of(processor: Any) -> int | None:
+    """The number of channels that a processor reads; None if it makes every image RGB."""
+    mean = getattr(processor, "image_mean", None)
+    is_rgb = getattr(processor, "do_convert_rgb", True) or not isinstance(mean, Sequence)
+    return None if is_rgb else len(mean)
 
 
 def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> Tensor:

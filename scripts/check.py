@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..training.command_line import CommandLine, CommandOptions, option, positional, short_errors
+from ..training.interruption import interruptible
 
 if TYPE_CHECKING:
     from ..processing.data.report import CheckReport
@@ -46,7 +47,7 @@ def new_parser() -> CommandLine:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
-    with short_errors(PROGRAM, arguments.traceback):
+    with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
         reports = [check(source, arguments) for source in splits(arguments.data)]
     if arguments.json:
         print(json.dumps([report.as_dict() for report in reports], indent=1))
@@ -58,16 +59,14 @@ def main(argv: list[str] | None = None) -> int:
 def splits(source: str) -> list[str]:
     """Returns the folder, its subfolders with images/ and masks/, or the splits of a published dataset."""
     from ..processing.data.official_layouts import sources_of_splits
+    from ..processing.data.pairing import folders_of_pairs
 
     folder = Path(source)
     if official := sources_of_splits(source):
         return official
     if (folder / "images").is_dir() or not folder.is_dir():
         return [source]
-    inside = [
-        sub for sub in sorted(folder.iterdir()) if (sub / "images").is_dir() and (sub / "masks").is_dir()
-    ]
-    return [str(sub) for sub in inside] or [source]
+    return [str(sub) for sub in folders_of_pairs(folder)] or [source]
 
 
 def check(source: str, arguments: CheckArguments) -> "CheckReport":

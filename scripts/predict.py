@@ -5,6 +5,7 @@ contextseg-predict runs/streets big.tif --window 1024 --confidence --entropy
 """
 
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,11 @@ from ..training.command_line import (
     short_errors,
 )
 from ..training.inference_options import InferenceOptions
+from ..training.interruption import interruptible
+from ..training.option_texts import parse_position
 
 if TYPE_CHECKING:
+    from ..processing.prediction import Predictor
     from ..processing.prediction_files import Job
 
 PROGRAM = "contextseg-predict"
@@ -62,27 +66,31 @@ def new_parser() -> CommandLine:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
-    with short_errors(PROGRAM, arguments.traceback):
+    with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
         failures = predict(arguments)
-    for job, message in failures:
-        print(message if str(job.source) in message else f"{job.source}: {message}", file=sys.stderr)
+    for message in failures:
+        print(message, file=sys.stderr)
     return 1 if failures else 0
 
 
-def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
-    """Segments all images and writes the results. Returns the files that could not be segmented, and why."""
+def predict(arguments: PredictArguments) -> list[str]:
+    """Segments all images and writes the results. Returns which files could not be segmented, and why."""
     from accelerate import Accelerator
 
     from ..modeling.explanations import global_attention_maps
     from ..processing.prediction import Predictor
     from ..processing.prediction_files import find_jobs
     from ..processing.prediction_maps import MAPS
-    from ..processing.progress import progress
     from ..training.models import open_model
 
     position = parse_position(arguments.explain) if arguments.explain else None
     inference = arguments.inference()
-    jobs = find_jobs(arguments.images, arguments.output)
+    failures: list[str] = []
+    jobs = find_jobs(
+        arguments.images,
+        arguments.output,
+        lambda error: failures.append(f"{error.filename}: {error.strerror}"),
+    )
     model, processor, _ = open_model(arguments.model)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
@@ -90,24 +98,42 @@ def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
     predictor = Predictor(
         model, processor, inference, **results, explain=position, attention=global_attention_maps
     )
-    failures = []
-    for job in progress(jobs, unit="image", disable=len(jobs) == 1):
-        try:
-            predictor.run(job)
-        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            failures.append((job, str(error)))
-    print(f"{len(jobs) - len(failures)} of {len(jobs)} images segmented into {arguments.output}")
+    done = segment(predictor, jobs, failures, arguments)
+    print(f"{done} of {len(jobs)} images segmented into {arguments.output}")
     return failures
 
 
-def parse_position(text: str) -> tuple[int, int]:
-    """Parses --explain: `"120,45"` -> (120, 45), pixels from the left and from the top."""
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(
-            f"--explain {text} is not a position. Write X,Y in pixels from the left and the top, such as 120,45."
+def segment(
+    predictor: "Predictor", jobs: "list[Job]", failures: list[str], arguments: PredictArguments
+) -> int:
+    """Segments the images of all jobs; adds an error of one to `failures` and goes on. Returns how many are done.
+
+    Raises OSError if no further file can be written, because the disk is full or read-only.
+    """
+    from ..processing.failures import concerns_every_file, reason, telling
+    from ..processing.progress import progress
+
+    done = 0
+
+    def state() -> str:
+        named = "".join(f"\n{message}" for message in failures)
+        return (
+            f"{done} of {len(jobs)} images are segmented into {arguments.output}, each result complete. "
+            f"Run the command again to segment all.{named}"
         )
-    return int(parts[0]), int(parts[1])
+
+    with telling(state), progress(jobs, unit="image", disable=len(jobs) == 1) as bar:
+        for job in bar:
+            try:
+                predictor.run(job)
+                done += 1
+            except Exception as error:
+                if concerns_every_file(error):
+                    raise
+                if arguments.traceback:
+                    traceback.print_exc()
+                failures.append(reason(error, str(job.source)))
+    return done
 
 
 if __name__ == "__main__":

@@ -207,5 +207,5 @@ def check_intact(path: Path) -> None:
     )
     raise CheckpointError(
         f"{path} is damaged ({damaged}). It was complete when it was written, so check the disk, or how the file was "
-        "copied. " + (f"{older}." if previous.exists() else f"Start a new run with --weights {weights}.")
+        "copied. " + (f"{older}." if previous.exists() else f"Start a new run with --init-from {weights}.")
     )

@@ -30,8 +30,8 @@ from ..processing.data.token_labels import LabelMaps, MixToken, smoothed
 from ..processing.data.unreadable import UNREADABLE, ReadableImages, readable_sample
 from ..processing.metrics import percent
 from .class_scores import score_classes
-from .command_line import crop_size
 from .models import CLASSIFIER
+from .option_texts import crop_size
 from .setup import CHECKED_SAMPLES
 from .tasks import Task
 

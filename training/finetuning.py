@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from ..hub.errors import HubError, explained
@@ -17,14 +17,15 @@ from ..processing.collation import SegmentationCollator
 from ..processing.data.augmentation import AugmentedDataset
 from ..processing.data.datasets import SegmentationData
 from ..processing.metrics import TrainerScores, percent, scores_table
-from .checkpoints import model_folder
 from .command_line import CommandError
-from .models import SEGMENTER, build_model, describe, ignore_index_field
+from .loss_fields import check_loss_is_ours, loss_fields
+from .models import SEGMENTER, describe, ignore_index_field
 from .options import SegmentationArguments
 from .origin import public_data, public_model
 from .records import environment, write_json
 from .segmentation import SegmentationTask, new_augmentation, processor_of
 from .setup import open_splits
+from .starting_points import build_model, checkpoint_of
 from .trainer import SegmentationTrainer, SegmentationTrainingArguments, SetEpoch
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def new_trainer(
             f"a batch of {arguments.train_batch_size} is larger than the training set of {len(train)} images. "
             f"Pass --per_device_train_batch_size {len(train)} or less."
         )
-    model = new_model(options.weights, train)
-    processor = processor_of(train, model_folder(options.weights))
+    model = new_model(options, train)
+    processor = processor_of(train, checkpoint_of(options.init_from))
     can_pad = "pixel_mask" in inspect.signature(model.forward).parameters
     if options.lora:
         if arguments.fsdp or arguments.deepspeed:
@@ -148,17 +149,12 @@ def new_trainer(
     )
 
 
-def new_model(weights: str, data: SegmentationData) -> PreTrainedModel:
-    """Loads the checkpoint for the classes and the `ignore_index` of the data."""
-    config = AutoConfig.from_pretrained(model_folder(weights))
-    model = build_model(
-        SEGMENTER,
-        config.model_type,
-        None,
-        class_names=list(data.classes),
-        options={ignore_index_field(config): data.ignore_index},
-        weights=weights,
-    )
+def new_model(options: "FinetuneOptions", data: SegmentationData) -> PreTrainedModel:
+    """Builds the model from the checkpoint, for the classes and the `ignore_index` of the data."""
+    names, fields = list(data.classes), loss_fields(options, data)
+    model = build_model(SEGMENTER, None, None, class_names=names, options=fields, init_from=options.init_from)
+    check_loss_is_ours(model, fields)
+    setattr(model.config, ignore_index_field(model.config), data.ignore_index)
     # Losses are means over pixels. Without this flag, Trainer would sum them over accumulated batches.
     model.accepts_loss_kwargs = False
     return model
@@ -180,7 +176,7 @@ def record(
         "arguments": asdict(options),
         "hub_names": {
             "datasets": list(dict.fromkeys(filter(None, data))),
-            "base_model": public_model(options.weights),
+            "base_model": public_model(options.init_from),
         },
         "seed": arguments.seed,
         "steps_done": result.global_step,

@@ -3,16 +3,21 @@
 Predictions are compared with masks at the size of the mask, whatever the input size of the model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..processing.boundary_metrics import BoundaryF, BoundaryIoU
 from ..processing.data.batches import WholeImages, evaluation_loader
+from ..processing.data.unreadable import UNREADABLE, UnreadableImages
+from ..processing.failures import reason, telling
+from ..processing.image_reading import ImageReadError
 from ..processing.inference import Inference
-from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+from ..processing.metrics import ConfusionMatrix
+from ..processing.progress import progress
 
 if TYPE_CHECKING:
     from .validation_pictures import ValidationPictures
@@ -24,11 +29,13 @@ def whole_images(
     inference: Inference,
     accelerator: Accelerator,
     workers: int | None,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
     pictures: int = 0,
 ) -> DataLoader:
     """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
 
-    Up to `pictures` samples of the main process, evenly spaced, also have a small picture.
+    A sample that raises one of `errors` is replaced by its message, see `UnreadableImages`. Up to `pictures`
+    samples of the main process, evenly spaced, also have a small picture.
     """
     world, length = accelerator.num_processes, len(data)
     shown = {number * length // pictures // world * world for number in range(pictures)}
@@ -38,27 +45,69 @@ def whole_images(
         pin_memory=accelerator.device.type == "cuda",
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        errors=errors,
     )
 
 
 def count(
     model: PreTrainedModel,
     images: Iterable[dict[str, Any]],
-    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
     inference: Inference,
+    on_error: Callable[[Exception, str], None] | None = None,
     pictures: "ValidationPictures | None" = None,
 ) -> None:
-    """Predicts `images`, samples of `WholeImages`, and updates each metric and `pictures` with the results."""
+    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels.
+
+    `on_error` is called with the error of an image and its name; by default, the error is raised. `pictures`
+    collects the samples to show.
+    """
     was_training = model.training
     model.eval()
     for sample in images:
-        labels = sample["labels"].to(model.device)
-        prediction = inference.mask(model, sample["inputs"], labels.shape)
-        for metric in metrics:
-            metric.update(prediction, labels)
-        if pictures is not None:
-            pictures.add(sample, prediction)
+        try:
+            labels = sample["labels"].to(model.device)
+            prediction = inference.mask(model, sample["inputs"], labels.shape)
+            for metric in metrics:
+                metric.update(prediction, labels)
+            if pictures is not None:
+                pictures.add(sample, prediction)
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(error, sample["name"])
     model.train(was_training)
+
+
+def count_or_name(
+    model: PreTrainedModel,
+    images: DataLoader,
+    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    inference: Inference,
+    accelerator: Accelerator,
+) -> list[str]:
+    """Updates the metrics with the images that can be scored, behind a progress bar.
+
+    Args:
+        model: The segmenter, on the accelerator's device.
+        images: Loader from `whole_images` with `errors`.
+        metrics: Updated with the images of this process.
+        inference: How images are predicted.
+        accelerator: Gathers the messages of all processes.
+
+    Returns:
+        In the main process, the images of all processes that could not be scored, and why.
+    """
+    failed = UnreadableImages(skip=True, quiet=True)
+
+    def note(error: Exception, name: str) -> None:
+        failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
+
+    bar = progress(images, unit="image")
+    with telling(lambda: f"{bar.n} of {len(images)} images were scored; no results were written."), bar:
+        count(model, failed.filter(bar), metrics, inference, note)
+    failed.collect(accelerator)
+    return list(failed.times.elements())
 
 
 def score(
@@ -86,12 +135,5 @@ def score(
         The scores of `ConfusionMatrix.compute`.
     """
     confusion = ConfusionMatrix(len(class_names), ignore_index, device=accelerator.device)
-    count(model, images, [confusion], inference, pictures)
+    count(model, images, [confusion], inference, pictures=pictures)
     return confusion.reduced(accelerator.reduce).compute(class_names)
-
-
-def add_boundaries(scores: dict[str, Any], boundaries: dict[str, Any]) -> None:
-    """Adds the result of `BoundaryIoU.compute` to the other scores, in place."""
-    scores["boundary_iou"] = boundaries["boundary_iou"]
-    for row, value in zip(scores["per_class"], boundaries["per_class_boundary_iou"], strict=True):
-        row["boundary_iou"] = value

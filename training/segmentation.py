@@ -20,11 +20,12 @@ from ..processing.data.official_layouts import with_split
 from ..processing.data.report import check_data
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
-from .checkpoints import model_folder
-from .command_line import crop_size, height_and_width
+from .loss_fields import loss_fields
 from .models import SEGMENTER, class_names, ignore_index_field
+from .option_texts import crop_size, height_and_width
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES
+from .starting_points import checkpoint_of
 from .tasks import Task
 from .validation_pictures import PICTURES, ValidationPictures
 
@@ -71,13 +72,16 @@ class SegmentationTask(Task):
     def generated(self, num_classes: int) -> Dataset:
         return GeneratedPairs(crop_size(self.arguments.crop_size), num_classes)
 
+    def model_fields(self, data: SegmentationData) -> dict[str, Any]:
+        return loss_fields(self.arguments, data)
+
     def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
         super().prepare(model, data)
         setattr(model.config, ignore_index_field(model.config), data.ignore_index)
 
     def new_processor(self) -> SegmentationImageProcessor:
-        source = self.arguments.weights or next(filter(None, self.arguments.starting_points().values()), None)
-        processor = processor_of(self.data, source and model_folder(source))
+        source = self.arguments.init_from
+        processor = processor_of(self.data, source and checkpoint_of(source))
         processor.size = resize_rule(self.arguments)
         return processor
 
@@ -97,7 +101,7 @@ class SegmentationTask(Task):
         # Nobody sees pictures without a tracker.
         self.palette, shown = processor.palette, PICTURES * bool(accelerator.trackers or accelerator.log_with)
         inference, workers = self.arguments.inference(), self.arguments.workers
-        return whole_images(data, processor, inference, accelerator, workers, shown)
+        return whole_images(data, processor, inference, accelerator, workers, pictures=shown)
 
     def score(
         self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
@@ -196,6 +200,7 @@ def new_augmentation(
         scale_range=(options.min_scale, options.max_scale) if is_full else (1.0, 1.0),
         flip_probability=0.5 if is_full and options.horizontal_flip else 0.0,
         use_photometric_distortion=is_full,
+        rotation=options.rotation if is_full else 0.0,
         fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
         ignore_index=processor.ignore_index,
         seed=seed,

@@ -61,6 +61,10 @@ class Task(ABC):
     def generated(self, num_classes: int) -> Dataset:
         """Returns a dataset of two noise samples, for a dry run."""
 
+    def model_fields(self, data: Dataset) -> dict[str, Any]:  # noqa: ARG002 - tasks differ
+        """Returns the configuration fields that options of the task set, other than --set."""
+        return {}
+
     def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
         """Adapts the model to the training data, and stores the data and the model's configuration."""
         self.config, self.data = model.config, data

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import BaseImageProcessor
 
+from ..image_reading import ImageReadError
 from ..inference import Inference
 from .augmentation import JointAugmentation
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
@@ -120,6 +121,13 @@ class WholeImages(Dataset):
             "picture": small_picture(sample["image"]) if index in self.shown else None,
         }
 
+    def name(self, index: int) -> str:
+        """The name of a sample in messages."""
+        try:
+            return self.data.sources(index).name
+        except Exception:  # it is named after another one that has failed
+            return f"sample {index}"
+
 
 def small_picture(image: Image.Image | np.ndarray) -> np.ndarray:
     """An image of a sample -> (H, W, 3), uint8, of at most 240 x 240 pixels.
@@ -153,12 +161,21 @@ def training_loader(
 
 
 def evaluation_loader(
-    images: Dataset, *, workers: int | None, pin_memory: bool = False, rank: int = 0, world: int = 1
+    images: Dataset,
+    *,
+    workers: int | None,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
-    """Loads one image at a time, since sizes may differ; each of `world` processes gets its share."""
+    """Loads one image at a time, since sizes may differ; each of `world` processes gets its share.
+
+    A sample that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    """
     indices = range(rank, len(images), world)
     options = loader_options(workers, pin_memory)
-    return DataLoader(ReadableImages(images), sampler=indices, batch_size=None, **options)
+    return DataLoader(ReadableImages(images, errors), sampler=indices, batch_size=None, **options)
 
 
 def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:

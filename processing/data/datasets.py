@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, read_channels, read_image, read_mask
+from ..image_reading import Source, image_size, read_channels, read_image
 from ..label_maps import LabelMap
-from .class_table import ClassTable, example, find_class_table
-from .dataset_rows import cell_source, columns_of, load_rows
+from ..mask_reading import read_mask
+from .class_table import ClassTable, find_class_table
+from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout
-from .pairing import Pair, Pairing, missing_table, pair_files
+from .pairing import MASKS_TO_GUESS_FROM, Pair, Pairing, missing_table, pair_files, propose_table
 
 if TYPE_CHECKING:
     import datasets
@@ -47,7 +48,7 @@ class SegmentationData(Dataset, ABC):
         self.table = table
         self.num_channels = num_channels
         self.value_range = value_range
-        self.classes, self.palette = table.names, table.palette
+        self.classes, self.palette = list(table.names), table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
 
     @abstractmethod
@@ -60,6 +61,13 @@ class SegmentationData(Dataset, ABC):
     @cached_property
     def decoder(self) -> LabelMap:
         return self.table.decoder()
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes as in `names`, the same names in another order."""
+        order = [list(names).index(name) for name in self.classes]
+        self.decoder = self.decoder.renumbered(order)
+        self.palette = self.palette and [self.palette[order.index(label)] for label in range(len(order))]
+        self.classes = list(names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.sources(index)
@@ -78,7 +86,7 @@ class SegmentationData(Dataset, ABC):
 
     def read_stored_mask(self, source: Source) -> np.ndarray:
         """The mask as stored in the file: (H, W) ids or (H, W, 3) colors."""
-        return read_mask(source, decode_palette=self.decoder.needs_colors)
+        return read_mask(source, table=self.decoder)
 
 
 class PairedFiles(SegmentationData):
@@ -141,32 +149,38 @@ class DatasetPairs(SegmentationData):
         value_range: tuple[float, float] | None = None,
         name: str = "dataset",
     ) -> None:
-        from datasets import Image as ImageFeature
-
-        table = table or table_of_features(dataset, name)
-        super().__init__(table, num_channels, value_range)
+        check_rows(dataset, name)
         self.image_column, self.mask_column = pair_columns(dataset, image_column, mask_column, name)
         self.name = name
-        raw = dataset.with_format(None).select_columns([self.image_column, self.mask_column])
-        for column in raw.column_names:  # kept as bytes or paths and read by us, so that errors name the row
-            raw = raw.cast_column(column, ImageFeature(decode=False))
-        self.rows = raw
+        self.rows = dataset.with_format(None).select_columns([self.image_column, self.mask_column])
+        for column in (self.image_column, self.mask_column):
+            self.rows = undecoded(self.rows, column)
+        table = table or table_of_features(dataset)
+        if table is None:
+            raise ValueError(self.missing_table())
+        super().__init__(table, num_channels, value_range)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sources(self, index: int) -> Pair:
-        row = self.rows[index]
-        image, mask = (
-            self.file(row[column], index, column) for column in (self.image_column, self.mask_column)
+        return Pair(
+            *(
+                row_source(self.rows, index, column, self.name)
+                for column in (self.image_column, self.mask_column)
+            ),
+            f"{self.name}[{index}]",
         )
-        return Pair(image, mask, f"{self.name}[{index}]")
 
-    def file(self, cell: dict[str, Any] | None, index: int, column: str) -> Source:
-        """The path or file of an image in a cell. Raises ValueError if the cell is empty."""
-        if cell is None:
-            raise ValueError(f"{self.name}[{index}] has no '{column}'. Remove such rows before training.")
-        return cell_source(cell, f"{self.name}[{index}]['{column}'] {cell['path'] or ''}".strip())
+    def missing_table(self) -> str:
+        """An error message that proposes a `classes.json`, made from the first masks."""
+        found = propose_table(
+            [self.sources(index).mask for index in range(min(len(self), MASKS_TO_GUESS_FROM))]
+        )
+        return (
+            f"{self.name} has no class names. Write a classes.json, for example {found.proposal}, and pass its path: "
+            f"--classes classes.json (in Python, classes='classes.json'). {found.contents}"
+        )
 
 
 def open_data(
@@ -256,9 +270,11 @@ def is_path(folder: Path) -> bool:
 
 
 def is_known_to_datasets(folder: Path) -> bool:
-    """Whether the folder was written by `save_to_disk`, or is an imagefolder with metadata."""
+    """Whether the folder was written by `save_to_disk`, has parquet files, or is an imagefolder with metadata."""
     marks = ("dataset_info.json", "dataset_dict.json", "state.json")
-    return any((folder / mark).is_file() for mark in marks) or any(
+    if any((folder / mark).is_file() for mark in marks) or table_suffix(folder):
+        return True
+    return any(
         next(folder.glob(f"{place}metadata.{suffix}"), None)
         for place in ("", "*/")
         for suffix in ("jsonl", "csv", "parquet")
@@ -269,13 +285,12 @@ def pair_columns(
     dataset: "datasets.Dataset", image_column: str | None, mask_column: str | None, name: str
 ) -> tuple[str, str]:
     """The columns of images and masks: the given names, or else by type and usual name."""
-    from datasets import Image as ImageFeature
-
-    columns = columns_of(dataset, ImageFeature)
+    usual = {*IMAGE_COLUMNS, *MASK_COLUMNS, image_column, mask_column}
+    columns = picture_columns(dataset, usual)
     for wanted in (image_column, mask_column):
-        if wanted is not None and wanted not in columns:
+        if wanted is not None and wanted not in dataset.features:
             raise ValueError(
-                f"{name} has no image column '{wanted}'. Choose from: {', '.join(columns) or 'none'}."
+                f"{name} has no column '{wanted}'. Choose from: {', '.join(columns or dataset.features)}."
             )
     mask = mask_column or next((c for c in MASK_COLUMNS if c in columns and c != image_column), None)
     image = image_column or next((c for c in IMAGE_COLUMNS if c in columns and c != mask), None)
@@ -284,34 +299,27 @@ def pair_columns(
     mask = mask or (rest.pop() if image and len(rest) == 1 else None)
     if image is None or mask is None or image == mask:
         raise ValueError(
-            f"{name} has the image columns {', '.join(columns) or '(none)'}, and it is unclear which one "
-            "contains images and which one masks. Pass image_column and mask_column. (An imagefolder needs a "
-            "metadata.jsonl with file_name and mask_file_name.)"
+            f"{name} has the image columns {', '.join(columns) or '(none)'} (of {', '.join(dataset.features)}), and it is "
+            "unclear which one contains images and which one masks. Pass --image-column and --mask-column (in Python, "
+            "image_column and mask_column). An imagefolder needs a metadata.jsonl with file_name and mask_file_name."
         )
     return image, mask
 
 
-def table_of_features(dataset: "datasets.Dataset", name: str) -> ClassTable:
-    """Reads the class names from the only column that is a list of class labels."""
+def table_of_features(dataset: "datasets.Dataset") -> ClassTable | None:
+    """Reads the class names from the only column that is a list of class labels, if there is one."""
     from datasets import ClassLabel
 
     inner = (getattr(kind, "feature", None) for kind in dataset.features.values())
     labels = [kind for kind in inner if isinstance(kind, ClassLabel)]
-    if len(labels) != 1:
-        raise ValueError(
-            f"{name} has no class names. Pass the path of a file with, for example, {example()} as `classes`."
-        )
-    return ClassTable(list(labels[0].names))
-
-
-def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
-    """Height and width in pixels."""
-    return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+    return ClassTable(list(labels[0].names)) if len(labels) == 1 else None
 
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:
     if tuple(image) != tuple(mask):
+        turned = " They would fit after a quarter turn: the image may be turned by its EXIF orientation."
+        hint = turned if tuple(image) == tuple(mask)[::-1] else ""
         raise ValueError(
             f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} "
-            "(width x height). Make them the same size; resize masks by nearest neighbor."
+            f"(width x height). Make them the same size; resize masks by nearest neighbor.{hint}"
         )

@@ -4,25 +4,35 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_reading import ImageReadError
-from ..label_maps import LabelMap
+from ..failures import reason, telling
+from ..image_opening import read_frames, read_orientation
+from ..image_reading import image_size
+from ..label_maps import EQUAL_CHANNELS, LabelMap
+from ..orientation import UPRIGHT, swaps_sides
+from ..palette_masks import PaletteError
 from ..plain_text import one_line
 from ..progress import progress as progress_of
-from .datasets import SegmentationData, check_sizes, image_size
-from .pairing import listed
+from .datasets import SegmentationData, check_sizes
+from .pairing import Pair, listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 RARE_SHARE = 0.001
 FEW_VALUES = 1 << 16
+DOUBTS = {
+    "turned": "are turned upright by their EXIF orientation, which their masks do not have. Check that these masks "
+    "fit the upright images",
+    "frames": "have several frames, of which only the first is used",
+}
 
 
 class Finding(NamedTuple):
-    """The size and the ids of one pair, or why it cannot be used."""
+    """The size and the ids of one pair, or why it cannot be used; `doubts` may be wrong with it."""
 
     name: str
     size: tuple[int, int] | None = None
@@ -30,6 +40,8 @@ class Finding(NamedTuple):
     is_colored: bool = False
     unreadable: str | None = None
     mismatch: str | None = None
+    contradiction: str | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,6 +62,8 @@ class CheckReport:
         unknown_ids: Id or color without a class -> name of the first pair that contains it.
         unreadable: Error messages of pairs that cannot be read.
         mismatches: Error messages of masks whose size differs from their image.
+        contradictions: Error messages of palette masks whose indices and colors contradict each other.
+        doubts: Key of `DOUBTS` -> names of the pairs.
         problems: What would stop or break training.
         warnings: What may reduce the quality of the trained model.
     """
@@ -67,6 +81,8 @@ class CheckReport:
     unknown_ids: dict[str, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -161,16 +177,21 @@ def check_data(
     report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])
     count = len(dataset) if sample is None else min(sample, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    for finding in with_progress(findings(dataset, indices), count, progress):
-        add_finding(report, finding, dataset.decoder)
+    state = f"{{}} of {count} pairs of {name} were checked. Run the command again.".format
+    with telling(lambda: state(report.num_checked)), closing(findings(dataset, indices)) as found:
+        for finding in with_progress(found, count, progress):
+            add_finding(report, finding, dataset.decoder)
     conclude(report, dataset)
     return report
 
 
 def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]:
     """One finding per index, in order; files are decoded by several threads."""
-    with ThreadPoolExecutor(THREADS) as threads:
+    threads = ThreadPoolExecutor(THREADS)
+    try:
         yield from threads.map(lambda index: inspect_pair(dataset, index), indices)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Iterable[Finding]:
@@ -185,14 +206,26 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
         name = pair.name
         size = image_size(dataset.read_image(pair.image))
         mask = dataset.read_stored_mask(pair.mask)
-    except (ImageReadError, OSError, ValueError) as error:
-        return Finding(name, unreadable=str(error))
-    finding = Finding(name, size, count_values(mask), mask.ndim == 3)
+        finding = Finding(name, size, count_values(mask), mask.ndim == 3)
+    except PaletteError as error:
+        return Finding(name, contradiction=str(error))
+    except Exception as error:
+        return Finding(name, unreadable=reason(error, name))
     try:
         check_sizes(size, mask.shape[:2], name)
     except ValueError as error:
         return finding._replace(mismatch=str(error))
-    return finding
+    return finding._replace(doubts=tuple(doubts_of(pair, size)))
+
+
+def doubts_of(pair: Pair, size: tuple[int, int]) -> Iterator[str]:
+    """The keys of `DOUBTS` that apply to a pair of equal sizes."""
+    turn = read_orientation(pair.image)
+    fits_unturned = size[0] == size[1] or not swaps_sides(turn)
+    if turn != UPRIGHT and fits_unturned and read_orientation(pair.mask) != turn:
+        yield "turned"
+    if read_frames(pair.image) > 1:
+        yield "frames"
 
 
 def count_values(mask: np.ndarray) -> dict[int, int]:
@@ -209,12 +242,22 @@ def count_values(mask: np.ndarray) -> dict[int, int]:
 def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
     """Adds the counts of one pair to the report."""
     report.num_checked += 1
+    if finding.contradiction:
+        report.contradictions.append(finding.contradiction)
     if finding.unreadable:
         report.unreadable.append(finding.unreadable)
+    if finding.pixels_by_id is None:
         return
+    for doubt in finding.doubts:
+        report.doubts.setdefault(doubt, []).append(finding.name)
     report.sizes[finding.size] += 1
     if finding.mismatch:
         report.mismatches.append(finding.mismatch)
+    count_classes(report, finding, decoder)
+
+
+def count_classes(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
+    """Adds the pixels of one mask to those of its classes."""
     known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()
     for value, pixels in finding.pixels_by_id.items():
@@ -240,8 +283,22 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
             f"{len(report.mismatches)} masks differ in size from their image: "
             + " ".join(report.mismatches[:3])
         )
+    if report.contradictions:
+        report.problems.append(
+            f"{len(report.contradictions)} palette masks are ambiguous: "
+            + " ".join(report.contradictions[:3])
+        )
     if report.unknown_ids:
         report.problems.append(unknown_ids_text(report))
+    report.warnings += [
+        f"{len(names)} images {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
+    ]
+    add_class_findings(report, dataset)
+    report.warnings += share_warnings(report)
+
+
+def add_class_findings(report: CheckReport, dataset: SegmentationData) -> None:
+    """Adds what is wrong with the classes as a whole."""
     certain = report.problems if report.is_complete else report.warnings  # unread masks may contain other ids
     if set(report.stored_ids) <= {"0", "255"} and "255" in report.stored_ids and dataset.label_map is None:
         certain.append(
@@ -252,17 +309,32 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
         certain.append(
             "no pixel has a class, so there is nothing to learn. Check the masks and classes.json."
         )
-    report.warnings += share_warnings(report)
+    if len(report.classes) == 1:
+        report.problems.append(
+            f"there is only one class, {report.classes[0]}, so there is nothing to tell apart. Add a class for "
+            'the rest, for example {"classes": ["rest", "object"], "label_map": {"255": 0, "0": 1}}.'
+        )
+    elif len(report.pixels) == 1 and report.is_complete:
+        report.warnings.append(
+            f"only one class, {report.classes[next(iter(report.pixels))]}, occurs in the masks, so there is nothing "
+            "to tell apart. Check whether the ignored pixels are a class of their own."
+        )
 
 
 def unknown_ids_text(report: CheckReport) -> str:
     """Lists the values without a class, with their counts and the first mask that contains them."""
     values = sorted(report.unknown_ids, key=lambda stored: -report.stored_ids[stored])
+    hint = f" Note: {EQUAL_CHANNELS}" if all(is_equal_channels(value) for value in report.stored_ids) else ""
     shown = [f"{v} ({report.stored_ids[v]} pixels, first in '{report.unknown_ids[v]}')" for v in values]
     return (
         f"the masks contain {len(values)} values without a class in classes.json: {listed(shown)}. "
-        'Add their classes there, or map them to "ignore" in "label_map".'
+        f'Add their classes there, or map them to "ignore" in "label_map".{hint}'
     )
+
+
+def is_equal_channels(stored: str) -> bool:
+    """Whether this is a color "#rrggbb" with equal red, green and blue."""
+    return stored.startswith("#") and stored[1:3] == stored[3:5] == stored[5:7]
 
 
 def share_warnings(report: CheckReport) -> list[str]:
@@ -275,6 +347,6 @@ def share_warnings(report: CheckReport) -> list[str]:
     warnings = [f"{len(absent)} classes never occur: {listed(absent)}."] if absent else []
     if rare:
         warnings.append(
-            f"{len(rare)} classes are rare: {listed(rare)}. Class weights or the loss cross_entropy+dice may help."
+            f"{len(rare)} classes are rare: {listed(rare)}. --class-weights auto or --loss cross_entropy+dice may help."
         )
     return warnings

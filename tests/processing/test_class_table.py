@@ -60,7 +60,7 @@ def test_ids_that_are_not_consecutive_become_a_label_map(table_of):
         {"classes": [{"index": 26, "name": "car"}, {"index": 7, "name": "road"}], "ignore_index": 0}
     )
     assert table.names == ["road", "car"]
-    assert table.decoder().decode(np.array([[7, 26, 0]])).tolist() == [[0, 1, 0]]
+    assert table.decoder().decode(np.array([[7, 26, 0]])).tolist() == [[0, 1, 255]]
     assert table.label_map == {"7": 0, "26": 1, "0": "ignore"}
 
 

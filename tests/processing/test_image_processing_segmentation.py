@@ -73,7 +73,7 @@ def test_without_padding_mixed_sizes_stay_a_list():
 def test_labels_are_resized_with_the_nearest_pixel(processor_class):
     processor, labels = processor_class(size={"height": 6, "width": 9}), mask(4, 7, num_classes=256)
     resized = processor(
-        random_image(4, 7), labels, return_tensors="pt", label_map={i: i for i in range(256)}
+        random_image(4, 7), labels, return_tensors="pt", label_map={i: i for i in range(256)}, ignore_index=-1
     ).labels
     expected = F.interpolate(torch.from_numpy(labels)[None, None].float(), (6, 9), mode="nearest-exact")
     torch.testing.assert_close(resized, expected[0].long())
@@ -331,7 +331,7 @@ def test_a_colored_mask_is_a_mask_file_and_an_image():
     np.testing.assert_array_equal(image, ids)
     np.testing.assert_array_equal(processor.decode_mask(image), ids)
     np.testing.assert_array_equal(
-        LabelMap.from_palette(processor.palette).decode(np.asarray(image.convert("RGB"))), ids
+        LabelMap(palette=processor.palette).decode(np.asarray(image.convert("RGB"))), ids
     )
 
 

@@ -13,9 +13,10 @@ from contextseg.processing.overlays import image_grid, mask_image, mask_overlay
 from contextseg.processing.palettes import class_colors, default_palette
 from contextseg.processing.prediction_files import find_jobs
 from contextseg.processing.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
-from contextseg.scripts.predict import main, parse_position
+from contextseg.scripts.predict import main
 from contextseg.scripts.train import main as train
 from contextseg.training import plots
+from contextseg.training.option_texts import parse_position
 from contextseg.training.plots import plot_confusion, plot_curves
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]

@@ -20,8 +20,8 @@ from contextseg.processing.data.batches import SampleStream, TrainingSamples, tr
 from contextseg.scripts.train import main
 from contextseg.training import loop
 from contextseg.training.checkpoints import CheckpointError, newest, write_folder
-from contextseg.training.command_line import crop_size
 from contextseg.training.models import parse_overrides
+from contextseg.training.option_texts import crop_size
 from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.segmentation import SegmentationTask
@@ -170,7 +170,7 @@ def test_a_non_finite_loss_stops_with_the_samples_names(data, tmp_path):
 
 def test_other_classes_renew_the_head_and_keep_equal_names(run, tmp_path, caplog):
     other = write_data(tmp_path / "data", classes=["sky", "wall", "water", "road"])
-    options = ["--train", f"{other}/train", "--output", str(tmp_path / "new"), "--weights", str(run)]
+    options = ["--train", f"{other}/train", "--output", str(tmp_path / "new"), "--init-from", str(run)]
     main(
         [
             *options,
@@ -225,22 +225,22 @@ ERRORS = {
     "unknown preset": (["--preset", "huge"], "no preset 'huge'"),
     "unknown field": (["--set", "window_sizee=4"], "did you mean 'window_size'"),
     "no value": (["--set", "window_size"], "--set NAME=VALUE"),
-    "two starts": (["--weights", "a", "--swin", "b"], "Give only one of them"),
+    "two starts": (["--preset", "nano", "--init-from", "b"], "Give only one of them"),
     "large batch": (["--batch-size", "6"], "batch of 6 is larger than the training set of 5 images"),
     "two lengths": (["--epochs", "3"], "--steps and --epochs"),
     "bad crop": (["--crop-size", "12by4"], "HEIGHTxWIDTH"),
     "bad factor": (["--lr-factor", "decoder"], "PART=FACTOR"),
-    "missing weights": (["--weights", "./nowhere"], "there is no folder nowhere"),
+    "missing weights": (["--init-from", "./nowhere"], "there is no folder nowhere"),
     "nothing to resume": (["--resume"], "Leave out --resume"),
 }
 
 
 @each(("changes", "message"), ERRORS)
-def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path):
-    options = run_options(data, tmp_path / "run", model=[] if "--weights" in changes else TINY_MODEL)
+def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path, capsys):
+    options = run_options(data, tmp_path / "run", model=[] if "./nowhere" in changes else TINY_MODEL)
     with pytest.raises(SystemExit) as caught:
         main([*options, *changes])
-    assert message in str(caught.value)
+    assert message in f"{caught.value} {capsys.readouterr().err}"
     assert not (tmp_path / "run").exists()
 
 
@@ -263,7 +263,7 @@ def test_swin_weights_are_what_a_run_with_swin_starts_from(data, tmp_path):
     swin = SwinModel(config)
     swin.save_pretrained(tmp_path / "swin")
     sizes = ["--set", "decoder_hidden_size=8", "--set", "auxiliary_hidden_size=8"]
-    options = run_options(data, tmp_path / "run", model=["--swin", str(tmp_path / "swin"), *sizes])
+    options = run_options(data, tmp_path / "run", model=["--init-from", str(tmp_path / "swin"), *sizes])
     main([*options, "--steps", "1", "--learning-rate", "0"])
     loaded = weights(tmp_path / "run" / "last")["backbone.encoder.patch_embed.projection.weight"]
     assert torch.equal(loaded, swin.embeddings.patch_embeddings.projection.weight)
