@@ -10,11 +10,19 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import install_output_capuring_hook, maybe_install_capturing_hooks
 
 from .input_channels import load_for_channels
 
 HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has them
+
+# Pipelines look for the name of a model's class in these tables; without it they log an error, although it works.
+NAMES_FOR_PIPELINES = {
+    "ForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "ForObjectDetection": modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    "ForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+}
 
 
 class HubHooks(NamedTuple):
@@ -42,6 +50,13 @@ class ContextsegPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # None in the copy of this code in a Hub repository: there transformers itself copies the files.
     hub_hooks: HubHooks | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Names the class in transformers' tables for pipelines, also where it is loaded as code from the Hub."""
+        super().__init_subclass__(**options)
+        for purpose, names in NAMES_FOR_PIPELINES.items():
+            if cls.__name__.endswith(purpose) and cls.config_class is not None:
+                names[cls.config_class.model_type] = cls.__name__
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from .data.datasets import MASK_COLUMNS, check_sizes
+from .data.datasets import MASK_COLUMNS, check_sizes, scale_for
 from .image_reading import describe
 from .label_maps import LabelMap
 from .mask_reading import read_mask
-
-VALUE_RANGE = "value_range"
 
 
 class SegmentationCollator:
@@ -56,11 +54,17 @@ class SegmentationCollator:
             ValueError: If a sample has other keys, a mask does not fit its image, or the sizes differ and
                 `can_pad` is False.
         """
+        if not samples:
+            raise ValueError("got an empty batch. Give at least one sample.")
         check_keys(samples)
         images = [plain_cell(sample["image"]) for sample in samples]
         masks = [self.class_ids(plain_cell(sample["mask"])) for sample in samples if "mask" in sample]
         self.check_batch([tuple(mask.shape) for mask in masks])
-        inputs = dict(self.processor(images, do_resize=False, return_tensors="pt", **scale_of(samples)))
+        inputs = dict(
+            self.processor(
+                images, do_resize=False, return_tensors="pt", **scale_for(self.processor, samples[0])
+            )
+        )
         sizes = sizes_of(inputs)
         self.check_batch(sizes)
         if not masks:
@@ -110,12 +114,6 @@ def plain_cell(value: Any) -> Any:
     if isinstance(value, Mapping) and {"bytes", "path"} <= value.keys():
         return value["path"] if value["bytes"] is None else value["bytes"]
     return np.asarray(value) if isinstance(value, list) else value
-
-
-def scale_of(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """The processor's option for images that `open_data` has put on the scale 0..255 already."""
-    ranges = [sample[VALUE_RANGE] for sample in samples if VALUE_RANGE in sample]
-    return {VALUE_RANGE: ranges[0]} if ranges else {}
 
 
 def sizes_of(inputs: dict[str, Tensor]) -> list[tuple[int, int]]:

@@ -213,7 +213,10 @@ class SegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         for shape, batch in groups.items():
             if options["do_resize"]:
-                batch = self.resize(batch, self._resized_to(batch, **options), options["resample"])
+                size = self._resized_to(batch, **options)
+                if size.height == size.width == 1:
+                    batch = batch.float()  # torch cannot resize bytes to a single pixel
+                batch = self.resize(batch, size, options["resample"])
             groups[shape] = self.rescale_and_normalize(batch, *(options[name] for name in names))
         return reorder_images(groups, order)
 

@@ -1,5 +1,6 @@
 """Options of a segmentation image processor, their defaults, and checks for invalid and unknown ones."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -16,10 +17,10 @@ NOT_SUPPORTED = ("do_center_crop", "crop_size", "pad_size")
 DEFAULT_SIZE = {"height": 512, "width": 512}  # of SegFormer's image processor
 # What a mask is decoded with for do_reduce_labels=True: as SegformerImageProcessor does.
 REDUCED_LABELS = {"0": "ignore", **{str(value): value - 1 for value in range(1, 255)}, "255": "ignore"}
-# What transformers passes on to `from_pretrained` besides options, and what it wrote to files.
+# What `from_pretrained` takes besides options of the processor.
 LOADING_OPTIONS = {
-    "backend", "code_revision", "config", "mirror", "resume_download", "trust_remote_code", "use_auth_token", "use_fast",
-    "user_agent",
+    "backend", "code_revision", "config", "mirror", "resume_download", "return_unused_kwargs", "trust_remote_code",
+    "use_auth_token", "use_fast", "user_agent",
 }  # fmt: skip
 FILE_ENTRIES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
 
@@ -87,6 +88,30 @@ class SegmentationOptions:
         vars(self)["size"] = None if isinstance(size, UnusedSize) else size
 
     @classmethod
+    def known_options(cls) -> list[str]:
+        """Names of all options of the processor, of its file, and of loading."""
+        return [*cls.valid_kwargs.__annotations__, *FILE_ENTRIES, *sorted(LOADING_OPTIONS)]
+
+    @classmethod
+    def get_image_processor_dict(cls, name: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """Reads the processor's file.
+
+        Args:
+            name: Folder, or name on the Hub.
+            **kwargs: Options of loading, of the processor, and in a pipeline also of the model.
+
+        Returns:
+            Contents of the file, and the options of the processor.
+        """
+        in_pipeline = kwargs.get("_from_pipeline") is not None
+        settings, options = super().get_image_processor_dict(name, **kwargs)
+        if in_pipeline:
+            options = {
+                option: value for option, value in options.items() if nearest(option, cls.known_options())
+            }
+        return settings, options
+
+    @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds the processor from the contents of its file.
 
@@ -98,8 +123,7 @@ class SegmentationOptions:
             ValueError: If an option is unknown, or do_reduce_labels=True contradicts the file.
         """
         if not kwargs.get("return_unused_kwargs"):
-            known = [*cls.valid_kwargs.__annotations__, *FILE_ENTRIES, *LOADING_OPTIONS]
-            reject_unknown(kwargs, [*known, "return_unused_kwargs"])
+            reject_unknown(kwargs, cls.known_options())
         if kwargs.get("do_reduce_labels") and not image_processor_dict.get("do_reduce_labels"):
             raise ValueError(
                 "do_reduce_labels=True contradicts the saved image processor, whose masks have the ids of the model's "
@@ -150,6 +174,11 @@ def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
     """Raises ValueError for the first option that is neither known nor private, with the nearest known one."""
     for name in options:
         if name not in known and not name.startswith("_"):
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known options: {', '.join(known)}."
+            near = nearest(name, known)
+            hint = f"did you mean '{near}'?" if near else f"known options: {', '.join(known)}."
             raise ValueError(f"no option '{name}', {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a name equals or resembles, or None."""
+    return next(iter(get_close_matches(name, known, n=1)), None)

@@ -96,6 +96,14 @@ def decode_once(
     return (array, UPRIGHT) if array is not None else open_upright(source, pixel_limit)
 
 
+def read_stored(
+    source: Source, pixel_limit: int = PIXEL_LIMIT, num_channels: int | None = None
+) -> np.ndarray:
+    """The pixels (H, W) or (H, W, C) as stored, before they are put on the scale 0..255; not turned upright."""
+    array = _as_array(source, pixel_limit, num_channels)
+    return _pixels(open_image(source, pixel_limit).image) if array is None else to_numpy(array)
+
+
 def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
     """Height and width in pixels."""
     return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
@@ -183,7 +191,7 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
         return values
     if value_range is None and values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return values.astype(np.float32) / 257
-    if value_range is None:
+    if value_range is None and np.isfinite(values).any():
         raise unknown_range(values, name)
     if not np.isfinite(values).all():
         raise ImageReadError(f"{name} has NaN or infinite values. Replace them before reading.")

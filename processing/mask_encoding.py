@@ -14,6 +14,7 @@ LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")  # also the rare lossless AVIF
 LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "tiff_sgilog": "LogLuv", "tiff_sgilog24": "LogLuv"}
 TIFF_OFFSETS = (273, 324)  # of the strips, or of the tiles
 SAMPLE_BITS = {"L;2": 2, "L;4": 4}  # by Pillow's raw mode
+BMP_BITS = {"1": 1, "L": 8}  # by Pillow's mode
 INVERTED = {"L;I": 8, "L;2I": 2, "L;4I": 4}  # TIFF where 0 is white
 START_OF_CODESTREAM, SIZE, CODING_STYLE, COMPONENT_STYLE, START_OF_TILE = (
     0xFF4F,
@@ -33,12 +34,14 @@ class Encoding(NamedTuple):
         largest: The largest sample, which Pillow scales to 255 or 65535. None: samples are not scaled.
         is_inverted: Whether Pillow inverts the samples.
         is_cut: Whether Pillow drops the low byte of 16-bit channels.
+        is_misread: Whether Pillow takes the pixels of a gray BMP for ones of another size.
     """
 
     lossy: str = ""
     largest: int | None = None
     is_inverted: bool = False
     is_cut: bool = False
+    is_misread: bool = False
 
 
 def encoding_of(image: Image.Image, file: BinaryIO | None) -> Encoding:
@@ -52,7 +55,8 @@ def encoding_of(image: Image.Image, file: BinaryIO | None) -> Encoding:
     elif raw in SAMPLE_BITS or raw in INVERTED:
         largest = (1 << (SAMPLE_BITS | INVERTED)[raw]) - 1
     is_cut = image.mode not in ("I", "F") and not image.mode.startswith("I;") and ";16" in str(raw)
-    return Encoding(_lossy(image, file or getattr(image, "fp", None)), largest, raw in INVERTED, is_cut)
+    file = file or getattr(image, "fp", None)
+    return Encoding(_lossy(image, file), largest, raw in INVERTED, is_cut, _is_misread_bmp(image, file))
 
 
 def stored_samples(mask: np.ndarray, encoding: Encoding) -> np.ndarray:
@@ -88,6 +92,18 @@ def _lossy(image: Image.Image, file: BinaryIO | None) -> str:
         return ""
     finally:
         file.seek(position)
+
+
+def _is_misread_bmp(image: Image.Image, file: BinaryIO | None) -> bool:
+    """Whether a BMP with a gray palette has another number of bits than Pillow assumes for its mode."""
+    if image.format not in ("BMP", "DIB") or image.mode not in BMP_BITS or file is None:
+        return False
+    position = file.tell()
+    file.seek(14 if image.format == "BMP" else 0)  # behind the header of the file
+    header = file.read(16)
+    file.seek(position)
+    place = 10 if header[0] == 12 else 14  # a header of 12 bytes has short sides
+    return int.from_bytes(header[place : place + 2], "little") != BMP_BITS[image.mode]
 
 
 def _is_lossy_webp(file: BinaryIO, start: int = 0) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from .array_files import stored_array
 from .frames import count_frames
 from .image_reading import PIXEL_LIMIT, ImageReadError, Source, channels_last, describe, open_image, to_numpy
 from .label_maps import LabelMap
@@ -46,8 +47,10 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
             hold class ids.
         PaletteError: If indices and colors of a palette image contradict each other.
     """
+    if str(source).lower().endswith(".npy"):
+        return _mask_array(stored_array(source, pixel_limit), describe(source))
     if isinstance(source, np.ndarray | Tensor):
-        return _mask_array(source)
+        return _mask_array(source, describe(source))
     image, orientation, name, stored = open_image(source, pixel_limit, _inspect)
     _check(image, stored, name)
     if image.mode in ("P", "PA"):
@@ -78,6 +81,8 @@ def _check(image: Image.Image, stored: Stored, name: str) -> None:
             f"{name} has several channels of 16 bits, of which Pillow reads the high bytes only. "
             "Save masks as palette, 8-bit or 16-bit gray, or 8-bit RGB PNG."
         )
+    if stored.encoding.is_misread:
+        raise ImageReadError(f"{name} is a BMP with a gray palette that Pillow cannot read. {EXPORT_AGAIN}")
     if image.mode in NOT_IDS:
         raise ImageReadError(
             f"{name} has Pillow mode {image.mode}, which cannot hold class ids. "
@@ -85,8 +90,8 @@ def _check(image: Image.Image, stored: Stored, name: str) -> None:
         )
 
 
-def _mask_array(source: np.ndarray | Tensor) -> np.ndarray:
-    name, mask = describe(source), to_numpy(source)
+def _mask_array(source: np.ndarray | Tensor, name: str) -> np.ndarray:
+    mask = to_numpy(source)
     if mask.dtype.kind not in "biu":
         raise ImageReadError(
             f"{name} has dtype {mask.dtype}, but class ids are integers. Convert the mask first."

@@ -149,13 +149,15 @@ class TrainerScores:
         """Adds a batch or the whole dataset.
 
         Args:
-            evaluation: An `EvalPrediction` with `predictions` and `label_ids`, class ids (B, H, W).
+            evaluation: An `EvalPrediction` of class ids (B, H, W), or of lists of such batches.
             compute_result: Whether this is the end of the evaluation. The counts then start again from zero.
 
         Returns:
             Empty before the end; then the means, and with names `iou_<name>` of each class that occurs.
         """
-        self.confusion.update(evaluation.predictions, evaluation.label_ids)
+        ids = evaluation.predictions, evaluation.label_ids
+        for batch in zip(*ids, strict=True) if isinstance(evaluation.label_ids, list) else [ids]:
+            self.confusion.update(*batch)
         if not compute_result:
             return {}
         self.last = self.confusion.compute(self.names)

@@ -54,7 +54,8 @@ def _is_level(level: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value for messages, cut where it is long."""
-    return SHORT.repr(value)
+    text = SHORT.repr(value)
+    return text if len(text) <= SHORT.maxstring else f"{text[: SHORT.maxstring - 3]}..."
 
 
 def check_palette(palette: Sequence[Any]) -> Palette:

@@ -1,13 +1,12 @@
 """Segments image files: masks, overlays and maps of the class probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .heat_pictures import heat_picture
 from .image_reading import decode_once, image_size, read_channels, read_image
 from .inference import Inference, channels_of
 from .orientation import swaps_sides, turn_back
@@ -16,7 +15,7 @@ from .palettes import class_colors, colorize
 from .prediction_files import Job
 from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
 
-Position = tuple[int, int]  # x and y in pixels
+Explain = Callable[[Image.Image, Tensor, Tensor], Image.Image]
 
 
 class Predictor:
@@ -28,9 +27,8 @@ class Predictor:
         inference: How the model is applied: windows, scales and mirroring.
         maps: Maps to write besides the mask, names from `prediction_maps.MAPS`. Default: none.
         overlay: Whether to write the image overlaid with class colors. Default: False.
-        explain: Position (x, y) of the pixel whose attention is drawn, or None (default).
-        attention: Computes attention maps (B, H, W) from the model, `pixel_values` and a position.
-            Needed only with `explain`.
+        explanations: Pictures to write of what the prediction rests on: subfolder -> function of the upright
+            image, its `pixel_values` (1, C, ., .) and its mask (H, W). Default: none.
     """
 
     def __init__(
@@ -41,11 +39,10 @@ class Predictor:
         *,
         maps: Sequence[str] = (),
         overlay: bool = False,
-        explain: Position | None = None,
-        attention: Callable[[PreTrainedModel, Tensor, Position], Tensor] | None = None,
+        explanations: Mapping[str, Explain] | None = None,
     ) -> None:
         self.model, self.processor, self.inference = model, processor, inference
-        self.maps, self.overlay, self.explain, self.attention = maps, overlay, explain, attention
+        self.maps, self.overlay, self.explanations = maps, overlay, explanations or {}
         self.palette = class_colors(processor.palette, model.config.num_labels)
         self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
@@ -57,7 +54,7 @@ class Predictor:
 
         Raises:
             ImageReadError: The image cannot be read.
-            ValueError: The disk has no room for the probabilities, or the model cannot be explained.
+            ValueError: The disk has no room for the probabilities, or an explanation is not possible.
         """
         channels = channels_of(self.processor)
         image, orientation = decode_once(job.source, self.processor.pixel_limit, channels)
@@ -66,8 +63,11 @@ class Predictor:
         if self.overlay:
             overlay = mask_overlay(self.rgb(image), mask.numpy(), self.palette, names=self.names)
             save_png(overlay, job.target("overlays"))
-        if self.explain:
-            save_png(self.attention_image(image), job.target("attention"))
+        if self.explanations:
+            pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
+            pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+            for kind, draw in self.explanations.items():
+                save_png(draw(self.rgb(image), pixel_values, mask), job.target(kind))
 
     def predict(self, job: Job, image: Image.Image | np.ndarray, orientation: int) -> Tensor:
         """Returns the mask (H, W) of an upright image; also writes the maps requested in `maps`."""
@@ -105,17 +105,6 @@ class Predictor:
             return read_image(image, **reading)
         pixels = read_channels(image, channels, **reading).round().astype(np.uint8)
         return Image.fromarray(pixels[..., [0, 1, 2] if channels > 2 else [0, 0, 0]])
-
-    def attention_image(self, upright: Image.Image | np.ndarray) -> Image.Image:
-        """Draws the attention of the pixel `explain` over the whole image, as in Fig. 1 of the GLAM paper."""
-        image = self.rgb(upright)
-        pixel_values = self.processor(upright, return_tensors="pt")["pixel_values"].to(self.model.device)
-        size = pixel_values.shape[:1:-1]  # (width, height) after the processor's resizing
-        position = tuple(at * new // old for at, new, old in zip(self.explain, size, image.size, strict=True))
-        heat = self.attention(self.model, pixel_values, position)[0].cpu().numpy()
-        heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-        label = "attention of the cross, 1 is the mean"
-        return heat_picture(image, heat / heat.mean(), label, position=self.explain)
 
 
 def palette_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
 from .prediction_maps import IMAGE_MAPS
 
-IMAGE_FOLDERS = ("overlays", "attention", *IMAGE_MAPS)  # subfolders of the output folder
+IMAGE_FOLDERS = ("overlays", "attention", "grad-cam", *IMAGE_MAPS)  # subfolders of the output folder
 
 
 @dataclass(frozen=True)

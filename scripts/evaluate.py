@@ -22,6 +22,7 @@ from ..training.command_line import (
 )
 from ..training.inference_options import InferenceOptions
 from ..training.interruption import interruptible
+from ..training.reading_options import ReadingOptions
 
 PROGRAM = "contextseg-evaluate"
 DESCRIPTION = """Score a segmenter on images with masks. Images of any size are predicted one at a time and compared with their masks
@@ -30,7 +31,7 @@ and confusion.png (normalized by row). The score of a class that never occurs is
 
 
 @dataclass
-class EvaluateArguments(CommandOptions, InferenceOptions):
+class EvaluateArguments(CommandOptions, ReadingOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     data: str = required(
         "folder with images/ and masks/, folder of a published dataset, or name for `datasets`"
@@ -76,10 +77,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from ..training.evaluation_files import report
     from ..training.models import check_classes, open_model
     from ..training.scoring import count_or_name, whole_images
+    from ..training.stored_reading import reading_for
 
     inference = arguments.inference()
     model, processor, source = open_model(arguments.model)
-    data = open_data(with_split(arguments.data, "val"))
+    reading = reading_for(arguments, arguments.model, model, processor)
+    data = open_data(with_split(arguments.data, "val"), **reading)
     names = check_classes(model, data)
     accelerator = Accelerator(cpu=arguments.cpu)
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 contextseg-predict runs/streets photo.jpg big.tif folder/ --output masks/
 contextseg-predict runs/streets big.tif --window 1024 --confidence --entropy
+contextseg-predict runs/streets photo.jpg --grad-cam car
 """
 
 import sys
@@ -19,7 +20,7 @@ from ..training.command_line import (
 )
 from ..training.inference_options import InferenceOptions
 from ..training.interruption import interruptible
-from ..training.option_texts import parse_position
+from ..training.reading_options import PixelOptions
 
 if TYPE_CHECKING:
     from ..processing.prediction import Predictor
@@ -31,7 +32,7 @@ rotation); its values are class ids, and its palette shows them in color. Files 
 
 
 @dataclass
-class PredictArguments(CommandOptions, InferenceOptions):
+class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     images: list[str] = positional("image files, and folders that are searched for them")
     output: str = option(
@@ -57,6 +58,11 @@ class PredictArguments(CommandOptions, InferenceOptions):
         "also write which pixels the pixel at X,Y attends to, to attention/ (GLAM-Swin only)",
         metavar="X,Y",
     )
+    grad_cam: str | None = option(
+        None,
+        "also write what speaks for a class where it is predicted, or for the class of the pixel at X,Y, to grad-cam/",
+        metavar="CLASS",
+    )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
 
 
@@ -77,13 +83,13 @@ def predict(arguments: PredictArguments) -> list[str]:
     """Segments all images and writes the results. Returns which files could not be segmented, and why."""
     from accelerate import Accelerator
 
-    from ..modeling.explanations import global_attention_maps
     from ..processing.prediction import Predictor
     from ..processing.prediction_files import find_jobs
     from ..processing.prediction_maps import MAPS
+    from ..training.explaining import chosen_explanations
     from ..training.models import open_model
+    from ..training.stored_reading import set_reading
 
-    position = parse_position(arguments.explain) if arguments.explain else None
     inference = arguments.inference()
     failures: list[str] = []
     jobs = find_jobs(
@@ -92,12 +98,12 @@ def predict(arguments: PredictArguments) -> list[str]:
         lambda error: failures.append(f"{error.filename}: {error.strerror}"),
     )
     model, processor, _ = open_model(arguments.model)
+    set_reading(arguments, model, processor)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     results = {"maps": maps, "overlay": arguments.overlay}
-    predictor = Predictor(
-        model, processor, inference, **results, explain=position, attention=global_attention_maps
-    )
+    explanations = chosen_explanations(model, arguments.explain, arguments.grad_cam)
+    predictor = Predictor(model, processor, inference, **results, explanations=explanations)
     done = segment(predictor, jobs, failures, arguments)
     print(f"{done} of {len(jobs)} images segmented into {arguments.output}")
     return failures
@@ -122,8 +128,8 @@ def segment(
             f"Run the command again to segment all.{named}"
         )
 
-    with telling(state), progress(jobs, unit="image", disable=len(jobs) == 1) as bar:
-        for job in bar:
+    with telling(state):
+        for job in progress(jobs, unit="image", disable=len(jobs) == 1):
             try:
                 predictor.run(job)
                 done += 1

@@ -28,13 +28,17 @@ from transformers import HfArgumentParser
 
 from ..processing.plain_text import printable
 from ..processing.progress import hide_other_bars
+from .option_texts import number
 from .option_values import RANGES, check_option, check_options
 
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
+PAIRS = ("--value-range", "--value_range")  # options with two numbers, which may be negative
 NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
 MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
+
+CROPS_HELP = "crops taken from each image in an epoch, for few large images"
 
 
 class CommandError(RuntimeError):
@@ -166,7 +170,7 @@ class CommandLine(HfArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As in argparse, but reports misspelled options before missing arguments, and checks values."""
-        args = sys.argv[1:] if args is None else [str(word) for word in args]
+        args = joined_pairs(sys.argv[1:] if args is None else [str(word) for word in args])
         known = [*self._option_string_actions, *self.known_elsewhere]
         for word in takewhile(lambda word: word != "--", args):
             name = word.partition("=")[0]
@@ -185,6 +189,20 @@ class CommandLine(HfArgumentParser):
         except ValueError as error:
             self.error(str(error))
         return values, others
+
+
+def joined_pairs(words: Sequence[str]) -> list[str]:
+    """Joins an option of `PAIRS` and its two numbers to one word: --value-range 0 4095 -> --value-range=0,4095."""
+    words, joined = list(words), []
+    while words:
+        word = words.pop(0)
+        if word in PAIRS and words:
+            values = [words.pop(0)]
+            if number(values[0]) is not None and words and number(words[0]) is not None:
+                values.append(words.pop(0))
+            word = f"{word}={','.join(values)}"
+        joined.append(word)
+    return joined
 
 
 class OptionsFormatter(argparse.HelpFormatter):

@@ -26,7 +26,8 @@ def interruptible(program: str) -> Iterator[None]:
         program: Name of the command, printed before the message.
     """
     signals = (signal.SIGINT, signal.SIGTERM) if is_main_thread() else ()
-    before = {number: signal.signal(number, Interrupter()) for number in signals}
+    interrupter = Interrupter()
+    before = {number: signal.signal(number, interrupter) for number in signals}
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -45,9 +46,10 @@ def is_main_thread() -> bool:
 class Interrupter:
     """Signal handler that raises KeyboardInterrupt, but not again while the program cleans up."""
 
-    last = -SECONDS_TO_CLEAN_UP  # when a signal was last obeyed, the same for all signals
+    def __init__(self) -> None:
+        self.obeyed = -SECONDS_TO_CLEAN_UP  # when, on the monotonic clock
 
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if time.monotonic() - Interrupter.last > SECONDS_TO_CLEAN_UP:
-            Interrupter.last = time.monotonic()
+        if time.monotonic() - self.obeyed > SECONDS_TO_CLEAN_UP:
+            self.obeyed = time.monotonic()
             raise KeyboardInterrupt

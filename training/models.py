@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
 from .checkpoints import model_folder
+from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,12 @@ def ignore_index_field(config: PreTrainedConfig) -> str:
     return field
 
 
+def channels_of(config: PreTrainedConfig) -> int:
+    """Returns the number of channels of a model's images, which some models store with their backbone."""
+    backbone = getattr(config, "backbone_config", None)
+    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
+
+
 def class_names(model: PreTrainedModel) -> list[str]:
     """Returns the class names by id."""
     return list(model.config.id2label.values())
@@ -85,8 +92,9 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
-    model = AutoModelForSemanticSegmentation.from_pretrained(source)
-    return model.eval(), AutoImageProcessor.from_pretrained(source), source
+    with explained_absence(source):
+        model = AutoModelForSemanticSegmentation.from_pretrained(source)
+        return model.eval(), AutoImageProcessor.from_pretrained(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:

@@ -16,6 +16,7 @@ from .option_texts import (
     parse_position,
     part_and_factor,
     shorter_sides,
+    value_limits,
 )
 
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
@@ -34,6 +35,8 @@ RANGES = {
     "distance": Range(minimum=0, maximum=4096),
     "ema": Range(above=0, below=1),
     "epochs": Range(above=0, maximum=10**6),
+    "crops_per_image": COUNT,
+    "early_stopping": COUNT,
     "eval_interval": COUNT,
     "head_lr_factor": Range(minimum=0, maximum=10**6),
     "jobs": whole(1, 1024),
@@ -50,6 +53,7 @@ RANGES = {
     "num_channels": whole(1, 4096),
     "overlap": Range(minimum=0, below=1),
     "patience": COUNT,
+    "pixel_limit": whole(1, 10**12),
     "random_erasing": SHARE,
     "repeats": COUNT,
     "rotation": Range(minimum=0, maximum=180),
@@ -81,6 +85,7 @@ PARSERS = {
     "scales": factors,
     "shorter_side": shorter_sides,
     "sizes": integers,
+    "value_range": value_limits,
     "window": height_and_width,
 }
 

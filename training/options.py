@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .command_line import MODEL_HELP, CommandLine, CommandOptions, option
+from .command_line import CROPS_HELP, MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
 from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
@@ -166,6 +167,9 @@ class RunOptions:
     eval_interval: int | None = option(
         None, "steps between evaluations and checkpoints (default: a tenth of all steps)"
     )
+    early_stopping: int | None = option(
+        None, "end the run after this many evaluations without a better score (default: never)"
+    )
     log_interval: int = option(10, "steps between log entries on a GPU; on a CPU every step is logged")
     tracker: Literal["tensorboard", "wandb", "none"] = option(
         "tensorboard", "where to write curves, besides log.jsonl"
@@ -189,6 +193,7 @@ class TrainArguments(
 
     task: ClassVar[str]
     default_model: ClassVar[str] = "glam_swin"  # without --init-from
+    crops_per_image: ClassVar[int] = 1  # an option of segmentation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,10 +205,11 @@ class TrainArguments(
 
 
 @dataclass(kw_only=True)
-class SegmentationArguments(TrainArguments, CropOptions, LossOptions, WindowOptions):
+class SegmentationArguments(TrainArguments, ReadingOptions, CropOptions, LossOptions, WindowOptions):
     _argument_group_name = "Segmentation"
     task = "segmentation"
 
+    crops_per_image: int = option(1, CROPS_HELP)
     min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
     rotation: float = option(
@@ -260,7 +266,15 @@ ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationA
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
     """Returns the command line with the options of all tasks."""
-    kinds = [TaskOptions, CommandOptions, *SHARED, CropOptions, LossOptions, *ARGUMENTS.values()]
+    kinds = [
+        TaskOptions,
+        CommandOptions,
+        *SHARED,
+        ReadingOptions,
+        CropOptions,
+        LossOptions,
+        *ARGUMENTS.values(),
+    ]
     parser = CommandLine(kinds, program, description)
     parser.renamed = dict.fromkeys(("--weights", "--swin", "--segformer", "--backbone"), "--init-from")
     return parser

@@ -117,6 +117,7 @@ class RunFolder:
             warn_of_absent_classes(self.arguments.val, scores)
         training.scores = {"step": training.step, **scores}
         is_best = scores[self.task.best_by] > training.best.get(self.task.best_by, -math.inf)  # NaN never is
+        training.evaluations_since_best = 0 if is_best else training.evaluations_since_best + 1
         if is_best:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
@@ -143,12 +144,13 @@ class RunFolder:
                 "seconds": round(training.seconds, 1),
                 "scores": training.scores,
                 "best": training.best,
+                "evaluations_since_best": training.evaluations_since_best,
                 "unreadable": dict(training.unreadable.times),
                 **self.environment,
             },
         )
 
-    def close(self, meter: Meter, stopped_by: int | None) -> int:
+    def close(self, meter: Meter, schedule: Schedule, stopped_by: int | None) -> int:
         """Ends the run: prints its summary and uploads the model, if requested. Returns the exit code."""
         self.accelerator.end_training()
         meter.bar.close()
@@ -160,7 +162,7 @@ class RunFolder:
         self.curves.draw(at_once=True)
         os.close(self.lock)
         if stopped_by is None:
-            print(self.summary())
+            print(self.summary(schedule))
             self.push()
             return 0
         print(f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume")
@@ -171,9 +173,12 @@ class RunFolder:
         if self.arguments.push:
             export(ExportArguments(str(self.path), push=self.arguments.push))
 
-    def summary(self) -> str:
+    def summary(self, schedule: Schedule) -> str:
         """Returns steps, time, best score and the next commands."""
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
+        if schedule.has_stalled(self.training) and self.training.step < schedule.steps:
+            count = self.training.evaluations_since_best
+            lines[0] += f", stopped early of {schedule.steps}: no better score in {count} evaluations"
         if self.training.unreadable.times:
             lines.append(self.training.unreadable.summary())
         best = self.training.best

@@ -29,13 +29,14 @@ def whole_images(
     inference: Inference,
     accelerator: Accelerator,
     workers: int | None,
-    errors: tuple[type[Exception], ...] = (ImageReadError,),
+    *,
     pictures: int = 0,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
     """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
 
-    A sample that raises one of `errors` is replaced by its message, see `UnreadableImages`. Up to `pictures`
-    samples of the main process, evenly spaced, also have a small picture.
+    Up to `pictures` samples of the main process, evenly spaced, also have a small picture. A sample that raises
+    one of `errors` is replaced by its message, see `UnreadableImages`.
     """
     world, length = accelerator.num_processes, len(data)
     shown = {number * length // pictures // world * world for number in range(pictures)}
@@ -54,13 +55,13 @@ def count(
     images: Iterable[dict[str, Any]],
     metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
     inference: Inference,
-    on_error: Callable[[Exception, str], None] | None = None,
+    *,
     pictures: "ValidationPictures | None" = None,
+    on_error: Callable[[Exception, str], None] | None = None,
 ) -> None:
-    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels.
+    """Predicts `images`, samples of `WholeImages`, and updates each metric and `pictures` with the results.
 
-    `on_error` is called with the error of an image and its name; by default, the error is raised. `pictures`
-    collects the samples to show.
+    `on_error` is called with the error of an image and its name; by default, the error is raised.
     """
     was_training = model.training
     model.eval()
@@ -103,9 +104,9 @@ def count_or_name(
     def note(error: Exception, name: str) -> None:
         failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
 
-    bar = progress(images, unit="image")
-    with telling(lambda: f"{bar.n} of {len(images)} images were scored; no results were written."), bar:
-        count(model, failed.filter(bar), metrics, inference, note)
+    shown = progress(images, unit="image")
+    with telling(lambda: f"{shown.n} of {len(images)} images were scored; no results were written."):
+        count(model, failed.filter(shown), metrics, inference, on_error=note)
     failed.collect(accelerator)
     return list(failed.times.elements())
 

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push", "license", "traceback", "timeout"),
+    *("push", "license", "traceback", "timeout", "pixel_limit", "early_stopping"),
 }
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
@@ -64,6 +64,8 @@ def resolve(given: dict[str, Any]) -> TrainArguments:
         )
     if not arguments.train:
         raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
+    if arguments.early_stopping is not None and not arguments.val:
+        raise ValueError("--early-stopping compares validation scores. Give --val, or leave it out.")
     if arguments.push:
         validate_repo_id(arguments.push)  # fail now rather than after training
     return arguments
@@ -187,17 +189,12 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         num_processes: Number of processes, each with its own batches.
 
     Raises:
-        ValueError: If a batch is larger than the training set, or options contradict each other.
+        ValueError: If options contradict each other.
     """
-    batch = arguments.batch_size * num_processes
-    if batch > num_images:
-        raise ValueError(
-            f"a batch of {batch} is larger than the training set of {num_images} images. "
-            f"Pass --batch-size {max(1, num_images // num_processes)} or less."
-        )
+    batch, samples = arguments.batch_size * num_processes, num_images * arguments.crops_per_image
     epochs = arguments.epochs or DEFAULT_EPOCHS
     length = arguments.steps or epochs
-    steps = arguments.steps or math.ceil(epochs * num_images / (batch * arguments.accumulation))
+    steps = arguments.steps or math.ceil(epochs * samples / (batch * arguments.accumulation))
     warmup = min(1500, steps // 10) if arguments.warmup_steps is None else arguments.warmup_steps
     if max(arguments.cooldown_steps, warmup) >= steps > 1:
         logger.warning(
@@ -214,6 +211,7 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         log_interval=arguments.log_interval,
         cooldown_steps=arguments.cooldown_steps,
         floor=learning_rate_floor(arguments),
+        patience=arguments.early_stopping,
         milestones=tuple(round(steps * place / length) for place in milestones(arguments, length)),
     )
 
@@ -263,6 +261,7 @@ def new_batches(
         stop=schedule.steps * schedule.accumulation,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        crops=arguments.crops_per_image,
     )
     on_gpu = accelerator.device.type == "cuda"
     return iter(training_loader(samples, stream, workers=arguments.workers, pin_memory=on_gpu))

@@ -22,9 +22,11 @@ from transformers.utils import logging as transformers_logging
 from ..configuration.checked_config import CheckedConfig
 from ..configuration.field_rules import check_encoder_sizes
 from ..modeling.backbone_building import adapted_config, explained_settings
+from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
-from .models import ModelKind, config_class_of
+from .model_names import explained_absence
+from .models import ModelKind, channels_of, config_class_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,9 @@ def configuration(
 ) -> PreTrainedConfig:
     """Returns the configuration of a model type, in the published size `preset` if it is not None."""
     config_class = config_class_of(kind, name)
+    if "num_channels" in options:
+        rest = {option: value for option, value in options.items() if option != "num_channels"}
+        return with_num_channels(configuration(kind, name, preset, rest), options["num_channels"])
     if not issubclass(config_class, CheckedConfig):
         check_encoder_sizes(options)
     if preset is None:
@@ -128,10 +133,18 @@ def checkpoint_of(source: str) -> str:
     return source if is_timm_name(source) else model_folder(source)
 
 
+def channels_of_checkpoint(source: str | None) -> int:
+    """Returns the number of channels that a checkpoint takes; 3 for models of timm, and without a checkpoint."""
+    if not source or is_timm_name(source):
+        return 3
+    return channels_of(read_config(source, checkpoint_of(source)))
+
+
 def read_config(source: str, folder: str) -> PreTrainedConfig:
     """Reads the configuration of a checkpoint. Raises ValueError if there is none that transformers knows."""
     try:
-        return AutoConfig.from_pretrained(folder)
+        with explained_absence(folder):
+            return AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(f"--init-from {source}: {reason}. {UNDERSTOOD}") from error
@@ -192,9 +205,13 @@ def models_with(kind: ModelKind, method: str) -> list[str]:
 
 def continued(kind: ModelKind, source: str, folder: str, options: dict[str, Any]) -> PreTrainedModel:
     """Loads a checkpoint for the same purpose; classes of other names get a new classifier."""
+    options = dict(options)
+    channels = options.pop("num_channels", None)
     model, info = kind.auto_class.from_pretrained(
         folder, ignore_mismatched_sizes=True, output_loading_info=True, **options
     )
+    if channels not in (None, channels_of(model.config)):
+        model = adapt_channels(model, channels)
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     counts = Counter(key.removeprefix("model.").split(".")[0] for key in {*info["missing_keys"], *mismatched})
     new = ", ".join(f"{part} ({count} tensors)" for part, count in sorted(counts.items())) or "nothing"

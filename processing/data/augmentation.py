@@ -262,11 +262,13 @@ class AugmentedDataset(Dataset):
     Args:
         dataset: Dataset of samples, such as the result of `open_data`.
         augmentation: Augmentation of image and mask.
+        crops_per_image: How often each sample occurs in an epoch, each time with another crop.
     """
 
-    def __init__(self, dataset: Dataset, augmentation: JointAugmentation) -> None:
+    def __init__(self, dataset: Dataset, augmentation: JointAugmentation, crops_per_image: int = 1) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
+        self.crops_per_image = crops_per_image
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -278,11 +280,12 @@ class AugmentedDataset(Dataset):
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) * self.crops_per_image
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        crop, index = divmod(index % len(self), len(self.dataset))
         sample = self.dataset[index]
-        position = {"epoch": self.epoch.item(), "index": index % len(self)}
+        position = {"epoch": self.epoch.item() * self.crops_per_image + crop, "index": index}
         image, mask = self.augmentation(sample["image"], sample["mask"], **position)
         return {**sample, "image": image, "mask": mask}
 

@@ -20,6 +20,7 @@ from transformers import BaseImageProcessor
 from ..image_reading import ImageReadError
 from ..inference import Inference
 from .augmentation import JointAugmentation
+from .datasets import scale_for
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
 
 PICTURE_SIDE = 240  # pixels
@@ -36,12 +37,22 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
         stop: End of the batches of this process, exclusive.
         rank: Index of this process.
         world: Number of processes.
+        crops: How often each sample occurs in an epoch; each occurrence has an epoch number of its own.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+        crops: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.crops = length, batch_size, seed, crops
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
 
     def __len__(self) -> int:
@@ -54,8 +65,9 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
 
     def key(self, position: int) -> tuple[int, int]:
         """The epoch and the index of the sample at a position of the stream."""
-        epoch, place = divmod(position, self.length)
-        return epoch, epoch_order(self.length, self.seed, epoch)[place]
+        epoch, place = divmod(position, self.length * self.crops)
+        crop, index = divmod(epoch_order(self.length * self.crops, self.seed, epoch)[place], self.length)
+        return epoch * self.crops + crop, index
 
 
 @lru_cache(maxsize=2)
@@ -75,7 +87,8 @@ class TrainingSamples(Dataset):
         epoch, index = key
         sample = readable_sample(self.data, index)
         image, mask = self.augmentation(sample["image"], sample["mask"], epoch=epoch, index=index)
-        pixels = self.processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+        scale = scale_for(self.processor, sample)
+        pixels = self.processor(image, do_resize=False, return_tensors="pt", **scale)["pixel_values"][0]
         return {
             "pixel_values": pixels,
             "labels": torch.as_tensor(mask, dtype=torch.int64),
@@ -115,7 +128,9 @@ class WholeImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.data[index]
         return {
-            "inputs": self.inference.inputs(self.processor, sample["image"]),
+            "inputs": self.inference.inputs(
+                self.processor, sample["image"], **scale_for(self.processor, sample)
+            ),
             "labels": torch.as_tensor(sample["mask"], dtype=torch.int64),
             "name": sample["name"],
             "picture": small_picture(sample["image"]) if index in self.shown else None,

@@ -1,6 +1,7 @@
 """Reads and checks the content of a `classes.json`: each mistake is one ValueError that says what to correct."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ TABLE_KEYS = (
     *("classes", "id2label", "ignore_index", "palette", "label_map"),
     *("ignore_color", "ignore_colour", "num_classes"),
 )
+UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")  # in JSON as "\\ud800"; such text cannot be printed
 EXAMPLE = '{"classes": ["background", "road"], "ignore_index": 255}'
 
 
@@ -122,15 +124,15 @@ def _row(row: Any, place: int) -> Row:
     row = row if isinstance(row, dict) else {"name": row}
     _check_keys(row, ROW_KEYS, f" in class {place}")
     name, index = row.get("name"), row.get("index", place)
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not name.strip() or UNPAIRED_SURROGATE.search(name):
         raise ValueError(
-            f"it has {shown(name)} as the name of class {place}. A name is a text that is not empty."
+            f"it has {shown(name)} as the name of class {place}. A name is a text of at least one character."
         )
     if isinstance(index, str) and ID.fullmatch(index):
         index = int(index)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= LARGEST_ID:
         raise ValueError(
-            f"it has {shown(index)} as the index of '{name}'. An index is an integer, 0 or more."
+            f"it has {shown(index)} as the index of {shown(name)}. An index is an integer, 0 or more."
         )
     colors = [parse_color(row[key]) for key in COLOR_KEYS if key in row]
     return Row(index, name, colors[0] if colors else None)
@@ -142,7 +144,7 @@ def _palette(rows: list[Row], given: Any) -> list[Color] | None:
     if colors and len(colors) < len(rows):
         without = next(row.name for row in rows if row.color is None)
         raise ValueError(
-            f"it gives colors to {len(colors)} of {len(rows)} classes. Give one to '{without}', too."
+            f"it gives colors to {len(colors)} of {len(rows)} classes. Give one to {shown(without)}, too."
         )
     if given is None:
         return colors or None

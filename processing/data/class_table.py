@@ -23,6 +23,7 @@ from ..label_maps import (
     default_ignore_index,
     normalize_label_map,
 )
+from ..palettes import shown
 from .class_file import ClassFile, parse_class_file, read_json
 
 FILE_NAME = "classes.json"
@@ -67,14 +68,16 @@ class ClassTable:
 
 
 def find_class_table(
-    folder: Path, classes: str | Path | Sequence[str] | None, label_map: Mapping | None = None
+    folder: Path,
+    classes: "str | Path | Sequence[str] | ClassTable | None",
+    label_map: Mapping | None = None,
 ) -> ClassTable | None:
     """Finds the class table of a dataset.
 
     Args:
         folder: Folder of the dataset, in which (or in whose parent) `classes.json` is looked for if `classes`
             is None.
-        classes: Class names, or path of a file that lists them.
+        classes: Class names, path of a file that lists them, or the table itself.
         label_map: Replaces the label map of the table.
 
     Returns:
@@ -83,6 +86,8 @@ def find_class_table(
     Raises:
         ValueError: If the file is missing or not valid.
     """
+    if isinstance(classes, ClassTable):
+        return classes
     if isinstance(classes, str | Path):
         return read_class_table(Path(classes), label_map)
     if classes is not None:
@@ -144,7 +149,7 @@ def check_label_map(label_map: dict[str, int | str], names: list[str]) -> None:
         if label != IGNORE and label >= len(names):
             raise ValueError(
                 f"its label map maps {value} to class {label}, but the classes are 0..{len(names) - 1}: "
-                f'{", ".join(names[:10])}. Add the class, or map the value to "ignore".'
+                f'{shown(names)}. Add the class, or map the value to "ignore".'
             )
 
 

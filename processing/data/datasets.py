@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, image_size, read_channels, read_image
+from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read_image
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
 from .class_table import ClassTable, find_class_table
@@ -26,6 +26,7 @@ from .pairing import MASKS_TO_GUESS_FROM, Pair, Pairing, missing_table, pair_fil
 if TYPE_CHECKING:
     import datasets
 
+VALUE_RANGE, SCALE = "value_range", (0.0, 255.0)  # entry of a sample, see `open_data`
 IMAGE_COLUMNS = ("image", "images", "pixel_values", "img", "photo", "input")
 MASK_COLUMNS = (
     "mask",
@@ -39,15 +40,33 @@ MASK_COLUMNS = (
 )
 
 
+class Reading(TypedDict, total=False):
+    """How images are read: options of every data set.
+
+    num_channels: Number of channels of the images; with 3, the default, every image is converted to RGB.
+    value_range: The values of black and white in images of more than 8 bits.
+    pixel_limit: Most pixels of an image or mask; larger ones are rejected before they are decoded.
+    """
+
+    num_channels: int
+    value_range: tuple[float, float] | None
+    pixel_limit: int
+
+
 class SegmentationData(Dataset, ABC):
     """Base of all datasets of pairs; subclasses implement `__len__` and `sources`."""
 
     def __init__(
-        self, table: ClassTable, num_channels: int = 3, value_range: tuple[float, float] | None = None
+        self,
+        table: ClassTable,
+        num_channels: int = 3,
+        value_range: tuple[float, float] | None = None,
+        pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
         self.table = table
         self.num_channels = num_channels
         self.value_range = value_range
+        self.pixel_limit = pixel_limit
         self.classes, self.palette = list(table.names), table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
 
@@ -73,20 +92,20 @@ class SegmentationData(Dataset, ABC):
         pair = self.sources(index)
         image, stored = self.read_image(pair.image), self.read_stored_mask(pair.mask)
         check_sizes(image_size(image), stored.shape[:2], pair.name)
-        return {
-            "image": image,
-            "mask": self.decoder.decode(stored, f"the mask of '{pair.name}'"),
-            "name": pair.name,
-        }
+        mask = self.decoder.decode(stored, f"the mask of '{pair.name}'")
+        scale = {VALUE_RANGE: SCALE} if isinstance(image, np.ndarray) and image.dtype.kind == "f" else {}
+        return {"image": image, "mask": mask, "name": pair.name, **scale}
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
         if self.num_channels == 3:
-            return read_image(source, value_range=self.value_range)
-        return read_channels(source, self.num_channels, value_range=self.value_range)
+            return read_image(source, value_range=self.value_range, pixel_limit=self.pixel_limit)
+        return read_channels(
+            source, self.num_channels, value_range=self.value_range, pixel_limit=self.pixel_limit
+        )
 
     def read_stored_mask(self, source: Source) -> np.ndarray:
         """The mask as stored in the file: (H, W) ids or (H, W, 3) colors."""
-        return read_mask(source, table=self.decoder)
+        return read_mask(source, table=self.decoder, pixel_limit=self.pixel_limit)
 
 
 class PairedFiles(SegmentationData):
@@ -96,10 +115,9 @@ class PairedFiles(SegmentationData):
         self,
         pairing: Pairing,
         table: ClassTable,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
-        super().__init__(table, num_channels, value_range)
+        super().__init__(table, **reading)
         self.pairing = pairing
 
     def __len__(self) -> int:
@@ -119,12 +137,11 @@ class SegmentationFolder(PairedFiles):
     def __init__(
         self,
         path: str | Path,
-        classes: Sequence[str] | str | Path | None = None,
+        classes: Sequence[str] | str | Path | ClassTable | None = None,
         label_map: Mapping | None = None,
         *,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         needs_all_pairs: bool = True,
+        **reading: Unpack[Reading],
     ) -> None:
         self.path = Path(path)
         pairing = pair_files(self.path)
@@ -132,7 +149,7 @@ class SegmentationFolder(PairedFiles):
         table = find_class_table(self.path, classes, label_map)
         if table is None:
             raise ValueError(missing_table(self.path, pairing.pairs))
-        super().__init__(pairing, table, num_channels, value_range)
+        super().__init__(pairing, table, **reading)
 
 
 class DatasetPairs(SegmentationData):
@@ -145,9 +162,8 @@ class DatasetPairs(SegmentationData):
         *,
         image_column: str | None = None,
         mask_column: str | None = None,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         name: str = "dataset",
+        **reading: Unpack[Reading],
     ) -> None:
         check_rows(dataset, name)
         self.image_column, self.mask_column = pair_columns(dataset, image_column, mask_column, name)
@@ -158,7 +174,7 @@ class DatasetPairs(SegmentationData):
         table = table or table_of_features(dataset)
         if table is None:
             raise ValueError(self.missing_table())
-        super().__init__(table, num_channels, value_range)
+        super().__init__(table, **reading)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -190,9 +206,9 @@ def open_data(
     classes: Sequence[str] | str | Path | None = None,
     image_column: str | None = None,
     mask_column: str | None = None,
-    num_channels: int = 3,
-    value_range: tuple[float, float] | None = None,
     needs_all_pairs: bool = True,
+    default_table: ClassTable | None = None,
+    **reading: Unpack[Reading],
 ) -> SegmentationData:
     """Opens a dataset of images and masks.
 
@@ -205,13 +221,15 @@ def open_data(
             to the class names of the dataset.
         image_column: Column of the images in a dataset of `datasets`. Found by type and name by default.
         mask_column: Column of the masks, in the same way.
-        num_channels: Number of channels of the images; with 3, every image is converted to RGB.
-        value_range: The values of black and white in images of more than 8 bits.
         needs_all_pairs: Whether an image without a mask, or a mask without an image, is an error.
+        default_table: Class table for data that has none, such as that of a trained model.
+        **reading: `num_channels` (default: 3, every image is converted to RGB); `value_range`, the values of black
+            and white in images of more than 8 bits; `pixel_limit`, the most pixels of an image or mask.
 
     Returns:
         A dataset with the attributes `classes`, `palette`, `ignore_index` and `label_map`. Its samples are
-        dicts of `image` (PIL image or (H, W, C) array), `mask` ((H, W) int64 class ids) and `name`. Reading a
+        dicts of `image` (RGB PIL image, or (H, W, C) uint8 or float32 array in 0..255), `mask` ((H, W) int64
+        class ids), `name`, and for float arrays `value_range`, (0, 255), as image processors take it. Reading a
         sample raises `ImageReadError` if a file is damaged, and ValueError if the mask has another size than
         the image or an unknown value.
 
@@ -219,7 +237,6 @@ def open_data(
         ValueError: If the source does not exist, has no class names, or its files do not form pairs.
     """
     source, split = split_source(str(source), split)
-    reading = {"num_channels": num_channels, "value_range": value_range}
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
         return open_official(layout, folder, split, classes, needs_all_pairs=needs_all_pairs, **reading)
@@ -227,9 +244,10 @@ def open_data(
         folder, split = folder / split, None
     if (folder / "images").is_dir() or (is_path(folder) and not is_known_to_datasets(folder)):
         check_place(folder)
+        classes = default_table if classes is None and find_class_table(folder, None) is None else classes
         return SegmentationFolder(folder, classes, needs_all_pairs=needs_all_pairs, **reading)
     rows = load_rows(folder if folder.exists() else source, split)
-    table = find_class_table(folder, classes)
+    table = find_class_table(folder, classes) or table_of_features(rows) or default_table
     columns = {"image_column": image_column, "mask_column": mask_column}
     return DatasetPairs(rows, table, name=source, **columns, **reading)
 
@@ -313,6 +331,12 @@ def table_of_features(dataset: "datasets.Dataset") -> ClassTable | None:
     inner = (getattr(kind, "feature", None) for kind in dataset.features.values())
     labels = [kind for kind in inner if isinstance(kind, ClassLabel)]
     return ClassTable(list(labels[0].names)) if len(labels) == 1 else None
+
+
+def scale_for(processor: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The option of an image processor for the sample of a float array, which is on the scale 0..255 already."""
+    is_told = VALUE_RANGE in sample and hasattr(processor, VALUE_RANGE)
+    return {VALUE_RANGE: sample[VALUE_RANGE]} if is_told else {}
 
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:

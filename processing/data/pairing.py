@@ -155,7 +155,7 @@ def propose_table(sources: Sequence[Source]) -> Proposal:
     else:
         count = max((index for index in ids if index != 255), default=0) + 1
         proposal = example([f"class {index}" for index in range(min(count, 256))])
-    return Proposal(proposal, f"The first {len(masks)} masks contain the ids {', '.join(map(str, ids))}.")
+    return Proposal(proposal, f"The first {len(masks)} masks contain the ids {listed(ids)}.")
 
 
 def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:

@@ -6,42 +6,27 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any
 
 import numpy as np
 
-from ..failures import reason, telling
-from ..image_opening import read_frames, read_orientation
-from ..image_reading import image_size
+from ..failures import telling
 from ..label_maps import EQUAL_CHANNELS, LabelMap
-from ..orientation import UPRIGHT, swaps_sides
-from ..palette_masks import PaletteError
 from ..plain_text import one_line
 from ..progress import progress as progress_of
-from .datasets import SegmentationData, check_sizes
-from .pairing import Pair, listed
+from ..value_ranges import StoredValues
+from .datasets import SegmentationData
+from .inspection import Finding, inspect_pair
+from .pairing import listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 RARE_SHARE = 0.001
-FEW_VALUES = 1 << 16
 DOUBTS = {
     "turned": "are turned upright by their EXIF orientation, which their masks do not have. Check that these masks "
     "fit the upright images",
     "frames": "have several frames, of which only the first is used",
 }
-
-
-class Finding(NamedTuple):
-    """The size and the ids of one pair, or why it cannot be used; `doubts` may be wrong with it."""
-
-    name: str
-    size: tuple[int, int] | None = None
-    pixels_by_id: dict[int, int] | None = None
-    is_colored: bool = False
-    unreadable: str | None = None
-    mismatch: str | None = None
-    contradiction: str | None = None
-    doubts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -64,6 +49,8 @@ class CheckReport:
         mismatches: Error messages of masks whose size differs from their image.
         contradictions: Error messages of palette masks whose indices and colors contradict each other.
         doubts: Key of `DOUBTS` -> names of the pairs.
+        unknown_ranges: Name -> values of the images whose black and white are unknown.
+        lost_values: Name -> values of the images of which hardly any gray levels are left as they are read.
         problems: What would stop or break training.
         warnings: What may reduce the quality of the trained model.
     """
@@ -83,6 +70,8 @@ class CheckReport:
     mismatches: list[str] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
     doubts: dict[str, list[str]] = field(default_factory=dict)
+    unknown_ranges: dict[str, StoredValues] = field(default_factory=dict)
+    lost_values: dict[str, StoredValues] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -198,53 +187,14 @@ def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Itera
     return progress_of(items, total=count, unit="pair", desc="checking") if progress else items
 
 
-def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
-    """Reads an image and its mask; errors become part of the finding."""
-    name = f"{index}"
-    try:
-        pair = dataset.sources(index)
-        name = pair.name
-        size = image_size(dataset.read_image(pair.image))
-        mask = dataset.read_stored_mask(pair.mask)
-        finding = Finding(name, size, count_values(mask), mask.ndim == 3)
-    except PaletteError as error:
-        return Finding(name, contradiction=str(error))
-    except Exception as error:
-        return Finding(name, unreadable=reason(error, name))
-    try:
-        check_sizes(size, mask.shape[:2], name)
-    except ValueError as error:
-        return finding._replace(mismatch=str(error))
-    return finding._replace(doubts=tuple(doubts_of(pair, size)))
-
-
-def doubts_of(pair: Pair, size: tuple[int, int]) -> Iterator[str]:
-    """The keys of `DOUBTS` that apply to a pair of equal sizes."""
-    turn = read_orientation(pair.image)
-    fits_unturned = size[0] == size[1] or not swaps_sides(turn)
-    if turn != UPRIGHT and fits_unturned and read_orientation(pair.mask) != turn:
-        yield "turned"
-    if read_frames(pair.image) > 1:
-        yield "frames"
-
-
-def count_values(mask: np.ndarray) -> dict[int, int]:
-    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB."""
-    if mask.ndim == 3:
-        red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
-        mask = red << 16 | green << 8 | blue
-    if mask.min() >= 0 and mask.max() < FEW_VALUES:
-        counts = np.bincount(mask.ravel())
-        return {int(value): int(counts[value]) for value in counts.nonzero()[0]}
-    return {int(value): int(count) for value, count in zip(*np.unique(mask, return_counts=True), strict=True)}
-
-
 def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
     """Adds the counts of one pair to the report."""
     report.num_checked += 1
     if finding.contradiction:
         report.contradictions.append(finding.contradiction)
-    if finding.unreadable:
+    if finding.values:
+        (report.unknown_ranges if finding.unreadable else report.lost_values)[finding.name] = finding.values
+    elif finding.unreadable:
         report.unreadable.append(finding.unreadable)
     if finding.pixels_by_id is None:
         return
@@ -293,8 +243,30 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
     report.warnings += [
         f"{len(names)} images {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
     ]
+    add_range_findings(report, dataset)
     add_class_findings(report, dataset)
     report.warnings += share_warnings(report)
+
+
+def add_range_findings(report: CheckReport, dataset: SegmentationData) -> None:
+    """Adds that black and white of the images are unknown, or not those of their pixels, and the option to pass."""
+    if report.unknown_ranges:
+        values = reduce(StoredValues.joined, report.unknown_ranges.values())
+        report.problems.append(
+            f"{len(report.unknown_ranges)} images ({listed(list(report.unknown_ranges))}) have {values.kind} values from "
+            f"{values.low:.6g} to {values.highest:.6g}, and it is unknown which of them are black and white. "
+            f"Pass {values.option()}."
+        )
+    if 2 * len(report.lost_values) > report.num_checked:
+        values = reduce(StoredValues.joined, report.lost_values.values())
+        black, white = dataset.value_range or (0, 65535)
+        has_outliers = values.highest > values.suggestion()[1]
+        outliers = f" (but for outliers up to {values.highest:.6g})" if has_outliers else ""
+        report.warnings.append(
+            f"{len(report.lost_values)} of {report.num_checked} images have {values.kind} values from {values.low:.6g} to "
+            f"{values.high if has_outliers else values.highest:.6g}{outliers}, but are read with {black:.6g} as black and {white:.6g} as white, so that hardly any "
+            f"gray levels are left. Pass {values.option()}."
+        )
 
 
 def add_class_findings(report: CheckReport, dataset: SegmentationData) -> None:

@@ -150,6 +150,17 @@ def test_another_epoch_seed_or_index_gives_another_sample(samples):
     assert len({*drawn(samples, epoch=0), *drawn(samples, epoch=1), *drawn(other, epoch=0)}) == 9
 
 
+def test_several_crops_of_an_image_are_those_of_further_epochs(samples):
+    more = AugmentedDataset(samples.dataset, samples.augmentation, crops_per_image=3)
+    assert len(more) == 3 * len(samples)
+    more.set_epoch(1)
+    for crop in range(3):
+        samples.set_epoch(3 + crop)
+        sample = more[crop * len(samples) + 1]
+        np.testing.assert_array_equal(sample["image"], samples[1]["image"])
+        np.testing.assert_array_equal(sample["mask"], samples[1]["mask"])
+
+
 def test_samples_do_not_depend_on_earlier_draws(samples):
     alone = np.asarray(samples[2]["image"])
     torch.rand(5)

@@ -39,6 +39,11 @@ def test_the_collator_refuses_mixed_sizes_for_a_model_that_takes_no_pixel_mask()
     assert collator(samples[:1])["labels"].shape == (1, 6, 8)
 
 
+def test_the_collator_refuses_an_empty_batch():
+    with pytest.raises(ValueError, match="empty batch"):
+        SegmentationCollator(SegmentationImageProcessor())([])
+
+
 IDS = np.array([[0, 1, 2], [1, 255, 0]], np.uint8)
 
 

@@ -13,7 +13,7 @@ import pytest
 from cases import each, slow_but
 from PIL import Image
 
-from contextseg.processing.data.class_table import ClassTable
+from contextseg.processing.data.class_table import ClassTable, class_table
 from contextseg.processing.data.datasets import (
     DatasetPairs,
     SegmentationFolder,
@@ -101,6 +101,27 @@ def test_color_masks_are_decoded_by_the_palette(folder):
     write_pair(folder, "a", mask=colors[ids])
     (folder / "classes.json").write_text(json.dumps({"classes": ["a", "b"], "palette": colors.tolist()}))
     np.testing.assert_array_equal(SegmentationFolder(folder)[0]["mask"], ids)
+
+
+@each("is_folder", [True, False])
+def test_palette_masks_are_decoded_by_their_colors(folder, rows, is_folder):
+    colors = [[0, 0, 0], [0, 0, 255], [255, 0, 0]]
+    for path in folder.glob("masks/**/*.png"):
+        mask = Image.fromarray(np.asarray(Image.open(path)))
+        mask.putpalette([level for color in (colors[0], colors[2], colors[1]) for level in color])
+        mask.save(path)
+    table = class_table({"classes": CLASSES, "palette": colors}, None, "test")
+    (folder.parent / "classes.json").write_text(json.dumps({"classes": CLASSES, "palette": colors}))
+    data = SegmentationFolder(folder) if is_folder else DatasetPairs(rows, table)
+    np.testing.assert_array_equal(data[0]["mask"], np.array([0, 2, 1])[np.arange(48).reshape(6, 8) % 3])
+
+
+def test_classes_can_be_numbered_in_another_order(folder):
+    data = SegmentationFolder(folder)
+    before, names = data[0]["mask"], [CLASSES[i] for i in (2, 0, 1)]
+    data.number_classes_as(names)
+    assert data.classes == names
+    np.testing.assert_array_equal(data[0]["mask"], np.array([1, 2, 0])[before])
 
 
 def test_images_of_many_channels_are_arrays(folder):

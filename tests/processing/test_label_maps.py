@@ -126,3 +126,22 @@ def test_a_mask_of_background_alone_needs_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LabelMap().decode(np.zeros((2, 2), np.uint8))
+
+
+def test_ids_in_three_equal_channels_are_named_as_such():
+    mask = np.repeat(np.array([[[0], [1], [2]]], np.uint8), 3, axis=2)
+    for table in (LabelMap(), LabelMap({(128, 64, 128): 0})):
+        with pytest.raises(ValueError, match="red, green and blue are equal in every pixel"):
+            table.decode(mask)
+
+
+@each("ignore_index", [True, 1.5, "255", None, 1, 2**40])
+def test_an_ignore_index_is_an_integer_that_is_not_a_class(ignore_index):
+    with pytest.raises(ValueError, match="ignore_index="):
+        LabelMap({0: 0, 1: 1}, ignore_index)
+
+
+def test_renumbered_classes_keep_their_ids_and_colors():
+    table = LabelMap({7: 0, 8: 1, "#ff0000": 1, "#000000": "ignore"}, -1).renumbered([1, 0])
+    assert table.decode(np.array([[7, 8]])).tolist() == [[1, 0]]
+    assert table.decode(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8)).tolist() == [[0, -1]]

@@ -160,6 +160,20 @@ def test_16_bit_channels_are_refused_because_pillow_cuts_them():
         read_mask(file + chunk(b"IEND", b""))
 
 
+@pytest.mark.parametrize(("bits", "levels"), [(4, range(16)), (8, (0, 255))])
+def test_a_gray_bmp_that_pillow_misreads_is_refused(bits, levels):
+    palette = b"".join(bytes([level] * 3 + [0]) for level in levels)
+    info = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, bits, 0, 4, 0, 0, len(levels), 0)
+    header = b"BM" + struct.pack("<IHHI", 58 + len(palette), 0, 0, 54 + len(palette))
+    with pytest.raises(ImageReadError, match="gray palette that Pillow cannot read"):
+        read_mask(header + info + palette + b"\0\1\1\0")
+
+
+@each("values", [IDS, IDS > 2])
+def test_gray_bmps_are_read(values):
+    np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(values), "BMP")), values)
+
+
 LOSSY = {
     "TIFF": {"compression": "jpeg"},
     "WEBP": {"quality": 80},

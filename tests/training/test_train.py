@@ -58,7 +58,7 @@ def test_the_record_holds_arguments_versions_scores_and_hardware(run):
     assert record["steps_done"] == record["best"]["step"] == 4
     assert record["arguments"]["batch_size"] == 2
     assert record["arguments"].keys() == {"task", *(field.name for field in fields(SegmentationArguments))}
-    assert not {"label_smoothing", "mix_token", "rand_augment", "shorter_side"} & record["arguments"].keys()
+    assert not {"random_erasing", "mix_token", "rand_augment", "shorter_side"} & record["arguments"].keys()
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["hardware"]["cores"] == os.cpu_count()
     assert [row["name"] for row in record["scores"]["per_class"]] == CLASSES
@@ -126,6 +126,10 @@ def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp
         "2",
         "--set",
         "drop_path_rate=0.5",
+        "--batch-size",
+        "7",
+        "--crops-per-image",
+        "2",
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*run_options(data, whole), *changes]) == 0
@@ -226,7 +230,10 @@ ERRORS = {
     "unknown field": (["--set", "window_sizee=4"], "did you mean 'window_size'"),
     "no value": (["--set", "window_size"], "--set NAME=VALUE"),
     "two starts": (["--preset", "nano", "--init-from", "b"], "Give only one of them"),
-    "large batch": (["--batch-size", "6"], "batch of 6 is larger than the training set of 5 images"),
+    "early stopping alone": (
+        ["--val", "", "--early-stopping", "2"],
+        "--early-stopping compares validation scores",
+    ),
     "two lengths": (["--epochs", "3"], "--steps and --epochs"),
     "bad crop": (["--crop-size", "12by4"], "HEIGHTxWIDTH"),
     "bad factor": (["--lr-factor", "decoder"], "PART=FACTOR"),
@@ -242,6 +249,19 @@ def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, dat
         main([*options, *changes])
     assert message in f"{caught.value} {capsys.readouterr().err}"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_progress_ends_early_says_so_and_goes_on_with_more_patience(data, tmp_path, capsys):
+    changes = ["--steps", "6", "--eval-interval", "1", "--learning-rate", "0", "--early-stopping", "2"]
+    assert main([*run_options(data, tmp_path / "run"), *changes]) == 0
+    record = read_json(tmp_path / "run" / "run.json")
+    assert (record["status"], record["steps_done"], record["evaluations_since_best"]) == ("finished", 3, 2)
+    assert "stopped early of 6: no better score in 2 evaluations" in capsys.readouterr().out
+    resume = ["--output", str(tmp_path / "run"), "--resume"]
+    assert main(resume) == 0
+    assert read_json(tmp_path / "run" / "run.json")["steps_done"] == 3
+    assert main([*resume, "--early-stopping", "3"]) == 0
+    assert read_json(tmp_path / "run" / "run.json")["steps_done"] == 4
 
 
 def test_a_run_is_never_overwritten(run, data):
@@ -322,6 +342,27 @@ def test_every_epoch_shows_every_image_once():
 def test_a_later_start_is_the_tail_of_the_same_stream():
     options = {"seed": 3, "stop": 9}
     assert list(SampleStream(7, 3, start=4, **options)) == list(SampleStream(7, 3, start=0, **options))[4:]
+
+
+def test_several_crops_of_an_image_differ_and_are_spread_over_the_epoch():
+    keys = [key for batch in SampleStream(5, 3, seed=0, start=0, stop=10, crops=3) for key in batch]
+    assert sorted(keys) == [(epoch, index) for epoch in range(6) for index in range(5)]
+    assert sorted(keys[:15]) == [(epoch, index) for epoch in range(3) for index in range(5)]
+    assert {epoch for epoch, _ in keys[:5]} != {0}
+
+
+def test_one_crop_per_image_is_the_plain_stream():
+    assert list(SampleStream(5, 2, seed=1, start=0, stop=9, crops=1)) == list(
+        SampleStream(5, 2, seed=1, start=0, stop=9)
+    )
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    batches = list(SampleStream(20, 64, seed=0, start=0, stop=5))
+    assert [len(set(batch)) for batch in batches] == [64] * 5
+    assert {index for _, index in batches[0]} == set(range(20))
+    arguments = SegmentationArguments(epochs=16, batch_size=64, crops_per_image=2)
+    assert new_schedule(arguments, num_images=20, num_processes=1).steps == 10
 
 
 def test_processes_share_the_stream_of_one():
