@@ -4,8 +4,6 @@ Resuming is exact on one device: everything that a step depends on is in `Traini
 the seed and the step number (batches, learning rate).
 """
 
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
