@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")  # also the rare lossless AVIF
+LOSSY_FORMATS = ("JPEG", "MPO", "AVIF", "HEIF")  # also the rare lossless ones
 LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "tiff_sgilog": "LogLuv", "tiff_sgilog24": "LogLuv"}
 TIFF_OFFSETS = (273, 324)  # of the strips, or of the tiles
 SAMPLE_BITS = {"L;2": 2, "L;4": 4}  # by Pillow's raw mode
