@@ -128,8 +128,8 @@ def segment(
             f"Run the command again to segment all.{named}"
         )
 
-    with telling(state):
-        for job in progress(jobs, unit="image", disable=len(jobs) == 1):
+    with telling(state), progress(jobs, unit="image", disable=len(jobs) == 1) as bar:
+        for job in bar:
             try:
                 predictor.run(job)
                 done += 1
