@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .command_line import CROPS_HELP, MODEL_HELP, CommandLine, CommandOptions, option
+from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
 
@@ -80,6 +80,20 @@ class ModelOptions:
         f"checkpoint to start from, which is recognized: {MODEL_HELP}; ours, a Swin, a UPerNet with Swin, a SegFormer, or "
         "another encoder of transformers; or a model name of timm",
         metavar="CHECKPOINT",
+    )
+
+
+@dataclass(kw_only=True)
+class TuningOptions:
+    """Options for runs that start from pretrained weights."""
+
+    _argument_group_name = "Fine-tuning"
+
+    freeze: list[str] = option([], FREEZE_HELP, metavar="MODULE")
+    lora: int = option(0, LORA_HELP)
+    layer_decay: float | None = option(
+        None,
+        "factor of the learning rate from each layer of the backbone to the one before it, such as 0.75 (default: 1)",
     )
 
 
@@ -172,7 +186,7 @@ class RunOptions:
     dry_run: bool = option(False, "build everything, try it on two samples, print the plan, and exit")
 
 
-SHARED = (DataOptions, ModelOptions, OptimizationOptions, MachineOptions, RunOptions)
+SHARED = (DataOptions, ModelOptions, TuningOptions, OptimizationOptions, MachineOptions, RunOptions)
 
 
 @dataclass(kw_only=True)
@@ -180,6 +194,7 @@ class TrainArguments(
     CommandOptions,
     DataOptions,
     ModelOptions,
+    TuningOptions,
     OptimizationOptions,
     MachineOptions,
     RunOptions,

@@ -157,6 +157,19 @@ def without_download(*arguments, pretrained=False):  # noqa: ARG001
     return build_encoder(*arguments)
 
 
+def test_a_model_of_transformers_has_no_field_for_another_loss(checkpoints):
+    options = {"loss": "dice"}
+    with pytest.raises(ValueError, match="a 'segformer' of transformers, which has no field 'loss'"):
+        build_model(
+            SEGMENTER,
+            None,
+            None,
+            class_names=["a"],
+            options=options,
+            init_from=str(checkpoints / "segformer"),
+        )
+
+
 REFUSED = {
     "another of our models": (
         "swin",
