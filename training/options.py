@@ -159,7 +159,10 @@ class RunOptions:
 
     recipe: str | None = option(
         None,
-        "take options from a YAML file or a built-in recipe; options given on the command line override it",
+        "take options from a built-in recipe, a YAML file, or the run.json of a run, which starts it again in a new --output; "
+        "options given on the command line override it",
+        aliases=["--config"],
+        metavar="FILE",
     )
     output: str = option("", "folder of this run (required)", metavar="FOLDER")
     license: str | None = option(
