@@ -18,6 +18,7 @@ METRICS = {
     "mean_accuracy": ("mean_accuracy", "Mean accuracy"),
     "pixel_accuracy": ("accuracy", "Pixel accuracy"),
     "boundary_iou": ("boundary_iou", "Boundary IoU"),
+    "boundary_f": ("boundary_f", "Boundary F"),
     "top_1": ("accuracy", "Top-1 accuracy"),
     "top_5": ("top_5_accuracy", "Top-5 accuracy"),
     "box_ap": ("box_ap", "Box AP"),

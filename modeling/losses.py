@@ -7,9 +7,11 @@ operators compute in blocks.
 Legend: B batch, K classes, h, w height and width of the logits, H, W those of the image.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,33 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}, but must be class ids: pass labels.long().")
+
+
+def check_label_size(pixel_values: Tensor, labels: Tensor | None) -> None:
+    """(B, C, H, W), (B, H, W) or None. Raises ValueError unless labels are a tensor of the images' size."""
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels are of type {type(labels).__name__}; a tensor of class ids (batch, height, width) is required. "
+            "Pass torch.as_tensor(labels)."
+        )
+    size, found = tuple(pixel_values.shape[-2:]), tuple(labels.shape)
+    if len(found) == 3 and found[1:] != size:  # check_shapes answers other shapes
+        raise ValueError(
+            f"labels are {found[1]}x{found[2]}, but the images are {size[0]}x{size[1]} (height x width). Prepare both "
+            "together: processor(images, segmentation_maps)."
+        )
+
+
+def warn_of_one_class(logits: Tensor) -> None:
+    """Warns if there is only one class: its softmax is 1 whatever the logits, so nothing is learned."""
+    if logits.shape[1] == 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            "the model has only one class, so its loss is 0 and nothing is learned. Add a class for everything else, "
+            "and label it in the masks: num_labels=2.",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)
@@ -195,6 +224,10 @@ def parse_terms(terms: str) -> list[tuple[float, str]]:
             parsed.append((float(factor or 1), name))
         except ValueError:
             raise ValueError(f"'{factor}' in '{terms}' is not a number. Write e.g. '0.5*{name}'.") from None
+        if not 0 <= parsed[-1][0] < inf:
+            raise ValueError(
+                f"'{factor}' in '{terms}' is not a weight. Use a number from 0, e.g. '0.5*{name}'."
+            )
     return parsed
 
 
@@ -241,6 +274,7 @@ def segmentation_loss(
     if reduction not in ("valid", "all"):
         raise ValueError(f"no reduction '{reduction}'. Known: 'valid', 'all'.")
     check_shapes(logits, labels)
+    warn_of_one_class(logits)
     labels, factors = labels.long(), parse_terms(terms)
     check_labels(labels, logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
@@ -266,4 +300,4 @@ def segmentation_loss(
         return sum(factor * LOSS_TERMS[name](pixels) for factor, name in factors)
 
 
-__all__ = ["LOSS_TERMS", "check_labels", "parse_terms", "segmentation_loss"]
+__all__ = ["LOSS_TERMS", "check_label_size", "check_labels", "parse_terms", "segmentation_loss"]

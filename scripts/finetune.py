@@ -52,8 +52,9 @@ def new_parser() -> CommandLine:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    given, others = new_parser().parse_known_args(argv)
-    options = FinetuneOptions(**vars(given))
+    parser = new_parser()
+    given, others = parser.parse_known_args(argv)
+    options = parser.build(vars(given))
     with short_errors(PROGRAM, options.traceback):
         from accelerate import PartialState
 

@@ -22,10 +22,11 @@ from .loss_fields import check_loss_is_ours, loss_fields
 from .models import SEGMENTER, describe, ignore_index_field
 from .options import SegmentationArguments
 from .origin import public_data, public_model
+from .reading_options import reading_names
 from .records import environment, write_json
 from .segmentation import SegmentationTask, new_augmentation, processor_of
 from .setup import open_splits
-from .starting_points import build_model, checkpoint_of
+from .starting_points import build_model, channels_of_checkpoint, checkpoint_of
 from .trained_part import select_trained
 from .trainer import SegmentationTrainer, SegmentationTrainingArguments, SetEpoch
 
@@ -52,7 +53,9 @@ def finetune(
     """
     check_output(options, arguments)
     set_seed(arguments.seed)
-    task = SegmentationTask(SegmentationArguments(train=options.train, val=options.val))
+    reading = {name: getattr(options, name) for name in reading_names()}
+    sources = {"train": options.train, "val": options.val, "init_from": options.init_from}
+    task = SegmentationTask(SegmentationArguments(**sources, **reading))
     train, val = open_splits(task)
     trainer = new_trainer(options, arguments, train, val)
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint or options.resume)
@@ -178,7 +181,12 @@ def early_stopping(
 def new_model(options: "FinetuneOptions", data: SegmentationData) -> PreTrainedModel:
     """Builds the model from the checkpoint, for the classes and the `ignore_index` of the data."""
     names, fields = list(data.classes), loss_fields(options, data)
-    model = build_model(SEGMENTER, None, None, class_names=names, options=fields, init_from=options.init_from)
+    channels = {"num_channels": data.num_channels}
+    if data.num_channels == channels_of_checkpoint(options.init_from):
+        channels = {}
+    model = build_model(
+        SEGMENTER, None, None, class_names=names, options={**fields, **channels}, init_from=options.init_from
+    )
     check_loss_is_ours(model, fields)
     setattr(model.config, ignore_index_field(model.config), data.ignore_index)
     # Losses are means over pixels. Without this flag, Trainer would sum them over accumulated batches.

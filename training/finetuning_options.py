@@ -7,10 +7,12 @@ from pathlib import Path
 
 from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandOptions, option, required
 from .loss_options import LossOptions
+from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(CommandOptions, LossOptions):
+class FinetuneOptions(CommandOptions, ReadingOptions, LossOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
     init_from: str = required(
@@ -34,6 +36,11 @@ class FinetuneOptions(CommandOptions, LossOptions):
     crops_per_image: int = option(1, CROPS_HELP)
     min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
+    rotation: float = option(
+        0.0,
+        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
+        metavar="DEGREES",
+    )
     early_stopping: int | None = option(
         None,
         "end the run after this many evaluations without a better --metric_for_best_model, such as mean_iou; needs --val and "
@@ -44,6 +51,10 @@ class FinetuneOptions(CommandOptions, LossOptions):
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
 
 
 def trainer_options() -> list[str]:

@@ -4,7 +4,6 @@ Resuming is exact on one device: everything that a step depends on is in `Traini
 the seed and the step number (batches, learning rate).
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -17,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.data.unreadable import UnreadableImages
+from ..processing.progress import progress
 from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, write_folder
 from .command_line import CommandError
 from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
@@ -89,7 +88,8 @@ class Training:
     average: ModelEma | None = None
     unreadable: UnreadableImages = field(default_factory=UnreadableImages)
     step: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the whole run, evaluations included
+    clock: float = field(default_factory=time.perf_counter)  # when `seconds` was last counted
     scores: dict[str, Any] = field(default_factory=dict)  # of the latest evaluation
     best: dict[str, Any] = field(default_factory=dict)  # of the best one
     evaluations_since_best: int = 0
@@ -101,6 +101,11 @@ class Training:
     def published_weights(self) -> AbstractContextManager:
         """Context manager in which the model has the weights to publish: with --ema, the averaged ones."""
         return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
+
+    def count_seconds(self) -> None:
+        """Adds the time since the last call, or since the start, to `seconds`."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
 
     def state(self) -> dict[str, Any]:
         """Returns the state for resuming, complete on the first process only. Call it on every process."""
@@ -179,12 +184,10 @@ class Meter:
         self.losses: list[Tensor] = []
         self.names: list[list[str]] = []
         self.started = time.perf_counter()
-        self.bar = tqdm(
+        self.bar = progress(
             total=schedule.steps,
             initial=training.step,
             unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
             disable=not self.accelerator.is_local_main_process,
         )
 
@@ -264,7 +267,6 @@ def train_loop(
         True at the end of the schedule, False after a stop signal.
     """
     log_interval = schedule.log_interval if training.accelerator.device.type == "cuda" else 1
-    clock = time.perf_counter()
     training.model.train()
     meter.restart()
     while not schedule.is_over(training):
@@ -277,8 +279,6 @@ def train_loop(
         meter.flush()
         stopping = stop.requested(training.accelerator)
         if at_checkpoint or stopping:
-            training.seconds += time.perf_counter() - clock
-            clock = time.perf_counter()
             checkpoint(meter, stopping=stopping)
             meter.restart()
         if stopping:

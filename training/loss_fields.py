@@ -22,6 +22,9 @@ ENET_CONSTANT = 1.02
 AUTO = "auto"
 
 
+LOSS_FIELDS = {"loss", "class_weights", "label_smoothing"}
+
+
 def loss_fields(options: LossOptions, data: SegmentationData) -> dict[str, Any]:
     """Returns the configuration fields that the options set; empty if none is given.
 
@@ -38,9 +41,10 @@ def loss_fields(options: LossOptions, data: SegmentationData) -> dict[str, Any]:
 
 def check_loss_is_ours(model: PreTrainedModel, fields: Mapping[str, Any]) -> None:
     """Raises ValueError if a model of transformers, which computes its own loss, is to have another one."""
-    if fields and not isinstance(model.config, DecodingConfig):
+    given = LOSS_FIELDS & fields.keys()
+    if given and not isinstance(model.config, DecodingConfig):
         raise ValueError(
-            f"{type(model).__name__} computes its own loss: --{min(fields).replace('_', '-')} needs a model of contextseg, "
+            f"{type(model).__name__} computes its own loss: --{min(given).replace('_', '-')} needs a model of contextseg, "
             "such as --model segdeformer on the same encoder. Leave it out, or choose another model."
         )
 

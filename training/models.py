@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
 from .checkpoints import model_folder
+from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,12 @@ def ignore_index_field(config: PreTrainedConfig) -> str:
     return field
 
 
+def channels_of(config: PreTrainedConfig) -> int:
+    """Returns the number of channels of a model's images, which some models store with their backbone."""
+    backbone = getattr(config, "backbone_config", None)
+    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
+
+
 def class_names(model: PreTrainedModel) -> list[str]:
     """Returns the class names by id."""
     return list(model.config.id2label.values())
@@ -85,30 +92,43 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
-    model = AutoModelForSemanticSegmentation.from_pretrained(source)
-    return model.eval(), AutoImageProcessor.from_pretrained(source), source
+    with explained_absence(source):
+        model = AutoModelForSemanticSegmentation.from_pretrained(source)
+        return model.eval(), AutoImageProcessor.from_pretrained(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
-    """Returns the model's class names.
+    """Returns the model's class names, and numbers the classes of the data in the same order.
 
-    Raises ValueError if the data has another number of classes; warns if names differ.
+    Classes with the same names in another order are matched by name. Where some names differ, classes are
+    matched by position with a warning, unless a name that both have is at different positions.
+
+    Raises ValueError if the classes cannot be matched.
     """
-    known, found = (
-        [model.config.id2label[index] for index in range(model.config.num_labels)],
-        list(data.classes),
-    )
-    if len(known) != len(found):
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    found = list(data.classes)
+    if known != found and sorted(known) == sorted(found):
+        logger.warning("the data has the classes of the model in another order; they are matched by name")
+        data.number_classes_as(known)
+        return known
+    if len(known) != len(found) or any(
+        name in known and known.index(name) != i for i, name in enumerate(found)
+    ):
         raise ValueError(
-            f"the model has {len(known)} classes ({', '.join(known[:5])}, ...), the data {len(found)} "
-            f"({', '.join(found[:5])}, ...). Use data with the model's classes, or fine-tune the model with "
-            "contextseg-train --init-from."
+            f"the model has {len(known)} classes and the data {len(found)}. Only in the model: {_beyond(known, found)}; "
+            f"only in the data: {_beyond(found, known)}. Give the data the model's classes and names in "
+            "classes.json, or fine-tune the model with contextseg-train --init-from."
         )
     if different := [pair for pair in zip(known, found, strict=True) if pair[0] != pair[1]]:
         logger.warning(
             "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
     return known
+
+
+def _beyond(names: list[str], others: list[str]) -> str:
+    beyond = [name for name in names if name not in others]
+    return ", ".join(beyond[:5]) + ", ..." * (len(beyond) > 5) or "none"
 
 
 def parse_overrides(settings: list[str]) -> dict[str, Any]:
@@ -131,7 +151,7 @@ def parse_value(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
 

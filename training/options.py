@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal
 from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
+from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
@@ -148,6 +150,9 @@ class MachineOptions:
         False, "recompute activations in the backward pass: less memory, more time"
     )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
+    timeout: float = option(
+        30.0, "minutes until a process ends that waits for another one, which has died or hangs"
+    )
     sync_batch_norm: bool = option(
         True, "with several GPUs, compute batch norm over the images of all of them"
     )
@@ -208,20 +213,41 @@ class TrainArguments(
     default_model: ClassVar[str] = "glam_swin"  # without --init-from
     crops_per_image: ClassVar[int] = 1  # an option of segmentation
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_learning_rate", "learning_rate")
+        if self.preset is not None and self.init_from is not None:
+            raise ValueError(
+                "--preset and --init-from both determine the model's size. Give only one of them."
+            )
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                "--steps and --epochs both set the length of the training. Give only one of them."
+            )
+
 
 @dataclass(kw_only=True)
-class SegmentationArguments(TrainArguments, CropOptions, LossOptions, WindowOptions):
+class SegmentationArguments(TrainArguments, ReadingOptions, CropOptions, LossOptions, WindowOptions):
     _argument_group_name = "Segmentation"
     task = "segmentation"
 
     crops_per_image: int = option(1, CROPS_HELP)
     min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
+    rotation: float = option(
+        0.0,
+        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
+        metavar="DEGREES",
+    )
     base_size: str | None = option(
         None,
         "resize images to fit these edges before the random resizing, and for evaluation",
         metavar="LONGxSHORT",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
 
 
 @dataclass(kw_only=True)
@@ -262,7 +288,15 @@ ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationA
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
     """Returns the command line with the options of all tasks."""
-    kinds = [TaskOptions, CommandOptions, *SHARED, CropOptions, LossOptions, *ARGUMENTS.values()]
+    kinds = [
+        TaskOptions,
+        CommandOptions,
+        *SHARED,
+        ReadingOptions,
+        CropOptions,
+        LossOptions,
+        *ARGUMENTS.values(),
+    ]
     parser = CommandLine(kinds, program, description)
     parser.renamed = dict.fromkeys(("--weights", "--swin", "--segformer", "--backbone"), "--init-from")
     return parser

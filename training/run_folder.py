@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import BaseImageProcessor
 
 from ..processing.data.pairing import listed
+from ..processing.progress import progress
 from .checkpoints import clear_leftovers
 from .loop import Meter, Schedule, Training
 from .origin import origin
+from .plots import CurvePlot
 from .processes import share_buffers, whole_weights
 from .publishing import ExportArguments, export
 from .records import Log, environment, write_json
 from .tasks import Task
+from .validation_pictures import log_details
 
 try:
     import fcntl
@@ -54,6 +56,7 @@ class RunFolder:
         self.log = Log(self.path / "log.jsonl")
         self.environment = environment()
         self.origin = origin(arguments, self.accelerator.num_processes)
+        self.curves = CurvePlot(self.log.path, task.best_by, task.best_by_name)
         self.images = None
         if val_data is not None:
             self.images = task.evaluation_images(val_data, processor, self.accelerator)
@@ -85,6 +88,7 @@ class RunFolder:
         training, is_best = self.training, False
         if self.images is not None and not stopping:
             is_best = self.evaluate(meter)
+        training.count_seconds()
         training.unreadable.collect(self.accelerator)
         if training.unreadable.times and not stopping:
             meter.report({"unreadable": training.unreadable.times.total()})
@@ -93,11 +97,12 @@ class RunFolder:
         training.save(self.path / "last", self.processor, with_state=True)
         if self.accelerator.is_main_process:
             self.write_record("stopped" if stopping else "running")
+            self.curves.draw()
 
     def evaluate(self, meter: Meter) -> bool:
         """Scores the model and prints one line; returns whether it is the best so far."""
         training, started = self.training, time.perf_counter()
-        images = tqdm(self.images, desc="evaluating", unit="image", leave=False, disable=meter.bar.disable)
+        images = progress(self.images, desc="evaluating", unit="image", disable=meter.bar.disable)
         # A compiled model would be recompiled for every image size.
         with (
             training.published_weights(),
@@ -117,6 +122,7 @@ class RunFolder:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
         if self.accelerator.is_main_process:
+            log_details(self.accelerator, self.task.pictures, self.task.class_score, training.scores)
             meter.bar.write(
                 f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
                 + (", the best so far" if is_best else "")
@@ -150,8 +156,10 @@ class RunFolder:
         meter.bar.close()
         if not self.accelerator.is_main_process:
             return 0 if stopped_by is None else 128 + stopped_by
+        self.training.count_seconds()
         if stopped_by is None:
             self.write_record("finished")
+        self.curves.draw(at_once=True)
         os.close(self.lock)
         if stopped_by is None:
             print(self.summary(schedule))

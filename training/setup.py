@@ -1,14 +1,16 @@
 """Builds the parts of a run from its arguments; `run.py` puts them together."""
 
+import logging
 import math
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -22,6 +24,7 @@ from .loop import Schedule, Training
 from .loss_fields import check_loss_is_ours
 from .models import parse_overrides
 from .optim import parameter_groups
+from .option_texts import milestone, part_and_factor
 from .options import TrainArguments, fields_of, train_arguments
 from .processes import num_processes, quiet_unless_first
 from .records import read_json
@@ -29,10 +32,12 @@ from .starting_points import build_model
 from .tasks import Task, task_of
 from .trained_part import select_trained
 
+logger = logging.getLogger(__name__)
+
 # Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push", "license", "traceback", "early_stopping"),
+    *("push", "license", "traceback", "timeout", "pixel_limit", "early_stopping"),
 }
 DEFAULT_EPOCHS = 100
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -120,6 +125,7 @@ def new_accelerator(arguments: TrainArguments) -> Accelerator:
         gradient_accumulation_steps=arguments.accumulation,
         log_with=None if arguments.tracker == "none" else arguments.tracker,
         project_dir=arguments.output,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=arguments.timeout))],
     )
     configure_deepspeed(
         accelerator,
@@ -195,12 +201,15 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         ValueError: If options contradict each other.
     """
     batch, samples = arguments.batch_size * num_processes, num_images * arguments.crops_per_image
-    if arguments.steps and arguments.epochs:
-        raise ValueError("--steps and --epochs both set the length of the training. Give only one of them.")
     epochs = arguments.epochs or DEFAULT_EPOCHS
     length = arguments.steps or epochs
     steps = arguments.steps or math.ceil(epochs * samples / (batch * arguments.accumulation))
     warmup = min(1500, steps // 10) if arguments.warmup_steps is None else arguments.warmup_steps
+    if max(arguments.cooldown_steps, warmup) >= steps > 1:
+        logger.warning(
+            "the learning rate never reaches its peak: %d steps of warm-up and %d of cool-down in a run of %d steps",
+            *(warmup, arguments.cooldown_steps, steps),
+        )
     return Schedule(
         steps,
         warmup,
@@ -223,12 +232,9 @@ def milestones(arguments: TrainArguments, length: float) -> list[float]:
             "--schedule step and --milestones must be given together. Write for example "
             "--schedule step --milestones 8 --milestones 11, or leave both out."
         )
-    try:
-        places = [float(place) for place in arguments.milestones]
-    except ValueError:
-        raise ValueError(
-            f"--milestones {' '.join(map(str, arguments.milestones))} are not numbers. Give epochs or steps."
-        ) from None
+    places = [milestone(place) for place in arguments.milestones]
+    if places != sorted(set(places)):
+        raise ValueError(f"--milestones {' '.join(arguments.milestones)} do not increase. Sort them.")
     if not all(0 < place < length for place in places):
         raise ValueError(
             f"--milestones {places} are not all within the length of the run, {length:g}. Give earlier ones."
@@ -238,25 +244,13 @@ def milestones(arguments: TrainArguments, length: float) -> list[float]:
 
 def learning_rate_floor(arguments: TrainArguments) -> float:
     """Returns the lowest learning rate as a fraction of the peak."""
-    if not 0 <= arguments.min_learning_rate <= arguments.learning_rate:
-        raise ValueError(
-            f"--min-learning-rate {arguments.min_learning_rate} is not between 0 and --learning-rate "
-            f"{arguments.learning_rate}. Give a smaller one."
-        )
     return arguments.min_learning_rate / arguments.learning_rate if arguments.min_learning_rate else 0.0
 
 
 def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.optim.AdamW:
     """Builds AdamW with the parameter groups that the arguments describe."""
     factors = {"head": arguments.head_lr_factor}
-    for setting in arguments.lr_factor:
-        part, _, factor = setting.partition("=")
-        try:
-            factors[part] = float(factor)
-        except ValueError:
-            raise ValueError(
-                f"--lr-factor {setting} is not PART=FACTOR. Write for example --lr-factor global_tokens=10."
-            ) from None
+    factors |= dict(map(part_and_factor, arguments.lr_factor))
     groups = parameter_groups(
         model,
         learning_rate=arguments.learning_rate,

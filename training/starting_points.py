@@ -20,10 +20,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..configuration.checked_config import CheckedConfig
-from ..modeling.backbone_building import adapted_config
+from ..configuration.field_rules import check_encoder_sizes
+from ..modeling.backbone_building import adapted_config, explained_settings
+from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
-from .models import ModelKind, config_class_of
+from .model_names import explained_absence
+from .models import ModelKind, channels_of, config_class_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +68,12 @@ def build_model(
         "label2id": {label: index for index, label in enumerate(class_names)},
         **options,
     }
-    if preset is not None and init_from:
-        raise ValueError("--preset and --init-from both determine the model's size. Give only one of them.")
     if init_from:
         with without_reports():
             return started(kind, name, init_from, options)
-    config = configuration(kind, name, preset, options)
-    return kind.classes[type(config)](config)
+    with explained_settings(name):
+        config = configuration(kind, name, preset, options)
+        return kind.classes[type(config)](config)
 
 
 def configuration(
@@ -79,6 +81,11 @@ def configuration(
 ) -> PreTrainedConfig:
     """Returns the configuration of a model type, in the published size `preset` if it is not None."""
     config_class = config_class_of(kind, name)
+    if "num_channels" in options:
+        rest = {option: value for option, value in options.items() if option != "num_channels"}
+        return with_num_channels(configuration(kind, name, preset, rest), options["num_channels"])
+    if not issubclass(config_class, CheckedConfig):
+        check_encoder_sizes(options)
     if preset is None:
         return config_class(**options)
     if not hasattr(config_class, "preset"):
@@ -124,10 +131,18 @@ def checkpoint_of(source: str) -> str:
     return source if is_timm_name(source) else model_folder(source)
 
 
+def channels_of_checkpoint(source: str | None) -> int:
+    """Returns the number of channels that a checkpoint takes; 3 for models of timm, and without a checkpoint."""
+    if not source or is_timm_name(source):
+        return 3
+    return channels_of(read_config(source, checkpoint_of(source)))
+
+
 def read_config(source: str, folder: str) -> PreTrainedConfig:
     """Reads the configuration of a checkpoint. Raises ValueError if there is none that transformers knows."""
     try:
-        return AutoConfig.from_pretrained(folder)
+        with explained_absence(folder):
+            return AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(f"--init-from {source}: {reason}. {UNDERSTOOD}") from error
@@ -196,9 +211,13 @@ def continued(
             f"{source} is a '{config.model_type}' of transformers, which has no field '{unknown[0]}'. Leave the option out, or "
             "build a model of contextseg on the same encoder, such as --model segdeformer."
         )
+    options = dict(options)
+    channels = options.pop("num_channels", None)
     model, info = kind.auto_class.from_pretrained(
         folder, ignore_mismatched_sizes=True, output_loading_info=True, **options
     )
+    if channels not in (None, channels_of(model.config)):
+        model = adapt_channels(model, channels)
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     counts = Counter(key.partition(".")[0] for key in {*info["missing_keys"], *mismatched})
     new = [f"{part} ({count} tensors)" for part, count in sorted(counts.items())]

@@ -155,7 +155,7 @@ def test_the_card_is_made_of_the_run_and_its_evaluation(author, place):
     assert measured["Mean IoU"].metric_value == round(scores["mean_iou"], 6)
     assert measured["Pixel accuracy"].metric_value == round(scores["pixel_accuracy"], 6)
     assert {result.dataset_split for result in measured.values()} == {"val"}
-    assert card.data.metrics == ["mean_iou", "mean_accuracy", "accuracy", "boundary_iou"]
+    assert card.data.metrics == ["mean_iou", "mean_accuracy", "accuracy", "boundary_iou", "boundary_f"]
     for row in scores["per_class"]:
         assert f"{row['name']} | {row['iou']:.4f} | {row['accuracy']:.4f}" in card.text
     command = shlex.split(re.search(r"^contextseg-train .+$", card.text, re.MULTILINE)[0])

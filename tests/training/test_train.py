@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import time
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from cases import each, slow_but
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
@@ -18,10 +20,11 @@ from contextseg.processing.data.batches import SampleStream, TrainingSamples, tr
 from contextseg.scripts.train import main
 from contextseg.training import loop
 from contextseg.training.checkpoints import CheckpointError, newest, write_folder
-from contextseg.training.command_line import crop_size
 from contextseg.training.models import parse_overrides
+from contextseg.training.option_texts import crop_size
 from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
+from contextseg.training.segmentation import SegmentationTask
 from contextseg.training.setup import new_schedule
 
 
@@ -73,9 +76,27 @@ def test_training_learns(data, tmp_path):
     assert read_json(tmp_path / "run" / "run.json")["best"]["mean_iou"] > 0.4
 
 
-def test_tensorboard_curves_are_written(data, tmp_path):
-    main([*run_options(data, tmp_path / "run"), "--tracker", "tensorboard", "--steps", "1"])
-    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+def test_tensorboard_has_curves_scores_of_classes_and_pictures(data, tmp_path, monkeypatch, capfd):
+    passed, score = [0.0], SegmentationTask.score
+    real = time.perf_counter
+
+    def slow_score(*arguments):
+        passed[0] += 3600
+        return score(*arguments)
+
+    monkeypatch.setattr(SegmentationTask, "score", slow_score)
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + passed[0])
+    run = tmp_path / "run"
+    main([*run_options(data, run), "--tracker", "tensorboard", "--steps", "2", "--eval-interval", "1"])
+    (events,) = (run / "tensorboard").glob("events.*")
+    content = events.read_bytes()
+    assert all(content.count(f"iou/{name}".encode()) == 2 for name in ("wall", "grass", "sky"))
+    assert (content.count(b"validation"), content.count(b"\x89PNG")) == (2, 2)
+    assert Image.open(run / "loss.png").size == (1050, 600)
+    assert 7200 <= read_json(run / "run.json")["seconds"] < 7800  # evaluations count
+    out, err = capfd.readouterr()
+    assert "2 steps in 12" in out
+    assert not {"\r", "\x1b"} & {*out, *err}
 
 
 def stop_after(step, monkeypatch):
@@ -230,11 +251,11 @@ ERRORS = {
 
 
 @each(("changes", "message"), ERRORS)
-def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path):
+def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path, capsys):
     options = run_options(data, tmp_path / "run", model=[] if "./nowhere" in changes else TINY_MODEL)
     with pytest.raises(SystemExit) as caught:
         main([*options, *changes])
-    assert message in str(caught.value)
+    assert message in f"{caught.value} {capsys.readouterr().err}"
     assert not (tmp_path / "run").exists()
 
 
