@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable
 from importlib import import_module
+from json import JSONDecodeError
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -36,6 +38,26 @@ class ContextsegPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # None in the copy of this code in a Hub repository: there transformers itself copies the files.
     hub_hooks: HubHooks | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint as transformers does, but names the folder whose weights are damaged.
+
+        Args:
+            pretrained_model_name_or_path: Local folder, or name on the Hub.
+            *args: Further arguments of transformers.
+            **kwargs: Options of transformers, and configuration fields.
+
+        Raises:
+            OSError: If a file of the checkpoint is missing or damaged.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (SafetensorError, JSONDecodeError) as error:
+            raise OSError(
+                f"the weights in {pretrained_model_name_or_path} (model*.safetensors) are damaged: {error}. "
+                "Copy them again from where they were intact."
+            ) from error
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any

@@ -19,6 +19,7 @@ from ..processing.data.datasets import SegmentationData
 from ..processing.metrics import TrainerScores, percent, scores_table
 from .checkpoints import model_folder
 from .command_line import CommandError
+from .model_files import check_model_files
 from .models import SEGMENTER, build_model, describe, ignore_index_field
 from .options import SegmentationArguments
 from .origin import public_data, public_model
@@ -150,6 +151,7 @@ def new_trainer(
 
 def new_model(weights: str, data: SegmentationData) -> PreTrainedModel:
     """Loads the checkpoint for the classes and the `ignore_index` of the data."""
+    check_model_files(Path(model_folder(weights)))
     config = AutoConfig.from_pretrained(model_folder(weights))
     model = build_model(
         SEGMENTER,

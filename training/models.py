@@ -12,7 +12,6 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BaseImageProcessor,
@@ -26,6 +25,7 @@ from ..configuration.checked_config import CheckedConfig
 from ..configuration.field_rules import check_encoder_sizes
 from ..modeling.backbone_building import explained_settings
 from .checkpoints import model_folder
+from .model_files import check_finite, explained_damage, load_model, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,11 @@ def started(kind: ModelKind, name: str, option: str, source: str, options: dict[
     model_class = kind.classes[config_class_of(kind, name)]
     if not hasattr(model_class, method):
         raise ValueError(f"--{option} does not work with --model {name}. Use --model {fitting}.")
-    return getattr(model_class, method)(model_folder(source), **options)
+    folder = model_folder(source)
+    with explained_damage(folder):
+        model = getattr(model_class, method)(folder, **options)
+    check_finite(model, f"cannot start from {source}")
+    return model
 
 
 def configuration(
@@ -142,7 +146,11 @@ def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
 
 def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:
     """Loads a checkpoint and adapts its classifier to the new classes, which the model logs."""
-    return kind.auto_class.from_pretrained(model_folder(weights), ignore_mismatched_sizes=True, **options)
+    source = model_folder(weights)
+    with explained_damage(source):
+        model = kind.auto_class.from_pretrained(source, ignore_mismatched_sizes=True, **options)
+    check_finite(model, f"cannot start from {source}")
+    return model
 
 
 def ignore_index_field(config: PreTrainedConfig) -> str:
@@ -169,11 +177,14 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
 
     Returns:
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
+
+    Raises:
+        ValueError: If a file is damaged, or weights are missing or not finite.
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
-    model = AutoModelForSemanticSegmentation.from_pretrained(source)
-    return model.eval(), AutoImageProcessor.from_pretrained(source), source
+    model = load_model(AutoModelForSemanticSegmentation, source)
+    return model, load_processor(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
