@@ -9,6 +9,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from .image_reading import PIXEL_LIMIT
 from .label_maps import normalize_label_map
 from .palettes import check_palette
+from .processor_numbers import check_processor_numbers
 from .resize_rules import check_resize_rule
 
 NOT_SUPPORTED = ("do_center_crop", "crop_size", "pad_size")
@@ -67,6 +68,7 @@ class SegmentationOptions:
         super().__init__(**kwargs)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        check_processor_numbers(kwargs)
         checks = {"size": check_resize_rule, "label_map": normalize_label_map, "palette": check_palette}
         checked = {
             name: check(kwargs[name]) for name, check in checks.items() if kwargs.get(name) is not None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Inference:
             )
         if self.blend not in WEIGHTS:
             raise ValueError(f"unknown blend '{self.blend}'. Known: {', '.join(WEIGHTS)}.")
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < inf for scale in self.scales):
             raise ValueError(
                 f"scales={self.scales} need at least one factor, all above 0, such as (0.75, 1.0, 1.25)."
             )

@@ -68,13 +68,13 @@ def explained_damage(source: str) -> Iterator[None]:
 
 def load_processor(source: str) -> BaseImageProcessor:
     """Loads the image processor of a model. Raises ValueError if its file is damaged."""
-    check_settings(Path(source) / IMAGE_PROCESSOR_NAME)
+    check_settings(Path(source) / IMAGE_PROCESSOR_NAME, "image_processor_type")
     return AutoImageProcessor.from_pretrained(source)
 
 
 def check_model_files(folder: Path) -> None:
     """Raises an error with its path for a damaged file of a saved model; does nothing for a name on the Hub."""
-    check_settings(folder / CONFIG_NAME)
+    check_settings(folder / CONFIG_NAME, "model_type")
     for path in weight_files(folder):
         if not path.is_file():
             raise WeightsError(
@@ -83,10 +83,10 @@ def check_model_files(folder: Path) -> None:
         headers(path)
 
 
-def check_settings(path: Path) -> None:
-    """Raises ValueError if a JSON file of settings exists and is damaged."""
-    if path.exists():
-        read_json(path)
+def check_settings(path: Path, kind: str) -> None:
+    """Raises ValueError if a JSON file of settings exists and is damaged; `kind` is its key that holds a text."""
+    if path.exists() and not isinstance(read_json(path).get(kind, ""), str):
+        raise ValueError(f"{path} is damaged: its {kind} is not a text. {COPY_AGAIN}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -96,8 +96,10 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return []
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    content = read_json(index)
+    names = content.get("weight_map")
+    is_map = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    if not is_map or not isinstance(content.get("metadata", {}), dict):
         raise WeightsError(f"{index} is damaged: it does not say in which file each weight is. {COPY_AGAIN}")
     return [folder / name for name in sorted(set(names.values()))]
 

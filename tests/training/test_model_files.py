@@ -82,6 +82,7 @@ DAMAGES = {
     "half a config": (content(CONFIG, lambda data: data[:99]), f"{CONFIG} is damaged"),
     "a list": (content(CONFIG, lambda _: b"[]"), f"{CONFIG} is damaged: .* object"),
     "binary": (content(PROCESSOR, lambda _: b"\xff\xfe\x00"), f"{PROCESSOR} is damaged"),
+    "a number for the type": (content(CONFIG, lambda _: b'{"model_type": 5}'), f"{CONFIG} .*its model_type"),
     "null": (content(PROCESSOR, lambda _: b"null"), f"{PROCESSOR} is damaged"),
 }
 
@@ -112,6 +113,7 @@ SHARDS = {
         "is missing, which .*index.json",
     ),
     "no map": (content(INDEX, lambda _: b"{}"), f"{INDEX} is damaged"),
+    "wrong notes": (content(INDEX, lambda _: b'{"weight_map": {}, "metadata": 0}'), f"{INDEX} is damaged"),
     "a map of numbers": (content(INDEX, lambda _: b'{"weight_map": {"a": 3}}'), f"{INDEX} is damaged"),
 }
 
