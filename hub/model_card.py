@@ -177,8 +177,15 @@ def without_own_folders(value: Any) -> Any:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    text = read_text(path)
-    return json.loads(text) if text else {}
+    """Reads a JSON object; empty if there is no such file. Raises ValueError, with the path, if it is damaged."""
+    try:
+        text = read_text(path)
+        content = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Copy it again, or remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it does not hold a JSON object. Copy it again, or remove it.")
+    return content
 
 
 def read_text(path: Path) -> str:

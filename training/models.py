@@ -12,7 +12,6 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BaseImageProcessor,
@@ -23,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
 from .checkpoints import model_folder
+from .model_files import load_model, load_processor
 from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,15 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
 
     Returns:
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
+
+    Raises:
+        ValueError: If a file is damaged, or weights are missing or not finite.
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
     with explained_absence(source):
-        model = AutoModelForSemanticSegmentation.from_pretrained(source)
-        return model.eval(), AutoImageProcessor.from_pretrained(source), source
+        model = load_model(AutoModelForSemanticSegmentation, source)
+        return model, load_processor(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:

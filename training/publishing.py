@@ -120,15 +120,17 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
     Returns:
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
     """
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig
 
     from .checkpoints import model_folder
+    from .model_files import check_model_files, load_model, load_processor
     from .model_names import explained_absence
 
     source = model_folder(name)
+    check_model_files(Path(source))
     with explained_absence(source):
-        model = kind_of(AutoConfig.from_pretrained(source)).auto_class.from_pretrained(source)
-        return model.eval(), AutoImageProcessor.from_pretrained(source), source
+        model = load_model(kind_of(AutoConfig.from_pretrained(source)).auto_class, source)
+        return model, load_processor(source), source
 
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":

@@ -483,7 +483,13 @@ def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
 
 @each(
     ("setting", "complaint"),
-    [("reduction_ratio=0", "reduction_ratio is 0. Use 1"), ("window_size=abc", "'window_size' expected int")],
+    [
+        ("reduction_ratio=0", "reduction_ratio is 0, but must be a whole number from 1"),
+        ("window_size=abc", "window_size is 'abc', but must be a whole number from 1"),
+        ("depths=[2,2", r"depths is '\[2,2', but must be a list"),
+        ("initializer_range=nan", "initializer_range is 'nan'"),
+        ("decoder=" + "[" * 9999, "decoder"),
+    ],
 )
 def test_a_wrong_value_of_the_configuration_is_reported_in_one_line(data, tmp_path, setting, complaint):
     with pytest.raises(SystemExit, match=rf"^contextseg-train: .*{complaint}.*$"):
