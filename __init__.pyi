@@ -8,6 +8,7 @@ from .configuration.configuration_segdeformer import SegDeformerConfig as SegDef
 from .modeling.detection import mask_rcnn as mask_rcnn
 from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
 from .modeling.explanations import global_attention_maps as global_attention_maps
+from .modeling.grad_cam import grad_cam as grad_cam
 from .modeling.lora import add_lora as add_lora
 from .modeling.modeling_cswin import CswinBackbone as CswinBackbone
 from .modeling.modeling_cswin import CswinForImageClassification as CswinForImageClassification

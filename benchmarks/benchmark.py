@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
+from ..training.option_texts import integers
 
 if TYPE_CHECKING:
     import torch
@@ -95,13 +96,6 @@ def chosen_works(names: str) -> "list[Work]":
     if unknown:
         raise ValueError(f"no comparison {', '.join(sorted(unknown))}. Known: {', '.join(WORKS)}.")
     return [WORKS[name] for name in (names.split(",") if names else WORKS)]
-
-
-def integers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} is '{text}'. Give integers separated by commas, e.g. 1,2.") from None
 
 
 def open_device(arguments: BenchmarkArguments) -> "torch.device":

@@ -1,12 +1,11 @@
 """CSWin: attention within vertical and horizontal stripes (Dong et al., "CSWin Transformer: A General Vision
 Transformer Backbone with Cross-Shaped Windows", CVPR 2022)."""
 
-from huggingface_hub.dataclasses import strict
-
+from .field_rules import checked
 from .staged import StagedConfig
 
 
-@strict
+@checked
 class CswinConfig(StagedConfig):
     """Configuration of the CSWin backbone, classifier and segmenter.
 

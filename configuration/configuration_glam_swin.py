@@ -1,14 +1,13 @@
 """GLAM-Swin: Swin windows with global tokens (Themyr et al., "Full Contextual Attention for Multi-resolution
 Transformers in Semantic Segmentation", WACV 2023)."""
 
-from huggingface_hub.dataclasses import strict
-
+from .field_rules import checked
 from .staged import StagedConfig
 
 GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 
 
-@strict
+@checked
 class GlamSwinConfig(StagedConfig):
     """Configuration of the GLAM-Swin backbone, classifier and segmenter.
 
@@ -64,8 +63,6 @@ class GlamSwinConfig(StagedConfig):
         return [self.embed_dim * 2**stage for stage in range(self.num_layers)]
 
     def validate_global_tokens(self) -> None:
-        if self.num_global_tokens < 0:
-            raise ValueError(f"num_global_tokens is {self.num_global_tokens}. Use 0 (plain Swin) or more.")
         if self.global_position_embedding not in GLOBAL_POSITION_EMBEDDINGS:
             raise ValueError(
                 f"global_position_embedding is '{self.global_position_embedding}'. "
@@ -84,6 +81,12 @@ class GlamSwinConfig(StagedConfig):
                 f"pretrain_image_size is {size}, which is less than one patch of the last stage. "
                 f"Use {needed} or more, or None."
             )
+
+    def encoder_weights(self) -> float:
+        """Returns roughly the number of weights of the encoder, with its position tables."""
+        has_tables = self.global_position_embedding == "table"
+        tables = sum(self.position_rows(stage) * dim for stage, dim in enumerate(self.hidden_sizes))
+        return super().encoder_weights() + has_tables * tables
 
     def nominal_grid(self, stage: int) -> int | None:
         """Side of a stage's grid for images of `pretrain_image_size`, if it replaces the window.

@@ -1,9 +1,8 @@
 """MAFormer: local windows and a learned global branch, fused with attention (Wang et al., "MAFormer: A
 Transformer Network with Multi-scale Attention Fusion for Visual Recognition", arXiv 2209.01620)."""
 
-from huggingface_hub.dataclasses import strict
-
 from .checked_config import choose
+from .field_rules import checked
 from .staged import StagedConfig
 
 BLOCK_CHOICES = {
@@ -14,7 +13,7 @@ BLOCK_CHOICES = {
 PAPER_SIZES = {"hidden_sizes": (64, 128, 320, 512), "num_heads": (2, 4, 10, 16)}
 
 
-@strict
+@checked
 class MaformerConfig(StagedConfig):
     """Configuration of the MAFormer backbone, classifier and segmenter.
 
@@ -91,11 +90,16 @@ class MaformerConfig(StagedConfig):
     def validate_blocks(self) -> None:
         for field, names in BLOCK_CHOICES.items():
             choose(field, getattr(self, field), dict.fromkeys(names))
-        if not 0 < self.gld_ratio <= 1 or self.gld_grid_size * self.gld_ratio < 1:
+        if self.gld_grid_size * self.gld_ratio < 1:
             raise ValueError(
-                f"gld_grid_size is {self.gld_grid_size} and gld_ratio {self.gld_ratio}; a ratio in (0, 1] and "
-                "at least one global token are required. Increase gld_ratio or gld_grid_size."
+                f"gld_grid_size is {self.gld_grid_size} and gld_ratio {self.gld_ratio}; at least one global token "
+                "is required. Increase gld_ratio or gld_grid_size."
             )
+
+    def encoder_weights(self) -> float:
+        """Returns roughly the number of weights of the encoder, with those of the global branch."""
+        blocks = sum(self.depths[: len(self.stripe_widths)])
+        return super().encoder_weights() + blocks * self.gld_grid_size**4 * self.gld_ratio**2
 
 
 __all__ = ["MaformerConfig"]

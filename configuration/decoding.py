@@ -2,11 +2,10 @@
 
 from typing import Any, Self
 
-from huggingface_hub.dataclasses import strict
-
 from .checked_config import CheckedConfig
+from .field_rules import MOST_WEIGHTS, checked
 
-DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256}
+DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256, "unet": 64}
 UNET_CHOICES = {
     "upsampling": ("expand", "nonlocal", "nonlocal_global"),
     "nonlocal_bias": ("clean", "official"),
@@ -14,11 +13,11 @@ UNET_CHOICES = {
 }
 
 
-@strict
+@checked
 class DecodingConfig(CheckedConfig):
     """Fields of every segmenter: decoder, heads and loss.
 
-    decoder: Name of the decoder: "upernet", "semantic_fpn" or "segdeformer".
+    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet".
     decoder_hidden_size: Channels of the feature map that the decoder passes to the classifier; None takes the
         value of the decoder's paper.
     use_auxiliary_head: Whether an FCN head on the second coarsest feature map adds an auxiliary loss in
@@ -30,11 +29,12 @@ class DecodingConfig(CheckedConfig):
     reduction_ratio: SegDeformer merges R x R positions into one key and value; 1 is full attention.
     semantic_loss_ignore_index: Label of pixels that no loss term counts.
     loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
-        are "cross_entropy", "dice", "focal", "lovasz" and "boundary".
+        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
     loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
         with 0 for ignored ones, as in the training code of GLAM's authors.
     class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
         `id2label`; None weights all equally.
+    label_smoothing: Share of each label that is spread over all classes in "cross_entropy", from 0 to below 1.
     logits_stride: Stride of the logits in pixels of the image. Set by the segmenter when it is built; any
         given value is overwritten.
     """
@@ -50,6 +50,7 @@ class DecodingConfig(CheckedConfig):
     loss: str = "cross_entropy"
     loss_reduction: str = "valid"
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    label_smoothing: float | int = 0.0
     logits_stride: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -59,6 +60,21 @@ class DecodingConfig(CheckedConfig):
             self.use_auxiliary_head = self.decoder == "upernet"
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """Builds the configuration of a published size.
+
+        Args:
+            name: A key of `presets`.
+            **overrides: Fields to change.
+
+        Raises:
+            ValueError: If there is no such preset or field.
+        """
+        if overrides.get("decoder") == "unet":  # the widths of presets are those of other decoders
+            overrides = {"decoder_hidden_size": None, **overrides}
+        return super().preset(name, **overrides)
+
     def context_mining(self) -> dict[str, Any]:
         """The options of the decoder "segdeformer", named as in `ContextMining`."""
         return {"reduction_ratio": self.reduction_ratio}
@@ -66,18 +82,37 @@ class DecodingConfig(CheckedConfig):
     def validate_decoding(self) -> None:
         if self.loss_reduction not in ("valid", "all"):
             raise ValueError(f"loss_reduction is '{self.loss_reduction}'. Use 'valid' or 'all'.")
-        if self.reduction_ratio < 1:
-            raise ValueError(f"reduction_ratio is {self.reduction_ratio}. Use 1 (full attention) or more.")
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} entries for {self.num_labels} labels. "
                 "Give one weight per label, in the order of id2label."
             )
+        if self.class_weights is not None and not any(self.class_weights):
+            raise ValueError(
+                "class_weights are all 0, so there is nothing to learn. Give one of them a weight."
+            )
+
+    def encoder_weights(self) -> float:
+        """Returns roughly the number of weights of the encoder; 0 if another library builds it."""
+        return 0.0
+
+    def validate_number_of_weights(self) -> None:
+        widths = getattr(self, "hidden_sizes", [self.decoder_hidden_size])
+        width, taps = self.decoder_hidden_size, 9 * (2 * len(widths) + 6)  # of 3x3 convolutions
+        heads = width * (taps * width + 10 * sum(widths) + self.num_labels) + 9 * widths[-1] * (
+            self.auxiliary_hidden_size if self.use_auxiliary_head else 0
+        )
+        total = self.encoder_weights() + heads
+        if total > MOST_WEIGHTS:
+            raise ValueError(
+                f"the model would have about {total:.1e} weights, but {MOST_WEIGHTS:.0e} is the limit. Reduce its depths "
+                "or widths."
+            )
 
 
-@strict
+@checked
 class UnetDecodingConfig(DecodingConfig):
-    """Fields of segmenters that also have the decoder "unet"; with `hidden_sizes`, `depths` and `num_heads`.
+    """Fields of segmenters whose decoder "unet" mirrors the encoder; with `hidden_sizes`, `depths`, `num_heads`.
 
     decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet". "unet" mirrors the
         encoder's stages: GLAM-Swin-Unet, or Swin-Unet without global tokens. Its `decoder_hidden_size` is
@@ -100,21 +135,6 @@ class UnetDecodingConfig(DecodingConfig):
         if self.decoder == "unet" and self.decoder_hidden_size is None:
             self.decoder_hidden_size = self.hidden_sizes[0]
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Self:
-        """Builds the configuration of a published size.
-
-        Args:
-            name: A key of `presets`.
-            **overrides: Fields to change.
-
-        Raises:
-            ValueError: If there is no such preset or field.
-        """
-        if overrides.get("decoder") == "unet":  # whose width follows from the encoder, not from the preset
-            overrides = {"decoder_hidden_size": None, **overrides}
-        return super().preset(name, **overrides)
 
     def stage_window(self, stage: int) -> int:  # noqa: ARG002 - families differ
         """Side of a stage's windows, in patches of the stage."""

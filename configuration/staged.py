@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .decoding import UnetDecodingConfig
+from .field_rules import checked
 
 
-@strict
+@checked
 class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
     """Fields shared by the configurations of our backbones, which also have `hidden_sizes` for each stage.
 
@@ -81,6 +81,10 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
             raise ValueError(f"{found} stages. Give one entry per stage.")
+        if any(int(dim * self.mlp_ratio) < 1 for dim in self.hidden_sizes):
+            raise ValueError(
+                f"mlp_ratio is {self.mlp_ratio}, which leaves an MLP without channels. Increase it."
+            )
         for stage, (dim, heads) in enumerate(zip(self.hidden_sizes, self.num_heads, strict=True)):
             if dim % heads:
                 raise ValueError(
@@ -88,13 +92,17 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
                     f"Change {self.width_field} or num_heads."
                 )
 
+    def encoder_weights(self) -> float:
+        """Returns roughly the number of weights of the encoder."""
+        per_block = 4 + 2 * self.mlp_ratio
+        blocks = sum(
+            depth * per_block * dim**2 for dim, depth in zip(self.hidden_sizes, self.depths, strict=True)
+        )
+        return blocks + self.num_channels * self.patch_size**2 * self.hidden_sizes[0]
+
     def check_stripes(self, widths: list[int] | tuple[int, ...]) -> None:
-        """Raises ValueError for a negative width, or an odd number of heads in a stage with stripes."""
+        """Raises ValueError for an odd number of heads in a stage with stripes."""
         for stage, width in enumerate(widths):
-            if width < 0:
-                raise ValueError(
-                    f"stage {stage + 1} has stripe width {width}. Use 0 (the whole grid) or more."
-                )
             if width and self.num_heads[stage] % 2:
                 raise ValueError(
                     f"stage {stage + 1} has {self.num_heads[stage]} heads, which two directions of stripes cannot "

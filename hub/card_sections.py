@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..processing.plain_text import markdown_text, one_line
 from .card_data import CLASSIFICATION, DETECTION, EXAMPLE_NAME, FEATURES, METRICS, SEGMENTATION, task_of
 from .papers import PAPERS, READINGS, TITLES
 
@@ -66,7 +67,7 @@ def sections(
     task = task_of(config)
     paragraphs = [f"# {heading(config, repository)}", introduction(config, task)]
     if example:
-        paragraphs.append(f"![{example}]({EXAMPLE_NAME})")
+        paragraphs.append(f"![{markdown_text(example)}]({EXAMPLE_NAME})")
     paragraphs += [
         "## Use",
         f"```python\n{USE[task].format(repository=repository)}\n```",
@@ -128,18 +129,19 @@ def score_paragraphs(scores: Mapping[str, Any]) -> list[str]:
         return ["Not measured."]
     images = f", {scores['images']} images" if "images" in scores else ""
     protocol = f": {scores['protocol']}" if "protocol" in scores else ""
-    return [f"On `{scores.get('data', 'unnamed data')}`{images}{protocol}.", table(["score", "value"], rows)]
+    data = one_line(str(scores.get("data", "unnamed data"))).replace("`", "'")
+    return [f"On `{data}`{images}{protocol}.", table(["score", "value"], rows)]
 
 
 def training(run: Mapping[str, Any]) -> list[str]:
     """Returns command, cost and settings of the run, from `run.json`."""
     if not run:
         return ["There is no record of the training run of these weights."]
-    paragraphs = [f"```\n{shlex.join(run['command'])}\n```"] if run.get("command") else []
+    paragraphs = [f"```\n{one_line(shlex.join(run['command']))}\n```"] if run.get("command") else []
     if "seconds" in run:
         paragraphs.append(cost(run))
     settings = {name: value for name, value in run.items() if name not in ("best", "command", "scores")}
-    block = json.dumps(without_empty(settings), indent=1, sort_keys=True)
+    block = json.dumps(without_empty(settings), indent=1, sort_keys=True).replace("<", "\\u003c")
     return [*paragraphs, f"<details><summary>All settings</summary>\n\n```json\n{block}\n```\n\n</details>"]
 
 
@@ -193,6 +195,8 @@ def about_start(base_model: str) -> str:
 
 def logits_size(config: Mapping[str, Any]) -> str:
     if config.get("decoder") == "unet":
+        if "backbone_config" in config:
+            return "at full resolution from the encoder's finest feature map"
         return f"at full resolution from patches of {config['patch_size']} x {config['patch_size']} pixels"
     if "backbone_config" in config:
         return "at the resolution of the encoder's finest feature map"
@@ -201,7 +205,7 @@ def logits_size(config: Mapping[str, Any]) -> str:
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(markdown_text(str(cell)) for cell in row) + " |" for row in cells)
 
 
 def number(value: Any) -> str:

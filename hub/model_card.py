@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from PIL import Image
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from yaml import YAMLError
 
 from ..processing.atomic_write import atomic_write
+from ..processing.image_opening import read_title
 from .card_data import EXAMPLE_NAME, front_matter
 from .card_sections import sections
 
@@ -128,8 +128,7 @@ def title_of(path: Path) -> str | None:
     """Returns the title in a PNG's metadata, or "Example" without one; None if there is no image."""
     if not path.is_file():
         return None
-    with Image.open(path) as image:
-        return image.info.get("Title", "Example")
+    return read_title(path) or "Example"
 
 
 def without_own_folders(value: Any) -> Any:

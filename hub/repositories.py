@@ -94,7 +94,7 @@ def save(
     push_to_hub: bool = False,
     repo_id: str | None = None,
     **options: Any,
-) -> None:
+) -> list[str] | None:
     """Implements `save_pretrained` of models and image processors: `write`, then code and model card.
 
     Args:
@@ -105,11 +105,14 @@ def save(
         push_to_hub: Whether to upload what was saved.
         repo_id: Repository to upload to; by default the name of the folder.
         **options: Options of `upload`, and those of `write`.
+
+    Returns:
+        What `write` returned: the paths of its files, or None.
     """
     folder = Path(folder)
     commit = commit_options(saved, options)
     with staged(folder) as staging:
-        write(staging, **options)
+        written = write(staging, **options)
         files = {path.name for path in staging.iterdir()}
         code = add_code(staging, folder)
     if not code:
@@ -122,6 +125,7 @@ def save(
     if push_to_hub:
         files |= {*code, CARD_NAME}
         upload(folder, repo_id or folder.name, files=files, license=license, **commit)
+    return written and [str(folder / Path(file).name) for file in written]
 
 
 def commit_options(saved: object, options: dict[str, Any]) -> dict[str, Any]:

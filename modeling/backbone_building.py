@@ -3,8 +3,8 @@
 Legend: B batch, C channels, H, W image height and width, h, w those of a feature map.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 
 import torch
@@ -65,14 +65,27 @@ def build_encoder(
         A module whose output has `feature_maps`.
 
     Raises:
-        ValueError: If timm has no model of this name.
+        ValueError: If timm has no model of this name, or the settings do not fit together.
     """
     config = adapted_config(config, out_indices)
-    if config.model_type == SegformerConfig.model_type:
-        return MitEncoder(config)
-    if config.model_type == TimmBackboneConfig.model_type:
-        return build_timm(config, pretrained)
-    return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
+    with explained_settings(config.model_type):
+        if config.model_type == SegformerConfig.model_type:
+            return MitEncoder(config)
+        if config.model_type == TimmBackboneConfig.model_type:
+            return build_timm(config, pretrained)
+        return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
+
+
+@contextmanager
+def explained_settings(model_type: str) -> Iterator[None]:
+    """Context manager that turns what a model of another library raises for wrong settings into a ValueError."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"'{model_type}' cannot be built with these settings ({reason:.300}). Compare them with its documentation."
+        ) from error
 
 
 def adapted_config(config: PreTrainedConfig, out_indices: Sequence[int] | None) -> PreTrainedConfig:
@@ -101,4 +114,4 @@ def build_timm(config: TimmBackboneConfig, pretrained: bool = False) -> TimmBack
     return TimmBackbone(config, pretrained=pretrained, **own)
 
 
-__all__ = ["MitEncoder", "adapted_config", "build_encoder", "build_timm"]
+__all__ = ["MitEncoder", "adapted_config", "build_encoder", "build_timm", "explained_settings"]

@@ -22,6 +22,7 @@ from .metrics import as_equal_ids, check_ids, count_ids, is_counted
 
 COMPARED_AT_ONCE = 1 << 22  # pairs of a boundary pixel and a neighbor
 PER_CLASS = "per_class_"
+DENSE = 1 / 4  # share of boundary pixels above which comparing whole images is faster
 UNIT = 2**32  # sums of scores are integers, so that they do not depend on order or processes
 
 
@@ -192,9 +193,6 @@ def contour(ids: Tensor) -> Tensor:
 def within(edges: Tensor, others: Tensor, distance: float, void: int) -> Tensor:
     """Two (H, W) -> (H, W) bool: which boundary pixels have one of their class in `others` in reach.
 
-    Pixels are compared with their neighbors, nearest first. Those that have found one drop out, so most are
-    compared only a few times.
-
     Args:
         edges: Class ids of boundary pixels, `void` elsewhere.
         others: The same for the other boundaries.
@@ -202,11 +200,37 @@ def within(edges: Tensor, others: Tensor, distance: float, void: int) -> Tensor:
         void: Id of all pixels that are not on a boundary.
     """
     reach = math.floor(distance)
-    padded = F.pad(others.to(torch.int16), [reach] * 4, value=void)
-    width, flat = padded.shape[1], padded.flatten()
-    offsets = neighbors(distance, width).to(edges.device)
-    rows, columns = torch.isin(edges, others[others != void].unique()).nonzero(as_tuple=True)
-    places, wanted = (rows + reach) * width + columns + reach, edges[rows, columns].to(torch.int16)
+    edges, others = edges.to(torch.int16), F.pad(others.to(torch.int16), [reach] * 4, value=void)
+    candidates = torch.isin(edges, others[others != void].unique())
+    if candidates.count_nonzero() > DENSE * candidates.numel():
+        return within_by_image(edges, others, distance) & candidates
+    matched = torch.zeros_like(candidates)
+    matched[candidates] = within_by_pixel(edges, others, candidates, distance)
+    return matched
+
+
+def within_by_image(edges: Tensor, others: Tensor, distance: float) -> Tensor:
+    """(H, W) and the others (H + 2 r, W + 2 r) -> (H, W) bool: compares whole images, one per neighbor."""
+    height, width = edges.shape
+    matched = torch.zeros_like(edges, dtype=torch.bool)
+    is_equal = torch.empty_like(matched)
+    for row, column in steps_within(distance).tolist():
+        torch.eq(edges, others[row : row + height, column : column + width], out=is_equal)
+        matched |= is_equal
+    return matched
+
+
+def within_by_pixel(edges: Tensor, others: Tensor, candidates: Tensor, distance: float) -> Tensor:
+    """As `within_by_image`, but for the N candidates alone -> (N,) bool.
+
+    Neighbors are compared from the nearest on. Pixels that have found one drop out, so most are compared only
+    a few times.
+    """
+    flat, wanted = others.flatten(), edges[candidates]
+    rows, columns = candidates.nonzero(as_tuple=True)
+    places = rows * others.shape[1] + columns
+    rows, columns = steps_within(distance).to(edges.device).unbind(1)
+    offsets = rows * others.shape[1] + columns
     missing = torch.arange(len(places), device=edges.device)
     hit = torch.zeros(len(places), dtype=torch.bool, device=edges.device)
     start, step = 0, 1
@@ -217,18 +241,16 @@ def within(edges: Tensor, others: Tensor, distance: float, void: int) -> Tensor:
         missing = missing[~is_hit]
         start += step
         step = max(1, min(2 * step, COMPARED_AT_ONCE // max(1, len(missing))))
-    matched = torch.zeros_like(edges, dtype=torch.bool)
-    matched[rows, columns] = hit
-    return matched
+    return hit
 
 
-def neighbors(distance: float, width: int) -> Tensor:
-    """-> (neighbors,): offsets into a flat image of this width, nearest first, up to `distance`."""
-    steps = torch.arange(-math.floor(distance), math.floor(distance) + 1)
-    squares = steps[:, None] ** 2 + steps**2
-    inside = squares <= distance**2
-    order = squares[inside].argsort(stable=True)
-    return (steps[:, None] * width + steps)[inside][order]
+def steps_within(distance: float) -> Tensor:
+    """-> (steps, 2): rows and columns from the corner of the square around a pixel to all within `distance`."""
+    reach = math.floor(distance)
+    square = torch.cartesian_prod(*[torch.arange(2 * reach + 1)] * 2)
+    lengths = (square - reach).square().sum(1)
+    inside = lengths <= distance**2
+    return square[inside][lengths[inside].argsort(stable=True)]
 
 
 def boundary(ids: Tensor, radius: int) -> Tensor:

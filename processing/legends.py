@@ -1,13 +1,11 @@
 """Legends of pictures: swatches with names, and color bars. Both are strips to put below a picture."""
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .fonts import drawable, font_for
 from .plain_text import one_line
 
 Color = Sequence[int]
@@ -71,18 +69,23 @@ def with_strip(picture: Image.Image, strip: Image.Image) -> Image.Image:
     return sheet
 
 
-def font_for(width: int) -> ImageFont.FreeTypeFont:
-    """The font for a picture of a width in pixels."""
-    return sans(max(MIN_FONT, round(width / 60)))
+def text_size(width: int) -> int:
+    """Height in pixels of the text below a picture of a width in pixels."""
+    return max(MIN_FONT, round(width / 60))
+
+
+def length_of(text: str, size: int) -> float:
+    """Width of a text in pixels."""
+    return font_for(text, size).getlength(text)
 
 
 def swatches(
     entries: Sequence[tuple[str, Color | None]], width: int, max_lines: int = MAX_LINES
 ) -> Image.Image:
     """A strip of swatches with texts, at least `MIN_WIDTH` wide; the last line says how many do not fit."""
-    font, width = font_for(width), max(MIN_WIDTH, width)
-    line, margin = 2 * font.size, font.size // 2
-    lines = legend_lines(entries, font, width - 2 * margin)
+    size, width = text_size(width), max(MIN_WIDTH, width)
+    line, margin = 2 * size, size // 2
+    lines = legend_lines(entries, size, width - 2 * margin)
     if len(lines) > max_lines:
         kept = lines[: max_lines - 1]
         kept.append([(f"and {len(entries) - sum(map(len, kept))} more", PAPER, 0)])
@@ -90,18 +93,18 @@ def swatches(
     strip = Image.new("RGB", (width, line * len(lines) + margin), PAPER)
     draw = ImageDraw.Draw(strip)
     for index, items in enumerate(lines):
-        draw_legend(draw, items, font, (margin, line * index + line // 2 + margin // 2))
+        draw_legend(draw, items, size, (margin, line * index + line // 2 + margin // 2))
     return strip
 
 
 def legend_lines(
-    entries: Sequence[tuple[str, Color | None]], font: ImageFont.FreeTypeFont, width: int
+    entries: Sequence[tuple[str, Color | None]], size: int, width: int
 ) -> list[list[tuple[str, Color | None, int]]]:
     """Lines of (text, color, offset), each at most `width` pixels long; longer texts are cut."""
     lines, x = [], width
     for text, color in entries:
-        shown = cut_to(text, font, width - 3 * font.size)
-        needed = round(font.getlength(shown)) + 3 * font.size
+        shown = cut_to(text, size, width - 3 * size)
+        needed = round(length_of(shown, size)) + 3 * size
         if x + needed > width:
             lines.append([])
             x = 0
@@ -110,12 +113,12 @@ def legend_lines(
     return lines
 
 
-def cut_to(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def cut_to(text: str, size: int, width: float) -> str:
     """The text, with "…" in place of what does not fit into `width` pixels."""
-    text = one_line(text)
-    if font.getlength(text) <= width:
+    text = drawable(one_line(text))
+    if length_of(text, size) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and length_of(text + "…", size) > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
@@ -123,40 +126,34 @@ def cut_to(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 def draw_legend(
     draw: ImageDraw.ImageDraw,
     items: Sequence[tuple[str, Color | None, int]],
-    font: ImageFont.FreeTypeFont,
+    size: int,
     start: tuple[int, int],
 ) -> None:
     """Draws one line of `legend_lines` with its left end and middle at `start`; None is an empty swatch."""
     left, middle = start
-    side = round(font.size)
     for text, color, offset in items:
         x = left + offset
         if color is not PAPER:
             fill = PAPER if color is None else tuple(color)
-            draw.rectangle([x, middle - side // 2, x + side, middle + side // 2], fill=fill, outline=INK)
-        draw.text((x + side + side // 2, middle), text, fill=INK, font=font, anchor="lm")
+            draw.rectangle([x, middle - size // 2, x + size, middle + size // 2], fill=fill, outline=INK)
+        draw.text((x + size + size // 2, middle), text, fill=INK, font=font_for(text, size), anchor="lm")
 
 
 def color_bar(colors: np.ndarray, ends: tuple[str, str], label: str, width: int) -> Image.Image:
     """A strip with a bar of colors (N, 3) from low to high, the values at its ends, and a label in the middle."""
-    font, width = font_for(width), max(MIN_WIDTH, width)
-    margin, bar = font.size // 2, font.size
-    strip = Image.new("RGB", (width, bar + 2 * font.size + 2 * margin), PAPER)
+    size, width = text_size(width), max(MIN_WIDTH, width)
+    margin, bar = size // 2, size
+    strip = Image.new("RGB", (width, bar + 2 * size + 2 * margin), PAPER)
     scale = np.asarray(colors, dtype=np.uint8)[
         None, np.linspace(0, len(colors) - 1, width - 2 * margin).round().astype(int)
     ]
     strip.paste(Image.fromarray(np.repeat(scale, bar, axis=0)), (margin, margin))
     draw = ImageDraw.Draw(strip)
     draw.rectangle([margin, margin, width - margin - 1, margin + bar - 1], outline=INK)
-    middle = margin + bar + font.size + margin // 2
+    middle = margin + bar + size + margin // 2
     for text, x, anchor in ((ends[0], margin, "lm"), (ends[1], width - margin, "rm")):
-        draw.text((x, middle), text, fill=INK, font=font, anchor=anchor)
-    room = width - 2 * margin - 2 * font.size - 2 * max(font.getlength(end) for end in ends)
-    draw.text((width // 2, middle), cut_to(label, font, room), fill=INK, font=font, anchor="mm")
+        draw.text((x, middle), text, fill=INK, font=font_for(text, size), anchor=anchor)
+    room = width - 2 * margin - 2 * size - 2 * max(length_of(end, size) for end in ends)
+    text = cut_to(label, size, room)
+    draw.text((width // 2, middle), text, fill=INK, font=font_for(text, size), anchor="mm")
     return strip
-
-
-@lru_cache
-def sans(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib, so that pictures look the same on every machine."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)

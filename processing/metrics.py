@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .logits_to_masks import upsampled_argmax
+from .plain_text import markdown_text
 
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
@@ -148,13 +149,15 @@ class TrainerScores:
         """Adds a batch or the whole dataset.
 
         Args:
-            evaluation: An `EvalPrediction` with `predictions` and `label_ids`, class ids (B, H, W).
+            evaluation: An `EvalPrediction` of class ids (B, H, W), or of lists of such batches.
             compute_result: Whether this is the end of the evaluation. The counts then start again from zero.
 
         Returns:
             Empty before the end; then the means, and with names `iou_<name>` of each class that occurs.
         """
-        self.confusion.update(evaluation.predictions, evaluation.label_ids)
+        ids = evaluation.predictions, evaluation.label_ids
+        for batch in zip(*ids, strict=True) if isinstance(evaluation.label_ids, list) else [ids]:
+            self.confusion.update(*batch)
         if not compute_result:
             return {}
         self.last = self.confusion.compute(self.names)
@@ -238,7 +241,7 @@ def scores_table(scores: dict[str, Any]) -> str:
     """
     columns = {mean: column for mean, column in COLUMNS.items() if mean in scores}
     rows = [
-        [r["name"], *(percent(r[name]) for name, _ in columns.values()), f"{r['support']:,}"]
+        [markdown_text(r["name"]), *(percent(r[name]) for name, _ in columns.values()), f"{r['support']:,}"]
         for r in scores["per_class"]
     ]
     total = f"{sum(row['support'] for row in scores['per_class']):,}"

@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .atomic_write import atomic_write
+from .fonts import font_for
 from .legends import (
     INK,
     PAPER,
     class_entries,
+    cut_to,
     draw_legend,
     is_background,
     legend_lines,
-    sans,
     swatches,
     with_strip,
 )
@@ -100,24 +101,25 @@ def image_grid(
     cells = [[fitted(image, cell_width) for image in row] for row in rows]
     heights = [max(cell.height for cell in row) for row in cells]
     columns = max(len(row) for row in cells)
-    font = sans(max(12, cell_width // 20))
-    line = 2 * font.size
+    size = max(12, cell_width // 20)
+    line = 2 * size
     top = line if titles else 0
     width = columns * (cell_width + gap) + gap
-    legend_rows = legend_lines(list((legend or {}).items()), font, width - 2 * gap)
+    legend_rows = legend_lines(list((legend or {}).items()), size, width - 2 * gap)
     height = top + sum(heights) + gap * (len(rows) + 1) + line * len(legend_rows)
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         center = gap + column * (cell_width + gap) + cell_width // 2
-        draw.text((center, top // 2 + gap // 2), title, fill=INK, font=font, anchor="mm")
+        text = cut_to(title, size, cell_width)
+        draw.text((center, top // 2 + gap // 2), text, fill=INK, font=font_for(text, size), anchor="mm")
     y = top + gap
     for row, row_height in zip(cells, heights, strict=True):
         for column, cell in enumerate(row):
             sheet.paste(cell, (gap + column * (cell_width + gap), y))
         y += row_height + gap
     for entries in legend_rows:
-        draw_legend(draw, entries, font, (gap, y + line // 2))
+        draw_legend(draw, entries, size, (gap, y + line // 2))
         y += line
     return sheet
 

@@ -4,33 +4,38 @@ Names are free text: they may hold line breaks, Markdown, HTML, formulas or esca
 """
 
 import re
-import unicodedata
 
-# Control and format characters (line breaks, ANSI escapes, reversed text), surrogates, line separators.
-UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Control characters, among them line breaks and ANSI escapes; line separators, surrogates, and characters that
+# reverse the text after them.
+CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff"
+UNPRINTABLE = re.compile(f"[{CONTROLS}]")
+UNPRINTABLE_IN_LINES = re.compile(rf"(?![\n\t])[{CONTROLS}]")
+# Punctuation of Markdown; "_" and "&" only where they mean something; the ":" and "." that make a link of a URL.
 MARKDOWN = re.compile(
-    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|(?<=\bhttp):|(?<=\bhttps):|(?<=\bwww)\."
+    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|(?<=http):|(?<=https):|(?<=ftp):|(?<=www)\.",
+    re.IGNORECASE,
 )
-FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # as ASCII and as full-width characters
+FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # also as full-width characters
+
+
+def printable(text: str) -> str:
+    """Returns the text with a space for each control character; line breaks and tabs are kept."""
+    return UNPRINTABLE_IN_LINES.sub(" ", text)
 
 
 def one_line(text: str, length: int | None = None) -> str:
     """Returns the text in one printable line.
 
     Args:
-        text: Any text. Runs of white space, control and format characters become one space.
+        text: Any text. A run of white space and control characters becomes one space.
         length: Characters to keep; a longer text ends with "…". Default: all.
     """
-    if not text.isascii() or not text.isprintable():
-        text = "".join(
-            " " if unicodedata.category(character) in UNPRINTABLE else character for character in text
-        )
-    text = " ".join(text.split())
+    text = " ".join(UNPRINTABLE.sub(" ", text).split())
     return text if length is None or len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def markdown_text(text: str) -> str:
-    """Returns the text in one line of Markdown that renders as it is, also in a table cell."""
+    """Returns the text as one line of Markdown that shows it as it is, also in a table cell."""
     return MARKDOWN.sub(r"\\\g<0>", one_line(text)).replace("<", "&lt;")
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..training.command_line import CommandLine, CommandOptions, option, positional, short_errors
+from ..training.interruption import interruptible
+from ..training.reading_options import ReadingOptions
 
 if TYPE_CHECKING:
     from ..processing.data.report import CheckReport
@@ -22,20 +24,10 @@ files. Exits with 1 if there is a problem that would stop training. A folder of 
 
 
 @dataclass
-class CheckArguments(CommandOptions):
+class CheckArguments(CommandOptions, ReadingOptions):
     data: str = positional(
         "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a dataset for `datasets`"
     )
-    classes: str | None = option(
-        None, "file with the class names (default: classes.json next to the data)", metavar="FILE"
-    )
-    image_column: str | None = option(
-        None, "image column of a dataset for `datasets` (default: found by type and name)", metavar="NAME"
-    )
-    mask_column: str | None = option(
-        None, "mask column of a dataset for `datasets` (default: found by type and name)", metavar="NAME"
-    )
-    num_channels: int = option(3, "number of image channels")
     sample: int | None = option(None, "number of pairs to check, spread evenly over the data (default: all)")
     json: bool = option(False, "print the report as JSON")
 
@@ -46,28 +38,28 @@ def new_parser() -> CommandLine:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
-    with short_errors(PROGRAM, arguments.traceback):
+    with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
         reports = [check(source, arguments) for source in splits(arguments.data)]
     if arguments.json:
         print(json.dumps([report.as_dict() for report in reports], indent=1))
     else:
         print("\n\n".join(report.text() for report in reports))
+        if arguments.words():
+            print(f"train with the same options:{arguments.words()}")
     return int(any(report.problems for report in reports))
 
 
 def splits(source: str) -> list[str]:
     """Returns the folder, its subfolders with images/ and masks/, or the splits of a published dataset."""
     from ..processing.data.official_layouts import sources_of_splits
+    from ..processing.data.pairing import folders_of_pairs
 
     folder = Path(source)
     if official := sources_of_splits(source):
         return official
     if (folder / "images").is_dir() or not folder.is_dir():
         return [source]
-    inside = [
-        sub for sub in sorted(folder.iterdir()) if (sub / "images").is_dir() and (sub / "masks").is_dir()
-    ]
-    return [str(sub) for sub in inside] or [source]
+    return [str(sub) for sub in folders_of_pairs(folder)] or [source]
 
 
 def check(source: str, arguments: CheckArguments) -> "CheckReport":
@@ -75,15 +67,8 @@ def check(source: str, arguments: CheckArguments) -> "CheckReport":
     from ..processing.data.datasets import open_data
     from ..processing.data.report import check_data
 
-    dataset = open_data(
-        source,
-        classes=arguments.classes,
-        image_column=arguments.image_column,
-        mask_column=arguments.mask_column,
-        num_channels=arguments.num_channels,
-        needs_all_pairs=False,
-    )
-    return check_data(dataset, arguments.sample, name=source, progress=sys.stderr.isatty())
+    dataset = open_data(source, needs_all_pairs=False, **arguments.keywords())
+    return check_data(dataset, arguments.sample, name=source, progress=True)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 from ..training.command_line import (
     CommandLine,
     CommandOptions,
-    height_and_width,
     option,
     required,
     short_errors,
 )
+from ..training.option_texts import height_and_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,7 +1,7 @@
 """contextseg-finetune: fine-tunes any segmenter, ours or transformers' own, with transformers' Trainer.
 
-    contextseg-finetune --weights runs/streets --train data/train --val data/val --output runs/tuned
-    contextseg-finetune --weights nvidia/segformer-b0-finetuned-ade-512-512 --lora 8 --train data/train --output runs/tuned
+    contextseg-finetune --init-from runs/streets --train data/train --val data/val --output runs/tuned
+    contextseg-finetune --init-from nvidia/segformer-b0-finetuned-ade-512-512 --lora 8 --train data/train --output runs/tuned
 
 contextseg-train is our own loop, with the papers' recipes; this command has all options of TrainingArguments.
 Heavy imports follow the parsing of the command line, so that `--help` answers at once.
@@ -46,13 +46,15 @@ def new_parser() -> CommandLine:
     )
     parser.add_argument_group(MORE, OFTEN_USED)
     parser.known_elsewhere = trainer_options()
+    parser.renamed = {"--weights": "--init-from"}
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    given, others = new_parser().parse_known_args(argv)
-    options = FinetuneOptions(**vars(given))
+    parser = new_parser()
+    given, others = parser.parse_known_args(argv)
+    options = parser.build(vars(given))
     with short_errors(PROGRAM, options.traceback):
         from accelerate import PartialState
 

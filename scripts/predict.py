@@ -2,9 +2,11 @@
 
 contextseg-predict runs/streets photo.jpg big.tif folder/ --output masks/
 contextseg-predict runs/streets big.tif --window 1024 --confidence --entropy
+contextseg-predict runs/streets photo.jpg --grad-cam car
 """
 
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,11 @@ from ..training.command_line import (
     short_errors,
 )
 from ..training.inference_options import InferenceOptions
+from ..training.interruption import interruptible
+from ..training.reading_options import PixelOptions
 
 if TYPE_CHECKING:
+    from ..processing.prediction import Predictor
     from ..processing.prediction_files import Job
 
 PROGRAM = "contextseg-predict"
@@ -27,7 +32,7 @@ rotation); its values are class ids, and its palette shows them in color. Files 
 
 
 @dataclass
-class PredictArguments(CommandOptions, InferenceOptions):
+class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     images: list[str] = positional("image files, and folders that are searched for them")
     output: str = option(
@@ -53,6 +58,11 @@ class PredictArguments(CommandOptions, InferenceOptions):
         "also write which pixels the pixel at X,Y attends to, to attention/ (GLAM-Swin only)",
         metavar="X,Y",
     )
+    grad_cam: str | None = option(
+        None,
+        "also write what speaks for a class where it is predicted, or for the class of the pixel at X,Y, to grad-cam/",
+        metavar="CLASS",
+    )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
 
 
@@ -62,52 +72,74 @@ def new_parser() -> CommandLine:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
-    with short_errors(PROGRAM, arguments.traceback):
+    with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
         failures = predict(arguments)
-    for job, message in failures:
-        print(message if str(job.source) in message else f"{job.source}: {message}", file=sys.stderr)
+    for message in failures:
+        print(message, file=sys.stderr)
     return 1 if failures else 0
 
 
-def predict(arguments: PredictArguments) -> "list[tuple[Job, str]]":
-    """Segments all images and writes the results. Returns the files that could not be segmented, and why."""
+def predict(arguments: PredictArguments) -> list[str]:
+    """Segments all images and writes the results. Returns which files could not be segmented, and why."""
     from accelerate import Accelerator
-    from tqdm import tqdm
 
-    from ..modeling.explanations import global_attention_maps
     from ..processing.prediction import Predictor
     from ..processing.prediction_files import find_jobs
     from ..processing.prediction_maps import MAPS
+    from ..training.explaining import chosen_explanations
     from ..training.models import open_model
+    from ..training.stored_reading import set_reading
 
-    position = parse_position(arguments.explain) if arguments.explain else None
     inference = arguments.inference()
-    jobs = find_jobs(arguments.images, arguments.output)
+    failures: list[str] = []
+    jobs = find_jobs(
+        arguments.images,
+        arguments.output,
+        lambda error: failures.append(f"{error.filename}: {error.strerror}"),
+    )
     model, processor, _ = open_model(arguments.model)
+    set_reading(arguments, model, processor)
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     results = {"maps": maps, "overlay": arguments.overlay}
-    predictor = Predictor(
-        model, processor, inference, **results, explain=position, attention=global_attention_maps
-    )
-    failures = []
-    for job in tqdm(jobs, unit="image", disable=len(jobs) == 1):
-        try:
-            predictor.run(job)
-        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            failures.append((job, str(error)))
-    print(f"{len(jobs) - len(failures)} of {len(jobs)} images segmented into {arguments.output}")
+    explanations = chosen_explanations(model, arguments.explain, arguments.grad_cam)
+    predictor = Predictor(model, processor, inference, **results, explanations=explanations)
+    done = segment(predictor, jobs, failures, arguments)
+    print(f"{done} of {len(jobs)} images segmented into {arguments.output}")
     return failures
 
 
-def parse_position(text: str) -> tuple[int, int]:
-    """Parses --explain: `"120,45"` -> (120, 45), pixels from the left and from the top."""
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(
-            f"--explain {text} is not a position. Write X,Y in pixels from the left and the top, such as 120,45."
+def segment(
+    predictor: "Predictor", jobs: "list[Job]", failures: list[str], arguments: PredictArguments
+) -> int:
+    """Segments the images of all jobs; adds an error of one to `failures` and goes on. Returns how many are done.
+
+    Raises OSError if no further file can be written, because the disk is full or read-only.
+    """
+    from ..processing.failures import concerns_every_file, reason, telling
+    from ..processing.progress import progress
+
+    done = 0
+
+    def state() -> str:
+        named = "".join(f"\n{message}" for message in failures)
+        return (
+            f"{done} of {len(jobs)} images are segmented into {arguments.output}, each result complete. "
+            f"Run the command again to segment all.{named}"
         )
-    return int(parts[0]), int(parts[1])
+
+    with telling(state):
+        for job in progress(jobs, unit="image", disable=len(jobs) == 1):
+            try:
+                predictor.run(job)
+                done += 1
+            except Exception as error:
+                if concerns_every_file(error):
+                    raise
+                if arguments.traceback:
+                    traceback.print_exc()
+                failures.append(reason(error, str(job.source)))
+    return done
 
 
 if __name__ == "__main__":

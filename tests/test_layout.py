@@ -34,6 +34,8 @@ MAY_REQUIRE = {
 NEVER_EXPORTED = {
     "overlays",
     "legends",
+    "fonts",
+    "progress",
     "heat_pictures",
     "segmentation_metric",
 }  # need further packages, and no model or processor needs them

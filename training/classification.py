@@ -30,8 +30,8 @@ from ..processing.data.token_labels import LabelMaps, MixToken, smoothed
 from ..processing.data.unreadable import UNREADABLE, ReadableImages, readable_sample
 from ..processing.metrics import percent
 from .class_scores import score_classes
-from .command_line import crop_size
 from .models import CLASSIFIER
+from .option_texts import crop_size
 from .setup import CHECKED_SAMPLES
 from .tasks import Task
 
@@ -47,7 +47,7 @@ class ClassificationTask(Task):
 
     models = CLASSIFIER
     data_example = "a folder with one subfolder of images per class, such as imagenet/train"
-    best_by = "top_1"
+    best_by, best_by_name, class_score = "top_1", "top-1 accuracy", "top_1"
     logged = ("top_1", "top_5", "val_loss")
     next_commands = ()
 

@@ -26,11 +26,19 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from ..processing.plain_text import printable
+from ..processing.progress import hide_other_bars
+from .option_texts import number
+from .option_values import RANGES, check_option, check_options
+
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
+PAIRS = ("--value-range", "--value_range")  # options with two numbers, which may be negative
 NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
 MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
+
+CROPS_HELP = "crops taken from each image in an epoch, for few large images"
 
 
 class CommandError(RuntimeError):
@@ -75,6 +83,9 @@ class CommandOptions:
 
     traceback: bool = option(False, "show where in the code an error occurred")
 
+    def __post_init__(self) -> None:
+        check_options(self)
+
 
 class CommandLine(HfArgumentParser):
     """Command line of a dataclass and of the dataclasses that it inherits from.
@@ -98,6 +109,8 @@ class CommandLine(HfArgumentParser):
             **settings,
         )
         self.known_elsewhere: list[str] = []  # options that another parser reads
+        self.declared: dict[str, dataclasses.Field] = {}  # by name, with resolved types
+        self.renamed: dict[str, str] = {}  # former spellings, and what took their place
         if isinstance(kinds, type):
             kinds = [*filter(dataclasses.is_dataclass, kinds.__bases__), kinds]
         self.dataclass_types = list(kinds)
@@ -116,7 +129,14 @@ class CommandLine(HfArgumentParser):
 
     def arguments(self, argv: Sequence[str] | None = None) -> Any:
         """Parses `argv` (default: `sys.argv`) into an instance of the last dataclass."""
-        return self.dataclass_types[-1](**self.given(argv))
+        return self.build(self.given(argv))
+
+    def build(self, given: dict[str, Any]) -> Any:
+        """Returns an instance of the last dataclass; ends the program if options contradict each other."""
+        try:
+            return self.dataclass_types[-1](**given)
+        except ValueError as error:
+            self.error(str(error))
 
     def add_argument_group(self, title: str | None = None, *args: Any, **settings: Any) -> Any:
         """Returns the group with this title, creating it if needed: several dataclasses may share one."""
@@ -127,6 +147,7 @@ class CommandLine(HfArgumentParser):
         """Adds a field to `parser`, a group or this parser, unless a base has added it already."""
         if any(action.dest == field.name for action in self._actions):
             return
+        self.declared[field.name] = field
         text = field.metadata["help"].replace("%", "%%") + default_text(field)
         names = [f"--{field.name.replace('_', '-')}", *[f"--{field.name}"] * ("_" in field.name)]
         if field.metadata.get("positional"):
@@ -148,18 +169,40 @@ class CommandLine(HfArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As in argparse, but reports misspelled options before missing arguments."""
-        args = sys.argv[1:] if args is None else [str(word) for word in args]
+        """As in argparse, but reports misspelled options before missing arguments, and checks values."""
+        args = joined_pairs(sys.argv[1:] if args is None else [str(word) for word in args])
         known = [*self._option_string_actions, *self.known_elsewhere]
         for word in takewhile(lambda word: word != "--", args):
             name = word.partition("=")[0]
+            if name in self.renamed and name not in known:
+                self.error(f"no option {name}: it is {self.renamed[name]} now.")
             if name.startswith("--") and name not in known:
                 spelled_alike = [other for other in known if "_" in name or "_" not in other]
                 close = difflib.get_close_matches(name, spelled_alike, n=1)
                 self.error(
                     f"no option {name}" + (f", did you mean {close[0]}?" if close else "; see --help.")
                 )
-        return super().parse_known_args(args, namespace)
+        values, others = super().parse_known_args(args, namespace)
+        try:
+            for name in vars(values).keys() & self.declared.keys():
+                check_option(self.declared[name], self.declared[name].type, getattr(values, name))
+        except ValueError as error:
+            self.error(str(error))
+        return values, others
+
+
+def joined_pairs(words: Sequence[str]) -> list[str]:
+    """Joins an option of `PAIRS` and its two numbers to one word: --value-range 0 4095 -> --value-range=0,4095."""
+    words, joined = list(words), []
+    while words:
+        word = words.pop(0)
+        if word in PAIRS and words:
+            values = [words.pop(0)]
+            if number(values[0]) is not None and words and number(words[0]) is not None:
+                values.append(words.pop(0))
+            word = f"{word}={','.join(values)}"
+        joined.append(word)
+    return joined
 
 
 class OptionsFormatter(argparse.HelpFormatter):
@@ -175,14 +218,15 @@ class OptionsFormatter(argparse.HelpFormatter):
 
 
 def default_text(field: dataclasses.Field) -> str:
-    """Returns text such as " (default: 4)"; empty if the option is off by default or the help text names its
-    default.
+    """Returns text such as " (default: 4; from 1 to 64)".
+
+    Without the default if the option is off by default or the help text names it.
     """
-    if "(default:" in field.metadata["help"]:
-        return ""
-    if any(field.default is nothing for nothing in (dataclasses.MISSING, None, "", False)):
-        return ""
-    return f" (default: {'yes' if field.default is True else field.default})"
+    notes = [RANGES[field.name].bounds()] if field.name in RANGES else []
+    is_off = any(field.default is nothing for nothing in (dataclasses.MISSING, None, "", False))
+    if not is_off and "(default:" not in field.metadata["help"]:
+        notes.insert(0, f"default: {'yes' if field.default is True else field.default}")
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 @contextmanager
@@ -193,6 +237,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
         program: Name of the command, printed before the message.
         with_traceback: Let errors through unchanged.
     """
+    hide_other_bars()
     try:
         yield
     except BaseException as error:
@@ -200,7 +245,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         if with_traceback or not is_expected(error):
             raise
-        raise SystemExit(f"{program}: {plain_message(error)}") from error
+        raise SystemExit(f"{program}: {printable(plain_message(error))}") from error
 
 
 def is_expected(error: BaseException) -> bool:
@@ -247,19 +292,3 @@ def plain_message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         text += ". Free some space, then run the command again; training continues with --resume."
     return text
-
-
-def crop_size(text: str) -> tuple[int, int]:
-    """Parses --crop-size, see `height_and_width`."""
-    return height_and_width(text, "--crop-size")
-
-
-def height_and_width(text: str, option: str) -> tuple[int, int]:
-    """Parses the value of `option`: `"512"` -> (512, 512), `"360x480"` -> (360, 480).
-
-    Raises ValueError for anything else.
-    """
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"{option} {text} is not a size. Write a number of pixels, or HEIGHTxWIDTH.")
-    return int(parts[0]), int(parts[-1])

@@ -28,16 +28,16 @@ from ..processing.data.coco import CocoData, Object, corners, learnable, object_
 from ..processing.data.labeled_images import unreadable
 from ..processing.data.unreadable import UNREADABLE, complaints_of, readable_sample
 from ..processing.metrics import percent
-from .checkpoints import model_folder
 from .coco_scores import score_objects
 from .models import ModelKind
+from .option_texts import shorter_sides
 from .setup import CHECKED_SAMPLES
+from .starting_points import checkpoint_of
 from .tasks import Task
 
 DETECTOR = ModelKind(
     "object detection", {MaskRcnnConfig: MaskRcnnForObjectDetection}, AutoModelForObjectDetection
 )
-SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
 
 
 class DetectionTask(Task):
@@ -45,7 +45,7 @@ class DetectionTask(Task):
 
     models = DETECTOR
     data_example = "COCO's folder, or one with images/ and annotations.json in COCO's format"
-    best_by = "box_ap"
+    best_by, best_by_name, class_score = "box_ap", "box AP", "box_ap"
     logged = ("box_ap", "box_ap_50", "mask_ap", "mask_ap_50")
     next_commands = ()
 
@@ -72,8 +72,8 @@ class DetectionTask(Task):
     def new_processor(self) -> DetrImageProcessor:
         """Resizes to the largest shorter side of training; normalizes as the pretrained encoder expects."""
         arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-        if arguments.backbone:
-            mean, std = encoder_normalization(model_folder(arguments.backbone))
+        if arguments.init_from:
+            mean, std = encoder_normalization(checkpoint_of(arguments.init_from))
         shorter = max(shorter_sides(arguments.shorter_side))
         size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
         return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
@@ -260,16 +260,3 @@ def grown(tensor: Tensor, size: Sequence[int]) -> Tensor:
     """(..., H, W) -> (..., *size), padded with zeros on the right and at the bottom."""
     height, width = tensor.shape[-2:]
     return F.pad(tensor, (0, size[1] - width, 0, size[0] - height))
-
-
-def shorter_sides(text: str) -> tuple[int, ...]:
-    """Parses --shorter-side: `"800"` -> (800,), `"480-800"` -> (480, 512, ..., 800)."""
-    parts = text.split("-")
-    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(
-            f"--shorter-side {text} is not a length. Write a number of pixels, or a range such as 480-800."
-        )
-    first, last = int(parts[0]), int(parts[-1])
-    if first > last:
-        raise ValueError(f"--shorter-side {text} starts with the larger value. Write {last}-{first}.")
-    return (*range(first, last, SIDE_STEP), last)

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..processing.atomic_write import atomic_write
 from ..processing.metrics import ConfusionMatrix, percent, scores_table
+from ..processing.plain_text import csv_text, markdown_text
 from .plots import plot_confusion
-from .records import environment, write_json
+from .records import environment, write_json, write_whole
 
 
 def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMatrix, folder: Path) -> None:
@@ -25,22 +27,25 @@ def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMa
         f"mIoU {percent(scores['mean_iou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %, "
         f"boundary IoU {percent(scores['boundary_iou'])} %, boundary F {percent(scores['boundary_f'])} %"
     )
-    text = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    text = "\n".join(f"- {name}: {markdown_text(str(value))}" for name, value in facts.items())
     table = scores_table(scores)
-    (folder / "evaluation.md").write_text(f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n", encoding="utf-8")
+    write_whole(folder / "evaluation.md", f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n")
     columns, names = list(scores["per_class"][0]), [row["name"] for row in scores["per_class"]]
-    write_csv(folder / "evaluation.csv", [columns, *(row.values() for row in scores["per_class"])])
-    counts = confusion.matrix.tolist()
+    write_csv(
+        folder / "evaluation.csv",
+        [columns, *({**row, "name": csv_text(row["name"])}.values() for row in scores["per_class"])],
+    )
+    counts, cells = confusion.matrix.tolist(), [csv_text(name) for name in names]
     write_csv(
         folder / "confusion.csv",
-        [["label", *names], *([name, *row] for name, row in zip(names, counts, strict=True))],
+        [["label", *cells], *([name, *row] for name, row in zip(cells, counts, strict=True))],
     )
-    plot_confusion(confusion.matrix.cpu().numpy(), names, folder / "confusion.png")
+    plot_confusion(confusion.matrix.cpu().numpy(), names, folder / "confusion.png", means)
     print(
         f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv, and confusion.csv and .png"
     )
 
 
 def write_csv(path: Path, rows: list[Iterable[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)

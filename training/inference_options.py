@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from .command_line import height_and_width, option
+from .command_line import option
+from .option_texts import factors, height_and_width
 
 if TYPE_CHECKING:
     from ..processing.inference import Inference
@@ -52,11 +53,3 @@ class InferenceOptions(WindowOptions):
         """Returns the `Inference` that the options describe."""
         batch_size, scales = self.window_batch_size, factors(self.scales)
         return replace(super().inference(), batch_size=batch_size, scales=scales, flip=self.flip)
-
-
-def factors(text: str) -> tuple[float, ...]:
-    """Parses --scales: `"0.75,1,1.25"` -> (0.75, 1.0, 1.25)."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--scales {text} is not a list of factors. Write them as 0.75,1,1.25.") from None

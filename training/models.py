@@ -1,4 +1,4 @@
-"""Building and loading of the model that a run starts from."""
+"""Kinds of model, and opening a trained one; `starting_points.py` builds the model of a new run."""
 
 import ast
 import json
@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
 from .checkpoints import model_folder
+from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
 
@@ -44,83 +45,7 @@ CLASSIFIER = ModelKind(
 )
 
 
-# Options that name a checkpoint of transformers or timm to start from: the classmethod that loads it, and the
-# models that have it.
-STARTS = {
-    "swin": ("from_swin", "glam_swin"),
-    "segformer": ("from_segformer", "segdeformer"),
-    "backbone": ("from_backbone", "segdeformer or mask_rcnn"),
-}
-
 IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
-
-
-def build_model(
-    kind: ModelKind,
-    name: str,
-    preset: str | None,
-    *,
-    class_names: list[str],
-    options: dict[str, Any],
-    weights: str | None = None,
-    starts: Mapping[str, str | None] | None = None,
-) -> PreTrainedModel:
-    """Builds a model for the given classes.
-
-    Args:
-        kind: What the model is for.
-        name: Model type, such as "glam_swin"; with `weights`, the checkpoint decides.
-        preset: Published size, such as "tiny"; None for the defaults of the configuration.
-        class_names: Class names by id.
-        options: Fields of the configuration to set.
-        weights: Checkpoint of the same kind to fine-tune; a classifier for other classes is initialized anew.
-        starts: Checkpoints of other models to start from, by option, see `STARTS`; at most one is not None.
-
-    Returns:
-        The model, randomly initialized unless `weights` or `starts` name a checkpoint.
-
-    Raises:
-        ValueError: If type, preset or checkpoint do not exist or do not fit together.
-    """
-    options = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {label: index for index, label in enumerate(class_names)},
-        **options,
-    }
-    starts = {option: source for option, source in (starts or {}).items() if source}
-    if (preset is not None) + (weights is not None) + len(starts) > 1:
-        options_given = ", ".join(f"--{option}" for option in STARTS)
-        raise ValueError(
-            f"--preset, --weights, {options_given} each determine the model's size. Give only one of them."
-        )
-    if weights:
-        return from_weights(kind, weights, options)
-    if starts:
-        (option, source), *_ = starts.items()
-        return started(kind, name, option, source, options)
-    config = configuration(kind, name, preset, options)
-    return kind.classes[type(config)](config)
-
-
-def started(kind: ModelKind, name: str, option: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Builds a model of type `name` from the checkpoint `source` that an option of `STARTS` names."""
-    method, fitting = STARTS[option]
-    model_class = kind.classes[config_class_of(kind, name)]
-    if not hasattr(model_class, method):
-        raise ValueError(f"--{option} does not work with --model {name}. Use --model {fitting}.")
-    return getattr(model_class, method)(model_folder(source), **options)
-
-
-def configuration(
-    kind: ModelKind, name: str, preset: str | None, options: dict[str, Any]
-) -> PreTrainedConfig:
-    """Returns the configuration of a model type, in the published size `preset` if it is not None."""
-    config_class = config_class_of(kind, name)
-    if preset is None:
-        return config_class(**options)
-    if not hasattr(config_class, "preset"):
-        raise ValueError(f"'{name}' has no presets. Leave out --preset, and set sizes with --set NAME=VALUE.")
-    return config_class.preset(preset, **options)
 
 
 def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
@@ -134,11 +59,6 @@ def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
     return CONFIG_MAPPING[name]
 
 
-def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Loads a checkpoint and adapts its classifier to the new classes, which the model logs."""
-    return kind.auto_class.from_pretrained(model_folder(weights), ignore_mismatched_sizes=True, **options)
-
-
 def ignore_index_field(config: PreTrainedConfig) -> str:
     """Returns the field of the label that the loss ignores; transformers has two names for it."""
     field = next((name for name in IGNORE_INDEX_FIELDS if hasattr(config, name)), None)
@@ -148,6 +68,12 @@ def ignore_index_field(config: PreTrainedConfig) -> str:
             "glam_swin or segformer."
         )
     return field
+
+
+def channels_of(config: PreTrainedConfig) -> int:
+    """Returns the number of channels of a model's images, which some models store with their backbone."""
+    backbone = getattr(config, "backbone_config", None)
+    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
 
 
 def class_names(model: PreTrainedModel) -> list[str]:
@@ -166,30 +92,43 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
-    model = AutoModelForSemanticSegmentation.from_pretrained(source)
-    return model.eval(), AutoImageProcessor.from_pretrained(source), source
+    with explained_absence(source):
+        model = AutoModelForSemanticSegmentation.from_pretrained(source)
+        return model.eval(), AutoImageProcessor.from_pretrained(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
-    """Returns the model's class names.
+    """Returns the model's class names, and numbers the classes of the data in the same order.
 
-    Raises ValueError if the data has another number of classes; warns if names differ.
+    Classes with the same names in another order are matched by name. Where some names differ, classes are
+    matched by position with a warning, unless a name that both have is at different positions.
+
+    Raises ValueError if the classes cannot be matched.
     """
-    known, found = (
-        [model.config.id2label[index] for index in range(model.config.num_labels)],
-        list(data.classes),
-    )
-    if len(known) != len(found):
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    found = list(data.classes)
+    if known != found and sorted(known) == sorted(found):
+        logger.warning("the data has the classes of the model in another order; they are matched by name")
+        data.number_classes_as(known)
+        return known
+    if len(known) != len(found) or any(
+        name in known and known.index(name) != i for i, name in enumerate(found)
+    ):
         raise ValueError(
-            f"the model has {len(known)} classes ({', '.join(known[:5])}, ...), the data {len(found)} "
-            f"({', '.join(found[:5])}, ...). Use data with the model's classes, or fine-tune the model with "
-            "contextseg-train --weights."
+            f"the model has {len(known)} classes and the data {len(found)}. Only in the model: {_beyond(known, found)}; "
+            f"only in the data: {_beyond(found, known)}. Give the data the model's classes and names in "
+            "classes.json, or fine-tune the model with contextseg-train --init-from."
         )
     if different := [pair for pair in zip(known, found, strict=True) if pair[0] != pair[1]]:
         logger.warning(
             "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
     return known
+
+
+def _beyond(names: list[str], others: list[str]) -> str:
+    beyond = [name for name in names if name not in others]
+    return ", ".join(beyond[:5]) + ", ..." * (len(beyond) > 5) or "none"
 
 
 def parse_overrides(settings: list[str]) -> dict[str, Any]:
@@ -212,7 +151,7 @@ def parse_value(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
 

@@ -123,10 +123,12 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
     from transformers import AutoConfig, AutoImageProcessor
 
     from .checkpoints import model_folder
+    from .model_names import explained_absence
 
     source = model_folder(name)
-    model = kind_of(AutoConfig.from_pretrained(source)).auto_class.from_pretrained(source)
-    return model.eval(), AutoImageProcessor.from_pretrained(source), source
+    with explained_absence(source):
+        model = kind_of(AutoConfig.from_pretrained(source)).auto_class.from_pretrained(source)
+        return model.eval(), AutoImageProcessor.from_pretrained(source), source
 
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":

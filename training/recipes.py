@@ -22,7 +22,7 @@ from ..configuration.checked_config import did_you_mean
 from .options import train_parser
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
-STARTING_POINTS = {"preset", "weights", "swin", "segformer", "backbone"}  # each determines the model's size
+STARTING_POINTS = {"preset", "init_from"}  # each determines the model's size
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def with_recipe(given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
     """Merges given options with those of the recipe that they name.
 
     Given options override those of the recipe; values of repeatable options are appended. A given starting
-    point, such as --swin or --weights, replaces that of the recipe, such as its preset.
+    point, such as --init-from, replaces that of the recipe, such as its preset.
 
     Args:
         given: Values of options by name; `recipe` is the name or path of the recipe, if any.

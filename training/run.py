@@ -4,12 +4,13 @@ from pathlib import Path
 
 from . import setup
 from .checkpoints import load_state
-from .loop import Meter, StopSignal, Training, train_loop
+from .loop import Meter, Training, train_loop
 from .models import describe
 from .optim import ModelEma
 from .options import TrainArguments
 from .processes import explained_loss_of_a_peer, spread_random_numbers, with_synchronized_batch_norm
 from .run_folder import RunFolder
+from .stopping import StopSignal
 from .tasks import task_of
 
 
@@ -39,4 +40,4 @@ def train(arguments: TrainArguments) -> int:
         meter = Meter(training, schedule, run.log)
         run.catch_up(meter, schedule)
         finished = train_loop(training, batches, schedule, meter, stop, checkpoint=run.checkpoint)
-        return run.close(meter, None if finished else stop.number)
+        return run.close(meter, schedule, None if finished else stop.number)

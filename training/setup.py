@@ -1,14 +1,16 @@
 """Builds the parts of a run from its arguments; `run.py` puts them together."""
 
+import logging
 import math
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -18,17 +20,22 @@ from ..processing.data.batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
 from .deepspeed_state import configure_deepspeed
 from .loop import Schedule, Training
-from .models import build_model, parse_overrides
+from .loss_fields import check_loss_is_ours
+from .models import parse_overrides
 from .optim import parameter_groups
+from .option_texts import milestone, part_and_factor
 from .options import TrainArguments, fields_of, train_arguments
 from .processes import num_processes, quiet_unless_first
 from .records import read_json
+from .starting_points import build_model
 from .tasks import Task, task_of
+
+logger = logging.getLogger(__name__)
 
 # Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push", "license", "traceback"),
+    *("push", "license", "traceback", "timeout", "pixel_limit", "early_stopping"),
 }
 DEFAULT_EPOCHS = 100
 CHECKED_SAMPLES = 32  # pairs of each split
@@ -57,6 +64,8 @@ def resolve(given: dict[str, Any]) -> TrainArguments:
         )
     if not arguments.train:
         raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
+    if arguments.early_stopping is not None and not arguments.val:
+        raise ValueError("--early-stopping compares validation scores. Give --val, or leave it out.")
     if arguments.push:
         validate_repo_id(arguments.push)  # fail now rather than after training
     return arguments
@@ -81,7 +90,7 @@ def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
         if name not in changeable and value != stored.get(name):
             raise ValueError(
                 f"Cannot resume with {name}={value}: the run was started with {name}={stored.get(name)}. "
-                f"Leave the option out, or start a new run with --weights {record.parent}."
+                f"Leave the option out, or start a new run with --init-from {record.parent}."
             )
     return arguments
 
@@ -113,6 +122,7 @@ def new_accelerator(arguments: TrainArguments) -> Accelerator:
         gradient_accumulation_steps=arguments.accumulation,
         log_with=None if arguments.tracker == "none" else arguments.tracker,
         project_dir=arguments.output,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=arguments.timeout))],
     )
     configure_deepspeed(
         accelerator,
@@ -145,16 +155,23 @@ def open_splits(task: Task) -> tuple[Dataset, Dataset | None]:
 
 def new_model(task: Task, data: Dataset) -> PreTrainedModel:
     """Builds the model for the classes of `data`, and prepares the task for both."""
-    arguments = task.arguments
+    arguments, overrides, fields = (
+        task.arguments,
+        parse_overrides(task.arguments.set),
+        task.model_fields(data),
+    )
+    if twice := sorted(overrides.keys() & fields.keys()):
+        option = f"--{twice[0].replace('_', '-')}"
+        raise ValueError(f"{option} and --set {twice[0]}=... set the same field. Give only {option}.")
     model = build_model(
         task.models,
-        arguments.model,
+        arguments.model or (None if arguments.init_from else arguments.default_model),
         arguments.preset,
         class_names=list(data.classes),
-        options=parse_overrides(arguments.set),
-        weights=arguments.weights,
-        starts=arguments.starting_points(),
+        options={**overrides, **fields},
+        init_from=arguments.init_from,
     )
+    check_loss_is_ours(model, fields)
     task.prepare(model, data)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -172,20 +189,18 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         num_processes: Number of processes, each with its own batches.
 
     Raises:
-        ValueError: If a batch is larger than the training set, or options contradict each other.
+        ValueError: If options contradict each other.
     """
-    batch = arguments.batch_size * num_processes
-    if batch > num_images:
-        raise ValueError(
-            f"a batch of {batch} is larger than the training set of {num_images} images. "
-            f"Pass --batch-size {max(1, num_images // num_processes)} or less."
-        )
-    if arguments.steps and arguments.epochs:
-        raise ValueError("--steps and --epochs both set the length of the training. Give only one of them.")
+    batch, samples = arguments.batch_size * num_processes, num_images * arguments.crops_per_image
     epochs = arguments.epochs or DEFAULT_EPOCHS
     length = arguments.steps or epochs
-    steps = arguments.steps or math.ceil(epochs * num_images / (batch * arguments.accumulation))
+    steps = arguments.steps or math.ceil(epochs * samples / (batch * arguments.accumulation))
     warmup = min(1500, steps // 10) if arguments.warmup_steps is None else arguments.warmup_steps
+    if max(arguments.cooldown_steps, warmup) >= steps > 1:
+        logger.warning(
+            "the learning rate never reaches its peak: %d steps of warm-up and %d of cool-down in a run of %d steps",
+            *(warmup, arguments.cooldown_steps, steps),
+        )
     return Schedule(
         steps,
         warmup,
@@ -196,6 +211,7 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         log_interval=arguments.log_interval,
         cooldown_steps=arguments.cooldown_steps,
         floor=learning_rate_floor(arguments),
+        patience=arguments.early_stopping,
         milestones=tuple(round(steps * place / length) for place in milestones(arguments, length)),
     )
 
@@ -207,12 +223,9 @@ def milestones(arguments: TrainArguments, length: float) -> list[float]:
             "--schedule step and --milestones must be given together. Write for example "
             "--schedule step --milestones 8 --milestones 11, or leave both out."
         )
-    try:
-        places = [float(place) for place in arguments.milestones]
-    except ValueError:
-        raise ValueError(
-            f"--milestones {' '.join(map(str, arguments.milestones))} are not numbers. Give epochs or steps."
-        ) from None
+    places = [milestone(place) for place in arguments.milestones]
+    if places != sorted(set(places)):
+        raise ValueError(f"--milestones {' '.join(arguments.milestones)} do not increase. Sort them.")
     if not all(0 < place < length for place in places):
         raise ValueError(
             f"--milestones {places} are not all within the length of the run, {length:g}. Give earlier ones."
@@ -222,25 +235,13 @@ def milestones(arguments: TrainArguments, length: float) -> list[float]:
 
 def learning_rate_floor(arguments: TrainArguments) -> float:
     """Returns the lowest learning rate as a fraction of the peak."""
-    if not 0 <= arguments.min_learning_rate <= arguments.learning_rate:
-        raise ValueError(
-            f"--min-learning-rate {arguments.min_learning_rate} is not between 0 and --learning-rate "
-            f"{arguments.learning_rate}. Give a smaller one."
-        )
     return arguments.min_learning_rate / arguments.learning_rate if arguments.min_learning_rate else 0.0
 
 
 def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.optim.AdamW:
     """Builds AdamW with the parameter groups that the arguments describe."""
     factors = {"head": arguments.head_lr_factor}
-    for setting in arguments.lr_factor:
-        part, _, factor = setting.partition("=")
-        try:
-            factors[part] = float(factor)
-        except ValueError:
-            raise ValueError(
-                f"--lr-factor {setting} is not PART=FACTOR. Write for example --lr-factor global_tokens=10."
-            ) from None
+    factors |= dict(map(part_and_factor, arguments.lr_factor))
     groups = parameter_groups(
         model, learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, factors=factors
     )
@@ -260,6 +261,7 @@ def new_batches(
         stop=schedule.steps * schedule.accumulation,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        crops=arguments.crops_per_image,
     )
     on_gpu = accelerator.device.type == "cuda"
     return iter(training_loader(samples, stream, workers=arguments.workers, pin_memory=on_gpu))

@@ -391,6 +391,7 @@ def test_two_processes_the_cards_lines_run_and_the_pipeline_agrees_with_the_mode
     report = json.loads((stranger / "report.json").read_text())
     assert report["printed"].splitlines()
     assert report["pipeline_agrees"] == [True] * report["classes_found"]
+    assert report["errors"] == []
 
 
 @pytest.mark.processes

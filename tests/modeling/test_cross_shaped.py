@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
-from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from contextseg import CswinBackbone, CswinConfig, CswinForImageClassification
 from contextseg.modeling.cross_shaped import (
@@ -135,13 +134,13 @@ def test_the_classifier_trains_every_parameter():
     ("options", "message"),
     [
         ({"stripe_widths": (1, 2)}, "one entry per stage"),
-        ({"stripe_widths": (1, -2, 7, 0)}, r"0 \(the whole grid\) or more"),
+        ({"stripe_widths": (1, -2, 7, 0)}, "stripe_widths is .* a whole number from 0"),
         ({"num_heads": (1, 4, 8, 16)}, "even number"),
         ({"stripe_padding": "none"}, "Use 'masked' or 'official'"),
     ],
 )
 def test_settings_that_cannot_be_built_are_refused(options, message):
-    with pytest.raises(StrictDataclassClassValidationError, match=message):
+    with pytest.raises(ValueError, match=message):
         CswinConfig(**options)
 
 

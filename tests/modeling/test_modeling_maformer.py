@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from tiny import tiny_maformer
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
@@ -287,7 +286,7 @@ def test_token_labels_without_a_head_are_refused():
     ],
 )
 def test_settings_that_cannot_be_built_are_refused(options, message):
-    with pytest.raises(StrictDataclassClassValidationError, match=message):
+    with pytest.raises(ValueError, match=message):
         config(**options)
 
 

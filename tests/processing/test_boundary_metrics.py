@@ -101,9 +101,10 @@ def random_images(size, seed=0):
 
 
 @each(("size", "tolerance"), [((20, 30), 0.0075), ((40, 48), 0.04), ((33, 50), 0.09)])
-@each("compared", [7, 1 << 22])
-def test_boundary_f_equals_the_definition_on_all_pairs_of_pixels(size, tolerance, compared, monkeypatch):
-    monkeypatch.setattr(boundary_metrics, "COMPARED_AT_ONCE", compared)
+@each("settings", [{"DENSE": 1, "COMPARED_AT_ONCE": 7}, {"DENSE": 1}, {"DENSE": 0}])
+def test_boundary_f_equals_the_definition_on_all_pairs_of_pixels(size, tolerance, settings, monkeypatch):
+    for name, value in settings.items():  # the chosen way to compare pixels does not change the result
+        monkeypatch.setattr(boundary_metrics, name, value)
     prediction, labels = random_images(size)
     score = BoundaryF(4, tolerance=tolerance)
     score.update(prediction, labels)

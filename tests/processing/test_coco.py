@@ -33,8 +33,8 @@ from contextseg.training.detection import (
     DetectionAugmentation,
     DetectionSamples,
     DetectionTask,
-    shorter_sides,
 )
+from contextseg.training.option_texts import shorter_sides
 from contextseg.training.options import DetectionArguments
 
 SIZE = (20, 30)

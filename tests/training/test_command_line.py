@@ -1,23 +1,24 @@
 """What all commands have in common: one parser, quick answers, one meaning for each name, no option without an effect."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import pytest
+from cases import each
 
 from contextseg.benchmarks.context_networks import Task
 from contextseg.training.command_line import CommandLine, CommandOptions, option, positional, required
+from contextseg.training.option_texts import factors, integers, parse_position
+from contextseg.training.option_values import PARSERS, RANGES
 from contextseg.training.options import (
     ARGUMENTS,
-    BackboneOptions,
-    SegformerOptions,
-    SwinOptions,
     train_arguments,
     train_parser,
 )
@@ -157,14 +158,13 @@ BY_NAME = {  # read by getattr with a name from a table
     "contextseg-predict": {"confidence", "entropy", "probabilities"},
     "contextseg-context": set(Task.__dataclass_fields__),
 }
-STARTS = {field.name for kind in (SwinOptions, SegformerOptions, BackboneOptions) for field in fields(kind)}
 
 
 def test_every_option_of_every_command_is_read():
     files = [path for folder in STUDIED for path in (ROOT / folder).rglob("*.py")]
     everywhere = {name for path in files for name in reads(path)}
     for command, kind in command_dataclasses():
-        own = {field.name for field in fields(kind)} - STARTS
+        own = {field.name for field in fields(kind)}
         assert own - everywhere - BY_NAME.get(command, set()) - {"task"} == set(), command
 
 
@@ -176,13 +176,13 @@ def test_every_option_of_a_task_is_read_in_its_runs(task):
         if TASK_FILES.get(f"training/{path.name}", task) == task and not path.name.startswith("finetuning")
     ]
     found = {name for path in [*files, ROOT / "scripts" / "train.py"] for name in reads(path)}
-    assert {field.name for field in fields(ARGUMENTS[task])} - STARTS - found == set()
+    assert {field.name for field in fields(ARGUMENTS[task])} - found == set()
 
 
 OTHERS = {
     "segmentation": (
-        ["--label-smoothing", "0.2"],
-        "--label-smoothing is an option of classification, but the task of this run is segmentation",
+        ["--min-area", "0.2"],
+        "--min-area is an option of classification, but the task of this run is segmentation",
     ),
     "classification": (
         ["--task", "classification", "--window", "64"],
@@ -199,3 +199,78 @@ OTHERS = {
 def test_an_option_of_another_task_is_refused(words, message):
     with pytest.raises(ValueError, match=f"{message}.*Leave it out, or choose --task"):
         train_arguments(train_parser().given(words))
+
+
+def test_every_option_that_is_a_number_has_a_range_and_no_range_lacks_an_option():
+    numbers, texts = set(), set()
+    for _, kind in command_dataclasses():
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            texts.add(field.name)
+            if {int, float} & {hints[field.name], *get_args(hints[field.name])}:
+                numbers.add(field.name)
+    assert numbers == set(RANGES)
+    assert set(PARSERS) <= texts
+
+
+OUTSIDE = {
+    "zero is not 'not given'": ("--epochs", "0"),
+    "zero steps": ("--steps", "0"),
+    "negative": ("--warmup-steps", "-1"),
+    "not a number": ("--weight-decay", "nan"),
+    "infinite": ("--clip-norm", "inf"),
+    "too large for a float": ("--learning-rate", "1e400"),
+    "above": ("--ema", "1"),
+    "a factor": ("--lr-factor", "backbone=nan"),
+    "a factor of nothing": ("--lr-factor", "=1"),
+    "a side": ("--crop-size", "0x32"),
+    "a superscript": ("--window", "²"),
+    "a huge side": ("--base-size", "64x999999999999"),
+    "a range of sides": ("--shorter-side", "1-9999999"),
+    "an epoch": ("--milestones", "inf"),
+}
+
+
+@each(("name", "value"), OUTSIDE)
+def test_a_number_that_makes_no_sense_is_refused_with_the_name_of_its_option(name, value, capsys):
+    with pytest.raises(SystemExit):
+        train_parser().given([name, value])
+    assert re.search(f"error: .*{name}.* (is|are|not) ", capsys.readouterr().err)
+
+
+WRONG = {
+    "text for a number": {"steps": "3"},
+    "a switch for a number": {"steps": True},
+    "a fraction": {"batch_size": 1.5},
+    "out of range": {"ema": 2},
+    "not a number": {"max_scale": float("nan")},
+    "a factor": {"lr_factor": ["backbone=-1"]},
+    "text for a list": {"lr_factor": "backbone=1"},
+    "text for a switch": {"augmentation": "no"},
+    "no choice": {"schedule": "linear"},
+    "a number for text": {"train": 3},
+    "in the wrong order": {"min_scale": 3.0},
+    "more than the peak": {"min_learning_rate": 1.0},
+    "both": {"steps": 3, "epochs": 2},
+}
+
+
+@each("given", WRONG)
+def test_values_from_python_and_from_a_stored_run_are_checked_too(given):
+    with pytest.raises(ValueError, match=f"--{next(iter(given)).replace('_', '-')}"):
+        train_arguments(given)
+
+
+FAULTY_TEXTS = {
+    "--scales 0.5,nan": (factors, "0.5,nan"),
+    "--scales 1,": (factors, "1,"),
+    "--sizes 0": (integers, "64,0"),
+    "--explain 3": (parse_position, "3"),
+    "--explain -1,2": (parse_position, "-1,2"),
+}
+
+
+@each(("parse", "text"), FAULTY_TEXTS)
+def test_numbers_in_a_text_are_checked_one_by_one(parse, text):
+    with pytest.raises(ValueError, match="--option .*(must be|is not|Give)"):
+        parse(text, "--option")

@@ -13,7 +13,7 @@ from contextseg.modeling.modeling_maformer import (
     MaformerForSemanticSegmentation,
 )
 from contextseg.scripts.train import main
-from contextseg.training.models import SEGMENTER, STARTS, configuration, describe, parse_overrides
+from contextseg.training.models import SEGMENTER, describe, parse_overrides
 from contextseg.training.optim import learning_rate_factor
 from contextseg.training.options import train_arguments, train_parser
 from contextseg.training.recipes import (
@@ -23,6 +23,7 @@ from contextseg.training.recipes import (
     recipe_names,
     with_recipe,
 )
+from contextseg.training.starting_points import configuration
 
 # The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
 SMALL = {
@@ -161,7 +162,6 @@ def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name
 
 
 def test_a_given_starting_point_takes_the_place_of_the_recipes():
-    assert {"preset", "weights", *STARTS} == STARTING_POINTS
     for option in STARTING_POINTS:
         given, _ = with_recipe({"recipe": "segdeformer_mit_b1_ade20k", option: "this"})
         assert {name: given[name] for name in STARTING_POINTS & given.keys()} == {option: "this"}
@@ -171,7 +171,7 @@ def test_a_segmentation_recipe_of_maformer_starts_from_its_classifier(tmp_path, 
     sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_heads": [2, 4]}
     classifier = MaformerForImageClassification(MaformerConfig(**sizes, use_token_labels=True, num_labels=5))
     classifier.save_pretrained(tmp_path)
-    recipe = ["--recipe", "maformer_small_upernet_ade20k", "--weights", str(tmp_path)]
+    recipe = ["--recipe", "maformer_small_upernet_ade20k", "--init-from", str(tmp_path)]
     assert main([*recipe, *OVERRIDES, "--set", "auxiliary_hidden_size=8"]) == 0
     fresh = MaformerConfig(**sizes, decoder="upernet", auxiliary_hidden_size=8, num_labels=150)
     with torch.device("meta"):

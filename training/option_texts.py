@@ -1,0 +1,125 @@
+"""Parsers of options that hold numbers in a text, such as 360x480, 0.75,1,1.25, or global_tokens=10.
+
+Each is called with the text and, for its messages, the name of the option; each raises ValueError.
+"""
+
+import math
+
+from ..configuration.ranges import Range, check_number, whole
+
+SIDE = whole(1, 32768)  # pixels of a crop, a window or a resized image
+SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
+FACTOR = Range(above=0, maximum=1000)
+
+
+def height_and_width(text: str, option: str) -> tuple[int, int]:
+    """Parses the value of `option`: `"512"` -> (512, 512), `"360x480"` -> (360, 480).
+
+    Raises ValueError for anything else.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(is_count(part) for part in parts):
+        raise ValueError(f"{option} {brief(text)} is not a size. Write a number of pixels, or HEIGHTxWIDTH.")
+    for part in parts:
+        check_number(option, int(part), SIDE)
+    return int(parts[0]), int(parts[-1])
+
+
+def crop_size(text: str) -> tuple[int, int]:
+    """Parses --crop-size, see `height_and_width`."""
+    return height_and_width(text, "--crop-size")
+
+
+def shorter_sides(text: str, option: str = "--shorter-side") -> tuple[int, ...]:
+    """Parses the value of --shorter-side: `"800"` -> (800,), `"480-800"` -> (480, 512, ..., 800)."""
+    parts = text.split("-")
+    if len(parts) > 2 or not all(is_count(part) for part in parts):
+        raise ValueError(
+            f"{option} {brief(text)} is not a length. Write a number of pixels, or a range such as 480-800."
+        )
+    first, last = int(parts[0]), int(parts[-1])
+    if first > last:
+        raise ValueError(f"{option} {text} starts with the larger value. Write {last}-{first}.")
+    check_number(option, last, SIDE)
+    return (*range(first, last, SIDE_STEP), last)
+
+
+def integers(text: str, option: str) -> list[int]:
+    """Parses numbers of pixels, of images, ...: `"1,2"` -> [1, 2]."""
+    parts = text.split(",")
+    if not all(is_count(part) for part in parts):
+        raise ValueError(f"{option} is '{brief(text)}'. Give whole numbers separated by commas, such as 1,2.")
+    for part in parts:
+        check_number(option, int(part), SIDE)
+    return [int(part) for part in parts]
+
+
+def factors(text: str, option: str = "--scales") -> tuple[float, ...]:
+    """Parses the value of --scales: `"0.75,1,1.25"` -> (0.75, 1.0, 1.25)."""
+    numbers = [number(part) for part in text.split(",")]
+    if None in numbers:
+        raise ValueError(f"{option} {brief(text)} is not a list of factors. Write them as 0.75,1,1.25.")
+    for value in numbers:
+        check_number(option, value, FACTOR)
+    return tuple(numbers)
+
+
+def part_and_factor(text: str, option: str = "--lr-factor") -> tuple[str, float]:
+    """Parses one value of --lr-factor: `"global_tokens=10"` -> ("global_tokens", 10.0)."""
+    part, _, written = text.partition("=")
+    factor = number(written)
+    if factor is None or not part:
+        raise ValueError(
+            f"{option} {brief(text)} is not PART=FACTOR. Write for example {option} global_tokens=10."
+        )
+    check_number(f"the factor of {option} {text}", factor, Range(minimum=0, maximum=1e6))
+    return part, factor
+
+
+def milestone(text: str, option: str = "--milestones") -> float:
+    """Parses one value of --milestones, an epoch or a step."""
+    place = number(text)
+    if place is None or not math.isfinite(place):
+        raise ValueError(f"{option} {brief(text)} is not a number. Give epochs or steps.")
+    check_number(option, place, Range(above=0))
+    return place
+
+
+def parse_position(text: str, option: str = "--explain") -> tuple[int, int]:
+    """Parses the position of a pixel: `"120,45"` -> (120, 45), from the left and from the top."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(
+            f"{option} {brief(text)} is not a position. Write X,Y in pixels from the left and the top, such as 120,45."
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def value_limits(text: str, option: str = "--value-range") -> tuple[float, float]:
+    """Parses the values of black and white: `"0,4095"` or `"0 4095"` -> (0.0, 4095.0)."""
+    limits = [number(part) for part in text.replace(",", " ").split()]
+    if len(limits) != 2 or not all(limit is not None and math.isfinite(limit) for limit in limits):
+        raise ValueError(f"{option} {brief(text)} is not a range. Write LOW HIGH, such as {option} 0 4095.")
+    if limits[0] >= limits[1]:
+        raise ValueError(f"{option} {brief(text)} does not begin with the smaller value. Write LOW HIGH.")
+    return tuple(limits)
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number above 0, and short enough to be parsed."""
+    text = text.strip()
+    return text.isdecimal() and len(text) < 20 and int(text) > 0
+
+
+def number(text: str) -> float | None:
+    """Returns the number that a text is, NaN and infinity included; None if it is not a number."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def brief(text: str) -> str:
+    """Returns the text on one line, shortened if it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
