@@ -12,17 +12,20 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .atomic_write import atomic_write
 from .data.coco import coco_masks
+from .fonts import drawable, font_for
+from .image_opening import PIXEL_LIMIT
 from .image_reading import read_image
-from .legends import INK, PAPER, font_for
+from .legends import INK, PAPER
 from .overlays import save_png
 from .palettes import default_palette
 from .plain_text import one_line
-from .prediction_files import Job
+from .prediction_files import FilePredictor, Job
 
+FONT_SIZE = 12  # pixels, at least
 TINT = 0.5  # weight of the class color inside a mask
 
 
-class ObjectPredictor:
+class ObjectPredictor(FilePredictor):
     """Detects objects in image files with one model, and writes one annotation file for all of them.
 
     The file has COCO's lists of images, categories and annotations, with a score for each annotation, so that
@@ -34,7 +37,10 @@ class ObjectPredictor:
         folder: Folder of the annotations, `annotations.json`.
         threshold: Smallest score of an object, from 0 to 1. Default: 0.5.
         overlay: Whether to write a picture of each image with its objects to `overlays/`. Default: False.
+        pixel_limit: Most pixels of an image file; larger ones are refused.
     """
+
+    done = "searched for objects"
 
     def __init__(
         self,
@@ -44,7 +50,9 @@ class ObjectPredictor:
         *,
         threshold: float = 0.5,
         overlay: bool = False,
+        pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
+        self.pixel_limit = pixel_limit
         self.model, self.processor, self.file = model, processor, folder / "annotations.json"
         self.threshold, self.overlay = threshold, overlay
         self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -54,7 +62,7 @@ class ObjectPredictor:
     @torch.inference_mode()
     def run(self, job: Job) -> None:
         """Detects the objects of one image file. Raises ImageReadError if it cannot be read."""
-        image = read_image(job.source)
+        image = read_image(job.source, pixel_limit=self.pixel_limit)
         inputs = self.processor(image, return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         (found,) = self.model.instances(outputs, [(image.height, image.width)], self.threshold)
@@ -107,12 +115,12 @@ def objects_picture(image: Image.Image, found: dict[str, Tensor], names: list[st
         mask, color = found["masks"][index].cpu().numpy(), colors[found["labels"][index]]
         picture[mask] = ((1 - TINT) * picture[mask] + TINT * np.array(color)).astype(np.uint8)
     drawn = Image.fromarray(picture)
-    draw, font = ImageDraw.Draw(drawn), font_for(image.width)
+    draw, size = ImageDraw.Draw(drawn), max(FONT_SIZE, image.width // 60)
     for index in order:
         box, color = found["boxes"][index].tolist(), tuple(colors[found["labels"][index]])
-        draw.rectangle(box, outline=color, width=max(1, font.size // 8))
-        text = f"{one_line(names[found['labels'][index]], 40)} {found['scores'][index]:.2f}"
-        place = draw.textbbox((box[0], max(0, box[1] - 1.3 * font.size)), text, font=font)
-        draw.rectangle(place, fill=PAPER)
-        draw.text(place[:2], text, fill=INK, font=font, anchor="lt")
+        draw.rectangle(box, outline=color, width=max(1, size // 8))
+        text = drawable(f"{one_line(names[found['labels'][index]], 40)} {found['scores'][index]:.2f}")
+        font, place = font_for(text, size), (box[0], max(0, box[1] - 1.2 * size))
+        draw.rectangle(draw.textbbox(place, text, font=font, anchor="lt"), fill=PAPER)
+        draw.text(place, text, fill=INK, font=font, anchor="lt")
     return drawn

@@ -1,15 +1,21 @@
 """Checks of data for classification and detection: unreadable images, sizes, and how often each class occurs."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from ..failures import reason
+from ..plain_text import one_line
+from .labeled_images import LabeledImages
 from .pairing import listed
+from .report import sizes_text
+
+if TYPE_CHECKING:
+    from .coco import CocoData
 
 THREADS = 8
 BAR = 30  # characters
@@ -80,7 +86,9 @@ class CountReport:
         return lines
 
 
-def check_labeled_images(data: LabeledImages, sample: int | None = None, *, name: str = "data") -> CountReport:
+def check_labeled_images(
+    data: LabeledImages, sample: int | None = None, *, name: str = "data"
+) -> CountReport:
     """Counts the images of each class, and reads images.
 
     Args:
@@ -154,5 +162,5 @@ def size_or_error(data: Dataset, index: int) -> tuple[int, int] | str:
     """(height, width) of an image, or the message of the error that reading it raises."""
     try:
         return data[index]["image"].size[::-1]
-    except (ImageReadError, OSError, ValueError) as error:
-        return str(error)
+    except Exception as error:
+        return reason(error, data.name_of(index))
