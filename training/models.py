@@ -12,6 +12,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BaseImageProcessor,
@@ -44,6 +45,8 @@ CLASSIFIER = ModelKind(
     "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
 )
 
+
+TASKS_BY_HEAD = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
 
 IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
@@ -81,11 +84,24 @@ def class_names(model: PreTrainedModel) -> list[str]:
     return list(model.config.id2label.values())
 
 
-def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
-    """Opens a segmenter for inference.
+def task_of_model(name: str) -> str:
+    """Returns what a model does: "segmentation", "classification" or "detection".
 
     Args:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+    """
+    source = model_folder(name)
+    with explained_absence(source):
+        architecture = (AutoConfig.from_pretrained(source).architectures or [""])[0]
+    return next((task for head, task in TASKS_BY_HEAD.items() if architecture.endswith(head)), "segmentation")
+
+
+def open_model(name: str, kind: ModelKind = SEGMENTER) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
+    """Opens a model for inference.
+
+    Args:
+        name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+        kind: What the model is for. Default: a segmenter.
 
     Returns:
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
@@ -96,7 +112,7 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
     with explained_absence(source):
-        model = load_model(AutoModelForSemanticSegmentation, source)
+        model = load_model(kind.auto_class, source)
         return model, load_processor(source), source
 
 
@@ -127,6 +143,28 @@ def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
             "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
     return known
+
+
+def match_classes(model: PreTrainedModel, data: Any) -> None:
+    """Numbers the classes of labeled images or objects as the model does, by name.
+
+    The data may lack classes of the model. Where no name agrees, as for numbers in place of names, as many classes
+    are matched by position, with a warning.
+
+    Raises ValueError if the data has a class that the model does not have.
+    """
+    known, found = class_names(model), list(data.classes)
+    if set(found) <= set(known):
+        data.number_classes_as(known)
+    elif len(found) == len(known) and not set(found) & set(known):
+        logger.warning(
+            "class '%s' of the model is '%s' in the data, and so on by position", known[0], found[0]
+        )
+    else:
+        raise ValueError(
+            f"the data has classes that the model does not have: {_beyond(found, known)}. The model's own are "
+            f"{', '.join(known[:5])}{', ...' * (len(known) > 5)}. Rename the classes of the data, or leave those out."
+        )
 
 
 def _beyond(names: list[str], others: list[str]) -> str:

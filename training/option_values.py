@@ -66,6 +66,7 @@ RANGES = {
     "size": SCENE,
     "steps": COUNT,
     "threads": whole(1, 4096),
+    "threshold": SHARE,
     "timeout": Range(above=0, maximum=10**6),
     "tokens": whole(0, 256),
     "warmup_steps": COUNT_OR_ZERO,
