@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
 from .checkpoints import model_folder
-from .model_files import load_model, load_processor
+from .model_files import check_model_files, load_model, load_processor
 from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,14 @@ def task_of_model(name: str) -> str:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
     """
     source = model_folder(name)
+    check_model_files(Path(source))
     with explained_absence(source):
-        architecture = (AutoConfig.from_pretrained(source).architectures or [""])[0]
+        return task_of_config(AutoConfig.from_pretrained(source))
+
+
+def task_of_config(config: PreTrainedConfig) -> str:
+    """Returns what the model of a saved configuration does, from the name of its class."""
+    architecture = (config.architectures or [""])[0]
     return next((task for head, task in TASKS_BY_HEAD.items() if architecture.endswith(head)), "segmentation")
 
 

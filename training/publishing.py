@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .models import ModelKind
 
 PROGRAM = "contextseg-export"
-TASKS_BY_HEAD = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
 
 
 @dataclass
@@ -135,11 +134,7 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":
     """Returns the kind of a saved model, from the name of its class."""
+    from .models import task_of_config
     from .tasks import task_of
 
-    architecture = (config.architectures or [""])[0]
-    return task_of(
-        next(
-            (task for ending, task in TASKS_BY_HEAD.items() if architecture.endswith(ending)), "segmentation"
-        )
-    ).models
+    return task_of(task_of_config(config)).models
