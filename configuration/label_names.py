@@ -37,7 +37,7 @@ def labels_of(
             chosen = checked_inverse(names, pairs)
     if num_labels not in (None, len(names)):
         raise ValueError(
-            f"num_labels is {num_labels}, but {len(names)} class names are given: {shown(names.values())}. "
+            f"num_labels is {num_labels}, but {len(names)} class names are given: {listed_names(names.values())}. "
             "Leave out num_labels, or give one name per class."
         )
     if not chosen:
@@ -102,7 +102,7 @@ def names_by_id(field: str, pairs: list[tuple[Any, Any]]) -> dict[int, str]:
     if list(names) != list(range(len(names))):
         right = "0" if len(names) == 1 else f"0 to {len(names) - 1}"
         raise ValueError(
-            f"{field} has the ids {shown(names)}; {right} is required. Number classes from 0 without gaps, and map "
+            f"{field} has the ids {listed_names(names)}; {right} is required. Number classes from 0 without gaps, and map "
             "the ids of mask files to them with label_map of the image processor."
         )
     return names
@@ -132,7 +132,7 @@ def checked_inverse(names: Mapping[int, str], pairs: list[tuple[Any, Any]]) -> d
             )
     if missing := set(names.values()) - ids.keys():
         raise ValueError(
-            f"label2id lacks {shown(sorted(missing))} of id2label. Leave out label2id: it follows from id2label."
+            f"label2id lacks {listed_names(sorted(missing))} of id2label. Leave out label2id: it follows from id2label."
         )
     return ids
 
@@ -143,12 +143,12 @@ def check_unique(names: Mapping[int, str]) -> None:
     if count > 1:
         ids = [number for number, known in names.items() if known == name]
         raise ValueError(
-            f"id2label calls the classes {shown(ids)} '{name}'. Give each class a name of its own: weights and "
+            f"id2label calls the classes {listed_names(ids)} '{name}'. Give each class a name of its own: weights and "
             "scores are found by name."
         )
 
 
-def shown(values: Any) -> str:
+def listed_names(values: Any) -> str:
     """The first values, for a message."""
     values = list(values)
     return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")

@@ -132,9 +132,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
         Args:
             pretrained_model_name_or_path: Local folder, or name on the Hub.
             *args: Further arguments of transformers.
-            **kwargs: Options of transformers and configuration fields. With other `id2label` or
-                `num_labels` than the checkpoint's, classes of the same name keep their weights; with other
-                `num_channels`, the first convolution is adapted.
+            **kwargs: Options of transformers and configuration fields. With other `id2label` or `num_labels`, classes
+                of the same name keep their weights; with other `num_channels`, the first convolution is adapted.
 
         Raises:
             ValueError: If both a config object and labels are given.
@@ -145,8 +144,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         kwargs["config"] = deepcopy(kwargs["config"])
         vars(kwargs["config"])["id2label"] = stored  # as in the file: a setter would check it
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        model.replace_labels(wanted)
+        (loaded[0] if type(loaded) is tuple else loaded).replace_labels(wanted)  # with output_loading_info
         return loaded
 
     @classmethod

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from .data.datasets import MASK_COLUMNS, check_sizes, scale_for
 from .image_reading import describe
 from .label_maps import LabelMap
 from .mask_reading import read_mask
+from .samples import MASK_COLUMNS, check_sizes, scale_for
 
 
 class SegmentationCollator:

@@ -31,7 +31,7 @@ PIXEL_LIMIT = 178_956_970  # where Pillow raises an error by default, too
 BYTES_PER_PIXEL = 16  # of the largest files: four uncompressed channels of 32 bits
 STREAM_BLOCK = 1 << 20  # bytes
 DOWNLOAD_SECONDS = 60  # without an answer
-NOT_DECODED = ("EPS", "FITS", "FPX", "ICNS", "ICO", "IPTC", "MIC", "WMF")  # see the module docstring
+REFUSED = ("BLP", "EPS", "FITS", "FPX", "ICNS", "ICO", "IPTC", "MIC", "WMF")  # see the module docstring
 TILE_SIDES = (322, 323)  # TIFF tags; libtiff allocates whole tiles, however small the image is
 OPENING = threading.Lock()  # Pillow's own pixel limit is a global variable
 DECODING_ERRORS = (  # which Pillow raises for damaged files
@@ -136,6 +136,12 @@ def read_frames(source: Source) -> int:
         return count_frames(image, file)
 
 
+def read_mode(source: Source, pixel_limit: int = PIXEL_LIMIT) -> str:
+    """Returns Pillow's name for the kind of pixels, such as "I;16", from the header. Raises ImageReadError."""
+    with _opened(source, describe(source), pixel_limit) as (image, _):
+        return image.mode
+
+
 def read_title(source: Source) -> str | None:
     """Returns the title in the metadata of an image; None if it has none. Raises ImageReadError."""
     with _opened(source, describe(source), PIXEL_LIMIT) as (image, _):
@@ -187,13 +193,7 @@ def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image
             yield source, None
             return
         with opened_file(source, pixel_limit) as file:
-            with _without_pillow_limit():
-                image = Image.open(file)
-            if image.format in NOT_DECODED:
-                raise ImageReadError(
-                    f"{name} is in the format {image.format}, whose content cannot be checked before it is decoded. "
-                    "Convert it to PNG."
-                )
+            image = identified(file, name)
             _check_size(image, name, pixel_limit)
             yield image, file
     except ImageReadError:
@@ -247,12 +247,22 @@ def _stream(source: BinaryIO, limit: int) -> bytes:
     return b"".join(blocks)
 
 
-@contextmanager
-def _without_pillow_limit() -> Iterator[None]:
+def identified(file: BinaryIO, name: str) -> Image.Image:
+    """Reads the header of an image. Raises ImageReadError for `REFUSED` formats, some of which decode it at once."""
+    Image.init()
+    file.seek(0)
+    start = file.read(16)
+    for refused in filter(Image.OPEN.get, REFUSED):
+        accepts = Image.OPEN[refused][1]
+        if accepts and accepts(start) is True:
+            raise ImageReadError(
+                f"{name} is in the format {refused}, whose content cannot be checked before it is decoded. "
+                "Convert it to PNG."
+            )
     with OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `pixel_limit` takes its place
         try:
-            yield
+            return Image.open(file, formats=[known for known in Image.ID if known not in REFUSED])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

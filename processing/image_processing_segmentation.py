@@ -28,6 +28,7 @@ from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
 from .mask_reading import read_mask
 from .orientation import swaps_sides
+from .processor_numbers import check_processor_numbers
 from .resize_rules import resized_size
 from .saving import SavedWithCode
 
@@ -63,6 +64,7 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
             ValueError: If an option is unknown or invalid, a mask does not fit its image, or a mask has a
                 value without a class.
         """
+        check_processor_numbers(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def process_image(self, image: Source, **options: Any) -> Tensor | np.ndarray:

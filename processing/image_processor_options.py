@@ -11,6 +11,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from .image_reading import PIXEL_LIMIT
 from .label_maps import check_ignore_index, colors_of_classes, count_classes, normalize_label_map
 from .palettes import check_palette
+from .processor_numbers import check_processor_numbers
 from .resize_rules import check_resize_rule
 
 NOT_SUPPORTED = ("do_center_crop", "crop_size", "pad_size")
@@ -136,6 +137,7 @@ class SegmentationOptions:
         return {name: value for name, value in super().to_dict().items() if name != "size" or value}
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        check_processor_numbers(kwargs)
         checks = {"size": check_resize_rule, "label_map": normalize_label_map, "palette": check_palette}
         checked = {
             name: check(kwargs[name]) for name, check in checks.items() if kwargs.get(name) is not None

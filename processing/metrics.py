@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .label_maps import default_ignore_index
 from .logits_to_masks import upsampled_argmax
-from .plain_text import markdown_text
+from .plain_text import markdown_table, markdown_text
 
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
@@ -251,14 +251,7 @@ def scores_table(scores: dict[str, Any]) -> str:
     ]
     total = f"{sum(row['support'] for row in scores['per_class']):,}"
     rows.append(["**mean**", *(percent(scores[mean]) for mean in columns), total])
-    header = ["class", *(title for _, title in columns.values()), "pixels"]
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in [header, rule, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+    return markdown_table(["class", *(title for _, title in columns.values()), "pixels"], rows)
 
 
 def without_nan(value: Any) -> Any:

@@ -19,8 +19,8 @@ from transformers import BaseImageProcessor
 
 from ..image_reading import ImageReadError
 from ..inference import Inference
+from ..samples import scale_for
 from .augmentation import JointAugmentation
-from .datasets import scale_for
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
 
 PICTURE_SIDE = 240  # pixels

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read_image
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
+from ..samples import MASK_COLUMNS, SCALE, VALUE_RANGE, check_sizes
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout
@@ -26,18 +27,7 @@ from .pairing import MASKS_TO_GUESS_FROM, Pair, Pairing, missing_table, pair_fil
 if TYPE_CHECKING:
     import datasets
 
-VALUE_RANGE, SCALE = "value_range", (0.0, 255.0)  # entry of a sample, see `open_data`
 IMAGE_COLUMNS = ("image", "images", "pixel_values", "img", "photo", "input")
-MASK_COLUMNS = (
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "annotation",
-    "segmentation",
-    "segmentation_mask",
-    "semantic_mask",
-)
 
 
 class Reading(TypedDict, total=False):
@@ -331,19 +321,3 @@ def table_of_features(dataset: "datasets.Dataset") -> ClassTable | None:
     inner = (getattr(kind, "feature", None) for kind in dataset.features.values())
     labels = [kind for kind in inner if isinstance(kind, ClassLabel)]
     return ClassTable(list(labels[0].names)) if len(labels) == 1 else None
-
-
-def scale_for(processor: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The option of an image processor for the sample of a float array, which is on the scale 0..255 already."""
-    is_told = VALUE_RANGE in sample and hasattr(processor, VALUE_RANGE)
-    return {VALUE_RANGE: sample[VALUE_RANGE]} if is_told else {}
-
-
-def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:
-    if tuple(image) != tuple(mask):
-        turned = " They would fit after a quarter turn: the image may be turned by its EXIF orientation."
-        hint = turned if tuple(image) == tuple(mask)[::-1] else ""
-        raise ValueError(
-            f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} "
-            f"(width x height). Make them the same size; resize masks by nearest neighbor.{hint}"
-        )

@@ -11,8 +11,9 @@ from ..image_opening import ImageReadError, read_frames, read_orientation
 from ..image_reading import image_size, read_stored
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError
+from ..samples import check_sizes
 from ..value_ranges import OUTLIERS, StoredValues, UnknownRangeError, values_of
-from .datasets import SegmentationData, check_sizes
+from .datasets import SegmentationData
 from .pairing import Pair
 
 FEW_VALUES = 1 << 16
@@ -103,4 +104,4 @@ def lost_values(
     if not (is_dark or is_white):
         return None
     stored = read_stored(pair.image, dataset.pixel_limit, dataset.num_channels)
-    return None if stored.dtype in (np.uint8, bool) else values_of(stored)
+    return None if stored is None else values_of(stored)
