@@ -13,6 +13,7 @@ from tiny_runs import run_options
 
 from contextseg.processing.fonts import drawable
 from contextseg.processing.heat_pictures import heat_overlay, heat_picture, with_cross
+from contextseg.processing.image_reading import decode_once
 from contextseg.processing.legends import class_entries, is_background, swatches
 from contextseg.processing.orientation import TURNS, turn_upright
 from contextseg.processing.overlays import image_grid, mask_image, mask_overlay
@@ -173,6 +174,19 @@ def test_the_mask_of_a_rotated_tiff_fits_the_stored_pixels(run, photo, tmp_path)
             np.asarray(Image.open(tmp_path / folder / f"{name}.png")) for name in ("photo", "turned")
         )
         assert np.array_equal(turned, np.rot90(upright))
+
+
+@pytest.mark.parametrize("shape", [(33, 20, 5), (33, 20, 3)], ids=["five channels", "16-bit color"])
+def test_the_orientation_of_a_file_that_pillow_cannot_hold_is_known(tmp_path, shape):
+    """TIFF by tifffile."""
+    tifffile = pytest.importorskip("tifffile")
+    stored = np.random.default_rng(0).integers(0, 60_000, shape, dtype=np.uint16)
+    tags = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored, photometric="minisblack", planarconfig="contig", extratags=tags
+    )
+    image, orientation = decode_once(tmp_path / "a.tif", num_channels=shape[-1])
+    assert (image.shape[:2], orientation) == ((20, 33), 6)
 
 
 def test_results_lie_beside_but_never_among_the_images(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from cases import each
+from cases import each, slow_but
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
@@ -114,8 +114,15 @@ def stop_after(step, monkeypatch):
     monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
 
 
+TRAINED_PARTS = {
+    "all": [],
+    "LoRA and a frozen stem": ["--lora", "2", "--freeze", "patch_embed", "--layer-decay", "0.5"],
+}
+
+
 @pytest.mark.usefixtures("own_sigterm")
-def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("trained", slow_but(TRAINED_PARTS, "all"))
+def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(trained, data, tmp_path, monkeypatch):
     changes = [
         "--steps",
         "6",
@@ -131,6 +138,7 @@ def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp
         "7",
         "--crops-per-image",
         "2",
+        *TRAINED_PARTS[trained],
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*run_options(data, whole), *changes]) == 0
@@ -475,7 +483,13 @@ def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
 
 @each(
     ("setting", "complaint"),
-    [("reduction_ratio=0", "reduction_ratio is 0. Use 1"), ("window_size=abc", "'window_size' expected int")],
+    [
+        ("reduction_ratio=0", "reduction_ratio is 0, but must be a whole number from 1"),
+        ("window_size=abc", "window_size is 'abc', but must be a whole number from 1"),
+        ("depths=[2,2", r"depths is '\[2,2', but must be a list"),
+        ("initializer_range=nan", "initializer_range is 'nan'"),
+        ("decoder=" + "[" * 9999, "decoder"),
+    ],
 )
 def test_a_wrong_value_of_the_configuration_is_reported_in_one_line(data, tmp_path, setting, complaint):
     with pytest.raises(SystemExit, match=rf"^contextseg-train: .*{complaint}.*$"):
