@@ -31,8 +31,8 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     label_map (`dict`, *optional*):
         Value in the mask file (id, or color as "#rrggbb") to class id or "ignore". None: ids are classes.
     ignore_index (`int`): Label of pixels without a class, and of padding.
-    palette (`list`, *optional*): One [red, green, blue] per class, to decode masks of colors and to color
-        predictions.
+    palette (`list`, *optional*): One color per class, to decode masks of colors, also palette images, and to
+        color predictions. None: the colors of `label_map`, if it has one for each class.
     value_range (`list`, *optional*): (low, high), black and white in images that are not 8-bit; 16-bit ones
         need none.
     pixel_limit (`int`): Most pixels of an image, as read and as resized.

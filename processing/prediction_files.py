@@ -106,7 +106,8 @@ def check_targets(jobs: list[Job]) -> None:
     inputs = {os.path.realpath(job.source) for job in jobs}
     owners: dict[str, Path] = {}
     for job in jobs:
-        for image in (job.target(kind) for kind in ("", *IMAGE_FOLDERS)):
+        targets = [job.target(kind) for kind in ("", *IMAGE_FOLDERS)]
+        for image in (*targets, job.target("probabilities").with_suffix(".npy")):
             if os.path.realpath(image) in inputs:
                 raise ValueError(
                     f"a result for {job.source} would overwrite the image {image}. Choose another --output."

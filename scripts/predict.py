@@ -102,7 +102,7 @@ def predict(arguments: PredictArguments) -> list[str]:
     model.to(Accelerator(cpu=arguments.cpu).device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     results = {"maps": maps, "overlay": arguments.overlay}
-    explanations = chosen_explanations(model, arguments.explain, arguments.grad_cam)
+    explanations = chosen_explanations(model, inference, arguments.explain, arguments.grad_cam)
     predictor = Predictor(model, processor, inference, **results, explanations=explanations)
     done = segment(predictor, jobs, failures, arguments)
     print(f"{done} of {len(jobs)} images segmented into {arguments.output}")

@@ -29,6 +29,7 @@ from .records import environment, write_json
 from .segmentation import SegmentationTask, new_augmentation, processor_of
 from .setup import open_splits
 from .starting_points import build_model, channels_of_checkpoint, checkpoint_of
+from .trained_part import select_trained
 from .trainer import SegmentationTrainer, SegmentationTrainingArguments, SetEpoch
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def new_trainer(
     check_batch_size(options, arguments, len(train))
     model = new_model(options, train)
     processor = processor_of(train, checkpoint_of(options.init_from))
+    model = select_trained(model, options.freeze, lora=0)
     can_pad = "pixel_mask" in inspect.signature(model.forward).parameters
     if options.lora:
         if arguments.fsdp or arguments.deepspeed:

@@ -27,6 +27,7 @@ from .gathered_state import gathered_state, gathered_weights, restore_state, res
 from .optim import ModelEma, learning_rate_factor, set_learning_rate
 from .records import Log
 from .stopping import StopSignal
+from .trained_part import without_lora
 
 PROGRESS = ("step", "seconds", "scores", "best", "evaluations_since_best")
 
@@ -156,7 +157,7 @@ class Training:
         """
         state = self.state() if with_state else None
         with self.published_weights():
-            weights = gathered_weights(self.plain_model)
+            weights = without_lora(self.plain_model, gathered_weights(self.plain_model))
 
             def write(temporary: Path) -> None:
                 if state is not None:

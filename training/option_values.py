@@ -41,6 +41,7 @@ RANGES = {
     "head_lr_factor": Range(minimum=0, maximum=10**6),
     "jobs": whole(1, 1024),
     "label_smoothing": Range(minimum=0, below=1),
+    "layer_decay": Range(above=0, maximum=1),
     "learning_rate": RATE,
     "log_interval": COUNT,
     "longer_side": SIDE,

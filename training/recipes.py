@@ -6,11 +6,15 @@
     augmentation: false            # --no-augmentation
     paper: {top-1: 83.7, images: 1281167, classes: 1000, source: Table 1}
 
+Instead, a recipe may be the `run.json` of an earlier run, whose options start the same run again.
+
 `paper` describes the published result that the run reproduces. It is printed and sets no option; a dry run
 without --train takes the size of the data from its `images` and `classes`.
 """
 
+import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,10 @@ from ..configuration.checked_config import did_you_mean
 from .options import train_parser
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
+SUFFIXES = (".yaml", ".yml", ".json")
+RECORD = "run.json"
+# Options of a run that one that repeats it must not take over.
+OF_ONE_RUN = {"task", "output", "resume", "push", "recipe", "dry_run", "traceback"}
 STARTING_POINTS = {"preset", "init_from"}  # each determines the model's size
 
 
@@ -34,7 +42,8 @@ class Recipe:
     paper: dict[str, Any]
 
     def __str__(self) -> str:
-        lines = [f"recipe {self.path.stem}: {' '.join(self.command_line())}"]
+        name = self.path if self.path.suffix == ".json" else self.path.stem
+        lines = [f"recipe {name}: {shlex.join(self.command_line())}"]
         return "\n".join([*lines, *(f"  paper: {name}: {value}" for name, value in self.paper.items())])
 
     def command_line(self) -> list[str]:
@@ -84,6 +93,8 @@ def read_recipe(name: str) -> Recipe:
     Raises ValueError if it does not exist or is malformed.
     """
     path = find_recipe(name)
+    if path.suffix == ".json":
+        return Recipe(path, recorded_options(path), {})
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -102,10 +113,31 @@ def read_recipe(name: str) -> Recipe:
     return Recipe(path, options, dict(paper))
 
 
+def recorded_options(path: Path) -> dict[str, Any]:
+    """Returns the options of the `run.json` of `contextseg-train`, without those of that one run.
+
+    Raises ValueError if it is not such a record.
+    """
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))["arguments"]
+        task = arguments["task"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not the run.json of a run of contextseg-train. Give one, a YAML file, or the name of a recipe."
+        ) from error
+    kept = {name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value is not None}
+    return {"task": task} | {name.replace("_", "-"): value for name, value in kept.items()}
+
+
 def find_recipe(name: str) -> Path:
-    """Returns the path of a recipe. Raises ValueError if it does not exist."""
-    looks_like_a_path = name.endswith((".yaml", ".yml")) or os.sep in name
+    """Returns the path of a recipe; of a folder of a run, that of its record.
+
+    Raises ValueError if it does not exist.
+    """
+    looks_like_a_path = name.endswith(SUFFIXES) or os.sep in name
     path = Path(name).expanduser() if looks_like_a_path else FOLDER / f"{name}.yaml"
+    if path.is_dir():
+        path = path / RECORD
     if path.is_file():
         return path
     if looks_like_a_path:

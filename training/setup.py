@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..processing.data.batches import SampleStream, training_loader
 from .checkpoints import has_checkpoint
 from .deepspeed_state import configure_deepspeed
+from .layer_decay import layer_factors
 from .loop import Schedule, Training
 from .loss_fields import check_loss_is_ours
 from .models import parse_overrides
@@ -29,6 +30,7 @@ from .processes import num_processes, quiet_unless_first
 from .records import read_json
 from .starting_points import build_model
 from .tasks import Task, task_of
+from .trained_part import select_trained
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ CHANGEABLE = {
     *("push", "license", "traceback", "timeout", "pixel_limit", "early_stopping"),
 }
 DEFAULT_EPOCHS = 100
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 CHECKED_SAMPLES = 32  # pairs of each split
 
 
@@ -131,6 +134,11 @@ def new_accelerator(arguments: TrainArguments) -> Accelerator:
         clip_norm=arguments.clip_norm,
         averages=arguments.ema is not None,
     )
+    if arguments.lora and accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            "--lora is merged into the saved model, which does not work on weights sharded by FSDP or DeepSpeed. Start the run "
+            "without them; LoRA needs little memory."
+        )
     set_seed(arguments.seed)
     quiet_unless_first(accelerator)
     disable_progress_bar()  # that of transformers, which would overwrite ours at every checkpoint
@@ -173,6 +181,7 @@ def new_model(task: Task, data: Dataset) -> PreTrainedModel:
     )
     check_loss_is_ours(model, fields)
     task.prepare(model, data)
+    model = select_trained(model, arguments.freeze, arguments.lora)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if arguments.compile:
@@ -243,7 +252,11 @@ def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.op
     factors = {"head": arguments.head_lr_factor}
     factors |= dict(map(part_and_factor, arguments.lr_factor))
     groups = parameter_groups(
-        model, learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, factors=factors
+        model,
+        learning_rate=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        factors=factors,
+        layer_factors=arguments.layer_decay and layer_factors(model, arguments.layer_decay),
     )
     return torch.optim.AdamW(groups)
 

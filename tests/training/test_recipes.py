@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -23,6 +24,7 @@ from contextseg.training.recipes import (
     recipe_names,
     with_recipe,
 )
+from contextseg.training.records import read_json
 from contextseg.training.starting_points import configuration
 
 # The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
@@ -228,6 +230,38 @@ def test_a_run_with_a_recipe_is_resumed_without_naming_it(tmp_path):
     assert main([*run_options(data, tmp_path / "run", TINY_MODEL), "--recipe", path]) == 0
     assert main(["--output", str(tmp_path / "run"), "--resume"]) == 0
     assert main(["--output", str(tmp_path / "run"), "--resume", "--recipe", path]) == 0
+
+
+def test_the_record_of_a_run_starts_it_again(tmp_path):
+    from tiny_runs import TINY_MODEL, run_options, write_data
+
+    data, first = write_data(tmp_path / "data"), tmp_path / "first run"
+    changes = ["--steps", "2", "--no-augmentation", "--weight-decay", "0.02", "--loss", "dice", "--push", ""]
+    assert main([*run_options(data, first, TINY_MODEL), *changes]) == 0
+    assert main(["--config", str(first / "run.json"), "--output", str(tmp_path / "second")]) == 0
+    again = ["--config", str(first), "--output", str(tmp_path / "third"), "--steps", "1", "--seed", "5"]
+    assert main(again) == 0
+    one, two, three = (read_json(tmp_path / run / "run.json") for run in ("first run", "second", "third"))
+    assert one["scores"] == two["scores"]
+    assert one["best"]["step"] == 2
+    differing = {name for name, value in one["arguments"].items() if value != two["arguments"][name]}
+    assert differing == {"output", "recipe", "push"}
+    assert (three["steps_done"], three["seed"]) == (1, 5)
+    assert "--recipe" not in two["command"]
+
+
+def test_a_run_is_started_again_into_a_new_folder_only(tmp_path):
+    record = {"arguments": {"task": "segmentation", "train": "data", "output": "old", "batch_size": 3}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="--output is missing"):
+        main(["--config", str(tmp_path / "run.json")])
+
+
+@each("content", ["", "{", "[]", "{}", '{"arguments": {"weights": "a"}}'])
+def test_a_file_that_is_no_record_of_a_run_is_refused(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(SystemExit, match="is not the run.json of a run of contextseg-train"):
+        main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "new")])
 
 
 FAULTS = {
