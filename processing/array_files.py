@@ -41,7 +41,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD = 26  # bytes; those of PNG end with bit depth and kind of color
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, ORIENTATION = 258, 277, 274  # TIFF tags
-INSTALL = 'Run: pip install "contextseg[tiff]"'
+INSTALL = "Run: pip install 'contextseg[tiff]'"
 COLOR_PNG = (2, 6)  # RGB and RGBA
 
 

@@ -136,6 +136,12 @@ def read_frames(source: Source) -> int:
         return count_frames(image, file)
 
 
+def read_mode(source: Source, pixel_limit: int = PIXEL_LIMIT) -> str:
+    """Returns Pillow's name for the kind of pixels, such as "I;16", from the header. Raises ImageReadError."""
+    with _opened(source, describe(source), pixel_limit) as (image, _):
+        return image.mode
+
+
 def read_title(source: Source) -> str | None:
     """Returns the title in the metadata of an image; None if it has none. Raises ImageReadError."""
     with _opened(source, describe(source), PIXEL_LIMIT) as (image, _):

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .array_files import oriented_array, stored_array
 from .frames import count_frames, say_first_frame
-from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright
+from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright, read_mode
 from .orientation import UPRIGHT, turn_upright
 from .value_ranges import unknown_range
 
+WIDE_MODES = ("F", "I")  # beginnings of Pillow's names for more than 8 bits
 RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
 
 
@@ -99,10 +100,14 @@ def decode_once(
 
 def read_stored(
     source: Source, pixel_limit: int = PIXEL_LIMIT, num_channels: int | None = None
-) -> np.ndarray:
-    """The pixels (H, W) or (H, W, C) as stored, before they are put on the scale 0..255; not turned upright."""
+) -> np.ndarray | None:
+    """The pixels (H, W) or (H, W, C) of an image that is not 8-bit as stored, not turned upright; None for others."""
     array = _as_array(source, pixel_limit, num_channels)
-    return _pixels(open_image(source, pixel_limit).image) if array is None else to_numpy(array)
+    if array is not None:
+        array = to_numpy(array)
+        return None if array.dtype in (np.uint8, bool) else array
+    is_wide = read_mode(source, pixel_limit).startswith(WIDE_MODES)
+    return _pixels(open_image(source, pixel_limit).image) if is_wide else None
 
 
 def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:

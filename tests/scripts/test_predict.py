@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path):
     assert errors[0].filename.endswith("day2")
 
 
-@pytest.mark.parametrize("folder", [".", "overlays", "attention", "confidence", "entropy"])
+@pytest.mark.parametrize("folder", [".", "overlays", "attention", "grad-cam", "confidence", "entropy"])
 def test_no_result_ever_overwrites_an_image(run, photo, tmp_path, folder):
     place = tmp_path / "data" / folder / photo.name
     place.parent.mkdir(parents=True)
@@ -458,3 +458,14 @@ def test_names_in_plots_are_no_formulas_and_unknown_scripts_are_boxes(tmp_path):
     plot_confusion(np.eye(2, dtype=int), [r"$\\frac{$ _", "a\U0001e030"], tmp_path / "confusion.png", "$^")
     assert drawable("a\U0001e030") == "a□"
     assert drawable("Straße, дорога") == "Straße, дорога"
+
+
+def test_the_scale_of_a_heat_map_begins_where_it_is_told():
+    heat = np.linspace(0.5, 1, 256, dtype=np.float32).reshape(16, 16)
+    gray = Image.new("RGB", (16, 16), (128, 128, 128))
+    fitted, fixed = (np.asarray(heat_overlay(gray, heat, strength=1, low=low)) for low in (None, 0.0))
+    halfway = np.asarray(heat_overlay(gray, heat - 0.5, strength=1))[
+        8, 0
+    ]  # the color of the middle of the scale
+    assert np.abs(fixed[0, 0].astype(int) - halfway).max() <= 6
+    assert np.abs(fitted[0, 0].astype(int) - halfway).max() > 20
