@@ -193,7 +193,7 @@ def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image
             yield source, None
             return
         with opened_file(source, pixel_limit) as file:
-            image = _identified(file, name)
+            image = identified(file, name)
             _check_size(image, name, pixel_limit)
             yield image, file
     except ImageReadError:
@@ -247,7 +247,7 @@ def _stream(source: BinaryIO, limit: int) -> bytes:
     return b"".join(blocks)
 
 
-def _identified(file: BinaryIO, name: str) -> Image.Image:
+def identified(file: BinaryIO, name: str) -> Image.Image:
     """Reads the header of an image. Raises ImageReadError for `REFUSED` formats, some of which decode it at once."""
     Image.init()
     file.seek(0)

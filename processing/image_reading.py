@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from .array_files import stored_array
+from .array_files import oriented_array, stored_array
 from .frames import count_frames, say_first_frame
 from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright, read_mode
 from .orientation import UPRIGHT, turn_upright
@@ -91,10 +91,11 @@ def decode_once(
 
     Returns:
         The upright image in its stored mode, or an array (H, W) or (H, W, C) that was turned upright; and the EXIF
-        orientation of the file (1 to 8), which is 1 for arrays.
+        orientation of the file (1 to 8), which is 1 for what is in memory as an array.
     """
-    array = _as_array(source, pixel_limit, num_channels)
-    return (array, UPRIGHT) if array is not None else open_upright(source, pixel_limit)
+    if isinstance(source, np.ndarray | Tensor):
+        return source, UPRIGHT
+    return oriented_array(source, pixel_limit, num_channels) or open_upright(source, pixel_limit)
 
 
 def read_stored(

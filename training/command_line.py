@@ -38,6 +38,11 @@ MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
 
+FREEZE_HELP = (
+    "backbone, or a module such as stages.0, that is not trained and stays in evaluation mode; takes several values, and may "
+    "be repeated"
+)
+LORA_HELP = "rank of the LoRA updates of the backbone's linear layers; 0 trains all weights"
 CROPS_HELP = "crops taken from each image in an epoch, for few large images"
 
 

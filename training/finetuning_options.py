@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .command_line import CROPS_HELP, MODEL_HELP, CommandOptions, option, required
+from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandOptions, option, required
 from .loss_options import LossOptions
 from .option_values import check_order
 from .reading_options import ReadingOptions
@@ -46,7 +46,8 @@ class FinetuneOptions(CommandOptions, ReadingOptions, LossOptions):
         "end the run after this many evaluations without a better --metric_for_best_model, such as mean_iou; needs --val and "
         "--load_best_model_at_end (default: never)",
     )
-    lora: int = option(0, "rank of the LoRA updates of the backbone; 0 trains all weights")
+    freeze: list[str] = option([], FREEZE_HELP, metavar="MODULE")
+    lora: int = option(0, LORA_HELP)
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
     )

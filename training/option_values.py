@@ -20,7 +20,7 @@ from .option_texts import (
 )
 
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
-RATE = Range(minimum=0)
+RATE = Range(minimum=0, maximum=1e30)  # AdamW divides it, and float32 ends at 3e38
 SHARE = Range(minimum=0, maximum=1)
 SCALE = Range(above=0, maximum=100)
 SCENE = whole(32, 4096)  # pixels
@@ -41,6 +41,7 @@ RANGES = {
     "head_lr_factor": Range(minimum=0, maximum=10**6),
     "jobs": whole(1, 1024),
     "label_smoothing": Range(minimum=0, below=1),
+    "layer_decay": Range(above=0, maximum=1),
     "learning_rate": RATE,
     "log_interval": COUNT,
     "longer_side": SIDE,
@@ -65,6 +66,7 @@ RANGES = {
     "size": SCENE,
     "steps": COUNT,
     "threads": whole(1, 4096),
+    "threshold": SHARE,
     "timeout": Range(above=0, maximum=10**6),
     "tokens": whole(0, 256),
     "warmup_steps": COUNT_OR_ZERO,

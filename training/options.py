@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .command_line import CROPS_HELP, MODEL_HELP, CommandLine, CommandOptions, option
+from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
 from .option_values import check_order
@@ -86,6 +86,20 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
+class TuningOptions:
+    """Options for runs that start from pretrained weights."""
+
+    _argument_group_name = "Fine-tuning"
+
+    freeze: list[str] = option([], FREEZE_HELP, metavar="MODULE")
+    lora: int = option(0, LORA_HELP)
+    layer_decay: float | None = option(
+        None,
+        "factor of the learning rate from each layer of the backbone to the one before it, such as 0.75 (default: 1)",
+    )
+
+
+@dataclass(kw_only=True)
 class OptimizationOptions:
     _argument_group_name = "Optimization"
 
@@ -150,7 +164,10 @@ class RunOptions:
 
     recipe: str | None = option(
         None,
-        "take options from a YAML file or a built-in recipe; options given on the command line override it",
+        "take options from a built-in recipe, a YAML file, or the run.json of a run, which starts it again in a new --output; "
+        "options given on the command line override it",
+        aliases=["--config"],
+        metavar="FILE",
     )
     output: str = option("", "folder of this run (required)", metavar="FOLDER")
     license: str | None = option(
@@ -177,7 +194,7 @@ class RunOptions:
     dry_run: bool = option(False, "build everything, try it on two samples, print the plan, and exit")
 
 
-SHARED = (DataOptions, ModelOptions, OptimizationOptions, MachineOptions, RunOptions)
+SHARED = (DataOptions, ModelOptions, TuningOptions, OptimizationOptions, MachineOptions, RunOptions)
 
 
 @dataclass(kw_only=True)
@@ -185,6 +202,7 @@ class TrainArguments(
     CommandOptions,
     DataOptions,
     ModelOptions,
+    TuningOptions,
     OptimizationOptions,
     MachineOptions,
     RunOptions,
@@ -198,6 +216,10 @@ class TrainArguments(
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self, "min_learning_rate", "learning_rate")
+        if self.preset is not None and self.init_from is not None:
+            raise ValueError(
+                "--preset and --init-from both determine the model's size. Give only one of them."
+            )
         if self.steps is not None and self.epochs is not None:
             raise ValueError(
                 "--steps and --epochs both set the length of the training. Give only one of them."

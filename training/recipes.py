@@ -6,12 +6,15 @@
     augmentation: false            # --no-augmentation
     paper: {top-1: 83.7, images: 1281167, classes: 1000, source: Table 1}
 
+Instead, a recipe may be the `run.json` of an earlier run, whose options start the same run again.
+
 `paper` describes the published result that the run reproduces. It is printed and sets no option; a dry run
 without --train takes the size of the data from its `images` and `classes`.
 """
 
+import json
 import os
-from collections.abc import Mapping
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,12 @@ import yaml
 from ..configuration.checked_config import did_you_mean
 from .options import train_parser
 
+LARGEST_FILE = 1 << 20  # bytes
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
+SUFFIXES = (".yaml", ".yml", ".json")
+RECORD = "run.json"
+# Options of a run that one that repeats it must not take over.
+OF_ONE_RUN = {"task", "output", "resume", "push", "recipe", "dry_run", "traceback"}
 STARTING_POINTS = {"preset", "init_from"}  # each determines the model's size
 
 
@@ -34,7 +42,8 @@ class Recipe:
     paper: dict[str, Any]
 
     def __str__(self) -> str:
-        lines = [f"recipe {self.path.stem}: {' '.join(self.command_line())}"]
+        name = self.path if self.path.suffix == ".json" else self.path.stem
+        lines = [f"recipe {name}: {shlex.join(self.command_line())}"]
         return "\n".join([*lines, *(f"  paper: {name}: {value}" for name, value in self.paper.items())])
 
     def command_line(self) -> list[str]:
@@ -68,6 +77,11 @@ def with_recipe(given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
         return given, None
     recipe = read_recipe(given["recipe"])
     options = train_parser(f"recipe {recipe.path}").given(recipe.command_line())
+    for name, value in recipe.options.items():
+        if isinstance(value, list) and not isinstance(options.get(name.replace("-", "_")), list):
+            raise ValueError(
+                f"'{name}' in the recipe {recipe.path} takes a single value, but has {len(value)}."
+            )
     if any(given.get(name) for name in STARTING_POINTS):
         options = {name: value for name, value in options.items() if name not in STARTING_POINTS}
     joined = {
@@ -84,28 +98,86 @@ def read_recipe(name: str) -> Recipe:
     Raises ValueError if it does not exist or is malformed.
     """
     path = find_recipe(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"the recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(content, Mapping):
+    if path.suffix == ".json":
+        return Recipe(path, recorded_options(path), {})
+    content = read_yaml(path)
+    if not isinstance(content, dict):
         raise ValueError(f"the recipe {path} has no options. Write lines such as 'learning-rate: 1e-4'.")
-    options = dict(content)
-    paper = options.pop("paper", None) or {}
-    if not isinstance(paper, Mapping):
+    paper = content.pop("paper", None) or {}
+    if not isinstance(paper, dict):
         raise ValueError(f"'paper' in the recipe {path} is not a mapping. Indent its 'name: value' lines.")
-    for option, value in options.items():
-        if value is None or isinstance(value, Mapping):
+    for option, value in content.items():
+        if not isinstance(option, str):
+            raise ValueError(f"{option!r} in the recipe {path} is not the name of an option.")
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(single, str | int | float) for single in values):
             raise ValueError(
                 f"'{option}' in the recipe {path} is neither a value nor a list. Write '{option}: VALUE', or a list of values."
             )
-    return Recipe(path, options, dict(paper))
+    return Recipe(path, content, paper)
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file without aliases and repeated keys. Raises ValueError, with its path, if it is malformed."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(
+            f"the recipe {path} has {path.stat().st_size} bytes; a recipe has a few lines of options."
+        )
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the recipe {path} is not valid YAML: {reason:.300}") from error
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, with which a few lines can describe a billion values, and repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in PyYAML, but raises for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"it has the alias '*{event.anchor}'. Write the values out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in PyYAML, but raises for a repeated key."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"it has '{key}' twice. Remove one of them", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def recorded_options(path: Path) -> dict[str, Any]:
+    """Returns the options of the `run.json` of `contextseg-train`, without those of that one run.
+
+    Raises ValueError if it is not such a record.
+    """
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))["arguments"]
+        task = arguments["task"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not the run.json of a run of contextseg-train. Give one, a YAML file, or the name of a recipe."
+        ) from error
+    kept = {name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value is not None}
+    return {"task": task} | {name.replace("_", "-"): value for name, value in kept.items()}
 
 
 def find_recipe(name: str) -> Path:
-    """Returns the path of a recipe. Raises ValueError if it does not exist."""
-    looks_like_a_path = name.endswith((".yaml", ".yml")) or os.sep in name
+    """Returns the path of a recipe; of a folder of a run, that of its record.
+
+    Raises ValueError if it does not exist.
+    """
+    looks_like_a_path = name.endswith(SUFFIXES) or os.sep in name
     path = Path(name).expanduser() if looks_like_a_path else FOLDER / f"{name}.yaml"
+    if path.is_dir():
+        path = path / RECORD
     if path.is_file():
         return path
     if looks_like_a_path:

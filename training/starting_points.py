@@ -25,6 +25,7 @@ from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
+from .model_files import check_finite, explained_damage
 from .model_names import explained_absence
 from .models import ModelKind, channels_of, config_class_of
 
@@ -68,11 +69,11 @@ def build_model(
         "label2id": {label: index for index, label in enumerate(class_names)},
         **options,
     }
-    if preset is not None and init_from:
-        raise ValueError("--preset and --init-from both determine the model's size. Give only one of them.")
     if init_from:
-        with without_reports():
-            return started(kind, name, init_from, options)
+        with without_reports(), explained_damage(checkpoint_of(init_from)):
+            model = started(kind, name, init_from, options)
+        check_finite(model, f"cannot start from {init_from}")
+        return model
     with explained_settings(name):
         config = configuration(kind, name, preset, options)
         return kind.classes[type(config)](config)
@@ -113,7 +114,7 @@ def started(kind: ModelKind, name: str | None, source: str, options: dict[str, A
         return converted(kind, name, folder, "timm", METHODS[2:], options)
     config = read_config(source, folder)
     if config.model_type == (name or config.model_type) and type(config) in kind.classes:
-        return continued(kind, source, folder, options)
+        return continued(kind, source, folder, config, options)
     return converted(kind, name, folder, config.model_type, methods_for(config), options)
 
 
@@ -203,8 +204,16 @@ def models_with(kind: ModelKind, method: str) -> list[str]:
     return [config.model_type for config, model in kind.classes.items() if hasattr(model, method)]
 
 
-def continued(kind: ModelKind, source: str, folder: str, options: dict[str, Any]) -> PreTrainedModel:
+def continued(
+    kind: ModelKind, source: str, folder: str, config: PreTrainedConfig, options: dict[str, Any]
+) -> PreTrainedModel:
     """Loads a checkpoint for the same purpose; classes of other names get a new classifier."""
+    unknown = sorted(name for name in options if not hasattr(config, name))
+    if unknown and not isinstance(config, CheckedConfig):  # ours check their own fields
+        raise ValueError(
+            f"{source} is a '{config.model_type}' of transformers, which has no field '{unknown[0]}'. Leave the option out, or "
+            "build a model of contextseg on the same encoder, such as --model segdeformer."
+        )
     options = dict(options)
     channels = options.pop("num_channels", None)
     model, info = kind.auto_class.from_pretrained(
@@ -213,7 +222,15 @@ def continued(kind: ModelKind, source: str, folder: str, options: dict[str, Any]
     if channels not in (None, channels_of(model.config)):
         model = adapt_channels(model, channels)
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-    counts = Counter(key.removeprefix("model.").split(".")[0] for key in {*info["missing_keys"], *mismatched})
-    new = ", ".join(f"{part} ({count} tensors)" for part, count in sorted(counts.items())) or "nothing"
-    logger.warning("%s: %s loaded as it is; newly initialized: %s", source, type(model).__name__, new)
+    counts = Counter(key.partition(".")[0] for key in {*info["missing_keys"], *mismatched})
+    new = [f"{part} ({count} tensors)" for part, count in sorted(counts.items())]
+    names, known = set(model.config.id2label.values()), set(config.id2label.values())
+    if isinstance(config, CheckedConfig) and names - known:
+        new.append(f"{len(names - known)} of {len(names)} classes")
+    logger.warning(
+        "%s: %s loaded as it is; newly initialized: %s",
+        source,
+        type(model).__name__,
+        ", ".join(new) or "nothing",
+    )
     return model

@@ -69,6 +69,7 @@ class CocoData(Dataset):
         pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
         self.rows, self.classes, self.folder = Packed(images), classes, folder
+        self.numbers = list(range(len(classes)))  # label of each class index in the rows
         self.pixel_limit = pixel_limit
 
     def __len__(self) -> int:
@@ -78,7 +79,16 @@ class CocoData(Dataset):
         row = self.rows[index]
         file = stored_file(self.folder, row["file"])
         image = read_as_annotated(file, (row["height"], row["width"]), self.pixel_limit)
-        return {"image": image, "objects": row["objects"], "name": row["file"]}
+        objects = [{**found, "class": self.numbers[found["class"]]} for found in row["objects"]]
+        return {"image": image, "objects": objects, "name": row["file"]}
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes, all of which are among `names`, by their positions there."""
+        self.numbers, self.classes = [list(names).index(name) for name in self.classes], list(names)
+
+    def name_of(self, index: int) -> str:
+        """The name of an image in messages."""
+        return self.rows[index]["file"]
 
 
 def open_coco(source: str, split: str, *, pixel_limit: int = PIXEL_LIMIT) -> CocoData:

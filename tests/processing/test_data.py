@@ -256,7 +256,10 @@ def test_a_folder_as_downloaded_from_the_hub_opens(layout, card, rows, tmp_path)
 
 def test_the_check_goes_through_all_splits_of_a_folder_for_datasets(rows, tmp_path):
     datasets.DatasetDict({"train": rows, "val": rows.select([0])}).save_to_disk(tmp_path / "set")
-    assert check.splits(str(tmp_path / "set")) == [f"{tmp_path}/set:train", f"{tmp_path}/set:val"]
+    assert check.splits(str(tmp_path / "set"), "segmentation") == [
+        f"{tmp_path}/set:train",
+        f"{tmp_path}/set:val",
+    ]
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
+import json
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from contextseg.training.recipes import (
     recipe_names,
     with_recipe,
 )
+from contextseg.training.records import read_json
 from contextseg.training.starting_points import configuration
 
 # The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
@@ -230,12 +233,58 @@ def test_a_run_with_a_recipe_is_resumed_without_naming_it(tmp_path):
     assert main(["--output", str(tmp_path / "run"), "--resume", "--recipe", path]) == 0
 
 
+def test_the_record_of_a_run_starts_it_again(tmp_path):
+    from tiny_runs import TINY_MODEL, run_options, write_data
+
+    data, first = write_data(tmp_path / "data"), tmp_path / "first run"
+    changes = ["--steps", "2", "--no-augmentation", "--weight-decay", "0.02", "--loss", "dice", "--push", ""]
+    assert main([*run_options(data, first, TINY_MODEL), *changes]) == 0
+    assert main(["--config", str(first / "run.json"), "--output", str(tmp_path / "second")]) == 0
+    again = ["--config", str(first), "--output", str(tmp_path / "third"), "--steps", "1", "--seed", "5"]
+    assert main(again) == 0
+    one, two, three = (read_json(tmp_path / run / "run.json") for run in ("first run", "second", "third"))
+    assert one["scores"] == two["scores"]
+    assert one["best"]["step"] == 2
+    differing = {name for name, value in one["arguments"].items() if value != two["arguments"][name]}
+    assert differing == {"output", "recipe", "push"}
+    assert (three["steps_done"], three["seed"]) == (1, 5)
+    assert "--recipe" not in two["command"]
+
+
+def test_a_run_is_started_again_into_a_new_folder_only(tmp_path):
+    record = {"arguments": {"task": "segmentation", "train": "data", "output": "old", "batch_size": 3}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="--output is missing"):
+        main(["--config", str(tmp_path / "run.json")])
+
+
+@each("content", ["", "{", "[]", "{}", '{"arguments": {"weights": "a"}}'])
+def test_a_file_that_is_no_record_of_a_run_is_refused(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(SystemExit, match="is not the run.json of a run of contextseg-train"):
+        main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "new")])
+
+
+BOMB = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+BOMB += [f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]" for last, name in pairwise("abcdefghi")]
 FAULTS = {
     "unknown option": ("learning-rat: 1", 2, "no option --learning-rat, did you mean --learning-rate?"),
     "no number": ("epochs: many", 2, "argument --epochs: invalid float value: 'many'"),
     "no YAML": ("a: [", None, "is not valid YAML"),
     "no options": ("just text", None, "has no options"),
     "no value": ("epochs:", None, "'epochs' in the recipe .* is neither a value nor a list"),
+    "an alias bomb": ("\n".join(BOMB), None, "has the alias .* Write the values out"),
+    "a key twice": ("epochs: 3\nsteps: 4\nepochs: 5", None, "has 'epochs' twice"),
+    "a number for a name": ("3: 4", None, "3 in the recipe .* is not the name of an option"),
+    "a nested list": ("set: [[a]]", None, "'set' in the recipe .* is neither a value nor a list"),
+    "a date": ("epochs: 2020-01-01", None, "'epochs' in the recipe .* is neither a value nor a list"),
+    "deeply nested": ("a: " + "[" * 5000, None, "is not valid YAML"),
+    "binary": ("\x00\x01", None, "is not valid YAML"),
+    "code": ("a: !!python/object/apply:os.system [ls]", None, "is not valid YAML"),
+    "too large": ("# comment\n" * 200_000, None, "has 2000000 bytes"),
+    "out of range": ("epochs: 0", 2, "--epochs is 0.0, but must be a number above 0"),
+    "a switch for a number": ("epochs: true", 2, "--epochs: expected one argument"),
+    "two values for one option": ("epochs: [1, 2]", None, "'epochs' in the recipe .* takes a single value"),
     "paper is text": ("paper: table 1", None, "'paper' in the recipe .* is not a mapping"),
 }
 

@@ -111,7 +111,7 @@ def checkpoints(tmp_path_factory):
     UperNetForSemanticSegmentation(heads).save_pretrained(folder / "upernet")
     segformer = tiny_mit(decoder_hidden_size=8, num_labels=2)
     SegformerForSemanticSegmentation(segformer).save_pretrained(folder / "segformer")
-    tiny_glam_swin(num_labels=2).save_pretrained(folder / "glam")
+    tiny_glam_swin(id2label={0: "x", 1: "y"}).save_pretrained(folder / "glam")
     BertConfig().save_pretrained(folder / "bert")
     (folder / "empty").mkdir()
     (folder / "strange").mkdir()
@@ -155,6 +155,19 @@ def test_a_timm_name_starts_the_model_that_takes_any_encoder(monkeypatch):
 
 def without_download(*arguments, pretrained=False):  # noqa: ARG001
     return build_encoder(*arguments)
+
+
+def test_a_model_of_transformers_has_no_field_for_another_loss(checkpoints):
+    options = {"loss": "dice"}
+    with pytest.raises(ValueError, match="a 'segformer' of transformers, which has no field 'loss'"):
+        build_model(
+            SEGMENTER,
+            None,
+            None,
+            class_names=["a"],
+            options=options,
+            init_from=str(checkpoints / "segformer"),
+        )
 
 
 REFUSED = {
