@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def splits(source: str, task: str) -> list[str]:
-    """Returns the folder, its subfolders with data, or the splits of a published dataset."""
+    """Returns the folder, its subfolders with data, or the splits of a dataset, published or for `datasets`."""
+    from ..processing.data.dataset_rows import split_names
     from ..processing.data.official_layouts import sources_of_splits
     from ..processing.data.pairing import folders_of_pairs
     from ..processing.image_files import subfolders
@@ -76,7 +77,9 @@ def splits(source: str, task: str) -> list[str]:
         return official
     if (folder / "images").is_dir() or not folder.is_dir():
         return [source]
-    return [str(sub) for sub in folders_of_pairs(folder)] or [source]
+    if inside := folders_of_pairs(folder):
+        return [str(sub) for sub in inside]
+    return [f"{source}:{name}" for name in split_names(folder)] or [source]
 
 
 def check(source: str, arguments: CheckArguments) -> "CheckReport | CountReport":
