@@ -111,7 +111,7 @@ def checkpoints(tmp_path_factory):
     UperNetForSemanticSegmentation(heads).save_pretrained(folder / "upernet")
     segformer = tiny_mit(decoder_hidden_size=8, num_labels=2)
     SegformerForSemanticSegmentation(segformer).save_pretrained(folder / "segformer")
-    tiny_glam_swin(num_labels=2).save_pretrained(folder / "glam")
+    tiny_glam_swin(id2label=["LABEL_0", "LABEL_1"]).save_pretrained(folder / "glam")
     BertConfig().save_pretrained(folder / "bert")
     (folder / "empty").mkdir()
     (folder / "strange").mkdir()
