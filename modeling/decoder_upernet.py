@@ -8,12 +8,13 @@ Legend: B batch, C channels, h, w height and width of a feature map.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
 from .blocks import BatchNorm2d, ConvNormAct, Decoded, reset_before_relu
 from .label_rows import LabelClassifier
-from .upsampling import PyramidConv3x3, upsample
+from .upsampling import PyramidConv3x3, needs_matrices, resampled, upsample
 
 
 class PyramidConvNormAct(nn.Module):
@@ -30,6 +31,22 @@ class PyramidConvNormAct(nn.Module):
 
     def reset_own_weights(self, _std: float) -> None:
         reset_before_relu(self.convolution)
+
+
+def averaged(feature_map: Tensor, bins: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, bins, bins): adaptive average pooling, deterministic if PyTorch is told so."""
+    if not needs_matrices(feature_map):
+        return F.adaptive_avg_pool2d(feature_map, bins)
+    matrices = (averaging_matrix(side, bins, feature_map.device) for side in feature_map.shape[2:])
+    return resampled(feature_map, *matrices)
+
+
+def averaging_matrix(source: int, bins: int, device: torch.device) -> Tensor:
+    """-> (bins, source): each bin is the mean of the cells that it touches, which bins may share."""
+    edges, cells = torch.arange(bins, device=device)[:, None] * source, torch.arange(source, device=device)
+    first, stop = edges // bins, (edges + source + bins - 1) // bins
+    is_inside = ((cells >= first) & (cells < stop)).float()
+    return is_inside / is_inside.sum(1, keepdim=True)
 
 
 class PyramidPooling(nn.Module):
@@ -49,7 +66,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, hidden, h, w)."""
-        pooled = [F.adaptive_avg_pool2d(feature_map, scale) for scale in self.scales]
+        pooled = [averaged(feature_map, scale) for scale in self.scales]
         parts = [branch(part) for branch, part in zip(self.branches, pooled, strict=True)]
         return self.bottleneck([feature_map, *parts])
 

@@ -11,7 +11,6 @@ tokens.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import Attention
 from .blocks import DropPath, Mlp, in_slices
 from .swin_stages import StageSizes, SwinBlock, WindowCut
+from .upsampling import upsample
 from .windows import plan_windows, shift_mask
 
 
@@ -69,7 +69,7 @@ class GlobalLearning(nn.Module):
     def forward(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, H, W, C), optional padding mask (B, H, W), true for image -> (B, M, C)."""
         reference = average_of_unpadded(features, padding_mask, self.grid_size).movedim(-1, 1)
-        position = F.interpolate(reference, (self.side, self.side), mode="bilinear", align_corners=False)
+        position = upsample(reference, (self.side, self.side))
         return (position.flatten(2) + self.fc(reference.flatten(2))).transpose(1, 2)
 
 

@@ -16,7 +16,6 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
@@ -25,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import Attention, padding_bias
 from .blocks import DropPath, Mlp
 from .patches import PatchExpand
+from .upsampling import upsample
 from .windows import Windows, crop, plan_windows, window_partition, window_reverse
 
 
@@ -135,7 +135,7 @@ class BilinearResize(nn.Module):
         """(B, h, w, C) -> (B, G..., C'), upsampled to twice the size and cropped to `grid`."""
         feature_map = self.projection(features).movedim(-1, 1)
         size = tuple(2 * side for side in feature_map.shape[2:])
-        finer = F.interpolate(feature_map, size=size, mode="bilinear", align_corners=True)
+        finer = upsample(feature_map, size, align_corners=True)
         return crop(finer.movedim(1, -1), grid)
 
 

@@ -21,18 +21,44 @@ from torch import Tensor
 from .blocks import WeightOwner
 
 
-def interpolation_matrix(source: int, target: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def interpolation_matrix(
+    source: int, target: int, *, dtype: torch.dtype, device: torch.device, align_corners: bool = False
+) -> Tensor:
     """-> (target, source), linear interpolation along one axis; a row holds the weights of one target."""
     exact = torch.promote_types(dtype, torch.float32)
-    centers = torch.arange(target, dtype=exact, device=device) + 0.5
-    positions = (centers * (source / target) - 0.5).clamp(0, source - 1)
+    targets = torch.arange(target, dtype=exact, device=device)
+    if align_corners:
+        positions = targets * ((source - 1) / max(target - 1, 1))
+    else:
+        positions = ((targets + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
     distances = positions[:, None] - torch.arange(source, dtype=exact, device=device)
     return (1 - distances.abs()).clamp(min=0).to(dtype)
 
 
-def upsample(feature_map: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W) with size (H, W)."""
-    return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=False)
+def upsample(feature_map: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W) with size (H, W), with a deterministic gradient if PyTorch is told so."""
+    if not needs_matrices(feature_map):
+        return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=align_corners)
+    options = {"dtype": torch.float32, "device": feature_map.device, "align_corners": align_corners}
+    sides = zip(feature_map.shape[2:], size, strict=True)
+    return resampled(feature_map, *(interpolation_matrix(*side, **options) for side in sides))
+
+
+def needs_matrices(feature_map: Tensor) -> bool:
+    """Whether PyTorch is told to be deterministic, and on a device where its kernels are not."""
+    return torch.are_deterministic_algorithms_enabled() and feature_map.device.type != "cpu"
+
+
+def resampled(feature_map: Tensor, along_height: Tensor, along_width: Tensor) -> Tensor:
+    """(B, C, h, w), (H, h), (W, w) -> (B, C, H, W) by matrix products.
+
+    Their gradients are deterministic; those of PyTorch's interpolation and adaptive pooling add in the order
+    in which the threads of a GPU arrive.
+    """
+    with torch.autocast(feature_map.device.type, enabled=False):
+        exact = torch.promote_types(feature_map.dtype, along_height.dtype)
+        matrices = along_height.to(exact), along_width.to(exact).T
+        return (matrices[0] @ feature_map.to(exact) @ matrices[1]).to(feature_map.dtype)
 
 
 class PyramidConv3x3(WeightOwner):

@@ -51,6 +51,8 @@ def check_loss_is_ours(model: PreTrainedModel, fields: Mapping[str, Any]) -> Non
 
 def class_weights(text: str, data: SegmentationData) -> list[float]:
     """Parses --class-weights: "auto", numbers separated by commas, or the path of a JSON file."""
+    if text == AUTO and not isinstance(data, SegmentationData):  # the noise of a dry run
+        return [1.0] * len(data.classes)
     if text == AUTO:
         return weights_from_masks(data)
     try:

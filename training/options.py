@@ -149,6 +149,10 @@ class MachineOptions:
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time"
     )
+    deterministic: bool = option(
+        False,
+        "use deterministic kernels, so that the same run on the same GPU gives the same weights; slower",
+    )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
     timeout: float = option(
         30.0, "minutes until a process ends that waits for another one, which has died or hangs"

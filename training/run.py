@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from . import setup
+from .determinism import explained_missing_kernel
 from .loop import Meter, Training, train_loop
 from .models import describe
 from .optim import ModelEma
@@ -17,7 +18,11 @@ def train(arguments: TrainArguments) -> int:
     """Trains a model; returns 0 if the run finished, 128 + the signal number if a signal stopped it."""
     stop, task = StopSignal(), task_of(arguments.task)(arguments)
     accelerator = setup.new_accelerator(arguments)
-    with stop.listening(), explained_loss_of_a_peer(accelerator, arguments.output):
+    with (
+        stop.listening(),
+        explained_loss_of_a_peer(accelerator, arguments.output),
+        explained_missing_kernel(),
+    ):
         train_data, val_data = setup.open_splits(task)
         schedule = setup.new_schedule(arguments, len(train_data), accelerator.num_processes)
         model = setup.new_model(task, train_data)

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..processing.data.batches import SampleStream, training_loader
 from .checkpoints import STATE_FILE, has_checkpoint, load_state
 from .deepspeed_state import configure_deepspeed
+from .determinism import use_deterministic_kernels
 from .layer_decay import layer_factors
 from .loop import Schedule, Training
 from .loss_fields import check_loss_is_ours
@@ -140,6 +141,8 @@ def new_accelerator(arguments: TrainArguments) -> Accelerator:
     """Creates the accelerator and seeds all random number generators."""
     if arguments.tracker == "wandb" and find_spec("wandb") is None:
         raise ValueError("--tracker wandb needs the package wandb. Install it with: pip install wandb")
+    if arguments.deterministic:
+        use_deterministic_kernels()
     accelerator = Accelerator(
         cpu=arguments.cpu,
         mixed_precision=arguments.precision,

@@ -1,10 +1,15 @@
 """Claims about interpolation by matrices and about 3x3 convolutions over upsampled maps."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
 from torch import Tensor
 
+from contextseg.modeling import decoder_upernet, upsampling
+from contextseg.modeling.decoder_upernet import averaged
 from contextseg.modeling.upsampling import interpolation_matrix, pyramid_conv3x3, upsample, upsampled_conv3x3
 
 PYRAMIDS = {
@@ -100,3 +105,52 @@ def test_weights_in_half_precision_are_the_rounded_exact_ones():
         for dtype in (torch.bfloat16, torch.float32)
     )
     assert torch.equal(half, exact.bfloat16())
+
+
+@pytest.fixture
+def _deterministic(monkeypatch):
+    """As on a GPU under `torch.use_deterministic_algorithms`."""
+    for module in (upsampling, decoder_upernet):
+        monkeypatch.setattr(module, "needs_matrices", lambda _: True)
+
+
+def test_matrices_are_needed_on_a_gpu_under_pytorchs_switch_only():
+    on_gpu, on_cpu = (SimpleNamespace(device=torch.device(name)) for name in ("cuda", "cpu"))
+    assert not upsampling.needs_matrices(on_gpu)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert upsampling.needs_matrices(on_gpu)
+        assert not upsampling.needs_matrices(on_cpu)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_deterministic")
+@each("align_corners", [False, True])
+@each(("source", "target"), [((5, 7), (18, 25)), ((4, 4), (8, 8)), ((9, 11), (4, 3)), ((1, 3), (2, 1))])
+def test_deterministic_upsampling_equals_that_of_pytorch(source, target, align_corners):
+    feature_map = torch.randn(2, 3, *source, requires_grad=True)
+    weight = torch.randn(2, 3, *target)
+    ours = upsample(feature_map, target, align_corners)
+    assert ours.grad_fn.name() != "UpsampleBilinear2DBackward0"
+    theirs = F.interpolate(feature_map, target, mode="bilinear", align_corners=align_corners)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    gradients = [torch.autograd.grad((output * weight).sum(), feature_map)[0] for output in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("_deterministic")
+@each("bins", [1, 2, 3, 6])
+@each("size", [(7, 11), (6, 12), (4, 5)])
+def test_deterministic_pooling_equals_that_of_pytorch(bins, size):
+    feature_map = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(
+        averaged(feature_map, bins), F.adaptive_avg_pool2d(feature_map, bins), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.usefixtures("_deterministic")
+def test_deterministic_upsampling_keeps_the_type_under_autocast():
+    feature_map = torch.randn(1, 2, 4, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert upsample(feature_map, (8, 8)).dtype == torch.bfloat16

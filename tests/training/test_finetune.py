@@ -147,7 +147,14 @@ def test_trainers_own_options_work(lora, checkpoints, data, tmp_path):
     more = {"bf16": not lora, "gradient_checkpointing": True, "report_to": "tensorboard", "lora": lora}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "mean_iou", "eval_strategy": "steps"}
     steps = {"save_strategy": "steps", "save_steps": 1, "eval_steps": 1}
-    main(options(checkpoints / "glam_swin", data, tmp_path, **more, **best, **steps))
+    ours = {"freeze": "patch_embed", "crops_per_image": 2, "loss": "tversky", "early_stopping": 2}
+    main(options(checkpoints / "glam_swin", data, tmp_path, **more, **best, **steps, **ours))
+    before, after = (
+        weights(folder)["backbone.encoder.patch_embed.projection.weight"]
+        for folder in (checkpoints / "glam_swin", tmp_path)
+    )
+    assert torch.equal(before, after)
+    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path).config.loss == "tversky"
     assert list(tmp_path.rglob("events.*"))
     assert (
         json.loads((tmp_path / "evaluation.json").read_text())["mean_iou"]
@@ -308,6 +315,11 @@ def test_a_token_never_gets_into_the_record():
 ERRORS = {
     "missing folder": ({"train": "./nowhere/train"}, "nowhere/train"),
     "columns": ({"remove_unused_columns": True}, "Leave out both options"),
+    "early stopping alone": (
+        {"early_stopping": 2},
+        "--early-stopping needs --val and --load_best_model_at_end",
+    ),
+    "unknown module": ({"freeze": "stages.9"}, "--freeze stages.9: no module of GlamSwin"),
     "large batch": ({"per_device_train_batch_size": 6}, "a batch of 6 is larger than the training set of 5"),
 }
 
