@@ -67,6 +67,15 @@ class SegmentationOptions:
                 raise ValueError(f"no option '{name}', {hint}")
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds the image processor from the contents of a file. Raises ValueError if it is not a dictionary."""
+        if not isinstance(image_processor_dict, dict):
+            raise ValueError(
+                "preprocessor_config.json is damaged: it does not hold a JSON object. Copy it again."
+            )
+        return super().from_dict(image_processor_dict, **kwargs)
+
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         check_processor_numbers(kwargs)
         checks = {"size": check_resize_rule, "label_map": normalize_label_map, "palette": check_palette}
