@@ -8,6 +8,7 @@ from .configuration.configuration_segdeformer import SegDeformerConfig as SegDef
 from .modeling.detection import mask_rcnn as mask_rcnn
 from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
 from .modeling.explanations import global_attention_maps as global_attention_maps
+from .modeling.grad_cam import grad_cam as grad_cam
 from .modeling.lora import add_lora as add_lora
 from .modeling.modeling_cswin import CswinBackbone as CswinBackbone
 from .modeling.modeling_cswin import CswinForImageClassification as CswinForImageClassification
@@ -25,11 +26,15 @@ from .modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection as MaskRcnnF
 from .modeling.modeling_segdeformer import (
     SegDeformerForSemanticSegmentation as SegDeformerForSemanticSegmentation,
 )
+from .processing.boundary_metrics import BoundaryF as BoundaryF
+from .processing.boundary_metrics import BoundaryIoU as BoundaryIoU
 from .processing.collation import SegmentationCollator as SegmentationCollator
 from .processing.data.augmentation import AugmentedDataset as AugmentedDataset
 from .processing.data.augmentation import JointAugmentation as JointAugmentation
 from .processing.data.datasets import open_data as open_data
 from .processing.data.report import check_data as check_data
+from .processing.heat_pictures import heat_overlay as heat_overlay
+from .processing.heat_pictures import heat_picture as heat_picture
 from .processing.image_processing_segmentation import (
     SegmentationImageProcessor as SegmentationImageProcessor,
 )
@@ -37,11 +42,9 @@ from .processing.image_processing_segmentation import (
     SegmentationImageProcessorPil as SegmentationImageProcessorPil,
 )
 from .processing.inference import Inference as Inference
-from .processing.metrics import BoundaryIoU as BoundaryIoU
 from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits
-from .processing.overlays import heat_overlay as heat_overlay
 from .processing.overlays import mask_overlay as mask_overlay
 from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
 from .training.trainer import SegmentationTrainer as SegmentationTrainer

@@ -119,10 +119,10 @@ def register_models() -> None:
     register_auto_classes(IMAGE_PROCESSORS)
 
 
-def save(saved: Any, write: Callable[..., Any], folder: Any, **options: Any) -> None:
+def save(saved: Any, write: Callable[..., Any], folder: Any, **options: Any) -> list[str] | None:
     from .hub.repositories import save
 
-    save(saved, write, folder, **options)
+    return save(saved, write, folder, **options)
 
 
 def push(saved: Any, repo_id: str, **options: Any) -> Any:

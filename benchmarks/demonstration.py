@@ -17,8 +17,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..modeling.explanations import global_attention_maps
 from ..processing.data.scenes import AMBIGUOUS, CLASSES, FLAG_REACH, Scene, draw_scene
+from ..processing.heat_pictures import heat_overlay, with_cross
 from ..processing.inference import Inference
-from ..processing.overlays import heat_overlay, image_grid, mask_image, with_cross
+from ..processing.overlays import image_grid, mask_image
 from ..training.command_line import CommandError
 
 PALETTE = list(CLASSES.values())

@@ -1,5 +1,6 @@
 """Builds the configuration of any backbone from a dictionary, as stored in a configuration file."""
 
+from copy import deepcopy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -38,3 +39,22 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
         )
     check_encoder_sizes(settings)
     return AutoConfig.for_model(model_type, **settings)
+
+
+class BackboneChannels:
+    """The option `num_channels` of a configuration with a `backbone_config`, which stores it."""
+
+    @classmethod
+    def known_options(cls) -> set[str]:
+        return super().known_options() | {"num_channels"}
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the image."""
+        return getattr(self.backbone_config, "num_channels", 3)
+
+    @num_channels.setter
+    def num_channels(self, number: int) -> None:
+        if number != self.num_channels:
+            self.backbone_config = deepcopy(self.backbone_config)  # the caller's stays as it is
+            self.backbone_config.num_channels = number

@@ -9,6 +9,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from .field_rules import checked
+from .label_names import LABEL_OPTIONS, labels_in_file, labels_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +100,41 @@ class CheckedConfig(PreTrainedConfig):
                 f"'{self.model_type}'. Load it with its own class, or convert it (from_swin for Swin "
                 "checkpoints, contextseg-convert for others)."
             )
-        if kwargs.pop("_is_stored", False):
+        is_stored = kwargs.pop("_is_stored", False)
+        label2id = self._settle_labels(kwargs.get("num_labels"), is_stored)
+        if is_stored:
             kwargs = {name: value for name, value in kwargs.items() if not is_computed(type(self), name)}
         else:
             reject_unknown_options(type(self).__name__, public(kwargs), self.known_options())
-        super().__post_init__(**kwargs)
-        if self.label2id is None:
-            self.label2id = {name: index for index, name in self.id2label.items()}
+        super().__post_init__(**{name: value for name, value in kwargs.items() if name != "num_labels"})
+        vars(self)["label2id"] = label2id
+
+    def _settle_labels(self, num_labels: int | None, is_stored: bool) -> dict[str, int]:
+        """Sets `id2label` in its one form and returns `label2id`, which transformers must not set meanwhile.
+
+        In a file `id2label` decides, because people edit it and forget the other one.
+        """
+        given = self.id2label, self.label2id, num_labels
+        if all(value is None for value in given):
+            given = None, None, 2  # as in transformers
+        try:
+            names, ids = labels_of(*given)
+        except ValueError as error:
+            if not (is_stored and self.id2label):
+                raise
+            names, ids = labels_in_file(self.id2label)
+            logger.warning("%s Only id2label of the configuration file is used.", error)
+        vars(self).update(id2label=names, label2id=None)
+        return ids
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field; `id2label` and `label2id` follow each other, once the configuration is built."""
+        if name in LABEL_OPTIONS and value is not None and vars(self).get("label2id") is not None:
+            names, ids = labels_of(**{name: value})
+            if name != "num_labels" or len(names) != self.num_labels:  # the same number keeps the names
+                vars(self).update(id2label=names, label2id=ids)
+        else:
+            super().__setattr__(name, value)
 
     @classmethod
     def known_options(cls) -> set[str]:
@@ -124,10 +153,17 @@ class CheckedConfig(PreTrainedConfig):
                 passes options of models and processors, unless they resemble an option.
 
         Raises:
-            ValueError: If a keyword looks like a misspelled option.
+            ValueError: If a keyword looks like a misspelled option, or labels are invalid.
         """
+        labels = {name: kwargs.pop(name, None) for name in LABEL_OPTIONS}
         known = cls.known_options() | config_dict.keys()
         reject_unknown_options(cls.__name__, resembling(kwargs, known), known)
+        relabeled = with_labels(config_dict, labels)
+        if (
+            relabeled is not config_dict
+        ):  # what has one entry per class, such as class_weights, changes with them
+            fields = kwargs.keys() & cls.__dataclass_fields__.keys()
+            config_dict = relabeled | {name: kwargs.pop(name) for name in fields}
         for name in resembling(config_dict, cls.known_options()):
             hint = did_you_mean(name, cls.known_options())
             logger.warning(
@@ -166,6 +202,16 @@ class CheckedConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:  # noqa: ARG002
         """Returns this configuration; transformers would take the field `decoder`, a name, for one."""
         return self
+
+
+def with_labels(config_dict: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a file with other labels; the same number of classes keeps their names."""
+    given = {name: value for name, value in labels.items() if value is not None}
+    if not given or given == {"num_labels": len(config_dict.get("id2label") or (0, 1))}:
+        return config_dict
+    id2label, label2id = labels_of(**given)
+    rest = {name: value for name, value in config_dict.items() if name not in LABEL_OPTIONS}
+    return {**rest, "id2label": id2label, "label2id": label2id}
 
 
 def public(options: Iterable[str]) -> set[str]:

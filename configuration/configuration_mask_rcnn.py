@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbone_configs import backbone_from_dict
+from .backbone_configs import BackboneChannels, backbone_from_dict
 from .checked_config import CheckedConfig, reject_unknown_options
 from .configuration_maformer import MaformerConfig
 from .field_rules import checked
@@ -28,7 +28,7 @@ def maformer(size: str, drop_path_rate: float, use_cascade: bool = False) -> dic
 
 
 @checked
-class MaskRcnnConfig(CheckedConfig):
+class MaskRcnnConfig(BackboneChannels, CheckedConfig):
     """Configuration of torchvision's Mask R-CNN, as built by `mask_rcnn`, on any backbone.
 
     The presets are those of the MAFormer paper: "maformer_small", "maformer_base" and "maformer_large" from
@@ -66,6 +66,7 @@ class MaskRcnnConfig(CheckedConfig):
             self.backbone_config = backbone_from_dict(
                 self.backbone_config, is_stored=kwargs.get("_is_stored", False)
             )
+        self.num_channels = kwargs.pop("num_channels", self.num_channels)
         if self.drop_path_rate is not None and not hasattr(self.backbone_config, "drop_path_rate"):
             raise ValueError(
                 f"drop_path_rate is {self.drop_path_rate}, but the backbone '{self.backbone_config.model_type}' "
@@ -83,11 +84,6 @@ class MaskRcnnConfig(CheckedConfig):
         config = deepcopy(self.backbone_config)
         config.drop_path_rate = self.drop_path_rate
         return config
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the image."""
-        return getattr(self.backbone_config, "num_channels", 3)
 
     @property
     def flat_maps(self) -> str:

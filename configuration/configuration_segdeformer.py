@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
-from .backbone_configs import backbone_from_dict
+from .backbone_configs import BackboneChannels, backbone_from_dict
 from .decoding import DecodingConfig
 from .field_rules import checked
 
@@ -19,7 +19,7 @@ SWIN = {"model_type": "swin", "window_size": 7, "drop_path_rate": 0.3}
 
 
 @checked
-class SegDeformerConfig(DecodingConfig):
+class SegDeformerConfig(BackboneChannels, DecodingConfig):
     """Configuration of any backbone with the SegDeformer decoder, or with another decoder for comparison.
 
     Besides the fields of `DecodingConfig`:
@@ -28,7 +28,9 @@ class SegDeformerConfig(DecodingConfig):
         encoder (size B0 is the default), of a backbone that you registered with AutoBackbone, or
         `TimmBackboneConfig(backbone=NAME)` for timm; or a dictionary with `model_type` and fields. It
         describes the architecture only: weights are random until loaded.
-    decoder: "segdeformer", or a baseline on the same backbone: "upernet" or "semantic_fpn".
+    decoder: "segdeformer", or another decoder on the same backbone: "upernet", "semantic_fpn", or "unet", whose
+        logits have full resolution. The channels of "unet" double with each coarser level, from
+        `decoder_hidden_size` (64 by default) at the finest feature map.
     neck: Module that fuses the feature maps before context mining. "conv" is the authors' code (1x1
         convolution, batch norm, ReLU); "linear" is eq. 1 of the paper, with eq. 5 to 7 implemented literally;
         "segformer" is the all-MLP decoder of SegFormer checkpoints; "upernet" and "semantic_fpn" are those of
@@ -104,12 +106,8 @@ class SegDeformerConfig(DecodingConfig):
             self.backbone_config = backbone_from_dict(
                 self.backbone_config, is_stored=kwargs.get("_is_stored", False)
             )
+        self.num_channels = kwargs.pop("num_channels", self.num_channels)
         super().__post_init__(**kwargs)
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the image."""
-        return getattr(self.backbone_config, "num_channels", 3)
 
     @property
     def flat_maps(self) -> str:

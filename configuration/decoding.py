@@ -5,7 +5,7 @@ from typing import Any, Self
 from .checked_config import CheckedConfig
 from .field_rules import MOST_WEIGHTS, checked
 
-DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256}
+DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256, "unet": 64}
 UNET_CHOICES = {
     "upsampling": ("expand", "nonlocal", "nonlocal_global"),
     "nonlocal_bias": ("clean", "official"),
@@ -17,7 +17,7 @@ UNET_CHOICES = {
 class DecodingConfig(CheckedConfig):
     """Fields of every segmenter: decoder, heads and loss.
 
-    decoder: Name of the decoder: "upernet", "semantic_fpn" or "segdeformer".
+    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet".
     decoder_hidden_size: Channels of the feature map that the decoder passes to the classifier; None takes the
         value of the decoder's paper.
     use_auxiliary_head: Whether an FCN head on the second coarsest feature map adds an auxiliary loss in
@@ -29,11 +29,12 @@ class DecodingConfig(CheckedConfig):
     reduction_ratio: SegDeformer merges R x R positions into one key and value; 1 is full attention.
     semantic_loss_ignore_index: Label of pixels that no loss term counts.
     loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
-        are "cross_entropy", "dice", "focal", "lovasz" and "boundary".
+        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
     loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
         with 0 for ignored ones, as in the training code of GLAM's authors.
     class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
         `id2label`; None weights all equally.
+    label_smoothing: Share of each label that is spread over all classes in "cross_entropy", from 0 to below 1.
     logits_stride: Stride of the logits in pixels of the image. Set by the segmenter when it is built; any
         given value is overwritten.
     """
@@ -49,6 +50,7 @@ class DecodingConfig(CheckedConfig):
     loss: str = "cross_entropy"
     loss_reduction: str = "valid"
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    label_smoothing: float | int = 0.0
     logits_stride: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -57,6 +59,21 @@ class DecodingConfig(CheckedConfig):
         if self.use_auxiliary_head is None:
             self.use_auxiliary_head = self.decoder == "upernet"
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """Builds the configuration of a published size.
+
+        Args:
+            name: A key of `presets`.
+            **overrides: Fields to change.
+
+        Raises:
+            ValueError: If there is no such preset or field.
+        """
+        if overrides.get("decoder") == "unet":  # the widths of presets are those of other decoders
+            overrides = {"decoder_hidden_size": None, **overrides}
+        return super().preset(name, **overrides)
 
     def context_mining(self) -> dict[str, Any]:
         """The options of the decoder "segdeformer", named as in `ContextMining`."""
@@ -95,7 +112,7 @@ class DecodingConfig(CheckedConfig):
 
 @checked
 class UnetDecodingConfig(DecodingConfig):
-    """Fields of segmenters that also have the decoder "unet"; with `hidden_sizes`, `depths` and `num_heads`.
+    """Fields of segmenters whose decoder "unet" mirrors the encoder; with `hidden_sizes`, `depths`, `num_heads`.
 
     decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet". "unet" mirrors the
         encoder's stages: GLAM-Swin-Unet, or Swin-Unet without global tokens. Its `decoder_hidden_size` is
@@ -118,21 +135,6 @@ class UnetDecodingConfig(DecodingConfig):
         if self.decoder == "unet" and self.decoder_hidden_size is None:
             self.decoder_hidden_size = self.hidden_sizes[0]
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Self:
-        """Builds the configuration of a published size.
-
-        Args:
-            name: A key of `presets`.
-            **overrides: Fields to change.
-
-        Raises:
-            ValueError: If there is no such preset or field.
-        """
-        if overrides.get("decoder") == "unet":  # whose width follows from the encoder, not from the preset
-            overrides = {"decoder_hidden_size": None, **overrides}
-        return super().preset(name, **overrides)
 
     def stage_window(self, stage: int) -> int:  # noqa: ARG002 - families differ
         """Side of a stage's windows, in patches of the stage."""

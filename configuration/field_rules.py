@@ -36,6 +36,7 @@ FIELD_RANGES = {
     "initializer_range": Range(above=0, maximum=10),
     "internal_depth": whole(1, 256),
     "internal_num_heads": whole(1, 1024),
+    "label_smoothing": Range(minimum=0, below=1),
     "layer_norm_eps": Range(above=0, maximum=1),
     "logits_stride": whole(1, 65536),
     "mlp_ratio": Range(above=0, maximum=64),

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 EXAMPLE_NAME = "example.png"
+PREDICTION_NAME = "example_prediction.png"  # the example with its predicted classes
 SEGMENTATION, CLASSIFICATION, DETECTION, FEATURES = (
     "image-segmentation",
     "image-classification",
@@ -18,6 +19,7 @@ METRICS = {
     "mean_accuracy": ("mean_accuracy", "Mean accuracy"),
     "pixel_accuracy": ("accuracy", "Pixel accuracy"),
     "boundary_iou": ("boundary_iou", "Boundary IoU"),
+    "boundary_f": ("boundary_f", "Boundary F"),
     "top_1": ("accuracy", "Top-1 accuracy"),
     "top_5": ("top_5_accuracy", "Top-5 accuracy"),
     "box_ap": ("box_ap", "Box AP"),

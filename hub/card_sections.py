@@ -5,7 +5,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .card_data import CLASSIFICATION, DETECTION, EXAMPLE_NAME, FEATURES, METRICS, SEGMENTATION, task_of
+from ..processing.plain_text import markdown_text, one_line
+from .card_data import (
+    CLASSIFICATION,
+    DETECTION,
+    EXAMPLE_NAME,
+    FEATURES,
+    METRICS,
+    PREDICTION_NAME,
+    SEGMENTATION,
+    task_of,
+)
 from .papers import PAPERS, READINGS, TITLES
 
 USE = {
@@ -45,7 +55,13 @@ DECODERS = {
     "segdeformer": "SegDeformer",
 }
 # Scores of a class in `per_class` of evaluation.json -> column of the table.
-COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU", "top_1": "top-1"}
+COLUMNS = {
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "boundary_iou": "boundary IoU",
+    "boundary_f": "boundary F",
+    "top_1": "top-1",
+}
 
 
 def sections(
@@ -55,12 +71,17 @@ def sections(
     run: Mapping[str, Any] | None,
     repository: str,
     example: str | None,
+    has_prediction: bool = False,
 ) -> list[str]:
-    """Returns the paragraphs of a card; without a training section if `run` is None."""
+    """Returns the paragraphs of a card; without a training section if `run` is None.
+
+    `example` is the title of the example image, if there is one; `has_prediction` tells whether there is a
+    picture of its prediction.
+    """
     task = task_of(config)
     paragraphs = [f"# {heading(config, repository)}", introduction(config, task)]
     if example:
-        paragraphs.append(f"![{example}]({EXAMPLE_NAME})")
+        paragraphs.append(example_paragraph(markdown_text(example), has_prediction))
     paragraphs += [
         "## Use",
         f"```python\n{USE[task].format(repository=repository)}\n```",
@@ -75,6 +96,16 @@ def sections(
     if config["model_type"] in PAPERS:
         paragraphs += ["## Citation", f"```bibtex\n{PAPERS[config['model_type']]}\n```"]
     return paragraphs
+
+
+def example_paragraph(title: str, has_prediction: bool) -> str:
+    """The example image; beside its prediction, if there is one."""
+    shown = f"![{title}]({EXAMPLE_NAME})"
+    if not has_prediction:
+        return shown
+    return (
+        f"| image | prediction |\n| --- | --- |\n| {shown} | ![Prediction]({PREDICTION_NAME}) |\n\n{title}."
+    )
 
 
 def heading(config: Mapping[str, Any], repository: str) -> str:
@@ -122,18 +153,19 @@ def score_paragraphs(scores: Mapping[str, Any]) -> list[str]:
         return ["Not measured."]
     images = f", {scores['images']} images" if "images" in scores else ""
     protocol = f": {scores['protocol']}" if "protocol" in scores else ""
-    return [f"On `{scores.get('data', 'unnamed data')}`{images}{protocol}.", table(["score", "value"], rows)]
+    data = one_line(str(scores.get("data", "unnamed data"))).replace("`", "'")
+    return [f"On `{data}`{images}{protocol}.", table(["score", "value"], rows)]
 
 
 def training(run: Mapping[str, Any]) -> list[str]:
     """Returns command, cost and settings of the run, from `run.json`."""
     if not run:
         return ["There is no record of the training run of these weights."]
-    paragraphs = [f"```\n{shlex.join(run['command'])}\n```"] if run.get("command") else []
+    paragraphs = [f"```\n{one_line(shlex.join(run['command']))}\n```"] if run.get("command") else []
     if "seconds" in run:
         paragraphs.append(cost(run))
     settings = {name: value for name, value in run.items() if name not in ("best", "command", "scores")}
-    block = json.dumps(without_empty(settings), indent=1, sort_keys=True)
+    block = json.dumps(without_empty(settings), indent=1, sort_keys=True).replace("<", "\\u003c")
     return [*paragraphs, f"<details><summary>All settings</summary>\n\n```json\n{block}\n```\n\n</details>"]
 
 
@@ -187,6 +219,8 @@ def about_start(base_model: str) -> str:
 
 def logits_size(config: Mapping[str, Any]) -> str:
     if config.get("decoder") == "unet":
+        if "backbone_config" in config:
+            return "at full resolution from the encoder's finest feature map"
         return f"at full resolution from patches of {config['patch_size']} x {config['patch_size']} pixels"
     if "backbone_config" in config:
         return "at the resolution of the encoder's finest feature map"
@@ -195,7 +229,7 @@ def logits_size(config: Mapping[str, Any]) -> str:
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(markdown_text(str(cell)) for cell in row) + " |" for row in cells)
 
 
 def number(value: Any) -> str:

@@ -12,7 +12,6 @@ from transformers import (
     DetrImageProcessorPil,
     PreTrainedConfig,
 )
-from transformers.models.auto import modeling_auto
 
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
@@ -63,11 +62,6 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
 }
 DETECTION_PROCESSORS = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}
-# Pipelines check these name lists; without an entry they log an error, although the model works.
-NAMES_FOR_PIPELINES = {
-    AutoModelForObjectDetection: modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
-    AutoModelForSemanticSegmentation: modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
-}
 
 
 def register_auto_classes(image_processors: dict[str, type]) -> None:
@@ -83,5 +77,3 @@ def register_auto_classes(image_processors: dict[str, type]) -> None:
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         for auto_class, model in models.items():
             auto_class.register(config, model, exist_ok=True)
-            if auto_class in NAMES_FOR_PIPELINES:
-                NAMES_FOR_PIPELINES[auto_class][config.model_type] = model.__name__

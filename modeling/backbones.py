@@ -68,6 +68,7 @@ class AnyBackbone(nn.Module):
         pixel_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        return_dict: bool = True,  # noqa: ARG002 - as transformers' backbones; the result is always an object
     ) -> BackboneOutput:
         """(B, C, H, W) -> feature maps (B, C_i, H/s_i, W/s_i), fine to coarse.
 

@@ -1,7 +1,7 @@
 """U-Net decoders that mirror their encoder.
 
 Swin-Unet (Cao et al., 2021), with GLAM's global tokens and non-local upsampling (Themyr et al., WACV 2023,
-Fig. 2 and 4), and the same for our other hierarchical encoders.
+Fig. 2 and 4), and the same for our other hierarchical encoders. `decoder_pyramid_unet` is for all others.
 
 Each step upsamples, concatenates the skip connection, and runs a stage like the encoder's stage at that
 resolution, with weights of its own. As in Swin-Unet, skips are the inputs of the encoder's stages, and the
@@ -76,22 +76,16 @@ class UnetDecoder(nn.Module):
         return Decoded(self.expand(self.norm(features)).movedim(-1, 1))
 
 
-def build_unet(config: PreTrainedConfig, build_stage: Callable[[int], nn.Module] | None) -> UnetDecoder:
+def build_unet(config: PreTrainedConfig, build_stage: Callable[[int], nn.Module]) -> UnetDecoder:
     """Builds the decoder that mirrors a hierarchical encoder.
 
     Args:
         config: A `UnetDecodingConfig`.
-        build_stage: Builds a stage like the encoder's from its index, or None if the encoder has no such
-            stages. The decoder has all stages but the last.
+        build_stage: Builds a stage like the encoder's from its index. The decoder has all stages but the last.
 
     Raises:
-        ValueError: If the encoder cannot be mirrored, or the configuration does not suit the decoder "unet".
+        ValueError: If the configuration does not suit the decoder "unet".
     """
-    if build_stage is None:
-        raise ValueError(
-            f"decoder 'unet' mirrors the stages of the encoder, which a '{config.model_type}' model does not provide. "
-            "Use another decoder, or a 'cswin', 'glam_swin' or 'maformer' model."
-        )
     config.validate_unet()  # again: `from_pretrained` changes fields after the first check
     upsample = choose("upsampling", config.upsampling, UPSAMPLINGS)
     steps = [

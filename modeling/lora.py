@@ -15,10 +15,13 @@ from transformers import PreTrainedModel
 
 try:
     from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import load_file, save_file
 except ImportError:  # reported by `add_lora`
-    LoraConfig, PeftModel = None, nn.Module
+    LoraConfig, LoraLayer, PeftModel = None, (), nn.Module
+
+from .model_parts import backbone_name
 
 FROZEN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 
@@ -112,15 +115,25 @@ def add_lora(
     return adapted
 
 
-def backbone_name(model: PreTrainedModel) -> str:
-    """Name of the attribute that holds the backbone. Raises ValueError if there is none."""
-    for name in (model.base_model_prefix, "backbone"):
-        if name and hasattr(model, name):
-            return name
-    raise ValueError(
-        f"{type(model).__name__} has no backbone separate from its head. Pass a model with a head, such as "
-        "SegDeformerForSemanticSegmentation."
-    )
+def merged_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Merges the LoRA updates of a model into its weights.
+
+    Args:
+        model: A model with LoRA layers, such as `add_lora(...).get_base_model()`; it is not changed.
+        weights: Its state dict, which may be that of other weights or lie on another device.
+
+    Returns:
+        The state dict of the model without LoRA: base + scaling * B A for each layer.
+    """
+    merged = dict(weights)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        base = {part: merged.pop(f"{name}.base_layer.{part}", None) for part in ("weight", "bias")}
+        update = merged.pop(f"{name}.lora_B.default.weight") @ merged.pop(f"{name}.lora_A.default.weight")
+        base["weight"] = base["weight"] + layer.scaling["default"] * update
+        merged |= {f"{name}.{part}": value for part, value in base.items() if value is not None}
+    return merged
 
 
 def weights_to_train(model: nn.Module, backbone: str) -> list[nn.Parameter]:
@@ -133,4 +146,4 @@ def weights_to_train(model: nn.Module, backbone: str) -> list[nn.Parameter]:
     return trained
 
 
-__all__ = ["add_lora"]
+__all__ = ["add_lora", "merged_weights"]

@@ -22,6 +22,7 @@ from .upsampling import interpolation_matrix
 
 BLOCK_ELEMENTS = {"cpu": 2**21}  # elements of a block of rows: about the cache size on a CPU,
 DEFAULT_BLOCK_ELEMENTS = 2**25  # and enough to occupy other devices
+TVERSKY_ALPHA, TVERSKY_BETA = 0.3, 0.7  # of false positives and negatives: the best of Salehi et al. 2017
 OPERATORS = sub(r"\W", "_", __name__)  # namespace; copies of this file in Hub repositories get their own
 
 
@@ -122,6 +123,15 @@ def dice_of_class(probability: Tensor, is_class: Tensor, is_labeled: Tensor) -> 
     return 1 - 2 * overlap / total, is_labeled * (2 * overlap / total**2) - is_class * (2 / total)
 
 
+def tversky_of_class(probability: Tensor, is_class: Tensor, is_labeled: Tensor) -> tuple[Tensor, Tensor]:
+    """Three (B, H, W) -> Tversky loss of a class, its derivative by the probabilities (B, H, W)."""
+    overlap, mass = ((probability * mask).sum() for mask in (is_class, is_labeled))
+    false_positives, false_negatives = mass - overlap, is_class.sum() - overlap
+    total = overlap + TVERSKY_ALPHA * false_positives + TVERSKY_BETA * false_negatives
+    slope_of_total = TVERSKY_ALPHA * is_labeled + (1 - TVERSKY_ALPHA - TVERSKY_BETA) * is_class
+    return 1 - overlap / total, slope_of_total * (overlap / total**2) - is_class / total
+
+
 def lovasz_of_class(probability: Tensor, is_class: Tensor, is_labeled: Tensor) -> tuple[Tensor, Tensor]:
     """Three (B, H, W) -> Lovasz-softmax loss of a class, its derivative by the probabilities (B, H, W).
 
@@ -138,7 +148,7 @@ def lovasz_of_class(probability: Tensor, is_class: Tensor, is_labeled: Tensor) -
     return (errors.clamp(min=0) * steps).sum(), torch.where(is_class, -slope, slope)
 
 
-CLASS_LOSSES = {"dice": dice_of_class, "lovasz": lovasz_of_class}
+CLASS_LOSSES = {"dice": dice_of_class, "tversky": tversky_of_class, "lovasz": lovasz_of_class}
 
 
 @custom_op(f"{OPERATORS}::class_loss", mutates_args=())

@@ -7,6 +7,7 @@ operators compute in blocks.
 Legend: B batch, K classes, h, w height and width of the logits, H, W those of the image.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .loss_operators import class_loss, label_likelihood
+from .upsampling import upsample
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
 BOUNDARY_RADIUS = 3  # pixels on each side of a boundary
@@ -66,6 +68,33 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels are {labels.dtype}, but must be class ids: pass labels.long().")
 
 
+def check_label_size(pixel_values: Tensor, labels: Tensor | None) -> None:
+    """(B, C, H, W), (B, H, W) or None. Raises ValueError unless labels are a tensor of the images' size."""
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels are of type {type(labels).__name__}; a tensor of class ids (batch, height, width) is required. "
+            "Pass torch.as_tensor(labels)."
+        )
+    size, found = tuple(pixel_values.shape[-2:]), tuple(labels.shape)
+    if len(found) == 3 and found[1:] != size:  # check_shapes answers other shapes
+        raise ValueError(
+            f"labels are {found[1]}x{found[2]}, but the images are {size[0]}x{size[1]} (height x width). Prepare both "
+            "together: processor(images, segmentation_maps)."
+        )
+
+
+def warn_of_one_class(logits: Tensor) -> None:
+    """Warns if there is only one class: its softmax is 1 whatever the logits, so nothing is learned."""
+    if logits.shape[1] == 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            "the model has only one class, so its loss is 0 and nothing is learned. Add a class for everything else, "
+            "and label it in the masks: num_labels=2.",
+            stacklevel=3,
+        )
+
+
 @dataclass(frozen=True)
 class Pixels:
     """Input of the loss terms: logits, labels, and the result of `label_likelihood` for every pixel."""
@@ -77,15 +106,41 @@ class Pixels:
     log_likelihood: Tensor  # (B, H, W), 0 where ignored
     log_normalizer: Tensor  # (B, H, W)
     count: Tensor  # (), the divisor of the mean
+    class_weights: Tensor  # (K,)
+    smoothing: float = 0.0  # share of each label that is spread over all classes
 
     def mean(self, values: Tensor) -> Tensor:
         """(B, H, W) -> (): the weighted mean, 0 if there is no labeled pixel."""
-        return (self.weight * values).sum() / torch.where(self.count > 0, self.count, 1)
+        return self.mean_of(self.weight * values)
+
+    def mean_of(self, weighted: Tensor) -> Tensor:
+        """(B, H, W) -> (): the mean of values that have their weights, 0 if there is no labeled pixel."""
+        return weighted.sum() / torch.where(self.count > 0, self.count, 1)
 
 
 def cross_entropy(pixels: Pixels) -> Tensor:
-    """Negative log-likelihood of the label."""
+    """Negative log-likelihood of the label, smoothed by `label_smoothing`."""
+    hard = negative_log_likelihood(pixels)
+    if not pixels.smoothing:
+        return hard
+    return (1 - pixels.smoothing) * hard + pixels.smoothing * cross_entropy_of_all_classes(pixels)
+
+
+def negative_log_likelihood(pixels: Pixels) -> Tensor:
     return -pixels.mean(pixels.log_likelihood)
+
+
+def cross_entropy_of_all_classes(pixels: Pixels) -> Tensor:
+    """Cross-entropy with the uniform distribution: the second part of a smoothed label.
+
+    As in PyTorch, -1/K sum_k w_k log p_k, where w_k are the class weights (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7, without weights). The sum of upsampled logits is the upsampled sum, so one
+    map suffices.
+    """
+    share = pixels.class_weights / len(pixels.class_weights)
+    weighted_sum = (pixels.logits * share[:, None, None]).sum(1, keepdim=True)
+    logits = upsample(weighted_sum, pixels.labels.shape[1:]).squeeze(1)
+    return pixels.mean_of(pixels.is_labeled * (share.sum() * pixels.log_normalizer - logits))
 
 
 def focal(pixels: Pixels, gamma: float = FOCAL_GAMMA) -> Tensor:
@@ -103,7 +158,7 @@ def boundary(pixels: Pixels) -> Tensor:
     are not boundaries.
     """
     band = torch.where(near_boundary(pixels), pixels.weight, 0)
-    return cross_entropy(replace(pixels, weight=band, count=band.sum()))
+    return negative_log_likelihood(replace(pixels, weight=band, count=band.sum()))
 
 
 def near_boundary(pixels: Pixels) -> Tensor:
@@ -125,6 +180,15 @@ def dice(pixels: Pixels) -> Tensor:
     return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "dice")[0]
 
 
+def tversky(pixels: Pixels) -> Tensor:
+    """Tversky loss, 1 - TP / (TP + 0.3 FP + 0.7 FN), over the batch (Salehi et al. 2017, arXiv:1706.05721).
+
+    TP, FP and FN are sums of probabilities (eq. 3, alpha 0.3 and beta 0.7). A missed pixel costs more than a
+    false one; with 0.5 and 0.5 it is the Dice loss. Mean over the classes present, as for the Dice loss.
+    """
+    return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "tversky")[0]
+
+
 def lovasz(pixels: Pixels) -> Tensor:
     """Lovasz-softmax, a surrogate of the mean IoU, over the batch (Berman et al. 2018, arXiv:1705.08790)."""
     return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "lovasz")[0]
@@ -133,6 +197,7 @@ def lovasz(pixels: Pixels) -> Tensor:
 LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
     "cross_entropy": cross_entropy,
     "dice": dice,
+    "tversky": tversky,
     "focal": focal,
     "lovasz": lovasz,
     "boundary": boundary,
@@ -166,16 +231,16 @@ def parse_terms(terms: str) -> list[tuple[float, str]]:
     return parsed
 
 
-def pixel_weights(labels: Tensor, logits: Tensor, class_weights: Sequence[float] | Tensor | None) -> Tensor:
-    """(B, H, W) -> (B, H, W): the weight of each pixel's class."""
+def weights_of_classes(logits: Tensor, class_weights: Sequence[float] | Tensor | None) -> Tensor:
+    """(B, K, h, w) -> (K,): the weight of each class, by default 1."""
     if class_weights is None:
-        return torch.ones_like(labels, dtype=logits.dtype)
+        return logits.new_ones(logits.shape[1])
     weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
     if weights.shape != logits.shape[1:2]:
         raise ValueError(
             f"{weights.numel()} class_weights for {logits.shape[1]} labels. Give one weight per label."
         )
-    return weights[labels]
+    return weights
 
 
 def segmentation_loss(
@@ -186,6 +251,7 @@ def segmentation_loss(
     ignore_index: int = 255,
     class_weights: Sequence[float] | Tensor | None = None,
     reduction: str = "valid",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """(B, K, h, w), (B, H, W) -> (): a sum of loss terms on the bilinearly upsampled logits.
 
@@ -195,11 +261,12 @@ def segmentation_loss(
         logits: Logits (B, K, h, w) at any stride.
         labels: Class ids (B, H, W) of any integer type.
         terms: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the
-            terms are "cross_entropy", "dice", "focal", "lovasz" and "boundary".
+            terms are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
         ignore_index: Label of pixels that no term counts.
         class_weights: Weights (K,) of the classes in cross_entropy, focal and boundary.
         reduction: "valid" takes the weighted mean over labeled pixels. "all" averages cross_entropy and focal
             over all pixels, with 0 for ignored ones, as mmsegmentation does.
+        label_smoothing: Share of each label that is spread over all classes in cross_entropy, from 0 to 1.
 
     Raises:
         ValueError: If shapes, dtype or values of the labels are wrong, or an option is unknown.
@@ -207,6 +274,7 @@ def segmentation_loss(
     if reduction not in ("valid", "all"):
         raise ValueError(f"no reduction '{reduction}'. Known: 'valid', 'all'.")
     check_shapes(logits, labels)
+    warn_of_one_class(logits)
     labels, factors = labels.long(), parse_terms(terms)
     check_labels(labels, logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
@@ -215,10 +283,21 @@ def segmentation_loss(
         labels = torch.where(is_labeled, labels, 0)
         log_likelihood, log_normalizer = label_likelihood(logits, labels)
         log_likelihood = torch.where(is_labeled, log_likelihood, 0)
-        weight = pixel_weights(labels, logits, class_weights) * is_labeled
+        of_classes = weights_of_classes(logits, class_weights)
+        weight = of_classes[labels] * is_labeled
         count = weight.sum() if reduction == "valid" else torch.ones_like(weight).sum()
-        pixels = Pixels(logits, labels, is_labeled, weight, log_likelihood, log_normalizer, count)
+        pixels = Pixels(
+            logits,
+            labels,
+            is_labeled,
+            weight,
+            log_likelihood,
+            log_normalizer,
+            count,
+            of_classes,
+            label_smoothing,
+        )
         return sum(factor * LOSS_TERMS[name](pixels) for factor, name in factors)
 
 
-__all__ = ["LOSS_TERMS", "check_labels", "parse_terms", "segmentation_loss"]
+__all__ = ["LOSS_TERMS", "check_label_size", "check_labels", "parse_terms", "segmentation_loss"]

@@ -174,8 +174,9 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
                 attentions are requested from another attention implementation.
         """
         check_token_labels(self.config, pixel_values, token_labels)
+        hidden_states, attentions = self.asked_outputs(output_hidden_states, output_attentions)
         outputs = self.backbone(
-            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+            pixel_values, output_hidden_states=hidden_states, output_attentions=attentions, return_dict=True
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

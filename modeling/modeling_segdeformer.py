@@ -34,7 +34,7 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
     ) -> Tensor:
         """(B, K, h, w), ..., (B, H, W) -> scalar, the weighted sum of main, mid-level and auxiliary loss.
 
-        In training mode it also updates momentum tokens with the class means of the batch.
+        In training mode (of the decoder) it also updates momentum tokens with the class means of the batch.
 
         Args:
             logits: Class scores (B, K, h, w).
@@ -45,7 +45,7 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
         Returns:
             The loss, a scalar.
         """
-        if self.training and decoded.internal_map is not None:
+        if self.decoder.training and decoded.internal_map is not None:
             self.decoder.update_tokens(decoded.internal_map, labels, self.config.semantic_loss_ignore_index)
         return super().compute_loss(logits, decoded, feature_maps, labels)
 

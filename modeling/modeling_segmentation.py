@@ -19,16 +19,16 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.checked_config import choose
 from ..configuration.decoding import DecodingConfig
+from ..configuration.label_names import labels_of
 from .blocks import Decoded
 from .decoder_upernet import FcnHead
 from .decoders import DECODERS
+from .input_channels import HUB_OPTIONS
 from .label_rows import LabelClassifier, LabelRows, rows_of_equal_names
-from .losses import parse_terms, segmentation_loss
+from .losses import check_label_size, parse_terms, segmentation_loss
 from .pretrained import ContextsegPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
 
 class SegmentationModel(ContextsegPreTrainedModel):
@@ -46,7 +46,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         check_channels(channels)
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
         self.backbone = backbone
-        self.decoder = choose("decoder", config.decoder, DECODERS)(config, channels, build_stage)
+        self.decoder = choose("decoder", config.decoder, DECODERS)(config, backbone, build_stage)
         self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:
@@ -78,12 +78,15 @@ class SegmentationModel(ContextsegPreTrainedModel):
         Raises:
             ValueError: If a shape or label is wrong, or attentions are not available.
         """
+        output_hidden_states, output_attentions = self.asked_outputs(output_hidden_states, output_attentions)
         outputs = self.backbone(
             pixel_values,
             pixel_mask=pixel_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            return_dict=True,
         )
+        check_label_size(pixel_values, labels)  # after the backbone's check of the images
         decoded = self.decoder(outputs.feature_maps, pixel_mask)
         logits = self.classifier(decoded.feature_map)
         loss = None
@@ -119,6 +122,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
             ignore_index=config.semantic_loss_ignore_index,
             class_weights=config.class_weights,
             reduction=config.loss_reduction,
+            label_smoothing=config.label_smoothing,
         )
 
     @classmethod
@@ -128,8 +132,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
         Args:
             pretrained_model_name_or_path: Local folder, or name on the Hub.
             *args: Further arguments of transformers.
-            **kwargs: Options of transformers and configuration fields. With other `id2label` or
-                `num_labels` than the checkpoint's, classes of the same name keep their weights.
+            **kwargs: Options of transformers and configuration fields. With other `id2label` or `num_labels`, classes
+                of the same name keep their weights; with other `num_channels`, the first convolution is adapted.
 
         Raises:
             ValueError: If both a config object and labels are given.
@@ -138,10 +142,9 @@ class SegmentationModel(ContextsegPreTrainedModel):
         if stored == wanted:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         kwargs["config"] = deepcopy(kwargs["config"])
-        kwargs["config"].id2label = stored
+        vars(kwargs["config"])["id2label"] = stored  # as in the file: a setter would check it
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        model.replace_labels(wanted)
+        (loaded[0] if type(loaded) is tuple else loaded).replace_labels(wanted)  # with output_loading_info
         return loaded
 
     @classmethod
@@ -167,6 +170,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
 
     def replace_labels(self, id2label: Mapping[int, str]) -> None:
         """Resizes the classifiers to new labels (id -> name); classes of known names keep their weights."""
+        id2label, label2id = labels_of(id2label)
         rows = rows_of_equal_names(self.config.id2label, id2label)
         for module in list(self.modules()):
             if isinstance(module, LabelRows):
@@ -176,8 +180,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
             "classifier resized to %d labels: %d keep their weights by name, %d are new and need training",
             len(rows), kept, len(rows) - kept,
         )  # fmt: skip
-        self.config.id2label = dict(id2label)
-        self.config.label2id = {name: index for index, name in id2label.items()}
+        vars(self.config).update(id2label=id2label, label2id=label2id)
 
 
 def check_channels(channels: tuple[int, ...]) -> None:

@@ -35,7 +35,6 @@ class StagedModel(ContextsegPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -57,6 +56,7 @@ class StagedModel(ContextsegPreTrainedModel):
             ValueError: If a shape is wrong, or attentions are requested from another attention
                 implementation.
         """
+        output_hidden_states, output_attentions = self.asked_outputs(output_hidden_states, output_attentions)
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
         encoded = self.encoder(pixel_values, pixel_mask)
         features = self.norm(encoded.outputs[-1]).flatten(1, 2)
@@ -100,7 +100,6 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         skips = encoded.inputs[:-1] if self.config.decoder == "unet" else []
         return [*skips, *(norm(named[name]) for name, norm in self.norms.items())]
 
-    @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -122,6 +121,7 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
             ValueError: If a shape is wrong, or attentions are requested from another attention
                 implementation.
         """
+        output_hidden_states, output_attentions = self.asked_outputs(output_hidden_states, output_attentions)
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
         encoded = self.encoder(pixel_values, pixel_mask)
         return BackboneOutput(
@@ -160,8 +160,9 @@ class StagedForImageClassification(ContextsegPreTrainedModel):
             ValueError: If a shape is wrong, or attentions are requested from another attention
                 implementation.
         """
+        hidden_states, attentions = self.asked_outputs(output_hidden_states, output_attentions)
         outputs = self.backbone(
-            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+            pixel_values, output_hidden_states=hidden_states, output_attentions=attentions, return_dict=True
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

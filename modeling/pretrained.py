@@ -2,15 +2,29 @@
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from importlib import import_module
 from json import JSONDecodeError
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.utils.output_capturing import install_output_capuring_hook, maybe_install_capturing_hooks
+
+from .input_channels import load_for_channels
+
+HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has them
+
+# Pipelines look for the name of a model's class in these tables; without it they log an error, although it works.
+NAMES_FOR_PIPELINES = {
+    "ForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "ForObjectDetection": modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    "ForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+}
 
 
 class HubHooks(NamedTuple):
@@ -39,23 +53,32 @@ class ContextsegPreTrainedModel(PreTrainedModel):
     # None in the copy of this code in a Hub repository: there transformers itself copies the files.
     hub_hooks: HubHooks | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Names the class in transformers' tables for pipelines, also where it is loaded as code from the Hub."""
+        super().__init_subclass__(**options)
+        for purpose, names in NAMES_FOR_PIPELINES.items():
+            if cls.__name__.endswith(purpose) and cls.config_class is not None:
+                names[cls.config_class.model_type] = cls.__name__
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint as transformers does, but names the folder whose weights are damaged.
+        """Loads a checkpoint as transformers does, and adapts its first convolution to other `num_channels`.
 
         Args:
             pretrained_model_name_or_path: Local folder, or name on the Hub.
             *args: Further arguments of transformers.
-            **kwargs: Options of transformers, and configuration fields.
+            **kwargs: Options of transformers and configuration fields. With other `num_channels` than the
+                checkpoint's, the weights of known channels are kept, see `input_channels.py`.
 
         Raises:
             OSError: If a file of the checkpoint is missing or damaged.
         """
+        load, source = super().from_pretrained, pretrained_model_name_or_path
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return load_for_channels(load, cls.config_class, source, *args, **kwargs)
         except (SafetensorError, JSONDecodeError) as error:
             raise OSError(
-                f"the weights in {pretrained_model_name_or_path} (model*.safetensors) are damaged: {error}. "
+                f"the weights in {source} (model*.safetensors) are damaged: {error}. "
                 "Copy them again from where they were intact."
             ) from error
 
@@ -96,6 +119,37 @@ class ContextsegPreTrainedModel(PreTrainedModel):
             return super().push_to_hub(repo_id, **options)
         return self.hub_hooks.push(self, repo_id, **options)
 
+    def asked_outputs(
+        self, output_hidden_states: bool | None, output_attentions: bool | None
+    ) -> tuple[bool, bool]:
+        """The two options of a call; None takes that of the configuration, as in transformers."""
+        given = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        return tuple(
+            bool(getattr(self.config, name) if value is None else value) for name, value in given.items()
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies all attributes, hooks included."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """Pickles without the hooks that capture outputs: they are local functions, which cannot be pickled.
+
+        transformers installs them again where they are needed.
+        """
+        remove_capturing_hooks(self)
+        return super().__reduce_ex__(protocol)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a pickled model, and the hooks that it had."""
+        super().__setstate__(state)
+        for module in self.modules():
+            if getattr(module, HOOKED, None) is False:
+                maybe_install_capturing_hooks(module)
+
     def get_input_embeddings(self) -> None:
         """Returns None: pixels have no embedding table. FSDP in accelerate calls this."""
 
@@ -104,6 +158,16 @@ class ContextsegPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if hasattr(module, "reset_own_weights"):
             module.reset_own_weights(self.config.initializer_range)
+
+
+def remove_capturing_hooks(model: nn.Module) -> None:
+    """Removes transformers' hooks that capture outputs, and marks the models in `model` that had them."""
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__qualname__", "").startswith(install_output_capuring_hook.__name__):
+                del module._forward_hooks[key]
+        if getattr(module, HOOKED, False):
+            setattr(module, HOOKED, False)
 
 
 def library_module(name: str) -> ModuleType:
@@ -128,22 +192,17 @@ def check_images(
     pixel_mask: Tensor | None = None,
     output_attentions: bool | None = None,
 ) -> None:
-    """Raises ValueError unless `pixel_values` is (B, num_channels, H, W) and `pixel_mask` (B, H, W).
+    """Raises ValueError unless `pixel_values` is float (B, num_channels, H, W) and `pixel_mask` (B, H, W).
 
     Also raises it if `output_attentions` is set and the attention implementation does not return them.
     """
-    shape, num_channels = (
-        tuple(pixel_values.shape),
-        getattr(config, "num_channels", 3),
-    )  # configurations of users may lack it
-    if len(shape) != 4 or shape[1] != num_channels:
+    check_pixels(pixel_values, getattr(config, "num_channels", 3))  # configurations of users may lack it
+    shape = tuple(pixel_values.shape)
+    if pixel_mask is not None and not (
+        isinstance(pixel_mask, Tensor) and tuple(pixel_mask.shape) == (shape[0], *shape[2:])
+    ):
         raise ValueError(
-            f"pixel_values has shape {shape}; (batch, {num_channels}, height, width) is required. "
-            "Prepare images with the model's image processor, or set num_channels."
-        )
-    if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
-        raise ValueError(
-            f"pixel_mask has shape {tuple(pixel_mask.shape)}; {(shape[0], *shape[2:])} is required, "
+            f"pixel_mask is a {type(pixel_mask).__name__} of shape {tuple(pixel_mask.shape)}; a tensor {(shape[0], *shape[2:])} is required, "
             "with 1 for image and 0 for padding."
         )
     if output_attentions and config._attn_implementation != "eager":
@@ -151,3 +210,25 @@ def check_images(
             f"attn_implementation '{config._attn_implementation}' does not compute attention matrices. "
             "Call model.set_attn_implementation('eager') before using output_attentions=True."
         )
+
+
+def check_pixels(pixel_values: Tensor, num_channels: int) -> None:
+    """Raises ValueError unless `pixel_values` is a float tensor (B, num_channels, H, W) without a size of 0."""
+    if not isinstance(pixel_values, Tensor):
+        raise ValueError(
+            f"pixel_values is of type {type(pixel_values).__name__}; a tensor is required. Prepare images with the "
+            'model\'s image processor and return_tensors="pt".'
+        )
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values has shape {shape}; (batch, {num_channels}, height, width) is required. "
+            "Prepare images with the model's image processor, or set num_channels."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}; floating point is required. The model's image processor "
+            "scales and normalizes images; prepare them with it."
+        )
+    if not torch.compiler.is_compiling() and 0 in shape:  # a graph cannot raise
+        raise ValueError(f"pixel_values has shape {shape}, which holds no pixels. Leave out empty batches.")

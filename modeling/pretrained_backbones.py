@@ -15,6 +15,7 @@ from transformers.utils import cached_file, is_timm_available
 from .backbone_building import adapted_config, build_encoder
 from .backbone_info import measure
 from .backbones import OWN_BACKBONES, AnyBackbone, adapted
+from .input_channels import fit_stem
 
 if is_timm_available():
     import timm
@@ -74,12 +75,13 @@ def model_on_backbone(
         checkpoint: As `name` of `load_pretrained_backbone`.
         out_indices: Stages whose feature maps are used.
         revision: Branch, tag or commit on the Hub.
-        **overrides: Other fields of the configuration.
+        **overrides: Other fields of the configuration; with `num_channels`, the first convolution is adapted.
     """
     backbone_config = encoder_config(checkpoint, out_indices, revision)
     model = model_class(model_class.config_class(backbone_config=backbone_config, **overrides))
     loaded = load_pretrained_backbone(checkpoint, out_indices, model.config.flat_maps, revision)
-    model.backbone.encoder.load_state_dict(loaded.encoder.state_dict())
+    encoder = model.backbone.encoder
+    encoder.load_state_dict(fit_stem(loaded.encoder.state_dict(), encoder.state_dict()))
     return model.eval()
 
 

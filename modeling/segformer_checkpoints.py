@@ -19,6 +19,7 @@ from transformers import (
     SegformerModel,
 )
 
+from .input_channels import fit_stem
 from .label_rows import rows_of_equal_names, with_kept_rows
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,9 @@ def segformer_options(
     if has_decoder:
         options |= {ours: getattr(source, theirs) for theirs, ours in DECODER_FIELDS.items()}
         options["neck"] = "segformer"
-        if not {"id2label", "num_labels"} & overrides.keys():
+        if overrides.get("decoder") == "unet":  # whose channels double from this width on
+            del options["decoder_hidden_size"]
+        if not {"id2label", "label2id", "num_labels"} & overrides.keys():
             options |= {"id2label": source.id2label, "label2id": source.label2id}
     return options | overrides
 
@@ -89,7 +92,8 @@ def segformer_encoder_config(source: PreTrainedConfig) -> SegformerConfig:
 def copy_weights(segformer: PreTrainedModel, model: PreTrainedModel, has_decoder: bool) -> None:
     """Copies the encoder, and neck and classifier if both models have them; logs what was loaded."""
     encoder = segformer.segformer if has_decoder else segformer
-    model.backbone.encoder.model.load_state_dict(encoder.state_dict())
+    target = model.backbone.encoder.model
+    target.load_state_dict(fit_stem(encoder.state_dict(), target.state_dict()))
     loaded = ["encoder"]
     config = model.config
     if has_decoder and config.decoder == "segdeformer" and config.neck == "segformer":

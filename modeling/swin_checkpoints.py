@@ -21,6 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
+from .input_channels import fit_stem
 from .label_rows import rows_of_equal_names, with_kept_rows
 from .renaming import RenamingTable
 
@@ -64,6 +65,7 @@ TABLE = RenamingTable(
 )
 BACKBONE = ("encoder.", "norm.", "norms.")
 HEADS = ("decoder.", "classifier.", "auxiliary_head.")
+STEM = "patch_embed.projection.weight"
 ENCODER_STAGE = re.compile(r"^(?:backbone\.)?encoder\.stages\.(\d+)\.(.+)")
 ENCODER_MODULE = re.compile(r"\bencoder\.(stages\.\d+|merges\.\d+|patch_embed)\.")
 ONLY_GLAM = re.compile(r"\.(global_tokens|global_position|global_attention)\.")
@@ -113,7 +115,7 @@ def model_from_swin(
     source = AutoConfig.from_pretrained(checkpoint, revision=revision)
     decoder = overrides.get("decoder", "upernet")
     options = {**swin_options(source), **upernet_options(source, decoder), **overrides}
-    if not {"id2label", "num_labels"} & overrides.keys() and source.id2label is not None:
+    if not {"id2label", "label2id", "num_labels"} & overrides.keys() and source.id2label is not None:
         options.update(id2label=source.id2label, label2id=source.label2id)
     model = model_class(model_class.config_class(**options))
     weights = convert_swin_state_dict(read_checkpoint(checkpoint, revision))
@@ -191,6 +193,8 @@ def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source
         renamed = {re.sub(rf"^{prefix}norm\.", last, name): tensor for name, tensor in weights.items()}
         weights = renamed | weights
     weights = for_unet(wanted(weights, fresh), fresh)
+    stem = {name: tensor for name, tensor in weights.items() if name.endswith(STEM)}
+    weights |= fit_stem(stem, fresh)
     fitted = {name: fit(name, tensor, fresh[name], source, model.config) for name, tensor in weights.items()}
     new = [name for name in fresh if name not in fitted]
     missing = [name for name in new if "encoder." in name and not ONLY_GLAM.search(name)]

@@ -18,13 +18,15 @@ from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
-from transformers.image_utils import SizeDict, load_image
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import Unpack
 
-from .image_processor_options import SegmentationImageProcessorKwargs, SegmentationOptions
-from .image_reading import Source, describe, read_channels, read_image, read_mask, read_orientation
+from .image_opening import Source, describe, read_orientation
+from .image_processor_options import REDUCED_LABELS, SegmentationImageProcessorKwargs, SegmentationOptions
+from .image_reading import read_channels, read_image
 from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
+from .mask_reading import read_mask
 from .orientation import swaps_sides
 from .processor_numbers import check_processor_numbers
 from .resize_rules import resized_size
@@ -67,8 +69,6 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
 
     def process_image(self, image: Source, **options: Any) -> Tensor | np.ndarray:
         """Reads an image: upright, (C, H, W), uint8 or float32 in 0..255, as a copy."""
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = load_image(image)
         reading = {name: options.get(name) for name in ("value_range", "input_data_format")}
         reading["pixel_limit"] = options.get("pixel_limit", self.pixel_limit)
         if options.get("do_convert_rgb", self.do_convert_rgb):
@@ -86,7 +86,7 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         return self._to_backend(np.array(np.moveaxis(channels, -1, 0), order="C"), options.get("device"))
 
     def decode_mask(self, mask: Source, **overrides: Any) -> np.ndarray:
-        """Decodes a mask with `label_map`, or without one with `palette` if the mask has colors.
+        """Decodes a mask with `label_map` and, if it has no colors, with those of `palette`.
 
         Args:
             mask: A path, bytes, binary file, PIL image, array or tensor of ids (H, W) or RGB colors
@@ -104,10 +104,10 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
             overrides.get(name, getattr(self, name))
             for name in ("label_map", "palette", "ignore_index", "pixel_limit")
         )
-        table = LabelMap(label_map, ignore_index)
-        values = read_mask(mask, decode_palette=table.needs_colors, pixel_limit=pixel_limit)
-        if values.ndim == 3 and label_map is None and palette is not None:
-            table = LabelMap.from_palette(palette, ignore_index)
+        if label_map is None and overrides.get("do_reduce_labels", self.do_reduce_labels):
+            label_map = REDUCED_LABELS
+        table = LabelMap(label_map, ignore_index, palette=palette)
+        values = read_mask(mask, table=table, pixel_limit=pixel_limit)
         return table.decode(values, describe(mask))
 
     def _preprocess_image_like_inputs(
@@ -192,8 +192,11 @@ class SegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
 
             - `label_map`: Value in the mask file (id, or color as "#rrggbb") -> class id or "ignore".
               Default: ids are classes.
+            - `do_reduce_labels`: Whether to decode masks as SegformerImageProcessor does: 0 and 255 are ignored,
+              1 is class 0, 2 is class 1 and so on. Default: False.
             - `ignore_index`: Label of pixels without a class, and of padding. Default: 255.
-            - `palette`: One [red, green, blue] per class, to decode masks of colors and to color predictions.
+            - `palette`: One color per class, to decode masks of colors, also palette images, and to color
+              predictions. Default: the colors of `label_map`, if it has one for each class.
             - `value_range`: (low, high), black and white in images that are not 8-bit. Default: 0 and 65535
               for uint16; other types need it.
             - `pixel_limit`: Most pixels of an image, as read and as resized. Default: 178,956,970, Pillow's
@@ -213,7 +216,10 @@ class SegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         for shape, batch in groups.items():
             if options["do_resize"]:
-                batch = self.resize(batch, self._resized_to(batch, **options), options["resample"])
+                size = self._resized_to(batch, **options)
+                if size.height == size.width == 1:
+                    batch = batch.float()  # torch cannot resize bytes to a single pixel
+                batch = self.resize(batch, size, options["resample"])
             groups[shape] = self.rescale_and_normalize(batch, *(options[name] for name in names))
         return reorder_images(groups, order)
 

@@ -1,5 +1,7 @@
 """Options of a segmentation image processor, their defaults, and checks for invalid and unknown ones."""
 
+import os
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -7,12 +9,20 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_reading import PIXEL_LIMIT
-from .label_maps import normalize_label_map
+from .label_maps import check_ignore_index, colors_of_classes, count_classes, normalize_label_map
 from .palettes import check_palette
 from .processor_numbers import check_processor_numbers
 from .resize_rules import check_resize_rule
 
 NOT_SUPPORTED = ("do_center_crop", "crop_size", "pad_size")
+DEFAULT_SIZE = {"height": 512, "width": 512}  # of SegFormer's image processor
+# What a mask is decoded with for do_reduce_labels=True: as SegformerImageProcessor does.
+REDUCED_LABELS = {"0": "ignore", **{str(value): value - 1 for value in range(1, 255)}, "255": "ignore"}
+# What `from_pretrained` takes besides options of the processor.
+LOADING_OPTIONS = {
+    "backend", "code_revision", "config", "mirror", "resume_download", "return_unused_kwargs", "trust_remote_code",
+    "use_auth_token", "use_fast", "user_agent",
+}  # fmt: skip
 FILE_ENTRIES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
 
 
@@ -22,11 +32,13 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     label_map (`dict`, *optional*):
         Value in the mask file (id, or color as "#rrggbb") to class id or "ignore". None: ids are classes.
     ignore_index (`int`): Label of pixels without a class, and of padding.
-    palette (`list`, *optional*): One [red, green, blue] per class, to decode masks of colors and to color
-        predictions.
+    palette (`list`, *optional*): One color per class, to decode masks of colors, also palette images, and to
+        color predictions. None: the colors of `label_map`, if it has one for each class.
     value_range (`list`, *optional*): (low, high), black and white in images that are not 8-bit; 16-bit ones
         need none.
     pixel_limit (`int`): Most pixels of an image, as read and as resized.
+    do_reduce_labels (`bool`): Whether 0 and 255 in the mask file are ignored and the other ids are one too high;
+        a short form of that `label_map`.
     """
 
     label_map: dict | None
@@ -34,6 +46,11 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     palette: list | tuple | None
     value_range: list | tuple | None
     pixel_limit: int
+    do_reduce_labels: bool
+
+
+class UnusedSize(dict):
+    """The `size` of a processor to which none was given: that of `do_resize=True`."""
 
 
 class SegmentationOptions:
@@ -44,7 +61,6 @@ class SegmentationOptions:
 
     do_convert_rgb = True
     do_resize = None  # None: if a `size` is given
-    size = None  # see resize_rules.py
     resample = PILImageResampling.BILINEAR
     do_rescale = True
     rescale_factor = 1 / 255
@@ -57,24 +73,75 @@ class SegmentationOptions:
     palette = None
     value_range = None
     pixel_limit = PIXEL_LIMIT
+    do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]) -> None:
-        known = [*self.valid_kwargs.__annotations__, *FILE_ENTRIES]
-        for name in kwargs:
-            if name not in known and not name.startswith("_"):
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known options: {', '.join(known)}."
-                raise ValueError(f"no option '{name}', {hint}")
+        reject_unknown(kwargs, [*self.valid_kwargs.__annotations__, *FILE_ENTRIES])
         super().__init__(**kwargs)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """The size to resize to, see resize_rules.py; 512 x 512 if none was given, which then has no effect."""
+        return vars(self).get("size") or UnusedSize(DEFAULT_SIZE)
+
+    @size.setter
+    def size(self, size: dict[str, int] | None) -> None:
+        vars(self)["size"] = None if isinstance(size, UnusedSize) else size
+
+    @classmethod
+    def known_options(cls) -> list[str]:
+        """Names of all options of the processor, of its file, and of loading."""
+        return [*cls.valid_kwargs.__annotations__, *FILE_ENTRIES, *sorted(LOADING_OPTIONS)]
+
+    @classmethod
+    def get_image_processor_dict(cls, name: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """Reads the processor's file.
+
+        Args:
+            name: Folder, or name on the Hub.
+            **kwargs: Options of loading, of the processor, and in a pipeline also of the model.
+
+        Returns:
+            Contents of the file, and the options of the processor.
+
+        Raises:
+            ValueError: If the file does not hold a JSON object.
+        """
+        in_pipeline = kwargs.get("_from_pipeline") is not None
+        settings, options = super().get_image_processor_dict(name, **kwargs)
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f"preprocessor_config.json of {name} is damaged: it is not a JSON object. Copy it again."
+            )
+        if in_pipeline:
+            options = {
+                option: value for option, value in options.items() if nearest(option, cls.known_options())
+            }
+        return settings, options
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Builds the image processor from the contents of a file. Raises ValueError if it is not a dictionary."""
-        if not isinstance(image_processor_dict, dict):
+        """Builds the processor from the contents of its file.
+
+        Args:
+            image_processor_dict: Contents of `preprocessor_config.json`.
+            **kwargs: Options to change.
+
+        Raises:
+            ValueError: If an option is unknown, or do_reduce_labels=True contradicts the file.
+        """
+        if not kwargs.get("return_unused_kwargs"):
+            reject_unknown(kwargs, cls.known_options())
+        if kwargs.get("do_reduce_labels") and not image_processor_dict.get("do_reduce_labels"):
             raise ValueError(
-                "preprocessor_config.json is damaged: it does not hold a JSON object. Copy it again."
+                "do_reduce_labels=True contradicts the saved image processor, whose masks have the ids of the model's "
+                "classes. Save SegmentationImageProcessor(do_reduce_labels=True) with the model, or pass a label_map."
             )
         return super().from_dict(image_processor_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that are saved."""
+        return {name: value for name, value in super().to_dict().items() if name != "size" or value}
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         check_processor_numbers(kwargs)
@@ -82,6 +149,16 @@ class SegmentationOptions:
         checked = {
             name: check(kwargs[name]) for name, check in checks.items() if kwargs.get(name) is not None
         }
+        if kwargs.get("do_reduce_labels") and checked.get("label_map", REDUCED_LABELS) != REDUCED_LABELS:
+            raise ValueError(
+                "label_map and do_reduce_labels=True both say what the ids of a mask are. Give only one of them."
+            )
+        label_map = checked.get("label_map")
+        if label_map and kwargs.get("palette") is None and (colors := colors_of_classes(label_map)):
+            checked["palette"] = check_palette(colors)
+        checked["ignore_index"] = check_ignore_index(kwargs["ignore_index"], count_classes(label_map))
+        if isinstance(kwargs.get("size"), UnusedSize) and not kwargs.get("do_resize"):
+            del checked["size"]
         for name in ("value_range", "image_mean", "image_std"):
             if isinstance(kwargs.get(name), list):
                 checked[name] = tuple(kwargs[name])
@@ -100,3 +177,17 @@ class SegmentationOptions:
                 f"image_mean has {len(mean)} entries, but do_convert_rgb=True gives every image 3 channels. "
                 "Pass do_convert_rgb=False."
             )
+
+
+def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for the first option that is neither known nor private, with the nearest known one."""
+    for name in options:
+        if name not in known and not name.startswith("_"):
+            near = nearest(name, known)
+            hint = f"did you mean '{near}'?" if near else f"known options: {', '.join(known)}."
+            raise ValueError(f"no option '{name}', {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a name equals or resembles, or None."""
+    return next(iter(get_close_matches(name, known, n=1)), None)

@@ -1,64 +1,25 @@
-"""Reads images and masks from any source; errors name the file and say what to do.
+"""Reads images from any source; errors name the file and say what to do.
 
 Sources are paths, bytes, binary files, PIL images, numpy arrays and torch tensors. Images are returned
 upright, first frame only, without alpha, on the scale 0..255: 16-bit values are divided by 257, other types
-need a `value_range`. Masks are returned as stored: ids are never converted to gray, and palette indices
-become colors only on request.
+need a `value_range`. Masks are read by mask_reading.py.
 
 Legend: H height, W width, C channels.
 """
 
-import io
-import os
-import struct
-import threading
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
-
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
 from torch import Tensor
 
-from .orientation import TURNS, UPRIGHT, turn_upright
-from .png_rows import misses_rows
+from .array_files import oriented_array, stored_array
+from .frames import count_frames, say_first_frame
+from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright, read_mode
+from .orientation import UPRIGHT, turn_upright
+from .value_ranges import unknown_range
 
-Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
-
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
-    *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
-}
-PIXEL_LIMIT = 178_956_970  # where Pillow raises an error by default, too
+WIDE_MODES = ("F", "I")  # beginnings of Pillow's names for more than 8 bits
 RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
-LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
-OPENING = threading.Lock()  # Pillow's own pixel limit is a global variable
-DECODING_ERRORS = (  # which Pillow raises for damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
-
-
-class ImageReadError(ValueError):
-    """An image or mask cannot be read; the message names it and says what to do."""
-
-
-class Decoded(NamedTuple):
-    """A loaded image with its pixels as stored, and its EXIF orientation code."""
-
-    image: Image.Image
-    orientation: int
-    name: str
 
 
 def read_image(
@@ -79,12 +40,14 @@ def read_image(
     Raises:
         ImageReadError: If the image is missing, damaged, too large, or of a type that needs a `value_range`.
     """
-    if isinstance(source, np.ndarray | Tensor):
-        channels = _array_channels(source, RGB_CHANNELS, value_range, input_data_format)
+    array = _as_array(source, pixel_limit, None)
+    if array is not None:
+        channels = _array_channels(array, RGB_CHANNELS, value_range, input_data_format, describe(source))
         channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
         return Image.fromarray(_rounded(channels))
-    image, orientation, name = open_image(source, pixel_limit)
-    rgb = _to_rgb(image, value_range, name)
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
+    rgb = to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
 
 
@@ -101,12 +64,14 @@ def read_channels(
     `num_channels` is the required number of channels (None: any); an alpha channel beyond it is dropped. Other
     arguments and errors are those of `read_image`.
     """
-    if isinstance(source, np.ndarray | Tensor):
+    array = _as_array(source, pixel_limit, num_channels)
+    if array is not None:
         accepted = (num_channels,) if num_channels else RGB_CHANNELS
-        return _array_channels(source, accepted, value_range, input_data_format)
-    image, orientation, name = open_image(source, pixel_limit)
+        return _array_channels(array, accepted, value_range, input_data_format, describe(source))
+    image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
+    say_first_frame(name, frames)
     if image.mode in ("P", "PA", "LAB", "YCbCr", "HSV"):  # codes for a color, not measurements
-        image = _to_rgb(image, value_range, name)
+        image = to_rgb(image, value_range, name)
     channels = _on_8_bit_scale(_pixels(image), value_range, name)
     channels = channels[..., None] if channels.ndim == 2 else channels
     if image.mode in ("LA", "RGBA") and num_channels == channels.shape[-1] - 1:
@@ -114,145 +79,55 @@ def read_channels(
     if num_channels not in (None, channels.shape[-1]):
         raise ImageReadError(
             f"{name} has {channels.shape[-1]} channels, but {num_channels} are needed. Give the file that has all "
-            "channels; read formats that Pillow does not support yourself, and pass numpy arrays."
+            f"channels, or pass {channel_option(channels.shape[-1])}."
         )
     return turn_upright(channels, orientation)
 
 
-def read_mask(source: Source, *, decode_palette: bool = False, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
-    """Reads any source as ids (H, W) of an integer type, or as the colors (H, W, 3) of an RGB mask.
+def decode_once(
+    source: Source, pixel_limit: int = PIXEL_LIMIT, num_channels: int | None = None
+) -> tuple[Image.Image | np.ndarray, int]:
+    """Decodes an image once, for several uses: `read_image` and `read_channels` take the result without decoding.
 
-    `decode_palette` returns the colors of a palette image, otherwise its indices are the ids. The mask is
-    rotated upright by its own EXIF orientation. Raises ImageReadError for lossy formats and modes that cannot
-    hold class ids.
+    Returns:
+        The upright image in its stored mode, or an array (H, W) or (H, W, C) that was turned upright; and the EXIF
+        orientation of the file (1 to 8), which is 1 for what is in memory as an array.
     """
     if isinstance(source, np.ndarray | Tensor):
-        return _mask_array(source)
-    image, orientation, name = open_image(source, pixel_limit)
-    if image.format in LOSSY_FORMATS:
-        raise ImageReadError(
-            f"{name} is a {image.format} mask: lossy compression changes class ids at every edge. "
-            "Export the mask again as PNG."
-        )
-    if decode_palette and image.mode in ("P", "PA"):
-        image = _to_rgb(image, None, name)
-    if image.mode in ("F", "CMYK", "LAB", "YCbCr", "HSV"):
-        raise ImageReadError(
-            f"{name} has Pillow mode {image.mode}, which cannot hold class ids. "
-            "Save masks as palette, 8-bit or 16-bit gray, or RGB PNG."
-        )
-    mask = np.asarray(image)
-    mask = mask[..., 0] if image.mode in ("LA", "PA") else mask[..., :3] if mask.ndim == 3 else mask
-    return turn_upright(mask.astype(np.uint8) if mask.dtype == bool else mask, orientation)
+        return source, UPRIGHT
+    return oriented_array(source, pixel_limit, num_channels) or open_upright(source, pixel_limit)
 
 
-def read_orientation(source: Source) -> int:
-    """Returns the EXIF orientation (1..8) of an image; 1 (upright) if it has none that can be read."""
+def read_stored(
+    source: Source, pixel_limit: int = PIXEL_LIMIT, num_channels: int | None = None
+) -> np.ndarray | None:
+    """The pixels (H, W) or (H, W, C) of an image that is not 8-bit as stored, not turned upright; None for others."""
+    array = _as_array(source, pixel_limit, num_channels)
+    if array is not None:
+        array = to_numpy(array)
+        return None if array.dtype in (np.uint8, bool) else array
+    is_wide = read_mode(source, pixel_limit).startswith(WIDE_MODES)
+    return _pixels(open_image(source, pixel_limit).image) if is_wide else None
+
+
+def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+
+
+def _as_array(source: Source, pixel_limit: int, num_channels: int | None) -> np.ndarray | Tensor | None:
+    """The source if it is an array, or the array in its file if Pillow cannot hold it; else None."""
     if isinstance(source, np.ndarray | Tensor):
-        return UPRIGHT
-    if isinstance(source, Image.Image):
-        return _orientation(source)
-    try:
-        with _opened(source) as file, _without_pillow_limit():
-            return _orientation(Image.open(file))
-    except DECODING_ERRORS as error:
-        raise _explained(error, describe(source)) from error
+        return source
+    return stored_array(source, pixel_limit, num_channels)
 
 
-def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
-    """Decodes the first frame of any source but arrays, in its stored mode and not yet upright."""
-    name = describe(source)
-    try:
-        if isinstance(source, Image.Image):
-            return _decode(source, name, pixel_limit)
-        with _opened(source) as file:
-            with _without_pillow_limit():
-                image = Image.open(file)
-            decoded = _decode(image, name, pixel_limit)
-            if misses_rows(image, file):
-                raise EOFError(f"it has fewer than the {image.height} rows that its header states")
-            return decoded
-    except ImageReadError:
-        raise
-    except DECODING_ERRORS as error:
-        raise _explained(error, name) from error
+def channel_option(number: int) -> str:
+    """How to ask for a number of channels, for messages."""
+    return f"--num-channels {number} (in Python, num_channels={number})"
 
 
-def describe(source: Source) -> str:
-    """Returns a name for messages. Raises TypeError if `source` is not one of the supported types."""
-    if isinstance(source, str | os.PathLike):
-        return f"'{os.fspath(source)}'"
-    if isinstance(source, Image.Image):
-        filename = getattr(source, "filename", "")
-        return f"'{filename}'" if filename else f"PIL image of mode {source.mode} and size {source.size}"
-    if isinstance(source, bytes | bytearray):
-        return f"image of {len(source)} bytes"
-    if isinstance(source, np.ndarray | Tensor):
-        return f"{type(source).__name__} of shape {tuple(source.shape)}"
-    if hasattr(source, "read"):
-        return f"'{getattr(source, 'name', 'file object')}'"
-    raise TypeError(
-        f"cannot read an image from {type(source).__name__}. "
-        "Give a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor."
-    )
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[BinaryIO]:
-    if isinstance(source, bytes | bytearray):
-        yield io.BytesIO(source)
-    elif hasattr(source, "read"):
-        yield source if source.seekable() else io.BytesIO(source.read())
-    else:
-        with open(source, "rb") as file:
-            yield file
-
-
-@contextmanager
-def _without_pillow_limit() -> Iterator[None]:
-    with OPENING:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `pixel_limit` takes its place
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _decode(image: Image.Image, name: str, pixel_limit: int) -> Decoded:
-    width, height = image.size
-    if width * height > pixel_limit:
-        raise ImageReadError(
-            f"{name} is {width}x{height}, above the limit of {pixel_limit} pixels. "
-            "Crop or resize it, or raise `pixel_limit` if you trust the file."
-        )
-    # Load once, and before anything that loads implicitly (as `getexif` of a PNG does): the second load() of
-    # a damaged file raises nothing and gives a black image. Pillow rotates a TIFF upright here.
-    image.load()
-    return Decoded(image, _orientation(image), name)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        code = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except (*DECODING_ERRORS, Warning):  # the pixels may be fine where the EXIF block is damaged
-        return UPRIGHT
-    return code if isinstance(code, int) and code in TURNS else UPRIGHT
-
-
-def _explained(error: Exception, name: str) -> ImageReadError:
-    if isinstance(error, FileNotFoundError):
-        return ImageReadError(f"{name} does not exist. Check the path.")
-    if isinstance(error, UnidentifiedImageError):
-        return ImageReadError(
-            f"{name} is empty, damaged at its start, or not an image that this Pillow can read. Open it in a "
-            "text editor: failed downloads leave HTML. Replace the file, or take it out of the data."
-        )
-    return ImageReadError(
-        f"{name} cannot be decoded: {error}. Copy or download it again, or take it out of the data."
-    )
-
-
-def _to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
@@ -275,22 +150,20 @@ def _array_channels(
     accepted: tuple[int, ...],
     value_range: tuple[float, float] | None,
     input_data_format: str | None,
+    name: str,
 ) -> np.ndarray:
-    name = describe(source)
-    channels = _channels_last(
-        _to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name
-    )
+    channels = channels_last(to_numpy(source), accepted, input_data_format, isinstance(source, Tensor), name)
     return _on_8_bit_scale(channels, value_range, name)
 
 
-def _to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
+def to_numpy(source: np.ndarray | Tensor) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return source
     source = source.detach().cpu()
     return source.float().numpy() if source.dtype == torch.bfloat16 else source.numpy()
 
 
-def _channels_last(
+def channels_last(
     array: np.ndarray, accepted: tuple[int, ...], data_format: str | None, is_tensor: bool, name: str
 ) -> np.ndarray:
     """(H, W), (H, W, C) or (C, H, W) -> (H, W, C)."""
@@ -303,6 +176,12 @@ def _channels_last(
         data_format = custom if fits[custom] else other
     if not fits[data_format] or 0 in array.shape:
         needed = " or ".join(str(number) for number in sorted(accepted))
+        if array.ndim == 3 and 0 not in array.shape:
+            found = min(array.shape[0], array.shape[-1])
+            raise ImageReadError(
+                f"{name} has {found} channels, but {needed} are needed. Pass {channel_option(found)}; an image processor "
+                "takes do_convert_rgb=False and an image_mean and image_std for each channel."
+            )
         raise ImageReadError(
             f"{name} is not an image with {needed} channels. Pass (H, W, C) or (C, H, W), "
             "and `input_data_format` if both would fit."
@@ -318,11 +197,8 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
         return values
     if value_range is None and values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return values.astype(np.float32) / 257
-    if value_range is None:
-        raise ImageReadError(
-            f"{name} has {values.dtype} values from {values.min()} to {values.max()}: black and white are "
-            "unknown. Pass value_range=(low, high), for example (0, 1), or convert to uint8."
-        )
+    if value_range is None and np.isfinite(values).any():
+        raise unknown_range(values, name)
     if not np.isfinite(values).all():
         raise ImageReadError(f"{name} has NaN or infinite values. Replace them before reading.")
     low, high = value_range
@@ -331,17 +207,3 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
 
 def _rounded(values: np.ndarray) -> np.ndarray:
     return values if values.dtype == np.uint8 else values.round().astype(np.uint8)
-
-
-def _mask_array(source: np.ndarray | Tensor) -> np.ndarray:
-    name, mask = describe(source), _to_numpy(source)
-    if mask.dtype.kind not in "biu":
-        raise ImageReadError(
-            f"{name} has dtype {mask.dtype}, but class ids are integers. Convert the mask first."
-        )
-    if mask.ndim == 3:
-        mask = _channels_last(mask, (3, 1), None, isinstance(source, Tensor), name)
-        mask = mask[..., 0] if mask.shape[-1] == 1 else mask
-    if mask.ndim not in (2, 3) or 0 in mask.shape:
-        raise ImageReadError(f"{name} is not a mask. Pass ids (H, W) or RGB colors (H, W, 3).")
-    return mask.astype(np.uint8) if mask.dtype == bool else mask

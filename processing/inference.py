@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from math import ceil, inf
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from .image_reading import Source
+from .image_opening import PIXEL_LIMIT, Source
+from .image_reading import decode_once
 from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
@@ -55,28 +59,13 @@ class Inference:
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        sides = () if self.window is None else self.window_sides
-        if len(sides) not in (0, 2) or min(sides, default=1) < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"window={self.window} and batch_size={self.batch_size} must be 1 or more. "
-                "Give the window's side, or (height, width), in pixels."
-            )
-        if not 0 <= self.overlap < 1:
-            raise ValueError(
-                f"overlap={self.overlap} is not between 0 and 1. "
-                "Give the fraction of a window that neighbors share, such as 0.5."
-            )
-        if self.blend not in WEIGHTS:
-            raise ValueError(f"unknown blend '{self.blend}'. Known: {', '.join(WEIGHTS)}.")
-        if not self.scales or not all(0 < scale < inf for scale in self.scales):
-            raise ValueError(
-                f"scales={self.scales} need at least one factor, all above 0, such as (0.75, 1.0, 1.25)."
-            )
+        check_windows(self.window, self.batch_size, self.overlap, self.blend)
+        check_scales(self.scales)
 
     @property
     def window_sides(self) -> tuple[int, ...]:
         """(height, width) of the windows in pixels; `window` must not be None."""
-        return (self.window, self.window) if isinstance(self.window, int) else tuple(self.window)
+        return (self.window, self.window) if isinstance(self.window, Integral) else tuple(self.window)
 
     def __str__(self) -> str:
         parts = ["whole images"]
@@ -104,16 +93,18 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
+        image = decoded(processor, image)
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
         return self.mask(model, self.inputs(processor, image), size)
 
-    def inputs(self, processor: Any, image: Source) -> list[Tensor]:
+    def inputs(self, processor: Any, image: Source, **options: Any) -> list[Tensor]:
         """Prepares an image for `mask` and `probabilities`.
 
         Args:
             processor: The model's image processor.
             image: Path, URL, bytes, binary file, PIL image, array or tensor.
+            **options: Options of the processor for this image.
 
         Returns:
             `pixel_values` (1, C, ., .) at each scale.
@@ -121,9 +112,10 @@ class Inference:
         Raises:
             ImageReadError: If the image cannot be read.
         """
-        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        image = decoded(processor, image)
+        pixels = processor(image, **options, return_tensors="pt")["pixel_values"]
         return [
-            pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale)
+            pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale, **options)
             for scale in self.scales
         ]
 
@@ -173,6 +165,41 @@ class Inference:
             yield [upsampled_rows(reader, cells, (height, width), start, stop) for cells, reader in views]
 
 
+def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> None:
+    """Raises ValueError unless these are settings of `Inference`."""
+    sides = [window, window] if isinstance(window, Integral) else window
+    if window is not None and not (
+        isinstance(sides, list | tuple) and len(sides) == 2 and all(map(is_count, sides))
+    ):
+        raise ValueError(
+            f"window={window!r} is not a size. Give the side in whole pixels of 1 or more, such as 512, or (height, width)."
+        )
+    if not is_count(batch_size):
+        raise ValueError(
+            f"batch_size={batch_size!r} is not a number of windows. Give a whole number of 1 or more."
+        )
+    if not (isinstance(overlap, Real) and 0 <= overlap < 1):
+        raise ValueError(
+            f"overlap={overlap!r} is not between 0 and 1. "
+            "Give the fraction of a window that neighbors share, such as 0.5."
+        )
+    if blend not in WEIGHTS:
+        raise ValueError(f"unknown blend '{blend}'. Known: {', '.join(WEIGHTS)}.")
+
+
+def check_scales(scales: Any) -> None:
+    """Raises ValueError unless these are one or more factors."""
+    is_list = isinstance(scales, list | tuple) and len(scales) > 0
+    if not (is_list and all(isinstance(scale, Real) and 0 < scale < inf for scale in scales)):
+        raise ValueError(
+            f"scales={scales!r} need at least one factor, all above 0, such as (0.75, 1.0, 1.25)."
+        )
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
 class WindowedImage:
     """An image cut into windows, which are aligned to the cells of the logits and need no padding.
 
@@ -212,11 +239,30 @@ class WindowedImage:
         return self.pixels[:, rows, columns]
 
 
-def scaled(processor: Any, image: Source, size: Sequence[int], scale: float) -> Tensor:
+def decoded(processor: Any, image: Source) -> Source:
+    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
+    if isinstance(image, Image.Image | np.ndarray | Tensor):
+        return image
+    return decode_once(image, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels_of(processor))[0]
+
+
+def channels_of(processor: Any) -> int | None:
+    """The number of channels that a processor reads; None if it makes every image RGB."""
+    mean = getattr(processor, "image_mean", None)
+    is_rgb = getattr(processor, "do_convert_rgb", True) or not isinstance(mean, Sequence)
+    return None if is_rgb else len(mean)
+
+
+def scaled(processor: Any, image: Source, size: Sequence[int], scale: float, **options: Any) -> Tensor:
     """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`."""
-    height, width = (max(1, round(side * scale)) for side in size)
+    height, width = (round(side * scale) for side in size)
+    if min(height, width) < 1:
+        raise ValueError(
+            f"scale {scale:g} leaves less than a pixel of an image of {size[0]}x{size[1]} (height x width). "
+            f"Use scales of {1 / min(size):.2g} or more."
+        )
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
-    return processor(image, **resized, return_tensors="pt")["pixel_values"]
+    return processor(image, **options, **resized, return_tensors="pt")["pixel_values"]
 
 
 def logit_rows(
@@ -238,7 +284,9 @@ def logit_rows(
 
 def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
     """(B, C, ., .) -> (B, K, h, w) float32."""
-    return model(pixel_values=pixels.to(model.device, model.dtype)).logits.float()
+    outputs = model(pixel_values=pixels.to(model.device, model.dtype))
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits  # a tuple if return_dict is False
+    return logits.float()
 
 
 def mirrored_logits_of(model: nn.Module, pixels: Tensor) -> Tensor:

@@ -14,7 +14,12 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from .image_reading import read_orientation
+try:
+    from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+except ImportError:  # older versions of transformers have no such output
+    from transformers.image_processing_utils import BatchFeature as SemanticSegmentationPostProcessorOutput
+
+from .image_opening import Source, read_orientation
 from .orientation import UPRIGHT, swaps_sides, turn_back
 from .palettes import colorize
 from .tiling import RowReader
@@ -87,10 +92,30 @@ def crop_padding(logits: Tensor, pixel_mask: Tensor) -> Tensor:
     return logits[:, :rows, :columns]
 
 
+def upright_size(size: Sequence[int], orientation: int) -> tuple[int, int]:
+    """(height, width) as stored in a file -> that of the upright image."""
+    height, width = (int(side) for side in size)
+    return (width, height) if swaps_sides(orientation) else (height, width)
+
+
+def mask_of(logits: Tensor, size: Sequence[int], orientation: int) -> Tensor:
+    """(K, h, w) of an upright image -> (H, W) = `size`, the class ids of its pixels as stored in the file."""
+    return turn_back(upsampled_argmax(logits[None], upright_size(size, orientation))[0], orientation)
+
+
+def scores_of(logits: Tensor, size: Sequence[int], orientation: int) -> Tensor:
+    """(K, h, w) of an upright image -> (K, H, W), the logits resized to the pixels as stored in the file."""
+    upright = upright_size(size, orientation)
+    resized = F.interpolate(logits[None].float(), size=upright, mode="bilinear", align_corners=False)[0]
+    return turn_back(resized.movedim(0, -1), orientation).movedim(-1, 0)
+
+
 class SemanticPostProcessing:
     """Post-processing methods of an image processor; needs an attribute `palette`."""
 
-    read_orientation = staticmethod(read_orientation)
+    def read_orientation(self, image: Source) -> int:
+        """Returns the EXIF orientation (1..8) of an image; 1 (upright) if it has none that can be read."""
+        return read_orientation(image, self.pixel_limit)
 
     def post_process_semantic_segmentation(
         self,
@@ -98,7 +123,8 @@ class SemanticPostProcessing:
         target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         pixel_mask: Tensor | None = None,
         orientations: Sequence[int] | None = None,
-    ) -> list[Tensor]:
+        return_segmentation_scores: bool = False,
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Turns the outputs of a segmenter into masks.
 
         Args:
@@ -108,9 +134,12 @@ class SemanticPostProcessing:
             orientations: EXIF orientation of each image, from `read_orientation`. Masks are then rotated back
                 to the pixels as stored in the file, and `target_sizes` are the stored sizes. By default masks
                 are upright.
+            return_segmentation_scores: Whether to return the logits of all classes too, resized to the mask.
+                Their memory grows with the number of classes. Default: False.
 
         Returns:
-            B masks (H, W) of int64 class ids.
+            B masks (H, W) of int64 class ids. With scores, B outputs with the attributes `segmentation`, the
+            mask, and `segmentation_scores` (K, H, W).
 
         Raises:
             ValueError: If an argument does not have one entry per image.
@@ -125,14 +154,19 @@ class SemanticPostProcessing:
         if pixel_mask is not None:
             logits = [crop_padding(*pair) for pair in zip(logits, pixel_mask, strict=True)]
         if target_sizes is None:
-            return [image_logits.argmax(0) for image_logits in logits]
-        codes = [UPRIGHT] * len(logits) if orientations is None else orientations
-        masks = []
-        for image_logits, size, code in zip(logits, target_sizes, codes, strict=True):
-            height, width = (int(side) for side in size)
-            upright = (width, height) if swaps_sides(code) else (height, width)
-            masks.append(turn_back(upsampled_argmax(image_logits[None], upright)[0], code))
-        return masks
+            views = [(image_logits, image_logits.shape[1:], UPRIGHT) for image_logits in logits]
+        else:
+            codes = [UPRIGHT] * len(logits) if orientations is None else orientations
+            views = list(zip(logits, target_sizes, codes, strict=True))
+        masks = [mask_of(*view) for view in views]
+        if not return_segmentation_scores:
+            return masks
+        return [
+            SemanticSegmentationPostProcessorOutput(
+                data={"segmentation": mask, "segmentation_scores": scores_of(*view)}
+            )
+            for mask, view in zip(masks, views, strict=True)
+        ]
 
     def colorize(self, mask: np.ndarray | Tensor) -> Image.Image:
         """Colors a mask with `palette`, or with a default one.

@@ -5,8 +5,6 @@ its score is 0/0: IoU and Dice (F1) if it occurs in neither labels nor predictio
 the labels, precision if not in the prediction. A class that is predicted but never labeled has IoU 0 and
 counts. mmsegmentation and `evaluate` define the means in the same way.
 
-Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021.
-
 Legend: B batch, H, W image axes, K classes; `ids` are integer class ids.
 """
 
@@ -16,14 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .label_maps import default_ignore_index
 from .logits_to_masks import upsampled_argmax
+from .plain_text import markdown_table, markdown_text
 
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
-MEANS = {"mean_iou": "iou", "mean_accuracy": "accuracy", "mean_precision": "precision", "mean_dice": "dice"}
+# Mean -> score of a class in `per_class`, and its column in tables.
+COLUMNS = {
+    "mean_iou": ("iou", "IoU %"),
+    "mean_accuracy": ("accuracy", "accuracy %"),
+    "mean_precision": ("precision", "precision %"),
+    "mean_dice": ("dice", "Dice %"),
+    "boundary_iou": ("boundary_iou", "boundary IoU %"),
+    "boundary_f": ("boundary_f", "boundary F %"),
+}
 
 
 class ConfusionMatrix:
@@ -33,16 +40,18 @@ class ConfusionMatrix:
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         device: Initial device of the matrix; `update` moves it to that of the labels. Default: the CPU.
 
     Attributes:
         matrix: (K, K) int64 pixel counts; rows are labels, columns predictions.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, num_labels: int, ignore_index: int | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
         self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
@@ -104,10 +113,10 @@ class ConfusionMatrix:
             "accuracy": hits / labeled,  # which is the recall
             "precision": hits / predicted,
             "dice": 2 * hits / (labeled + predicted),  # which is F1
-            "support": self.matrix.cpu().sum(1),
         }
-        scores = {mean: columns[column].nanmean().item() for mean, column in MEANS.items()}
+        scores = {f"mean_{name}": shares.nanmean().item() for name, shares in columns.items()}
         scores["pixel_accuracy"] = (hits.sum() / matrix.sum()).item()
+        columns["support"] = self.matrix.cpu().sum(1)
         rows = zip(class_names(names, self.num_labels), *(c.tolist() for c in columns.values()), strict=True)
         scores["per_class"] = [dict(zip(("name", *columns), row, strict=True)) for row in rows]
         return scores
@@ -119,76 +128,6 @@ class ConfusionMatrix:
         return other
 
 
-class BoundaryIoU:
-    """IoU of the pixels within a distance of the class boundaries, pooled over images.
-
-    The distance is `dilation_ratio` of the image diagonal, at least one pixel. The image border counts as a
-    boundary, as in the authors' definition. One pass covers all classes: a pixel is off the boundary of its
-    class if and only if the smallest and the largest id in the square around it are equal, so memory and time
-    do not grow with the number of classes. Ignored regions are ignored in the prediction as well, so that a
-    perfect prediction scores 1.
-
-    Args:
-        num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
-        dilation_ratio: The distance as a fraction of the image diagonal. Default: 0.02.
-    """
-
-    def __init__(self, num_labels: int, ignore_index: int = 255, dilation_ratio: float = 0.02) -> None:
-        self.num_labels = num_labels
-        self.ignore_index = ignore_index
-        self.dilation_ratio = dilation_ratio
-        self.counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
-
-    def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
-        """Adds the boundary pixels of one whole image or a batch.
-
-        Args:
-            prediction: Predicted class ids (..., H, W).
-            labels: Class ids (..., H, W) of the same shape.
-
-        Raises:
-            ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
-        """
-        prediction, labels = as_equal_ids(prediction, labels)
-        counted = is_counted(labels, self.ignore_index)
-        check_ids(prediction, counted, self.num_labels, "predictions")
-        check_ids(labels, counted, self.num_labels, "labels")
-        radius = max(1, round(self.dilation_ratio * math.hypot(*labels.shape[-2:])))
-        images = zip(
-            *(ids.reshape(-1, *ids.shape[-2:]) for ids in (prediction, labels, counted)), strict=True
-        )
-        for predicted, labeled, valid in images:
-            self.counts = self.counts.to(labels.device) + self._count(predicted, labeled, valid, radius)
-
-    def compute(self) -> dict[str, Any]:
-        """Returns `boundary_iou`, the mean over classes that occur, and `per_class_boundary_iou`, a list."""
-        intersection, both = self.counts.cpu().double()
-        per_class = intersection / (both - intersection)
-        return {"boundary_iou": per_class.nanmean().item(), "per_class_boundary_iou": per_class.tolist()}
-
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "BoundaryIoU":
-        """Returns the sum over processes; this object keeps its own counts.
-
-        Args:
-            reduce: Sums a tensor over all processes, such as `accelerator.reduce`.
-        """
-        other = BoundaryIoU(self.num_labels, self.ignore_index, self.dilation_ratio)
-        other.counts = reduce(self.counts.clone())
-        return other
-
-    def _count(self, predicted: Tensor, labeled: Tensor, valid: Tensor, radius: int) -> Tensor:
-        """Three (H, W) -> (2, K): the boundary pixels in both, and the sum of those in each."""
-        void = torch.full_like(labeled, self.num_labels)
-        labeled, predicted = torch.where(valid, labeled, void), torch.where(valid, predicted, void)
-        label_edge = valid & boundary(labeled, radius)
-        predicted_edge = valid & boundary(predicted, radius)
-        shared = label_edge & predicted_edge & (labeled == predicted)
-        count = self.num_labels
-        both = count_ids(labeled, label_edge, count) + count_ids(predicted, predicted_edge, count)
-        return torch.stack([count_ids(labeled, shared, count), both])
-
-
 class TrainerScores:
     """`compute_metrics` for transformers' Trainer.
 
@@ -197,14 +136,16 @@ class TrainerScores:
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         names: One name per class, to get the IoU of each class too.
 
     Attributes:
         last: All that `ConfusionMatrix.compute` returned at the end of the last evaluation.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, num_labels: int, ignore_index: int | None = None, names: Sequence[str] | None = None
+    ) -> None:
         self.names = names
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
         self.last: dict[str, Any] = {}
@@ -213,13 +154,15 @@ class TrainerScores:
         """Adds a batch or the whole dataset.
 
         Args:
-            evaluation: An `EvalPrediction` with `predictions` and `label_ids`, class ids (B, H, W).
+            evaluation: An `EvalPrediction` of class ids (B, H, W), or of lists of such batches.
             compute_result: Whether this is the end of the evaluation. The counts then start again from zero.
 
         Returns:
             Empty before the end; then the means, and with names `iou_<name>` of each class that occurs.
         """
-        self.confusion.update(evaluation.predictions, evaluation.label_ids)
+        ids = evaluation.predictions, evaluation.label_ids
+        for batch in zip(*ids, strict=True) if isinstance(evaluation.label_ids, list) else [ids]:
+            self.confusion.update(*batch)
         if not compute_result:
             return {}
         self.last = self.confusion.compute(self.names)
@@ -286,27 +229,6 @@ def count_ids(ids: Tensor, counted: Tensor, num_ids: int) -> Tensor:
     return torch.bincount(ids.flatten(), minlength=num_ids + 1)[:num_ids]
 
 
-def boundary(ids: Tensor, radius: int) -> Tensor:
-    """(H, W) -> (H, W) bool: whether another id or the image border is within `radius` rows and columns."""
-    padded = F.pad(ids.to(torch.int16), [radius] * 4, value=-1)
-    lowest, highest = padded, padded
-    for axis in (-2, -1):
-        lowest = running(torch.minimum, lowest, 2 * radius + 1, axis)
-        highest = running(torch.maximum, highest, 2 * radius + 1, axis)
-    return lowest != highest
-
-
-def running(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor, length: int, axis: int) -> Tensor:
-    """(..., N, ...) -> (..., N - length + 1, ...): running minimum or maximum, in log2(length) steps."""
-    covered = 1
-    while covered < length:
-        shift = min(covered, length - covered)
-        kept = values.shape[axis] - shift
-        values = combine(values.narrow(axis, 0, kept), values.narrow(axis, shift, kept))
-        covered += shift
-    return values
-
-
 def class_names(names: Sequence[str] | None, num_labels: int) -> list[str]:
     """The given names, or the class ids as text."""
     if names is not None and len(names) != num_labels:
@@ -317,21 +239,19 @@ def class_names(names: Sequence[str] | None, num_labels: int) -> list[str]:
 
 
 def scores_table(scores: dict[str, Any]) -> str:
-    """Formats the result of `ConfusionMatrix.compute` as a Markdown table: one line per class, then means."""
+    """Formats scores as a Markdown table: one line per class, then means.
+
+    Args:
+        scores: Result of `ConfusionMatrix.compute`; boundary scores are shown if they were added.
+    """
+    columns = {mean: column for mean, column in COLUMNS.items() if mean in scores}
     rows = [
-        [r["name"], *(percent(r[c]) for c in MEANS.values()), f"{r['support']:,}"]
+        [markdown_text(r["name"]), *(percent(r[name]) for name, _ in columns.values()), f"{r['support']:,}"]
         for r in scores["per_class"]
     ]
     total = f"{sum(row['support'] for row in scores['per_class']):,}"
-    rows.append(["**mean**", *(percent(scores[mean]) for mean in MEANS), total])
-    header = ["class", "IoU %", "accuracy %", "precision %", "Dice %", "pixels"]
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in [header, rule, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+    rows.append(["**mean**", *(percent(scores[mean]) for mean in columns), total])
+    return markdown_table(["class", *(title for _, title in columns.values()), "pixels"], rows)
 
 
 def without_nan(value: Any) -> Any:

@@ -1,29 +1,45 @@
-"""Masks and heat maps over images, markers, and grids of images with titles and a legend.
+"""Masks over images with a legend, and grids of images with titles and a legend.
 
-Legend: H, W image axes. Drawing functions return new RGB images; masks and heat maps are arrays (H, W).
+Legend: H, W image axes. Drawing functions return new RGB images; masks are arrays (H, W).
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .atomic_write import atomic_write
-from .palettes import colorize
+from .fonts import font_for
+from .legends import (
+    INK,
+    PAPER,
+    class_entries,
+    cut_to,
+    draw_legend,
+    is_background,
+    legend_lines,
+    swatches,
+    with_strip,
+)
 
 Palette = Sequence[Sequence[int]]
-BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
+BAND_PIXELS = 1 << 22  # pixels that are tinted at a time
 
 
 def mask_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = None) -> Image.Image:
     """(H, W) class ids -> an RGB image of their colors; ignored pixels are black."""
-    ignored = np.zeros_like(mask, dtype=bool) if ignore_index is None else mask == ignore_index
-    image = np.array(colorize(np.where(ignored, 0, mask), palette).convert("RGB"))
-    image[ignored] = 0
-    return Image.fromarray(image)
+    ids = np.asarray(mask)
+    ignored = np.zeros_like(ids, dtype=bool) if ignore_index is None else ids == ignore_index
+    ids = np.where(ignored, 0, ids)
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(palette):
+        raise ValueError(
+            f"the mask has class ids from {ids.min()} to {ids.max()}, but there are {len(palette)} colors. "
+            "Give one color per class."
+        )
+    colors = np.asarray(palette, dtype=np.uint8)[ids]
+    colors[ignored] = 0
+    return Image.fromarray(colors)
 
 
 def mask_overlay(
@@ -33,8 +49,9 @@ def mask_overlay(
     *,
     strength: float = 0.5,
     ignore_index: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Tints an image with the colors of its classes.
+    """Tints an image with the colors of its classes; with class names, a legend is added below.
 
     Args:
         image: The image; it is converted to RGB.
@@ -42,60 +59,34 @@ def mask_overlay(
         palette: One (red, green, blue) per class, 0 to 255.
         strength: Weight of the class color, from 0 to 1. Default: 0.5.
         ignore_index: Id of pixels that keep their color. Default: none.
+        names: Class names by id. With them, a legend below the image tells the color and the share of each
+            class that is present, and a class that is background by its name ("background", "bg",
+            "unlabeled", "void", "no label" or "none", in any case) keeps the image's colors. Default: none.
 
     Returns:
-        A new RGB image.
+        A new RGB image. Without `names` it has the size of the image; with them, the image keeps its size and
+        its place at the top left.
 
     Raises:
-        ValueError: If the sizes differ, or an id is outside 0..255 and not ignored.
+        ValueError: If the sizes differ, or an id has no color and is not ignored.
     """
-    tinted = Image.blend(image.convert("RGB"), mask_image(mask, palette, ignore_index), strength)
-    if ignore_index is not None:
-        tinted.paste(image.convert("RGB"), mask=Image.fromarray(mask == ignore_index))
-    return tinted
-
-
-def heat_overlay(
-    image: Image.Image, heat: np.ndarray, *, strength: float = 0.8, colormap: str = "inferno"
-) -> Image.Image:
-    """Draws a map of values, such as attention, over the image in gray; the highest values are brightest.
-
-    The scale goes from the minimum to the 99.5th percentile, so that a few extreme pixels do not leave the
-    rest dark.
-
-    Args:
-        image: The image.
-        heat: Values (H, W), of the size of the image.
-        strength: Weight of the map's color, from 0 to 1. Default: 0.8.
-        colormap: Name of a matplotlib colormap. Default: "inferno".
-
-    Returns:
-        A new RGB image.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
-    heat = np.asarray(heat, dtype=np.float64)
-    low, high = heat.min(), np.percentile(heat, 99.5)
-    high = high if high > low else heat.max()
-    scaled = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
-    colors = (matplotlib.colormaps[colormap](scaled)[..., :3] * 255).astype(np.uint8)
-    return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colors), strength)
-
-
-def with_cross(
-    image: Image.Image, position: tuple[int, int], *, color: tuple[int, int, int] = (0, 255, 255)
-) -> Image.Image:
-    """The image with a cross at `position` (x, y), outlined so that it shows on any background."""
-    marked = image.convert("RGB")
-    draw = ImageDraw.Draw(marked)
-    arm = max(4, round(0.025 * max(image.size)))
-    thin = max(1, arm // 5)
-    x, y = position
-    for ink, width, reach in (((0, 0, 0), thin + 2, arm + 1), (color, thin, arm)):
-        draw.line([x - reach, y, x + reach, y], fill=ink, width=width)
-        draw.line([x, y - reach, x, y + reach], fill=ink, width=width)
-    return marked
+    ids, tinted = np.asarray(mask), image.convert("RGB").copy()
+    if ids.shape != (image.height, image.width):
+        raise ValueError(
+            f"a mask of {' x '.join(map(str, ids.shape))} does not fit an image of {image.height} x {image.width} "
+            "(height x width). Give a mask of the size of the image."
+        )
+    weights = [0 if names and is_background(name) else round(255 * strength) for name in names or palette]
+    weights, rows = np.array(weights, dtype=np.uint8), max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):  # in bands, to save memory
+        band = ids[top : top + rows]
+        colors = mask_image(band, palette, ignore_index)
+        weight = np.where(band == ignore_index, 0, weights[np.where(band == ignore_index, 0, band)])
+        tinted.paste(colors, (0, top), Image.fromarray(weight.astype(np.uint8)))
+    if names is None:
+        return tinted
+    counts = np.bincount(ids[ids != ignore_index].ravel(), minlength=len(names)).tolist()
+    return with_strip(tinted, swatches(class_entries(counts, names, palette), image.width))
 
 
 def image_grid(
@@ -110,55 +101,27 @@ def image_grid(
     cells = [[fitted(image, cell_width) for image in row] for row in rows]
     heights = [max(cell.height for cell in row) for row in cells]
     columns = max(len(row) for row in cells)
-    font = sans(max(12, cell_width // 20))
-    line = 2 * font.size
+    size = max(12, cell_width // 20)
+    line = 2 * size
     top = line if titles else 0
     width = columns * (cell_width + gap) + gap
-    swatches = legend_lines(legend or {}, font, width - 2 * gap)
-    height = top + sum(heights) + gap * (len(rows) + 1) + line * len(swatches)
-    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    legend_rows = legend_lines(list((legend or {}).items()), size, width - 2 * gap)
+    height = top + sum(heights) + gap * (len(rows) + 1) + line * len(legend_rows)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         center = gap + column * (cell_width + gap) + cell_width // 2
-        draw.text((center, top // 2 + gap // 2), title, fill=INK, font=font, anchor="mm")
+        text = cut_to(title, size, cell_width)
+        draw.text((center, top // 2 + gap // 2), text, fill=INK, font=font_for(text, size), anchor="mm")
     y = top + gap
     for row, row_height in zip(cells, heights, strict=True):
         for column, cell in enumerate(row):
             sheet.paste(cell, (gap + column * (cell_width + gap), y))
         y += row_height + gap
-    for entries in swatches:
-        draw_legend(draw, entries, font, (gap, y + line // 2))
+    for entries in legend_rows:
+        draw_legend(draw, entries, size, (gap, y + line // 2))
         y += line
     return sheet
-
-
-def legend_lines(
-    legend: Mapping[str, Sequence[int]], font: ImageFont.FreeTypeFont, width: int
-) -> list[list[tuple[str, Sequence[int], int]]]:
-    """Lines of (name, color, offset), each at most `width` pixels long."""
-    lines, x = [], width
-    for name, color in legend.items():
-        needed = round(font.getlength(name)) + 3 * font.size
-        if x + needed > width:
-            lines.append([])
-            x = 0
-        lines[-1].append((name, color, x))
-        x += needed
-    return lines
-
-
-def draw_legend(
-    draw: ImageDraw.ImageDraw,
-    entries: list[tuple[str, Sequence[int], int]],
-    font: ImageFont.FreeTypeFont,
-    start: tuple[int, int],
-) -> None:
-    left, middle = start
-    side = round(font.size)
-    for name, color, offset in entries:
-        x = left + offset
-        draw.rectangle([x, middle - side // 2, x + side, middle + side // 2], fill=tuple(color), outline=INK)
-        draw.text((x + side + side // 2, middle), name, fill=INK, font=font, anchor="lm")
 
 
 def fitted(image: Image.Image, width: int) -> Image.Image:
@@ -166,12 +129,6 @@ def fitted(image: Image.Image, width: int) -> Image.Image:
     height = max(1, round(image.height * width / image.width))
     method = Image.Resampling.LANCZOS if image.width > width else Image.Resampling.NEAREST
     return image.convert("RGB").resize((width, height), method)
-
-
-@lru_cache
-def sans(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib, so that images look the same on every machine."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 def save_png(image: Image.Image, target: Path) -> None:

@@ -1,5 +1,6 @@
-"""Detects PNG files with fewer rows than their header states; Pillow silently fills the rest with black."""
+"""Looks into PNG files: finds those with fewer rows than their header states, which Pillow silently fills with black."""
 
+import io
 import struct
 import zlib
 from typing import BinaryIO
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the PNG color types
+METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 WHOLE_IMAGE = ((0, 0, 1, 1),)
 ADAM7_PASSES = (
     (0, 0, 8, 8),
@@ -59,3 +61,19 @@ def _stored_bytes(file: BinaryIO) -> int:
             stored += len(inflate.decompress(data, 1 << 20))  # in pieces, so that memory stays small
             data = inflate.unconsumed_tail
     return stored
+
+
+def has_late_metadata(file: BinaryIO) -> bool:
+    """Whether a PNG has metadata behind its pixels, where it may hold an EXIF orientation."""
+    position, is_behind_pixels = file.tell(), False
+    file.seek(8)
+    try:
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            is_behind_pixels |= kind == b"IDAT"
+            if is_behind_pixels and kind in METADATA:
+                return True
+            file.seek(length + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(position)  # Pillow continues where it stopped

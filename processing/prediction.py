@@ -1,24 +1,24 @@
 """Segments image files: masks, overlays and maps of the class probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .image_reading import read_image, read_orientation
-from .inference import Inference
+from .image_reading import decode_once, image_size, read_channels, read_image
+from .inference import Inference, channels_of
 from .orientation import swaps_sides, turn_back
-from .overlays import heat_overlay, mask_overlay, save_png, with_cross
-from .palettes import colorize, default_palette
-from .prediction_files import Job
+from .overlays import mask_overlay, save_png
+from .palettes import class_colors, colorize
+from .prediction_files import FilePredictor, Job
 from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
 
-Position = tuple[int, int]  # x and y in pixels
+Explain = Callable[[Image.Image, Tensor, Tensor], Image.Image]
 
 
-class Predictor:
+class Predictor(FilePredictor):
     """Segments image files with one model.
 
     Args:
@@ -27,10 +27,11 @@ class Predictor:
         inference: How the model is applied: windows, scales and mirroring.
         maps: Maps to write besides the mask, names from `prediction_maps.MAPS`. Default: none.
         overlay: Whether to write the image overlaid with class colors. Default: False.
-        explain: Position (x, y) of the pixel whose attention is drawn, or None (default).
-        attention: Computes attention maps (B, H, W) from the model, `pixel_values` and a position.
-            Needed only with `explain`.
+        explanations: Pictures to write of what the prediction rests on: subfolder -> function of the upright
+            image, its `pixel_values` (1, C, ., .) and its mask (H, W). Default: none.
     """
+
+    done = "segmented"
 
     def __init__(
         self,
@@ -40,12 +41,12 @@ class Predictor:
         *,
         maps: Sequence[str] = (),
         overlay: bool = False,
-        explain: Position | None = None,
-        attention: Callable[[PreTrainedModel, Tensor, Position], Tensor] | None = None,
+        explanations: Mapping[str, Explain] | None = None,
     ) -> None:
         self.model, self.processor, self.inference = model, processor, inference
-        self.maps, self.overlay, self.explain, self.attention = maps, overlay, explain, attention
-        self.palette = processor.palette or default_palette(model.config.num_labels)
+        self.maps, self.overlay, self.explanations = maps, overlay, explanations or {}
+        self.palette = class_colors(processor.palette, model.config.num_labels)
+        self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     def run(self, job: Job) -> None:
         """Segments one image file and writes its mask and the other requested results.
@@ -55,25 +56,29 @@ class Predictor:
 
         Raises:
             ImageReadError: The image cannot be read.
-            ValueError: The disk has no room for the probabilities, or the model cannot be explained.
+            ValueError: The disk has no room for the probabilities, or an explanation is not possible.
         """
-        orientation = read_orientation(job.source)
-        mask = self.predict(job, orientation).cpu()
+        channels = channels_of(self.processor)
+        image, orientation = decode_once(job.source, self.processor.pixel_limit, channels)
+        mask = self.predict(job, image, orientation).cpu()
         save_png(palette_image(turn_back(mask, orientation), self.palette), job.target())
         if self.overlay:
-            save_png(mask_overlay(self.read(job), mask.numpy(), self.palette), job.target("overlays"))
-        if self.explain:
-            save_png(self.attention_image(job), job.target("attention"))
+            overlay = mask_overlay(self.rgb(image), mask.numpy(), self.palette, names=self.names)
+            save_png(overlay, job.target("overlays"))
+        if self.explanations:
+            pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
+            pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+            for kind, draw in self.explanations.items():
+                save_png(draw(self.rgb(image), pixel_values, mask), job.target(kind))
 
-    def predict(self, job: Job, orientation: int) -> Tensor:
-        """Returns the upright mask (H, W); also writes the maps requested in `maps`."""
-        with Image.open(job.source) as image:
-            width, height = image.size
-        size = (width, height) if swaps_sides(orientation) else (height, width)
-        what = self.model, self.inference.inputs(self.processor, job.source), size
+    def predict(self, job: Job, image: Image.Image | np.ndarray, orientation: int) -> Tensor:
+        """Returns the mask (H, W) of an upright image; also writes the maps requested in `maps`."""
+        size = image_size(image)
+        what = self.model, self.inference.inputs(self.processor, image), size
         if not self.maps:
             return self.inference.mask(*what)
-        maps = [self.new_map(name, job, (height, width), orientation) for name in self.maps]
+        stored_size = size[::-1] if swaps_sides(orientation) else size
+        maps = [self.new_map(name, job, stored_size, orientation) for name in self.maps]
         return mask_beside_maps(self.inference.probabilities(*what), size, maps)
 
     def new_map(
@@ -94,20 +99,14 @@ class Predictor:
             target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
         )
 
-    def read(self, job: Job) -> Image.Image:
-        return read_image(
-            job.source, value_range=self.processor.value_range, pixel_limit=self.processor.pixel_limit
-        )
-
-    def attention_image(self, job: Job) -> Image.Image:
-        """Draws the attention of the pixel `explain` over the whole image, as in Fig. 1 of the GLAM paper."""
-        image = self.read(job)
-        pixel_values = self.processor(job.source, return_tensors="pt")["pixel_values"].to(self.model.device)
-        size = pixel_values.shape[:1:-1]  # (width, height) after the processor's resizing
-        position = tuple(at * new // old for at, new, old in zip(self.explain, size, image.size, strict=True))
-        heat = self.attention(self.model, pixel_values, position)[0].cpu().numpy()
-        heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-        return with_cross(heat_overlay(image, heat), self.explain)
+    def rgb(self, image: Image.Image | np.ndarray) -> Image.Image:
+        """The image as RGB, for pictures: of images with other channels, the first three, or the first."""
+        reading = {"value_range": self.processor.value_range, "pixel_limit": self.processor.pixel_limit}
+        channels = channels_of(self.processor)
+        if channels is None:
+            return read_image(image, **reading)
+        pixels = read_channels(image, channels, **reading).round().astype(np.uint8)
+        return Image.fromarray(pixels[..., [0, 1, 2] if channels > 2 else [0, 0, 0]])
 
 
 def palette_image(mask: Tensor, palette: list[list[int]]) -> Image.Image:

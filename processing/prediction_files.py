@@ -1,13 +1,17 @@
 """Finds the image files to segment, and the path of each result."""
 
+import os
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from .image_reading import IMAGE_SUFFIXES
+from .image_files import IMAGE_SUFFIXES, image_files, same_name
 from .prediction_maps import IMAGE_MAPS
 
-IMAGE_FOLDERS = ("overlays", "attention", *IMAGE_MAPS)  # subfolders of the output folder
+IMAGE_FOLDERS = ("overlays", "attention", "grad-cam", *IMAGE_MAPS)  # subfolders of the output folder
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,26 @@ class Job:
         return self.folder / kind / self.name
 
 
-def find_jobs(images: list[str], output: str) -> list[Job]:
+class FilePredictor(ABC):
+    """Predicts image files one by one with one model, and writes the results."""
+
+    done: ClassVar[str]  # what is done with an image, such as "segmented"
+
+    @abstractmethod
+    def run(self, job: Job) -> None:
+        """Predicts one image file, and writes its own results."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to write
+        """Writes the results that all images share, if there are any; called once, after the last image."""
+
+
+def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None] | None = None) -> list[Job]:
     """Finds the images to segment.
 
     Args:
-        images: Image files, and folders that are searched for image files.
+        images: Image files, and folders that are searched for image files, see `image_files`.
         output: The output folder; images inside it are not segmented.
+        on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
 
     Returns:
         A job per image file, also of those in the given folders.
@@ -43,14 +61,11 @@ def find_jobs(images: list[str], output: str) -> list[Job]:
         ValueError: There are no images, or outputs would collide with each other or with an input.
     """
     folder = Path(output)
+    check_output(folder)
     found: dict[Path, Path] = {}  # image file -> its path relative to the given folder
     for path in map(Path, images):
-        if path.is_dir():
-            inside = (
-                file
-                for file in sorted(path.rglob("*"))
-                if is_image(file, path) and folder not in file.parents
-            )
+        if os.path.isdir(path):
+            inside = images_outside(path, folder, on_error)
             found.update((file, file.relative_to(path)) for file in inside)
         else:
             found[path] = Path(path.name)
@@ -71,26 +86,51 @@ def find_jobs(images: list[str], output: str) -> list[Job]:
     return jobs
 
 
-def is_image(file: Path, folder: Path) -> bool:
-    """Whether a file has the suffix of an image and is not hidden, nor in a hidden subfolder of `folder`."""
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden
+def check_output(folder: Path) -> None:
+    """Raises ValueError if the output folder is a file, or cannot be written to."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(
+            f"the results cannot be written to {folder}: {nearest} is a file. Choose another --output."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"the results cannot be written to {folder}: permission denied. Choose another --output."
+        )
+
+
+def images_outside(folder: Path, output: Path, on_error: Callable[[OSError], None] | None) -> list[Path]:
+    """The images below a folder, without earlier results in the output folder.
+
+    Raises ValueError if the results would lie among the images, where the next run would segment them.
+    """
+    real, results = os.path.realpath(folder), os.path.realpath(output)
+    if real == results:
+        raise ValueError(
+            f"the results would lie among the images in {folder}, and the next run would segment them. "
+            "Choose another --output."
+        )
+    files = image_files(folder, on_error)
+    if not Path(results).is_relative_to(real):
+        return files
+    return [file for file in files if not Path(os.path.realpath(file.parent)).is_relative_to(results)]
 
 
 def check_targets(jobs: list[Job]) -> None:
     """Raises ValueError if two images have the same output path, or if an output would replace an input."""
-    inputs = {job.source.resolve() for job in jobs}
-    owners: dict[Path, Path] = {}
+    inputs = {os.path.realpath(job.source) for job in jobs}
+    owners: dict[str, Path] = {}
     for job in jobs:
-        for image in (job.target(kind) for kind in ("", *IMAGE_FOLDERS)):
-            if image.resolve() in inputs:
+        targets = [job.target(kind) for kind in ("", *IMAGE_FOLDERS)]
+        for image in (*targets, job.target("probabilities").with_suffix(".npy")):
+            if os.path.realpath(image) in inputs:
                 raise ValueError(
                     f"a result for {job.source} would overwrite the image {image}. Choose another --output."
                 )
-        target = job.target()
+        target = same_name(str(job.target()))
         if target in owners:
             raise ValueError(
-                f"{owners[target]} and {job.source} would both become {target}. "
+                f"{owners[target]} and {job.source} would both become {job.target()}. "
                 "Predict them one after the other with different --output folders."
             )
         owners[target] = job.source

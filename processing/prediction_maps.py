@@ -129,10 +129,10 @@ def mask_beside_maps(
 
     try:
         mask = argmax_of_bands(copied(), size)
+        for one in maps:
+            one.close()
     except BaseException:
         for one in maps:
             one.discard()
         raise
-    for one in maps:
-        one.close()
     return mask

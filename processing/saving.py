@@ -17,7 +17,7 @@ class HubHooks(NamedTuple):
             `push_to_hub`.
     """
 
-    save: Callable[..., None]
+    save: Callable[..., list[str]]
     push: Callable[..., Any]
 
 
@@ -27,18 +27,20 @@ class SavedWithCode:
     # None in the copy of this code in a repository, where transformers copies the files itself.
     hub_hooks: HubHooks | None = None
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> list[str]:
         """Writes `preprocessor_config.json` and the code of the processor.
 
         Args:
             save_directory: The folder; it is created if needed.
             **options: `license` of the weights for the model card, in the Hub's spelling; `push_to_hub=True`
                 with the options of `push_to_hub`; and those of transformers.
+
+        Returns:
+            The path of `preprocessor_config.json`, in a list as in transformers.
         """
         if self.hub_hooks is None:
-            super().save_pretrained(save_directory, **options)
-        else:
-            self.hub_hooks.save(self, super().save_pretrained, save_directory, **options)
+            return super().save_pretrained(save_directory, **options)
+        return self.hub_hooks.save(self, super().save_pretrained, save_directory, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Pushes what `save_pretrained` writes to the Hub in one commit; creates the repository if needed.

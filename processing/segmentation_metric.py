@@ -12,6 +12,7 @@ from datasets import Sequence as ListOf
 from evaluate import Metric, MetricInfo
 from torch import Tensor
 
+from .boundary_metrics import BoundaryF, BoundaryIoU, add_boundaries
 from .metrics import ConfusionMatrix
 
 CITATION = """\
@@ -20,15 +21,16 @@ author={Long, Jonathan and Shelhamer, Evan and Darrell, Trevor}, journal={CVPR},
 
 
 class SegmentationMetric(Metric):
-    """Mean IoU, Dice, accuracy and precision as an `evaluate.Metric`.
+    """Mean IoU, Dice, accuracy, precision and boundary scores as an `evaluate.Metric`.
 
     Batches are added to a confusion matrix, where `evaluate` writes all pixels to files. Memory and disk do
     not grow with the dataset, and images may differ in size.
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         names: One name per class, for the scores of each class.
+        boundaries: Whether to compute boundary IoU and boundary F too, which takes longer. Default: False.
         **options: Options of `evaluate.Metric`.
 
     Raises:
@@ -36,7 +38,13 @@ class SegmentationMetric(Metric):
     """
 
     def __init__(
-        self, num_labels: int, ignore_index: int = 255, names: Sequence[str] | None = None, **options: Any
+        self,
+        num_labels: int,
+        ignore_index: int | None = None,
+        names: Sequence[str] | None = None,
+        *,
+        boundaries: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         if self.num_process > 1:
@@ -46,7 +54,14 @@ class SegmentationMetric(Metric):
                 "or gather predictions first."
             )
         self.names = names
-        self.confusion = ConfusionMatrix(num_labels, ignore_index)
+        self.settings = (num_labels, ignore_index)
+        self.kinds = (BoundaryIoU, BoundaryF) if boundaries else ()
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts again from zero."""
+        self.confusion = ConfusionMatrix(*self.settings)
+        self.boundaries = [kind(*self.settings) for kind in self.kinds]
 
     def _info(self) -> MetricInfo:
         ids = ListOf(ListOf(Value("int64")))
@@ -67,7 +82,8 @@ class SegmentationMetric(Metric):
         Raises:
             ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
         """
-        self.confusion.update(np.asarray(prediction), np.asarray(reference))
+        for metric in (self.confusion, *self.boundaries):
+            metric.update(np.asarray(prediction), np.asarray(reference))
 
     def add_batch(self, *, predictions: Sequence, references: Sequence) -> None:
         """Adds a batch of images.
@@ -92,10 +108,12 @@ class SegmentationMetric(Metric):
             references: Their true class ids.
 
         Returns:
-            The scores of `ConfusionMatrix.compute`.
+            The scores of `ConfusionMatrix.compute`, and with `boundaries` those of `BoundaryIoU` and
+            `BoundaryF`.
         """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         scores = self.confusion.compute(self.names)
-        self.confusion = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
+        add_boundaries(scores, *(metric.compute() for metric in self.boundaries))
+        self.reset()
         return scores

@@ -1,7 +1,7 @@
 """contextseg-finetune: fine-tunes any segmenter, ours or transformers' own, with transformers' Trainer.
 
-    contextseg-finetune --weights runs/streets --train data/train --val data/val --output runs/tuned
-    contextseg-finetune --weights nvidia/segformer-b0-finetuned-ade-512-512 --lora 8 --train data/train --output runs/tuned
+    contextseg-finetune --init-from runs/streets --train data/train --val data/val --output runs/tuned
+    contextseg-finetune --init-from nvidia/segformer-b0-finetuned-ade-512-512 --lora 8 --train data/train --output runs/tuned
 
 contextseg-train is our own loop, with the papers' recipes; this command has all options of TrainingArguments.
 Heavy imports follow the parsing of the command line, so that `--help` answers at once.
@@ -46,6 +46,7 @@ def new_parser() -> CommandLine:
     )
     parser.add_argument_group(MORE, OFTEN_USED)
     parser.known_elsewhere = trainer_options()
+    parser.renamed = {"--weights": "--init-from"}
     return parser
 
 

@@ -9,6 +9,7 @@ OUTPUT/report.json says what the model card's lines did, and which modules came 
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -51,6 +52,18 @@ def run_card(folder):
     return names["segment"], printed.getvalue()
 
 
+class LoggedErrors(logging.Handler):
+    """Notes what transformers logs as an error."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.messages = []
+        logging.getLogger("transformers").addHandler(self)
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
 def from_checkout(root):
     """Modules whose files belong to the library's checkout (this program and its environment do not count)."""
     files = {name: Path(getattr(module, "__file__", None) or "/") for name, module in sys.modules.items()}
@@ -62,7 +75,7 @@ def from_checkout(root):
 
 
 def main(root, output, folder, *hub_names):
-    image = Image.open(folder / "photo.jpg")
+    image, errors = Image.open(folder / "photo.jpg"), LoggedErrors()
     model, processor, outputs = segment(folder, image)
     copy = output / "copy"
     model.save_pretrained(copy)
@@ -84,6 +97,7 @@ def main(root, output, folder, *hub_names):
         "from_checkout": from_checkout(root),
         "class": f"{type(model).__module__}.{type(model).__name__}",
         "printed": printed,
+        "errors": errors.messages,
         "pipeline_agrees": agree,
         "classes_found": len(np.unique(mask)),
     }

@@ -56,6 +56,8 @@ VARIANTS = [
     ("segdeformer", {"reduction_ratio": 2, "attention_loss_weight": 0}),
     ("segdeformer", {"decoder": "upernet"}),
     ("segdeformer_glam", {}),
+    ("segdeformer_unet", {}),
+    ("segdeformer_unet", {"use_auxiliary_head": True}),
 ]
 SIZES = [(1, 1), (1, 40), (33, 3), (17, 31), (32, 32)]
 
@@ -78,7 +80,7 @@ def segment(model, *inputs, **options):
 def test_any_image_size_gives_logits_at_the_stride(build):
     model = build()
     stride = model.config.logits_stride
-    patch = getattr(model.config, "patch_size", stride)  # images are padded to whole patches
+    patch = model.backbone.strides[0]  # logits cover whole cells of the finest feature map
     for size in SIZES:
         logits = segment(model, torch.randn(2, 3, *size)).logits
         assert logits.shape == (2, len(LABELS), *(ceil(side / patch) * patch // stride for side in size))

@@ -34,6 +34,10 @@ MAY_REQUIRE = {
 } | sys.stdlib_module_names
 NEVER_EXPORTED = {
     "overlays",
+    "legends",
+    "fonts",
+    "progress",
+    "heat_pictures",
     "segmentation_metric",
 }  # need further packages, and no model or processor needs them
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}

@@ -116,6 +116,10 @@ def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
     return tiny_segdeformer(**{"backbone_config": backbone, "neck": "linear", **overrides})
 
 
+def tiny_segdeformer_unet(**overrides) -> SegDeformerForSemanticSegmentation:
+    return tiny_segdeformer(**{"decoder": "unet", **overrides})
+
+
 def tiny_segformer() -> SegformerForSemanticSegmentation:
     return SegformerForSemanticSegmentation(tiny_mit(decoder_hidden_size=8, id2label=LABELS))
 
@@ -140,6 +144,7 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "cswin_unet": tiny_cswin_unet,
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
+    "segdeformer_unet": tiny_segdeformer_unet,
 }
 
 OTHER_UPSAMPLING = {
@@ -183,6 +188,7 @@ OTHER_VALUES = {
         "semantic_loss_ignore_index": 1,
         "loss": "dice",
         "loss_reduction": "all",
+        "label_smoothing": 0.2,
         "class_weights": (1.0, 2.0, 3.0),
     }
 }
@@ -196,6 +202,7 @@ OTHER_DECODING = {
     "semantic_loss_ignore_index": 1,
     "loss": "dice",
     "loss_reduction": "all",
+    "label_smoothing": 0.2,
     "class_weights": (1.0, 2.0, 3.0),
 }
 OTHER_STAGES = {
@@ -254,6 +261,11 @@ OTHER_VALUES["segdeformer"] = {
 }
 for family, upsampling in {"glam_swin": "expand", "maformer": "expand", "cswin": "nonlocal_global"}.items():
     OTHER_VALUES[f"{family}_unet"] = {**OTHER_VALUES[family], **OTHER_UNET, "upsampling": upsampling}
+OTHER_VALUES["segdeformer_unet"] = {**OTHER_VALUES["segdeformer"]}
+for option, other in OTHER_VALUES["segdeformer"].items():  # context mining is of the decoder "segdeformer"
+    if option in (*OTHER_MINING, "initializer_range"):
+        values = other if isinstance(other, dict) else {option: other}
+        OTHER_VALUES["segdeformer_unet"][option] = {"decoder": "segdeformer", **values}
 OTHER_VALUES["segdeformer_glam"] = {**OTHER_VALUES["segdeformer"], "neck": "conv"}
 for values in OTHER_VALUES.values():  # these two speak of one decoder, which every family has
     for option, other in (("attention_loss_weight", 1.0), ("reduction_ratio", 2)):

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from ..processing.atomic_write import MEGABYTE
 from .command_line import CommandError
+from .model_names import check_path
 
 STATE_FILE = "training_state.pt"
 CHECKPOINTS = ("best", "last")
@@ -138,11 +139,7 @@ def model_folder(name: str) -> str:
             f"{folder} has no config.json, no best/ and no last/. "
             "Give the output folder of contextseg-train, a folder written by save_pretrained, or a Hub name."
         )
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
-    if looks_like_a_path and not folder.exists():
-        raise ValueError(
-            f"there is no folder {folder}. Give a run folder, a model folder, or a Hub name such as 'me/model'."
-        )
+    check_path(name)
     return name
 
 
@@ -216,5 +213,5 @@ def damaged_state(path: Path, problem: str) -> str:
     )
     return (
         f"{path} is damaged ({problem}). It was complete when it was written, so check the disk, or how the file was "
-        "copied. " + (f"{older}." if previous.exists() else f"Start a new run with --weights {weights}.")
+        "copied. " + (f"{older}." if previous.exists() else f"Start a new run with --init-from {weights}.")
     )

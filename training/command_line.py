@@ -26,13 +26,24 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from ..processing.plain_text import printable
+from ..processing.progress import hide_other_bars
+from .option_texts import number
 from .option_values import RANGES, check_option, check_options
 
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
+PAIRS = ("--value-range", "--value_range")  # options with two numbers, which may be negative
 NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
 MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
+
+FREEZE_HELP = (
+    "backbone, or a module such as stages.0, that is not trained and stays in evaluation mode; takes several values, and may "
+    "be repeated"
+)
+LORA_HELP = "rank of the LoRA updates of the backbone's linear layers; 0 trains all weights"
+CROPS_HELP = "crops taken from each image in an epoch, for few large images"
 
 
 class CommandError(RuntimeError):
@@ -104,6 +115,7 @@ class CommandLine(HfArgumentParser):
         )
         self.known_elsewhere: list[str] = []  # options that another parser reads
         self.declared: dict[str, dataclasses.Field] = {}  # by name, with resolved types
+        self.renamed: dict[str, str] = {}  # former spellings, and what took their place
         if isinstance(kinds, type):
             kinds = [*filter(dataclasses.is_dataclass, kinds.__bases__), kinds]
         self.dataclass_types = list(kinds)
@@ -163,10 +175,12 @@ class CommandLine(HfArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As in argparse, but reports misspelled options before missing arguments, and checks values."""
-        args = sys.argv[1:] if args is None else [str(word) for word in args]
+        args = joined_pairs(sys.argv[1:] if args is None else [str(word) for word in args])
         known = [*self._option_string_actions, *self.known_elsewhere]
         for word in takewhile(lambda word: word != "--", args):
             name = word.partition("=")[0]
+            if name in self.renamed and name not in known:
+                self.error(f"no option {name}: it is {self.renamed[name]} now.")
             if name.startswith("--") and name not in known:
                 spelled_alike = [other for other in known if "_" in name or "_" not in other]
                 close = difflib.get_close_matches(name, spelled_alike, n=1)
@@ -180,6 +194,20 @@ class CommandLine(HfArgumentParser):
         except ValueError as error:
             self.error(str(error))
         return values, others
+
+
+def joined_pairs(words: Sequence[str]) -> list[str]:
+    """Joins an option of `PAIRS` and its two numbers to one word: --value-range 0 4095 -> --value-range=0,4095."""
+    words, joined = list(words), []
+    while words:
+        word = words.pop(0)
+        if word in PAIRS and words:
+            values = [words.pop(0)]
+            if number(values[0]) is not None and words and number(words[0]) is not None:
+                values.append(words.pop(0))
+            word = f"{word}={','.join(values)}"
+        joined.append(word)
+    return joined
 
 
 class OptionsFormatter(argparse.HelpFormatter):
@@ -214,6 +242,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
         program: Name of the command, printed before the message.
         with_traceback: Let errors through unchanged.
     """
+    hide_other_bars()
     try:
         yield
     except BaseException as error:
@@ -221,7 +250,7 @@ def short_errors(program: str, with_traceback: bool = False) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         if with_traceback or not is_expected(error):
             raise
-        raise SystemExit(f"{program}: {plain_message(error)}") from error
+        raise SystemExit(f"{program}: {printable(plain_message(error))}") from error
 
 
 def is_expected(error: BaseException) -> bool:

@@ -27,12 +27,13 @@ from ..processing.data.batches import evaluation_loader
 from ..processing.data.coco import CocoData, Object, corners, learnable, object_masks, open_coco
 from ..processing.data.labeled_images import unreadable
 from ..processing.data.unreadable import UNREADABLE, complaints_of, readable_sample
+from ..processing.image_opening import ImageReadError
 from ..processing.metrics import percent
-from .checkpoints import model_folder
 from .coco_scores import score_objects
 from .models import ModelKind
 from .option_texts import shorter_sides
 from .setup import CHECKED_SAMPLES
+from .starting_points import checkpoint_of
 from .tasks import Task
 
 DETECTOR = ModelKind(
@@ -45,9 +46,12 @@ class DetectionTask(Task):
 
     models = DETECTOR
     data_example = "COCO's folder, or one with images/ and annotations.json in COCO's format"
-    best_by = "box_ap"
+    best_by, best_by_name, class_score = "box_ap", "box AP", "box_ap"
     logged = ("box_ap", "box_ap_50", "mask_ap", "mask_ap_50")
-    next_commands = ()
+    next_commands = (
+        "contextseg-evaluate {run} --data {val}",
+        "contextseg-predict {run} photo.jpg --output objects --overlay",
+    )
 
     def open(self, split: str) -> CocoData:
         name = getattr(self.arguments, split)
@@ -72,8 +76,8 @@ class DetectionTask(Task):
     def new_processor(self) -> DetrImageProcessor:
         """Resizes to the largest shorter side of training; normalizes as the pretrained encoder expects."""
         arguments, mean, std = self.arguments, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-        if arguments.backbone:
-            mean, std = encoder_normalization(model_folder(arguments.backbone))
+        if arguments.init_from:
+            mean, std = encoder_normalization(checkpoint_of(arguments.init_from))
         shorter = max(shorter_sides(arguments.shorter_side))
         size = {"shortest_edge": shorter, "longest_edge": max(shorter, arguments.longer_side)}
         return DetrImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
@@ -92,13 +96,7 @@ class DetectionTask(Task):
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
-        return evaluation_loader(
-            WholeImagesWithObjects(data, processor),
-            workers=self.arguments.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
+        return images_with_objects(data, processor, accelerator, self.arguments.workers)
 
     def score(
         self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
@@ -223,6 +221,31 @@ class WholeImagesWithObjects(Dataset):
         sample = self.data[index]
         prepared = self.processor(sample["image"], return_tensors="pt")
         return {**prepared, "size": sample["image"].size[::-1], "objects": sample["objects"], "index": index}
+
+    def name(self, index: int) -> str:
+        """The name of an image in messages."""
+        return self.data.name_of(index)
+
+
+def images_with_objects(
+    data: CocoData,
+    processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    workers: int | None,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
+) -> DataLoader:
+    """Returns a loader of this process's share of `data`, for `score_objects`.
+
+    An image that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    """
+    return evaluation_loader(
+        WholeImagesWithObjects(data, processor),
+        workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        errors=errors,
+    )
 
 
 class GeneratedObjects(Dataset):

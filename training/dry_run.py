@@ -100,7 +100,8 @@ def schedule_line(
 ) -> str:
     images = arguments.batch_size * arguments.accumulation * num_processes
     steps = "unknown steps" if not (arguments.steps or num_images) else f"{schedule.steps} steps"
-    epochs = f" ({schedule.steps * images / num_images:.1f} epochs)" if num_images else ""
+    samples = num_images * arguments.crops_per_image
+    epochs = f" ({schedule.steps * images / samples:.1f} epochs)" if samples else ""
     peak = arguments.learning_rate
     first, last = (peak * schedule.learning_rate_factor(step) for step in (0, schedule.steps - 1))
     return (

@@ -2,13 +2,14 @@
 
 import inspect
 import shlex
+import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from ..hub.errors import HubError, explained
@@ -17,15 +18,18 @@ from ..processing.collation import SegmentationCollator
 from ..processing.data.augmentation import AugmentedDataset
 from ..processing.data.datasets import SegmentationData
 from ..processing.metrics import TrainerScores, percent, scores_table
-from .checkpoints import model_folder
 from .command_line import CommandError
-from .model_files import check_model_files
-from .models import SEGMENTER, build_model, describe, ignore_index_field
+from .loss_fields import check_loss_is_ours, loss_fields
+from .models import SEGMENTER, describe, ignore_index_field
 from .options import SegmentationArguments
 from .origin import public_data, public_model
+from .plots import plot_curves
+from .reading_options import reading_names
 from .records import environment, write_json
 from .segmentation import SegmentationTask, new_augmentation, processor_of
 from .setup import open_splits
+from .starting_points import build_model, channels_of_checkpoint, checkpoint_of
+from .trained_part import select_trained
 from .trainer import SegmentationTrainer, SegmentationTrainingArguments, SetEpoch
 
 if TYPE_CHECKING:
@@ -51,7 +55,9 @@ def finetune(
     """
     check_output(options, arguments)
     set_seed(arguments.seed)
-    task = SegmentationTask(SegmentationArguments(train=options.train, val=options.val))
+    reading = {name: getattr(options, name) for name in reading_names()}
+    sources = {"train": options.train, "val": options.val, "init_from": options.init_from}
+    task = SegmentationTask(SegmentationArguments(**sources, **reading))
     train, val = open_splits(task)
     trainer = new_trainer(options, arguments, train, val)
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint or options.resume)
@@ -62,6 +68,8 @@ def finetune(
         write_json(Path(options.output) / "run.json", record(options, arguments, argv, result))
     if val is not None:
         evaluate(trainer, options)
+    if trainer.is_world_process_zero():
+        plot_curves(trainer.state.log_history, Path(options.output) / "loss.png", "eval_mean_iou")
     if arguments.push_to_hub:
         push(trainer)
     else:
@@ -82,8 +90,11 @@ def trainer_parser() -> HfArgumentParser:
 
 
 def trainer_arguments(output: str, words: Sequence[str]) -> SegmentationTrainingArguments:
-    """Parses `words`, the options that are not ours, into Trainer's settings."""
-    words = ["--output_dir", output, *words]
+    """Parses `words`, the options that are not ours, into Trainer's settings.
+
+    Unless the standard error is a terminal, Trainer writes lines in place of progress bars.
+    """
+    words = ["--output_dir", output, "--disable_tqdm", str(not sys.stderr.isatty()), *words]
     return trainer_parser().parse_args_into_dataclasses(words, look_for_args_file=False)[0]
 
 
@@ -118,13 +129,10 @@ def new_trainer(
     val: SegmentationData | None,
 ) -> SegmentationTrainer:
     """Builds model, processor, augmentation and collator, and the trainer from them."""
-    if arguments.train_batch_size > len(train):
-        raise ValueError(
-            f"a batch of {arguments.train_batch_size} is larger than the training set of {len(train)} images. "
-            f"Pass --per_device_train_batch_size {len(train)} or less."
-        )
-    model = new_model(options.weights, train)
-    processor = processor_of(train, model_folder(options.weights))
+    check_batch_size(options, arguments, len(train))
+    model = new_model(options, train)
+    processor = processor_of(train, checkpoint_of(options.init_from))
+    model = select_trained(model, options.freeze, lora=0)
     can_pad = "pixel_mask" in inspect.signature(model.forward).parameters
     if options.lora:
         if arguments.fsdp or arguments.deepspeed:
@@ -141,26 +149,53 @@ def new_trainer(
         model,
         arguments,
         data_collator=SegmentationCollator(processor, train.ignore_index, can_pad=can_pad),
-        train_dataset=AugmentedDataset(train, new_augmentation(options, processor, seed=arguments.seed)),
+        train_dataset=AugmentedDataset(
+            train, new_augmentation(options, processor, seed=arguments.seed), options.crops_per_image
+        ),
         eval_dataset=val,
         processing_class=processor,
         compute_metrics=TrainerScores(len(train.classes), train.ignore_index, train.classes),
-        callbacks=[SetEpoch()],
+        callbacks=[SetEpoch(), *early_stopping(options, arguments)],
     )
 
 
-def new_model(weights: str, data: SegmentationData) -> PreTrainedModel:
-    """Loads the checkpoint for the classes and the `ignore_index` of the data."""
-    check_model_files(Path(model_folder(weights)))
-    config = AutoConfig.from_pretrained(model_folder(weights))
+def check_batch_size(
+    options: "FinetuneOptions", arguments: SegmentationTrainingArguments, num_images: int
+) -> None:
+    """Raises ValueError if Trainer, which drops incomplete batches, would have none."""
+    batch, crops = arguments.train_batch_size, num_images * options.crops_per_image
+    if batch > crops:
+        raise ValueError(
+            f"a batch of {batch} is larger than the training set of {num_images} images. Pass --per_device_train_batch_size "
+            f"{crops} or less, or --crops-per-image {-(-batch // num_images)} or more."
+        )
+
+
+def early_stopping(
+    options: "FinetuneOptions", arguments: SegmentationTrainingArguments
+) -> list[EarlyStoppingCallback]:
+    """Returns Trainer's callback for --early-stopping."""
+    if options.early_stopping is None:
+        return []
+    if not (options.val and arguments.load_best_model_at_end):
+        raise ValueError(
+            "--early-stopping needs --val and --load_best_model_at_end, with the same --eval_strategy and --save_strategy "
+            "(epoch or steps)."
+        )
+    return [EarlyStoppingCallback(options.early_stopping)]
+
+
+def new_model(options: "FinetuneOptions", data: SegmentationData) -> PreTrainedModel:
+    """Builds the model from the checkpoint, for the classes and the `ignore_index` of the data."""
+    names, fields = list(data.classes), loss_fields(options, data)
+    channels = {"num_channels": data.num_channels}
+    if data.num_channels == channels_of_checkpoint(options.init_from):
+        channels = {}
     model = build_model(
-        SEGMENTER,
-        config.model_type,
-        None,
-        class_names=list(data.classes),
-        options={ignore_index_field(config): data.ignore_index},
-        weights=weights,
+        SEGMENTER, None, None, class_names=names, options={**fields, **channels}, init_from=options.init_from
     )
+    check_loss_is_ours(model, fields)
+    setattr(model.config, ignore_index_field(model.config), data.ignore_index)
     # Losses are means over pixels. Without this flag, Trainer would sum them over accumulated batches.
     model.accepts_loss_kwargs = False
     return model
@@ -182,7 +217,7 @@ def record(
         "arguments": asdict(options),
         "hub_names": {
             "datasets": list(dict.fromkeys(filter(None, data))),
-            "base_model": public_model(options.weights),
+            "base_model": public_model(options.init_from),
         },
         "seed": arguments.seed,
         "steps_done": result.global_step,

@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .command_line import MODEL_HELP, CommandOptions, option, required
+from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandOptions, option, required
+from .loss_options import LossOptions
 from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(CommandOptions):
+class FinetuneOptions(CommandOptions, ReadingOptions, LossOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
-    weights: str = required(
-        f"checkpoint to fine-tune: {MODEL_HELP}", aliases=["--model", "--model_name_or_path"]
+    init_from: str = required(
+        f"checkpoint to fine-tune, which is recognized: {MODEL_HELP}; any segmenter, or an encoder of transformers or timm "
+        "for a new one",
+        aliases=["--model", "--model_name_or_path"],
+        metavar="CHECKPOINT",
     )
     train: str = required(
         "training data: folder with images/ and masks/, folder of a published dataset, or name for `datasets`",
@@ -28,9 +33,21 @@ class FinetuneOptions(CommandOptions):
     )
     horizontal_flip: bool = option(True, "mirror half of the training images left to right")
     crop_size: str = option("512", "side of a training sample in pixels, or HEIGHTxWIDTH")
+    crops_per_image: int = option(1, CROPS_HELP)
     min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
-    lora: int = option(0, "rank of the LoRA updates of the backbone; 0 trains all weights")
+    rotation: float = option(
+        0.0,
+        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
+        metavar="DEGREES",
+    )
+    early_stopping: int | None = option(
+        None,
+        "end the run after this many evaluations without a better --metric_for_best_model, such as mean_iou; needs --val and "
+        "--load_best_model_at_end (default: never)",
+    )
+    freeze: list[str] = option([], FREEZE_HELP, metavar="MODULE")
+    lora: int = option(0, LORA_HELP)
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
     )

@@ -5,7 +5,6 @@ the seed and the step number (batches, learning rate).
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,10 +17,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.data.unreadable import UnreadableImages
+from ..processing.progress import progress
 from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, write_folder
 from .command_line import CommandError
 from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
@@ -36,7 +35,10 @@ from .state_checks import (
     largest_weight,
     not_finite,
 )
-from .stop_signal import StopSignal
+from .stopping import StopSignal
+from .trained_part import without_lora
+
+PROGRESS = ("step", "seconds", "scores", "best", "evaluations_since_best")
 
 
 class NonFiniteLossError(CommandError):
@@ -57,10 +59,18 @@ class Schedule:
     cooldown_steps: int = 0
     floor: float = 0.0  # factor of the learning rate at the end of the schedule
     milestones: tuple[int, ...] = ()  # steps at which the learning rate drops to a tenth
+    patience: int | None = None  # evaluations without a better score after which the run ends
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the run is evaluated and saved after this many steps."""
         return step > 0 and (step % self.eval_interval == 0 or step == self.steps)
+
+    def is_over(self, training: "Training") -> bool:
+        """Whether all steps are done, or too many evaluations have brought no better score."""
+        return training.step >= self.steps or self.has_stalled(training)
+
+    def has_stalled(self, training: "Training") -> bool:
+        return self.patience is not None and training.evaluations_since_best >= self.patience
 
     def learning_rate_factor(self, step: int) -> float:
         """Factor of the learning rate at optimizer step `step`, counted from 0."""
@@ -87,9 +97,11 @@ class Training:
     average: ModelEma | None = None
     unreadable: UnreadableImages = field(default_factory=UnreadableImages)
     step: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the whole run, evaluations included
+    clock: float = field(default_factory=time.perf_counter)  # when `seconds` was last counted
     scores: dict[str, Any] = field(default_factory=dict)  # of the latest evaluation
     best: dict[str, Any] = field(default_factory=dict)  # of the best one
+    evaluations_since_best: int = 0
 
     @property
     def plain_model(self) -> PreTrainedModel:
@@ -98,6 +110,11 @@ class Training:
     def published_weights(self) -> AbstractContextManager:
         """Context manager in which the model has the weights to publish: with --ema, the averaged ones."""
         return self.average.in_place_of(self.plain_model) if self.average else nullcontext()
+
+    def count_seconds(self) -> None:
+        """Adds the time since the last call, or since the start, to `seconds`."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
 
     def state(self) -> dict[str, Any]:
         """Returns the state for resuming, complete on the first process only. Call it on every process."""
@@ -108,7 +125,7 @@ class Training:
             "average": self.average_state() if self.average else None,
             "random": gathered_random_states(self.accelerator),
             "unreadable": dict(self.unreadable.times),
-            "progress": {name: getattr(self, name) for name in ("step", "seconds", "scores", "best")},
+            "progress": {name: getattr(self, name) for name in PROGRESS},
         }
 
     def optimizer_state(self) -> dict[str, Any]:
@@ -149,7 +166,7 @@ class Training:
         """
         state = self.state() if with_state else None
         with self.published_weights():
-            weights = gathered_weights(self.plain_model)
+            weights = without_lora(self.plain_model, gathered_weights(self.plain_model))
 
             def write(temporary: Path) -> None:
                 if state is not None:
@@ -178,12 +195,10 @@ class Meter:
         self.losses: list[Tensor] = []
         self.names: list[list[str]] = []
         self.started = time.perf_counter()
-        self.bar = tqdm(
+        self.bar = progress(
             total=schedule.steps,
             initial=training.step,
             unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
             disable=not self.accelerator.is_local_main_process,
         )
 
@@ -256,7 +271,7 @@ def train_loop(
     *,
     checkpoint: Callable[..., None],
 ) -> bool:
-    """Trains until the schedule ends or a stop signal arrives.
+    """Trains until the schedule is over or a stop signal arrives.
 
     Args:
         training: State of the run, updated in place.
@@ -270,10 +285,9 @@ def train_loop(
         True at the end of the schedule, False after a stop signal.
     """
     log_interval = schedule.log_interval if training.accelerator.device.type == "cuda" else 1
-    clock = time.perf_counter()
     training.model.train()
     meter.restart()
-    while training.step < schedule.steps:
+    while not schedule.is_over(training):
         loss, names = optimizer_step(training, list(islice(batches, schedule.accumulation)), schedule)
         training.step += 1
         meter.add(loss, names)
@@ -283,8 +297,6 @@ def train_loop(
         meter.flush()
         stopping = stop.requested(training.accelerator)
         if at_checkpoint or stopping:
-            training.seconds += time.perf_counter() - clock
-            clock = time.perf_counter()
             checkpoint(meter, stopping=stopping)
             meter.restart()
         if stopping:

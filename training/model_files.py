@@ -128,7 +128,7 @@ def check_complete(found: Mapping[str, Any], source: str) -> None:
         if names:
             raise WeightsError(
                 f"{source} {what} {len(names)} weights of the model, such as {names[0]}. Use the folder of a complete "
-                "model, or train the model first with contextseg-train --weights."
+                "model, or train the model first with contextseg-train --init-from."
             )
 
 

@@ -1,10 +1,11 @@
-"""Building and loading of the model that a run starts from."""
+"""Kinds of model, and opening a trained one; `starting_points.py` builds the model of a new run."""
 
 import ast
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BaseImageProcessor,
@@ -21,11 +23,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
-from ..configuration.checked_config import CheckedConfig
-from ..configuration.field_rules import check_encoder_sizes
-from ..modeling.backbone_building import explained_settings
 from .checkpoints import model_folder
-from .model_files import check_finite, explained_damage, load_model, load_processor
+from .model_files import check_model_files, load_model, load_processor
+from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
 
@@ -47,90 +47,9 @@ CLASSIFIER = ModelKind(
 )
 
 
-# Options that name a checkpoint of transformers or timm to start from: the classmethod that loads it, and the
-# models that have it.
-STARTS = {
-    "swin": ("from_swin", "glam_swin"),
-    "segformer": ("from_segformer", "segdeformer"),
-    "backbone": ("from_backbone", "segdeformer or mask_rcnn"),
-}
+TASKS_BY_HEAD = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
 
 IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
-
-
-def build_model(
-    kind: ModelKind,
-    name: str,
-    preset: str | None,
-    *,
-    class_names: list[str],
-    options: dict[str, Any],
-    weights: str | None = None,
-    starts: Mapping[str, str | None] | None = None,
-) -> PreTrainedModel:
-    """Builds a model for the given classes.
-
-    Args:
-        kind: What the model is for.
-        name: Model type, such as "glam_swin"; with `weights`, the checkpoint decides.
-        preset: Published size, such as "tiny"; None for the defaults of the configuration.
-        class_names: Class names by id.
-        options: Fields of the configuration to set.
-        weights: Checkpoint of the same kind to fine-tune; a classifier for other classes is initialized anew.
-        starts: Checkpoints of other models to start from, by option, see `STARTS`; at most one is not None.
-
-    Returns:
-        The model, randomly initialized unless `weights` or `starts` name a checkpoint.
-
-    Raises:
-        ValueError: If type, preset or checkpoint do not exist or do not fit together.
-    """
-    options = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {label: index for index, label in enumerate(class_names)},
-        **options,
-    }
-    starts = {option: source for option, source in (starts or {}).items() if source}
-    if (preset is not None) + (weights is not None) + len(starts) > 1:
-        options_given = ", ".join(f"--{option}" for option in STARTS)
-        raise ValueError(
-            f"--preset, --weights, {options_given} each determine the model's size. Give only one of them."
-        )
-    if weights:
-        return from_weights(kind, weights, options)
-    if starts:
-        (option, source), *_ = starts.items()
-        return started(kind, name, option, source, options)
-    with explained_settings(name):
-        config = configuration(kind, name, preset, options)
-        return kind.classes[type(config)](config)
-
-
-def started(kind: ModelKind, name: str, option: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Builds a model of type `name` from the checkpoint `source` that an option of `STARTS` names."""
-    method, fitting = STARTS[option]
-    model_class = kind.classes[config_class_of(kind, name)]
-    if not hasattr(model_class, method):
-        raise ValueError(f"--{option} does not work with --model {name}. Use --model {fitting}.")
-    folder = model_folder(source)
-    with explained_damage(folder):
-        model = getattr(model_class, method)(folder, **options)
-    check_finite(model, f"cannot start from {source}")
-    return model
-
-
-def configuration(
-    kind: ModelKind, name: str, preset: str | None, options: dict[str, Any]
-) -> PreTrainedConfig:
-    """Returns the configuration of a model type, in the published size `preset` if it is not None."""
-    config_class = config_class_of(kind, name)
-    if not issubclass(config_class, CheckedConfig):
-        check_encoder_sizes(options)
-    if preset is None:
-        return config_class(**options)
-    if not hasattr(config_class, "preset"):
-        raise ValueError(f"'{name}' has no presets. Leave out --preset, and set sizes with --set NAME=VALUE.")
-    return config_class.preset(preset, **options)
 
 
 def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
@@ -144,15 +63,6 @@ def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
     return CONFIG_MAPPING[name]
 
 
-def from_weights(kind: ModelKind, weights: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Loads a checkpoint and adapts its classifier to the new classes, which the model logs."""
-    source = model_folder(weights)
-    with explained_damage(source):
-        model = kind.auto_class.from_pretrained(source, ignore_mismatched_sizes=True, **options)
-    check_finite(model, f"cannot start from {source}")
-    return model
-
-
 def ignore_index_field(config: PreTrainedConfig) -> str:
     """Returns the field of the label that the loss ignores; transformers has two names for it."""
     field = next((name for name in IGNORE_INDEX_FIELDS if hasattr(config, name)), None)
@@ -164,16 +74,41 @@ def ignore_index_field(config: PreTrainedConfig) -> str:
     return field
 
 
+def channels_of(config: PreTrainedConfig) -> int:
+    """Returns the number of channels of a model's images, which some models store with their backbone."""
+    backbone = getattr(config, "backbone_config", None)
+    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
+
+
 def class_names(model: PreTrainedModel) -> list[str]:
     """Returns the class names by id."""
     return list(model.config.id2label.values())
 
 
-def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
-    """Opens a segmenter for inference.
+def task_of_model(name: str) -> str:
+    """Returns what a model does: "segmentation", "classification" or "detection".
 
     Args:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+    """
+    source = model_folder(name)
+    check_model_files(Path(source))
+    with explained_absence(source):
+        return task_of_config(AutoConfig.from_pretrained(source))
+
+
+def task_of_config(config: PreTrainedConfig) -> str:
+    """Returns what the model of a saved configuration does, from the name of its class."""
+    architecture = (config.architectures or [""])[0]
+    return next((task for head, task in TASKS_BY_HEAD.items() if architecture.endswith(head)), "segmentation")
+
+
+def open_model(name: str, kind: ModelKind = SEGMENTER) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
+    """Opens a model for inference.
+
+    Args:
+        name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+        kind: What the model is for. Default: a segmenter.
 
     Returns:
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
@@ -183,30 +118,65 @@ def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
-    model = load_model(AutoModelForSemanticSegmentation, source)
-    return model, load_processor(source), source
+    with explained_absence(source):
+        model = load_model(kind.auto_class, source)
+        return model, load_processor(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
-    """Returns the model's class names.
+    """Returns the model's class names, and numbers the classes of the data in the same order.
 
-    Raises ValueError if the data has another number of classes; warns if names differ.
+    Classes with the same names in another order are matched by name. Where some names differ, classes are
+    matched by position with a warning, unless a name that both have is at different positions.
+
+    Raises ValueError if the classes cannot be matched.
     """
-    known, found = (
-        [model.config.id2label[index] for index in range(model.config.num_labels)],
-        list(data.classes),
-    )
-    if len(known) != len(found):
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    found = list(data.classes)
+    if known != found and sorted(known) == sorted(found):
+        logger.warning("the data has the classes of the model in another order; they are matched by name")
+        data.number_classes_as(known)
+        return known
+    if len(known) != len(found) or any(
+        name in known and known.index(name) != i for i, name in enumerate(found)
+    ):
         raise ValueError(
-            f"the model has {len(known)} classes ({', '.join(known[:5])}, ...), the data {len(found)} "
-            f"({', '.join(found[:5])}, ...). Use data with the model's classes, or fine-tune the model with "
-            "contextseg-train --weights."
+            f"the model has {len(known)} classes and the data {len(found)}. Only in the model: {_beyond(known, found)}; "
+            f"only in the data: {_beyond(found, known)}. Give the data the model's classes and names in "
+            "classes.json, or fine-tune the model with contextseg-train --init-from."
         )
     if different := [pair for pair in zip(known, found, strict=True) if pair[0] != pair[1]]:
         logger.warning(
             "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
     return known
+
+
+def match_classes(model: PreTrainedModel, data: Any) -> None:
+    """Numbers the classes of labeled images or objects as the model does, by name.
+
+    The data may lack classes of the model. Where no name agrees, as for numbers in place of names, as many classes
+    are matched by position, with a warning.
+
+    Raises ValueError if the data has a class that the model does not have.
+    """
+    known, found = class_names(model), list(data.classes)
+    if set(found) <= set(known):
+        data.number_classes_as(known)
+    elif len(found) == len(known) and not set(found) & set(known):
+        logger.warning(
+            "class '%s' of the model is '%s' in the data, and so on by position", known[0], found[0]
+        )
+    else:
+        raise ValueError(
+            f"the data has classes that the model does not have: {_beyond(found, known)}. The model's own are "
+            f"{', '.join(known[:5])}{', ...' * (len(known) > 5)}. Rename the classes of the data, or leave those out."
+        )
+
+
+def _beyond(names: list[str], others: list[str]) -> str:
+    beyond = [name for name in names if name not in others]
+    return ", ".join(beyond[:5]) + ", ..." * (len(beyond) > 5) or "none"
 
 
 def parse_overrides(settings: list[str]) -> dict[str, Any]:

@@ -73,7 +73,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def parameter_groups(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, factors: Mapping[str, float] | None = None
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    factors: Mapping[str, float] | None = None,
+    layer_factors: Mapping[str, float] | None = None,
 ) -> list[dict]:
     """Groups trainable parameters for AdamW by learning rate and weight decay.
 
@@ -86,6 +91,7 @@ def parameter_groups(
         weight_decay: Weight decay of the decayed parameters.
         factors: Learning-rate factors by part of the parameter name, such as {"global_tokens": 10}; "head"
             means all parameters outside the backbone. If several match, their product applies.
+        layer_factors: Further factors by whole parameter name, see `layer_decay.py`; others have factor 1.
 
     Returns:
         Groups with `params`, `lr`, `initial_lr` and `weight_decay`.
@@ -106,6 +112,7 @@ def parameter_groups(
         }
         used |= fitting
         rate = learning_rate * math.prod(factors[key] for key in fitting)
+        rate *= (layer_factors or {}).get(name, 1.0)
         groups.setdefault((rate, weight_decay if id(parameter) in decayed else 0.0), []).append(parameter)
     if unused := set(factors) - used:
         raise ValueError(

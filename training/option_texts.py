@@ -95,6 +95,16 @@ def parse_position(text: str, option: str = "--explain") -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def value_limits(text: str, option: str = "--value-range") -> tuple[float, float]:
+    """Parses the values of black and white: `"0,4095"` or `"0 4095"` -> (0.0, 4095.0)."""
+    limits = [number(part) for part in text.replace(",", " ").split()]
+    if len(limits) != 2 or not all(limit is not None and math.isfinite(limit) for limit in limits):
+        raise ValueError(f"{option} {brief(text)} is not a range. Write LOW HIGH, such as {option} 0 4095.")
+    if limits[0] >= limits[1]:
+        raise ValueError(f"{option} {brief(text)} does not begin with the smaller value. Write LOW HIGH.")
+    return tuple(limits)
+
+
 def is_count(text: str) -> bool:
     """Whether a text is a whole number above 0, and short enough to be parsed."""
     text = text.strip()

@@ -16,6 +16,7 @@ from .option_texts import (
     parse_position,
     part_and_factor,
     shorter_sides,
+    value_limits,
 )
 
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
@@ -34,10 +35,13 @@ RANGES = {
     "distance": Range(minimum=0, maximum=4096),
     "ema": Range(above=0, below=1),
     "epochs": Range(above=0, maximum=10**6),
+    "crops_per_image": COUNT,
+    "early_stopping": COUNT,
     "eval_interval": COUNT,
     "head_lr_factor": Range(minimum=0, maximum=10**6),
     "jobs": whole(1, 1024),
     "label_smoothing": Range(minimum=0, below=1),
+    "layer_decay": Range(above=0, maximum=1),
     "learning_rate": RATE,
     "log_interval": COUNT,
     "longer_side": SIDE,
@@ -50,8 +54,10 @@ RANGES = {
     "num_channels": whole(1, 4096),
     "overlap": Range(minimum=0, below=1),
     "patience": COUNT,
+    "pixel_limit": whole(1, 10**12),
     "random_erasing": SHARE,
     "repeats": COUNT,
+    "rotation": Range(minimum=0, maximum=180),
     "sample": COUNT,
     "scenes": COUNT,
     "scored": COUNT,
@@ -60,6 +66,7 @@ RANGES = {
     "size": SCENE,
     "steps": COUNT,
     "threads": whole(1, 4096),
+    "threshold": SHARE,
     "timeout": Range(above=0, maximum=10**6),
     "tokens": whole(0, 256),
     "warmup_steps": COUNT_OR_ZERO,
@@ -80,6 +87,7 @@ PARSERS = {
     "scales": factors,
     "shorter_side": shorter_sides,
     "sizes": integers,
+    "value_range": value_limits,
     "window": height_and_width,
 }
 

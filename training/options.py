@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .command_line import MODEL_HELP, CommandLine, CommandOptions, option
+from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandLine, CommandOptions, option
 from .inference_options import WindowOptions
+from .loss_options import LossOptions
 from .option_values import check_order
+from .reading_options import ReadingOptions
 
 
 @dataclass(kw_only=True)
@@ -60,10 +62,10 @@ class CropOptions:
 class ModelOptions:
     _argument_group_name = "Model"
 
-    model: str = option(
-        "glam_swin",
+    model: str | None = option(
+        None,
         "model type: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or a type of transformers "
-        "(default: glam_swin; for detection, mask_rcnn)",
+        "(default: the one that --init-from holds or can start; without it glam_swin, for detection mask_rcnn)",
     )
     preset: str | None = option(
         None,
@@ -75,33 +77,25 @@ class ModelOptions:
         "set a field of the model's configuration; takes several values, and may be repeated",
         metavar="NAME=VALUE",
     )
-    weights: str | None = option(None, f"checkpoint to fine-tune: {MODEL_HELP}")
-
-
-@dataclass(kw_only=True)
-class SwinOptions:
-    _argument_group_name = "Model"
-
-    swin: str | None = option(
+    init_from: str | None = option(
         None,
-        "start glam_swin from a Swin checkpoint of transformers: a folder or a name on the Hub (not for detection)",
+        f"checkpoint to start from, which is recognized: {MODEL_HELP}; ours, a Swin, a UPerNet with Swin, a SegFormer, or "
+        "another encoder of transformers; or a model name of timm",
+        metavar="CHECKPOINT",
     )
 
 
 @dataclass(kw_only=True)
-class SegformerOptions:
-    _argument_group_name = "Model"
+class TuningOptions:
+    """Options for runs that start from pretrained weights."""
 
-    segformer: str | None = option(None, "start segdeformer from a SegFormer checkpoint (segmentation only)")
+    _argument_group_name = "Fine-tuning"
 
-
-@dataclass(kw_only=True)
-class BackboneOptions:
-    _argument_group_name = "Model"
-
-    backbone: str | None = option(
+    freeze: list[str] = option([], FREEZE_HELP, metavar="MODULE")
+    lora: int = option(0, LORA_HELP)
+    layer_decay: float | None = option(
         None,
-        "start segdeformer or mask_rcnn from an encoder: a checkpoint or a model name of timm (not for classification)",
+        "factor of the learning rate from each layer of the backbone to the one before it, such as 0.75 (default: 1)",
     )
 
 
@@ -170,7 +164,10 @@ class RunOptions:
 
     recipe: str | None = option(
         None,
-        "take options from a YAML file or a built-in recipe; options given on the command line override it",
+        "take options from a built-in recipe, a YAML file, or the run.json of a run, which starts it again in a new --output; "
+        "options given on the command line override it",
+        aliases=["--config"],
+        metavar="FILE",
     )
     output: str = option("", "folder of this run (required)", metavar="FOLDER")
     license: str | None = option(
@@ -187,6 +184,9 @@ class RunOptions:
     eval_interval: int | None = option(
         None, "steps between evaluations and checkpoints (default: a tenth of all steps)"
     )
+    early_stopping: int | None = option(
+        None, "end the run after this many evaluations without a better score (default: never)"
+    )
     log_interval: int = option(10, "steps between log entries on a GPU; on a CPU every step is logged")
     tracker: Literal["tensorboard", "wandb", "none"] = option(
         "tensorboard", "where to write curves, besides log.jsonl"
@@ -194,7 +194,7 @@ class RunOptions:
     dry_run: bool = option(False, "build everything, try it on two samples, print the plan, and exit")
 
 
-SHARED = (DataOptions, ModelOptions, OptimizationOptions, MachineOptions, RunOptions)
+SHARED = (DataOptions, ModelOptions, TuningOptions, OptimizationOptions, MachineOptions, RunOptions)
 
 
 @dataclass(kw_only=True)
@@ -202,6 +202,7 @@ class TrainArguments(
     CommandOptions,
     DataOptions,
     ModelOptions,
+    TuningOptions,
     OptimizationOptions,
     MachineOptions,
     RunOptions,
@@ -209,38 +210,35 @@ class TrainArguments(
     """Options of all tasks. A run has an instance of its task's subclass, one of `ARGUMENTS`."""
 
     task: ClassVar[str]
+    default_model: ClassVar[str] = "glam_swin"  # without --init-from
+    crops_per_image: ClassVar[int] = 1  # an option of segmentation
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self, "min_learning_rate", "learning_rate")
+        if self.preset is not None and self.init_from is not None:
+            raise ValueError(
+                "--preset and --init-from both determine the model's size. Give only one of them."
+            )
         if self.steps is not None and self.epochs is not None:
             raise ValueError(
                 "--steps and --epochs both set the length of the training. Give only one of them."
             )
 
-    def starting_points(self) -> dict[str, str | None]:
-        """Returns the options of this task that name a checkpoint of another model, by name."""
-        names = [
-            field.name
-            for kind in START_OPTIONS
-            if isinstance(self, kind)
-            for field in dataclasses.fields(kind)
-        ]
-        return {name: getattr(self, name) for name in names}
-
-
-START_OPTIONS = (SwinOptions, SegformerOptions, BackboneOptions)
-
 
 @dataclass(kw_only=True)
-class SegmentationArguments(
-    TrainArguments, CropOptions, SwinOptions, SegformerOptions, BackboneOptions, WindowOptions
-):
+class SegmentationArguments(TrainArguments, ReadingOptions, CropOptions, LossOptions, WindowOptions):
     _argument_group_name = "Segmentation"
     task = "segmentation"
 
+    crops_per_image: int = option(1, CROPS_HELP)
     min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
     max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
+    rotation: float = option(
+        0.0,
+        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
+        metavar="DEGREES",
+    )
     base_size: str | None = option(
         None,
         "resize images to fit these edges before the random resizing, and for evaluation",
@@ -253,7 +251,7 @@ class SegmentationArguments(
 
 
 @dataclass(kw_only=True)
-class ClassificationArguments(TrainArguments, CropOptions, SwinOptions):
+class ClassificationArguments(TrainArguments, CropOptions):
     _argument_group_name = "Classification"
     task = "classification"
 
@@ -274,11 +272,11 @@ class ClassificationArguments(TrainArguments, CropOptions, SwinOptions):
 
 
 @dataclass(kw_only=True)
-class DetectionArguments(TrainArguments, BackboneOptions):
+class DetectionArguments(TrainArguments):
     _argument_group_name = "Detection"
     task = "detection"
+    default_model = "mask_rcnn"
 
-    model: str = option("mask_rcnn", "model type")
     shorter_side: str = option(
         "800", "resize images to this shorter side, or to one drawn from a range such as 480-800"
     )
@@ -290,8 +288,18 @@ ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationA
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
     """Returns the command line with the options of all tasks."""
-    kinds = [TaskOptions, CommandOptions, *SHARED, *START_OPTIONS, CropOptions, *ARGUMENTS.values()]
-    return CommandLine(kinds, program, description)
+    kinds = [
+        TaskOptions,
+        CommandOptions,
+        *SHARED,
+        ReadingOptions,
+        CropOptions,
+        LossOptions,
+        *ARGUMENTS.values(),
+    ]
+    parser = CommandLine(kinds, program, description)
+    parser.renamed = dict.fromkeys(("--weights", "--swin", "--segformer", "--backbone"), "--init-from")
+    return parser
 
 
 def train_arguments(given: Mapping[str, Any]) -> TrainArguments:

@@ -16,10 +16,9 @@ from .recipes import recipe_names, with_recipe
 def origin(arguments: TrainArguments, num_processes: int) -> dict[str, Any]:
     """Returns the entries `command` and `hub_names` of a `run.json`."""
     sources = [public_data(source) for source in (arguments.train, arguments.val) if source]
-    starts = [*arguments.starting_points().values(), arguments.weights]
     names = {
         "datasets": list(dict.fromkeys(filter(None, sources))),
-        "base_model": next(filter(None, map(public_model, starts)), None),
+        "base_model": public_model(arguments.init_from),
     }
     return {"command": run_command(arguments, num_processes), "hub_names": names}
 

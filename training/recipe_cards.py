@@ -14,7 +14,6 @@ from ..hub.card_sections import about_start, table
 from ..hub.papers import PAPERS, READINGS
 from ..processing.data.official_layouts import LAYOUTS
 from . import setup
-from .models import STARTS
 from .options import TrainArguments, train_arguments
 from .origin import public_model
 from .recipes import Recipe, read_recipe, with_recipe
@@ -132,7 +131,7 @@ def front_matter(row: Row, arguments: TrainArguments) -> str:
 def base_model(row: Row) -> str | None:
     """Returns the Hub name of the checkpoint in the command; None for RUN, which is trained first."""
     pairs = zip(row.command, row.command[1:], strict=False)
-    start = next((word for option, word in pairs if option.removeprefix("--") in STARTS), None)
+    start = next((word for option, word in pairs if option == "--init-from"), None)
     return None if start == "RUN" else public_model(start)
 
 

@@ -6,11 +6,15 @@
     augmentation: false            # --no-augmentation
     paper: {top-1: 83.7, images: 1281167, classes: 1000, source: Table 1}
 
+Instead, a recipe may be the `run.json` of an earlier run, whose options start the same run again.
+
 `paper` describes the published result that the run reproduces. It is printed and sets no option; a dry run
 without --train takes the size of the data from its `images` and `classes`.
 """
 
+import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,11 @@ from .options import train_parser
 
 LARGEST_FILE = 1 << 20  # bytes
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
-STARTING_POINTS = {"preset", "weights", "swin", "segformer", "backbone"}  # each determines the model's size
+SUFFIXES = (".yaml", ".yml", ".json")
+RECORD = "run.json"
+# Options of a run that one that repeats it must not take over.
+OF_ONE_RUN = {"task", "output", "resume", "push", "recipe", "dry_run", "traceback"}
+STARTING_POINTS = {"preset", "init_from"}  # each determines the model's size
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class Recipe:
     paper: dict[str, Any]
 
     def __str__(self) -> str:
-        lines = [f"recipe {self.path.stem}: {' '.join(self.command_line())}"]
+        name = self.path if self.path.suffix == ".json" else self.path.stem
+        lines = [f"recipe {name}: {shlex.join(self.command_line())}"]
         return "\n".join([*lines, *(f"  paper: {name}: {value}" for name, value in self.paper.items())])
 
     def command_line(self) -> list[str]:
@@ -53,7 +62,7 @@ def with_recipe(given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
     """Merges given options with those of the recipe that they name.
 
     Given options override those of the recipe; values of repeatable options are appended. A given starting
-    point, such as --swin or --weights, replaces that of the recipe, such as its preset.
+    point, such as --init-from, replaces that of the recipe, such as its preset.
 
     Args:
         given: Values of options by name; `recipe` is the name or path of the recipe, if any.
@@ -89,6 +98,8 @@ def read_recipe(name: str) -> Recipe:
     Raises ValueError if it does not exist or is malformed.
     """
     path = find_recipe(name)
+    if path.suffix == ".json":
+        return Recipe(path, recorded_options(path), {})
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"the recipe {path} has no options. Write lines such as 'learning-rate: 1e-4'.")
@@ -142,10 +153,31 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def recorded_options(path: Path) -> dict[str, Any]:
+    """Returns the options of the `run.json` of `contextseg-train`, without those of that one run.
+
+    Raises ValueError if it is not such a record.
+    """
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))["arguments"]
+        task = arguments["task"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not the run.json of a run of contextseg-train. Give one, a YAML file, or the name of a recipe."
+        ) from error
+    kept = {name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value is not None}
+    return {"task": task} | {name.replace("_", "-"): value for name, value in kept.items()}
+
+
 def find_recipe(name: str) -> Path:
-    """Returns the path of a recipe. Raises ValueError if it does not exist."""
-    looks_like_a_path = name.endswith((".yaml", ".yml")) or os.sep in name
+    """Returns the path of a recipe; of a folder of a run, that of its record.
+
+    Raises ValueError if it does not exist.
+    """
+    looks_like_a_path = name.endswith(SUFFIXES) or os.sep in name
     path = Path(name).expanduser() if looks_like_a_path else FOLDER / f"{name}.yaml"
+    if path.is_dir():
+        path = path / RECORD
     if path.is_file():
         return path
     if looks_like_a_path:

@@ -9,7 +9,7 @@ from .optim import ModelEma
 from .options import TrainArguments
 from .processes import explained_loss_of_a_peer, spread_random_numbers, with_synchronized_batch_norm
 from .run_folder import RunFolder
-from .stop_signal import StopSignal
+from .stopping import StopSignal
 from .tasks import task_of
 
 
@@ -39,4 +39,4 @@ def train(arguments: TrainArguments) -> int:
         meter = Meter(training, schedule, run.log)
         run.catch_up(meter, schedule)
         finished = train_loop(training, batches, schedule, meter, stop, checkpoint=run.checkpoint)
-        return run.close(meter, None if finished else stop.number)
+        return run.close(meter, schedule, None if finished else stop.number)

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import BaseImageProcessor
 
 from ..processing.data.pairing import listed
+from ..processing.progress import progress
 from .checkpoints import clear_leftovers
 from .loop import Meter, Schedule, Training
 from .origin import origin
+from .plots import CurvePlot
 from .processes import share_buffers, whole_weights
 from .publishing import ExportArguments, export
 from .records import Log, environment, write_json
 from .tasks import Task
+from .validation_pictures import log_details
 
 try:
     import fcntl
@@ -54,6 +56,7 @@ class RunFolder:
         self.log = Log(self.path / "log.jsonl")
         self.environment = environment()
         self.origin = origin(arguments, self.accelerator.num_processes)
+        self.curves = CurvePlot(self.log.path, task.best_by, task.best_by_name)
         self.images = None
         if val_data is not None:
             self.images = task.evaluation_images(val_data, processor, self.accelerator)
@@ -85,6 +88,7 @@ class RunFolder:
         training, is_best = self.training, False
         if self.images is not None and not stopping:
             is_best = self.evaluate(meter)
+        training.count_seconds()
         training.unreadable.collect(self.accelerator)
         if training.unreadable.times and not stopping:
             meter.report({"unreadable": training.unreadable.times.total()})
@@ -93,11 +97,12 @@ class RunFolder:
         training.save(self.path / "last", self.processor, with_state=True)
         if self.accelerator.is_main_process:
             self.write_record("stopped" if stopping else "running")
+            self.curves.draw()
 
     def evaluate(self, meter: Meter) -> bool:
         """Scores the model and prints one line; returns whether it is the best so far."""
         training, started = self.training, time.perf_counter()
-        images = tqdm(self.images, desc="evaluating", unit="image", leave=False, disable=meter.bar.disable)
+        images = progress(self.images, desc="evaluating", unit="image", disable=meter.bar.disable)
         # A compiled model would be recompiled for every image size.
         with (
             training.published_weights(),
@@ -109,27 +114,20 @@ class RunFolder:
             scores = self.task.score(training.plain_model, readable, self.accelerator)
         seconds = time.perf_counter() - started
         if not training.scores:
-            self.warn_of_absent_classes(scores)
+            warn_of_absent_classes(self.arguments.val, scores)
         training.scores = {"step": training.step, **scores}
         is_best = scores[self.task.best_by] > training.best.get(self.task.best_by, -math.inf)  # NaN never is
+        training.evaluations_since_best = 0 if is_best else training.evaluations_since_best + 1
         if is_best:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
         if self.accelerator.is_main_process:
+            log_details(self.accelerator, self.task.pictures, self.task.class_score, training.scores)
             meter.bar.write(
                 f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
                 + (", the best so far" if is_best else "")
             )
         return is_best
-
-    def warn_of_absent_classes(self, scores: dict[str, Any]) -> None:
-        """Warns of classes without validation data: their scores are NaN and left out of the means."""
-        rows = scores["per_class"]
-        absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
-        if absent:
-            logger.warning(
-                "%s contains none of %d classes: %s", self.arguments.val, len(absent), listed(absent)
-            )
 
     def write_record(self, status: str) -> None:
         """Writes `run.json`; `status` is "running", "stopped" or "finished"."""
@@ -146,22 +144,25 @@ class RunFolder:
                 "seconds": round(training.seconds, 1),
                 "scores": training.scores,
                 "best": training.best,
+                "evaluations_since_best": training.evaluations_since_best,
                 "unreadable": dict(training.unreadable.times),
                 **self.environment,
             },
         )
 
-    def close(self, meter: Meter, stopped_by: int | None) -> int:
+    def close(self, meter: Meter, schedule: Schedule, stopped_by: int | None) -> int:
         """Ends the run: prints its summary and uploads the model, if requested. Returns the exit code."""
         self.accelerator.end_training()
         meter.bar.close()
         if not self.accelerator.is_main_process:
             return 0 if stopped_by is None else 128 + stopped_by
+        self.training.count_seconds()
         if stopped_by is None:
             self.write_record("finished")
+        self.curves.draw(at_once=True)
         os.close(self.lock)
         if stopped_by is None:
-            print(self.summary())
+            print(self.summary(schedule))
             self.push()
             return 0
         print(f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume")
@@ -172,9 +173,12 @@ class RunFolder:
         if self.arguments.push:
             export(ExportArguments(str(self.path), push=self.arguments.push))
 
-    def summary(self) -> str:
+    def summary(self, schedule: Schedule) -> str:
         """Returns steps, time, best score and the next commands."""
         lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
+        if schedule.has_stalled(self.training) and self.training.step < schedule.steps:
+            count = self.training.evaluations_since_best
+            lines[0] += f", stopped early of {schedule.steps}: no better score in {count} evaluations"
         if self.training.unreadable.times:
             lines.append(self.training.unreadable.summary())
         best = self.training.best
@@ -183,6 +187,14 @@ class RunFolder:
         commands = [command for command in self.task.next_commands if best or "{val}" not in command]
         lines += [f"next: {command.format(run=self.path, val=self.arguments.val)}" for command in commands]
         return "\n".join(lines)
+
+
+def warn_of_absent_classes(data: str, scores: dict[str, Any]) -> None:
+    """Warns of classes without validation data: their scores are NaN and left out of the means."""
+    rows = scores["per_class"]
+    absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
+    if absent:
+        logger.warning("%s contains none of %d classes: %s", data, len(absent), listed(absent))
 
 
 def lock(run: Path) -> int:

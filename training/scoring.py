@@ -3,16 +3,24 @@
 Predictions are compared with masks at the size of the mask, whatever the input size of the model.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..processing.boundary_metrics import BoundaryF, BoundaryIoU
 from ..processing.data.batches import WholeImages, evaluation_loader
+from ..processing.data.unreadable import UNREADABLE, UnreadableImages
+from ..processing.failures import reason, telling
+from ..processing.image_reading import ImageReadError
 from ..processing.inference import Inference
-from ..processing.metrics import BoundaryIoU, ConfusionMatrix
+from ..processing.metrics import ConfusionMatrix
+from ..processing.progress import progress
+
+if TYPE_CHECKING:
+    from .validation_pictures import ValidationPictures
 
 
 def whole_images(
@@ -21,32 +29,86 @@ def whole_images(
     inference: Inference,
     accelerator: Accelerator,
     workers: int | None,
+    *,
+    pictures: int = 0,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
-    """Returns a loader of this process's share of `data`, with images preprocessed for `inference`."""
+    """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
+
+    Up to `pictures` samples of the main process, evenly spaced, also have a small picture. A sample that raises
+    one of `errors` is replaced by its message, see `UnreadableImages`.
+    """
+    world, length = accelerator.num_processes, len(data)
+    shown = {number * length // pictures // world * world for number in range(pictures)}
     return evaluation_loader(
-        WholeImages(data, processor, inference),
+        WholeImages(data, processor, inference, shown),
         workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        errors=errors,
     )
 
 
 def count(
     model: PreTrainedModel,
     images: Iterable[dict[str, Any]],
-    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
     inference: Inference,
+    *,
+    pictures: "ValidationPictures | None" = None,
+    on_error: Callable[[Exception, str], None] | None = None,
 ) -> None:
-    """Predicts `images`, samples of `WholeImages`, and updates each metric with predictions and labels."""
+    """Predicts `images`, samples of `WholeImages`, and updates each metric and `pictures` with the results.
+
+    `on_error` is called with the error of an image and its name; by default, the error is raised.
+    """
     was_training = model.training
     model.eval()
     for sample in images:
-        labels = sample["labels"].to(model.device)
-        prediction = inference.mask(model, sample["inputs"], labels.shape)
-        for metric in metrics:
-            metric.update(prediction, labels)
+        try:
+            labels = sample["labels"].to(model.device)
+            prediction = inference.mask(model, sample["inputs"], labels.shape)
+            for metric in metrics:
+                metric.update(prediction, labels)
+            if pictures is not None:
+                pictures.add(sample, prediction)
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(error, sample["name"])
     model.train(was_training)
+
+
+def count_or_name(
+    model: PreTrainedModel,
+    images: DataLoader,
+    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    inference: Inference,
+    accelerator: Accelerator,
+) -> list[str]:
+    """Updates the metrics with the images that can be scored, behind a progress bar.
+
+    Args:
+        model: The segmenter, on the accelerator's device.
+        images: Loader from `whole_images` with `errors`.
+        metrics: Updated with the images of this process.
+        inference: How images are predicted.
+        accelerator: Gathers the messages of all processes.
+
+    Returns:
+        In the main process, the images of all processes that could not be scored, and why.
+    """
+    failed = UnreadableImages(skip=True, quiet=True)
+
+    def note(error: Exception, name: str) -> None:
+        failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
+
+    shown = progress(images, unit="image")
+    with telling(lambda: f"{shown.n} of {len(images)} images were scored; no results were written."):
+        count(model, failed.filter(shown), metrics, inference, on_error=note)
+    failed.collect(accelerator)
+    return list(failed.times.elements())
 
 
 def score(
@@ -57,6 +119,7 @@ def score(
     class_names: list[str],
     ignore_index: int,
     inference: Inference,
+    pictures: "ValidationPictures | None" = None,
 ) -> dict[str, Any]:
     """Scores a segmenter on the images of all processes.
 
@@ -67,17 +130,11 @@ def score(
         class_names: Class names by id.
         ignore_index: Label of pixels that do not count.
         inference: How images are predicted.
+        pictures: Collects the samples to show. Default: none.
 
     Returns:
         The scores of `ConfusionMatrix.compute`.
     """
     confusion = ConfusionMatrix(len(class_names), ignore_index, device=accelerator.device)
-    count(model, images, [confusion], inference)
+    count(model, images, [confusion], inference, pictures=pictures)
     return confusion.reduced(accelerator.reduce).compute(class_names)
-
-
-def add_boundaries(scores: dict[str, Any], boundaries: dict[str, Any]) -> None:
-    """Adds the result of `BoundaryIoU.compute` to the other scores, in place."""
-    scores["boundary_iou"] = boundaries["boundary_iou"]
-    for row, value in zip(scores["per_class"], boundaries["per_class_boundary_iou"], strict=True):
-        row["boundary_iou"] = value

@@ -1,7 +1,8 @@
 """Training of semantic segmenters: image-mask pairs, joint augmentation, mean IoU over whole images."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..modeling.pretrained_backbones import encoder_normalization
 from ..processing.data.augmentation import JointAugmentation
@@ -18,14 +20,17 @@ from ..processing.data.class_table import ClassTable
 from ..processing.data.datasets import SegmentationData, open_data
 from ..processing.data.official_layouts import with_split
 from ..processing.data.report import check_data
+from ..processing.image_opening import PIXEL_LIMIT
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
-from .checkpoints import model_folder
-from .models import SEGMENTER, class_names, ignore_index_field
+from .loss_fields import loss_fields
+from .models import SEGMENTER, class_names, ignore_index_field, parse_overrides
 from .option_texts import crop_size, height_and_width
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES
+from .starting_points import channels_of_checkpoint, checkpoint_of
 from .tasks import Task
+from .validation_pictures import PICTURES, ValidationPictures
 
 if TYPE_CHECKING:
     from .finetuning_options import FinetuneOptions
@@ -39,7 +44,7 @@ class SegmentationTask(Task):
 
     models = SEGMENTER
     data_example = "a folder with images/ and masks/, such as data/train"
-    best_by = "mean_iou"
+    best_by, best_by_name, class_score = "mean_iou", "mIoU", "iou"
     logged = ("mean_iou", "mean_accuracy", "pixel_accuracy")
 
     @property
@@ -52,12 +57,14 @@ class SegmentationTask(Task):
 
     def open(self, split: str) -> SegmentationData:
         name = getattr(self.arguments, split)
-        data = open_data(with_split(name, split))
+        reading = self.arguments.keywords() | {"num_channels": self.num_channels}
+        data = open_data(with_split(name, split), **reading)
         report = check_data(data, CHECKED_SAMPLES, name=name, skip_unreadable=self.skips_unreadable)
         for warning in report.warnings:
             logger.warning("%s: %s", name, warning)
         if report.problems:
-            raise ValueError(f"{name}: {' '.join(report.problems)} Run contextseg-check {name} for details.")
+            command = f"contextseg-check {name}{self.arguments.words()}"
+            raise ValueError(f"{name}: {' '.join(report.problems)} Run {command} for details.")
         return data
 
     def check_same_classes(self, train: SegmentationData, val: SegmentationData) -> None:
@@ -68,15 +75,27 @@ class SegmentationTask(Task):
             )
 
     def generated(self, num_classes: int) -> Dataset:
-        return GeneratedPairs(crop_size(self.arguments.crop_size), num_classes)
+        return GeneratedPairs(crop_size(self.arguments.crop_size), num_classes, self.num_channels)
+
+    @cached_property
+    def num_channels(self) -> int:
+        """Channels of the images: those of --num-channels, --set, or the checkpoint, else 3."""
+        given = self.arguments.num_channels or parse_overrides(self.arguments.set).get("num_channels")
+        return given or channels_of_checkpoint(self.arguments.init_from)
+
+    def model_fields(self, data: SegmentationData) -> dict[str, Any]:
+        fields, channels = loss_fields(self.arguments, data), self.arguments.num_channels
+        if channels not in (None, channels_of_checkpoint(self.arguments.init_from)):
+            fields["num_channels"] = channels
+        return fields
 
     def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
         super().prepare(model, data)
         setattr(model.config, ignore_index_field(model.config), data.ignore_index)
 
     def new_processor(self) -> SegmentationImageProcessor:
-        source = self.arguments.weights or next(filter(None, self.arguments.starting_points().values()), None)
-        processor = processor_of(self.data, source and model_folder(source))
+        source = self.arguments.init_from
+        processor = processor_of(self.data, source and checkpoint_of(source))
         processor.size = resize_rule(self.arguments)
         return processor
 
@@ -93,18 +112,24 @@ class SegmentationTask(Task):
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
-        return whole_images(data, processor, self.arguments.inference(), accelerator, self.arguments.workers)
+        # Nobody sees pictures without a tracker.
+        self.palette, shown = processor.palette, PICTURES * bool(accelerator.trackers or accelerator.log_with)
+        inference, workers = self.arguments.inference(), self.arguments.workers
+        return whole_images(data, processor, inference, accelerator, workers, pictures=shown)
 
     def score(
         self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
     ) -> dict[str, Any]:
+        names, ignore_index = class_names(model), getattr(model.config, ignore_index_field(model.config))
+        self.pictures = ValidationPictures(names, self.palette, ignore_index)
         return score(
             model,
             images,
             accelerator,
-            class_names=class_names(model),
-            ignore_index=getattr(model.config, ignore_index_field(model.config)),
+            class_names=names,
+            ignore_index=ignore_index,
             inference=self.arguments.inference(),
+            pictures=self.pictures,
         )
 
     def summary(self, scores: dict[str, Any]) -> str:
@@ -133,12 +158,25 @@ def processor_of(data: SegmentationData, source: str | None = None) -> Segmentat
         data: Training data, with palette, label map and ignore index.
         source: Checkpoint whose normalization (mean and std) to use; default: ImageNet's.
     """
-    normalization = {}
-    if source:
-        normalization = dict(zip(("image_mean", "image_std"), encoder_normalization(source), strict=True))
+    mean, std = encoder_normalization(source) if source else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return SegmentationImageProcessor(
-        palette=data.palette, label_map=data.label_map, ignore_index=data.ignore_index, **normalization
+        palette=data.palette,
+        label_map=data.label_map,
+        ignore_index=data.ignore_index,
+        value_range=data.value_range,
+        pixel_limit=data.pixel_limit,
+        do_convert_rgb=data.num_channels == 3,
+        image_mean=for_channels(mean, data.num_channels),
+        image_std=for_channels(std, data.num_channels),
     )
+
+
+def for_channels(values: Sequence[float], num_channels: int) -> tuple[float, ...]:
+    """One value per channel: the known ones and their mean for further channels; with fewer channels, the mean."""
+    mean, known = sum(values) / len(values), tuple(values)
+    if len(known) > num_channels:
+        return (mean,) * num_channels
+    return known + (mean,) * (num_channels - len(known))
 
 
 def base_size(arguments: "SegmentationArguments") -> tuple[int, int] | None:
@@ -155,10 +193,11 @@ def resize_rule(arguments: "SegmentationArguments") -> dict[str, int] | None:
 class GeneratedPairs(Dataset):
     """Two noise images with masks of random rectangles."""
 
-    palette = label_map = None
+    palette = label_map = value_range = None
+    pixel_limit = PIXEL_LIMIT
 
-    def __init__(self, size: tuple[int, int], num_classes: int) -> None:
-        self.size = size
+    def __init__(self, size: tuple[int, int], num_classes: int, num_channels: int = 3) -> None:
+        self.size, self.num_channels = size, num_channels
         table = ClassTable([f"class {index}" for index in range(num_classes)])
         self.classes, self.ignore_index = table.names, table.ignore_index
 
@@ -170,7 +209,7 @@ class GeneratedPairs(Dataset):
         corner = random.integers(0, self.size)
         mask = np.full(self.size, random.integers(len(self.classes)))
         mask[corner[0] :, corner[1] :] = random.integers(len(self.classes))
-        image = random.integers(0, 256, (*self.size, 3), dtype=np.uint8)
+        image = random.integers(0, 256, (*self.size, self.num_channels), dtype=np.uint8)
         return {"image": image, "mask": mask, "name": f"noise {index}"}
 
 
@@ -189,6 +228,7 @@ def new_augmentation(
         scale_range=(options.min_scale, options.max_scale) if is_full else (1.0, 1.0),
         flip_probability=0.5 if is_full and options.horizontal_flip else 0.0,
         use_photometric_distortion=is_full,
+        rotation=options.rotation if is_full else 0.0,
         fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
         ignore_index=processor.ignore_index,
         seed=seed,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -19,24 +19,29 @@ from transformers.utils.logging import disable_progress_bar
 from ..processing.data.batches import SampleStream, training_loader
 from .checkpoints import STATE_FILE, has_checkpoint, load_state
 from .deepspeed_state import configure_deepspeed
+from .layer_decay import layer_factors
 from .loop import Schedule, Training
-from .models import build_model, parse_overrides
+from .loss_fields import check_loss_is_ours
+from .models import parse_overrides
 from .optim import parameter_groups
 from .option_texts import milestone, part_and_factor
 from .options import ARGUMENTS, TrainArguments, fields_of, train_arguments
 from .processes import num_processes, quiet_unless_first
 from .records import read_json
+from .starting_points import build_model
 from .state_checks import check_state, explained_restoring
 from .tasks import Task, task_of
+from .trained_part import select_trained
 
 logger = logging.getLogger(__name__)
 
 # Options that a resumed run may change, because the trained weights do not depend on them.
 CHANGEABLE = {
     *("val", "workers", "unreadable", "output", "resume", "eval_interval", "log_interval", "tracker"),
-    *("push", "license", "traceback", "timeout"),
+    *("push", "license", "traceback", "timeout", "pixel_limit", "early_stopping"),
 }
 DEFAULT_EPOCHS = 100
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 CHECKED_SAMPLES = 32  # pairs of each split
 
 
@@ -63,6 +68,8 @@ def resolve(given: dict[str, Any]) -> TrainArguments:
         )
     if not arguments.train:
         raise ValueError(f"--train is missing. Give {task_of(arguments.task).data_example}.")
+    if arguments.early_stopping is not None and not arguments.val:
+        raise ValueError("--early-stopping compares validation scores. Give --val, or leave it out.")
     if arguments.push:
         validate_repo_id(arguments.push)  # fail now rather than after training
     return arguments
@@ -85,7 +92,7 @@ def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
         if name not in changeable and value != stored.get(name):
             raise ValueError(
                 f"Cannot resume with {name}={value}: the run was started with {name}={stored.get(name)}. "
-                f"Leave the option out, or start a new run with --weights {record.parent}."
+                f"Leave the option out, or start a new run with --init-from {record.parent}."
             )
     return arguments
 
@@ -101,7 +108,7 @@ def stored_arguments(record: Path) -> tuple[dict[str, Any], int]:
     if not (isinstance(task, str) and task in ARGUMENTS and isinstance(processes, int)):
         raise ValueError(
             f"{record} lacks the arguments of a run of contextseg-train. Copy it again, or start a new run with "
-            f"--weights {record.parent}."
+            f"--init-from {record.parent}."
         )
     known = {"task", *fields_of(task)}
     stored = {name: value for name, value in arguments.items() if name in known}
@@ -148,6 +155,11 @@ def new_accelerator(arguments: TrainArguments) -> Accelerator:
         clip_norm=arguments.clip_norm,
         averages=arguments.ema is not None,
     )
+    if arguments.lora and accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            "--lora is merged into the saved model, which does not work on weights sharded by FSDP or DeepSpeed. Start the run "
+            "without them; LoRA needs little memory."
+        )
     set_seed(arguments.seed)
     quiet_unless_first(accelerator)
     disable_progress_bar()  # that of transformers, which would overwrite ours at every checkpoint
@@ -172,17 +184,25 @@ def open_splits(task: Task) -> tuple[Dataset, Dataset | None]:
 
 def new_model(task: Task, data: Dataset) -> PreTrainedModel:
     """Builds the model for the classes of `data`, and prepares the task for both."""
-    arguments = task.arguments
+    arguments, overrides, fields = (
+        task.arguments,
+        parse_overrides(task.arguments.set),
+        task.model_fields(data),
+    )
+    if twice := sorted(overrides.keys() & fields.keys()):
+        option = f"--{twice[0].replace('_', '-')}"
+        raise ValueError(f"{option} and --set {twice[0]}=... set the same field. Give only {option}.")
     model = build_model(
         task.models,
-        arguments.model,
+        arguments.model or (None if arguments.init_from else arguments.default_model),
         arguments.preset,
         class_names=list(data.classes),
-        options=parse_overrides(arguments.set),
-        weights=arguments.weights,
-        starts=arguments.starting_points(),
+        options={**overrides, **fields},
+        init_from=arguments.init_from,
     )
+    check_loss_is_ours(model, fields)
     task.prepare(model, data)
+    model = select_trained(model, arguments.freeze, arguments.lora)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if arguments.compile:
@@ -199,17 +219,12 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         num_processes: Number of processes, each with its own batches.
 
     Raises:
-        ValueError: If a batch is larger than the training set, or options contradict each other.
+        ValueError: If options contradict each other.
     """
-    batch = arguments.batch_size * num_processes
-    if batch > num_images:
-        raise ValueError(
-            f"a batch of {batch} is larger than the training set of {num_images} images. "
-            f"Pass --batch-size {max(1, num_images // num_processes)} or less."
-        )
+    batch, samples = arguments.batch_size * num_processes, num_images * arguments.crops_per_image
     epochs = arguments.epochs or DEFAULT_EPOCHS
     length = arguments.steps or epochs
-    steps = arguments.steps or math.ceil(epochs * num_images / (batch * arguments.accumulation))
+    steps = arguments.steps or math.ceil(epochs * samples / (batch * arguments.accumulation))
     warmup = min(1500, steps // 10) if arguments.warmup_steps is None else arguments.warmup_steps
     if max(arguments.cooldown_steps, warmup) >= steps > 1:
         logger.warning(
@@ -226,6 +241,7 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         log_interval=arguments.log_interval,
         cooldown_steps=arguments.cooldown_steps,
         floor=learning_rate_floor(arguments),
+        patience=arguments.early_stopping,
         milestones=tuple(round(steps * place / length) for place in milestones(arguments, length)),
     )
 
@@ -257,7 +273,11 @@ def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.op
     factors = {"head": arguments.head_lr_factor}
     factors |= dict(map(part_and_factor, arguments.lr_factor))
     groups = parameter_groups(
-        model, learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, factors=factors
+        model,
+        learning_rate=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        factors=factors,
+        layer_factors=arguments.layer_decay and layer_factors(model, arguments.layer_decay),
     )
     return torch.optim.AdamW(groups)
 
@@ -283,6 +303,7 @@ def new_batches(
         stop=schedule.steps * schedule.accumulation,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        crops=arguments.crops_per_image,
     )
     on_gpu = accelerator.device.type == "cuda"
     return iter(training_loader(samples, stream, workers=arguments.workers, pin_memory=on_gpu))

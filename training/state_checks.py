@@ -131,5 +131,5 @@ def refusal(path: Path, problem: str) -> str:
     """Returns the message for a state that does not belong to the run."""
     return (
         f"{path} does not fit this run: {problem}. Copy it again from where it was intact, or start a new run with "
-        f"--weights {path.parent}."
+        f"--init-from {path.parent}."
     )

@@ -13,6 +13,7 @@ from .models import ModelKind
 
 if TYPE_CHECKING:
     from .options import TrainArguments
+    from .validation_pictures import ValidationPictures
 
 # Imported on demand, so that a task imports only the packages that it needs.
 TASKS = {
@@ -35,12 +36,15 @@ class Task(ABC):
     models: ClassVar[ModelKind]
     data_example: ClassVar[str]  # an example of --train, for messages
     best_by: ClassVar[str]  # the score that selects best/; higher is better
+    best_by_name: ClassVar[str]  # its name in plots
+    class_score: ClassVar[str]  # the score in `per_class` to show for every class
     logged: ClassVar[tuple[str, ...]]  # the scores to log
     next_commands: ClassVar[tuple[str, ...]]  # commands to suggest after training, with {run} and {val}
 
     def __init__(self, arguments: "TrainArguments") -> None:
         self.arguments = arguments
         self.skips_unreadable = arguments.unreadable == "skip"
+        self.pictures: ValidationPictures | None = None  # of the latest evaluation, if the task makes some
 
     @abstractmethod
     def open(self, split: str) -> Dataset:
@@ -56,6 +60,10 @@ class Task(ABC):
     @abstractmethod
     def generated(self, num_classes: int) -> Dataset:
         """Returns a dataset of two noise samples, for a dry run."""
+
+    def model_fields(self, data: Dataset) -> dict[str, Any]:  # noqa: ARG002 - tasks differ
+        """Returns the configuration fields that options of the task set, other than --set."""
+        return {}
 
     def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
         """Adapts the model to the training data, and stores the data and the model's configuration."""

@@ -3,15 +3,18 @@
 Legend: B batch, K classes, H, W height and width of an image.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.training_args import trainer_log_levels
 
 from ..configuration.ranges import Range, check_number, whole
@@ -19,7 +22,9 @@ from ..hub.model_card import ask_for_license
 from ..hub.repositories import complete_card
 from ..processing.metrics import PADDING, reduce_logits
 from .command_line import option
+from .label_smoothing import smoothed_loss
 from .model_files import check_finite
+from .models import ignore_index_field
 
 
 class SetEpoch(TrainerCallback):
@@ -138,16 +143,63 @@ class SegmentationTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """As in Trainer, but `label_smoothing_factor` smooths over the classes, and keeps the model's own loss."""
+        smoother, self.label_smoother = self.label_smoother, None
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        finally:
+            self.label_smoother = smoother
+        if smoother is not None and self.compute_loss_func is None and "labels" in inputs:
+            config = self.accelerator.unwrap_model(model).config
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+            ignore_index = getattr(config, ignore_index_field(config))
+            loss = smoothed_loss(loss, logits, inputs["labels"], smoother.epsilon, ignore_index)
+        return (loss, outputs) if return_outputs else loss
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in Trainer, but weights that are infinite or NaN never replace a saved model or checkpoint."""
         check_finite(self.model, f"step {self.state.global_step} was not saved")
         super().save_model(output_dir, _internal_call)
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> EvalLoopOutput:
-        """As in Trainer, after broadcasting the buffers: batch norm statistics differ between processes."""
+        """As in Trainer, after broadcasting the buffers: batch norm statistics differ between processes.
+
+        Predictions and labels of images of different sizes are padded with -100 to one array.
+        """
         for buffer in self.model.buffers():
             broadcast(buffer)
-        return super().evaluation_loop(*arguments, **options)
+        with self.batches_apart() as join:
+            output = super().evaluation_loop(*arguments, **options)
+        return output._replace(predictions=join(output.predictions), label_ids=join(output.label_ids))
+
+    @contextmanager
+    def batches_apart(self) -> Iterator[Callable[[Any], Any]]:
+        """Makes Trainer keep batches in a list, because it cannot join maps of different widths.
+
+        Yields the function that joins them, which `compute_metrics` gets the result of, too; it changes nothing
+        with `eval_do_concat_batches=False`.
+        """
+        joins, metrics = self.args.eval_do_concat_batches, self.compute_metrics
+        join = joined if joins else lambda batches: batches
+
+        def metrics_of_all(evaluation: EvalPrediction) -> dict[str, Any]:
+            parts = (evaluation.predictions, evaluation.label_ids, evaluation.inputs, evaluation.losses)
+            return metrics(EvalPrediction(*map(join, parts)))
+
+        self.args.eval_do_concat_batches = False
+        if metrics is not None and not self.args.batch_eval_metrics:
+            self.compute_metrics = metrics_of_all
+        try:
+            yield join
+        finally:
+            self.args.eval_do_concat_batches, self.compute_metrics = joins, metrics
 
     def prediction_step(
         self,
@@ -180,3 +232,21 @@ class SegmentationTrainer(Trainer):
             complete_card(Path(self.args.output_dir))
             if self.args.push_to_hub:
                 ask_for_license(Path(self.args.output_dir))
+
+
+def joined(batches: Any) -> Any:
+    """A list of arrays (B, ...), or of tuples of them -> one array, or tuple of them, padded with -100."""
+    if not isinstance(batches, list) or not batches:
+        return batches
+    if isinstance(batches[0], tuple | list):
+        return tuple(joined(list(part)) for part in zip(*batches, strict=True))
+    sizes = [max(sides) for sides in zip(*(batch.shape[1:] for batch in batches), strict=True)]
+    padded = [
+        np.pad(
+            batch,
+            [(0, 0), *((0, size - side) for size, side in zip(sizes, batch.shape[1:], strict=True))],
+            constant_values=PADDING,
+        )
+        for batch in batches
+    ]
+    return np.concatenate(padded)

@@ -1,4 +1,4 @@
-"""Joint augmentation of image and mask: random scale, crop, flip, color distortion, padding.
+"""Joint augmentation of image and mask: random scale, crop, rotation, flip, color distortion, padding.
 
 The steps and their defaults are those of mmsegmentation, with which the papers were trained. The result
 depends only on (seed, epoch, index), not on workers, sample order or earlier draws, so a run can be resumed
@@ -8,6 +8,7 @@ image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, cos, radians, sin
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,42 @@ class Region:
     width: int
     size: tuple[int, int]
 
+    def surrounding(self, angle: float, image_size: Sequence[int]) -> tuple["Region", list[int]]:
+        """Encloses the region turned about its center, as far as the image goes.
+
+        Args:
+            angle: Angle of the turn in degrees.
+            image_size: (H, W) of the image.
+
+        Returns:
+            The larger region at the same scale, and the pixels (left, top, right, bottom) that it then lacks
+            to be centered on this one and to enclose the turned one.
+        """
+        cosine, sine = abs(cos(radians(angle))), abs(sin(radians(angle)))
+        starts, lengths, sizes, missing = [], [], [], []
+        for start, length, size, other, limit in zip(
+            (self.top, self.left),
+            (self.height, self.width),
+            self.size,
+            self.size[::-1],
+            image_size,
+            strict=True,
+        ):
+            margin = max(0, ceil((size * cosine + other * sine - size) / 2)) if angle else 0
+            around = ceil(margin * length / size)
+            before, after = min(around, start), min(around, limit - start - length)
+            seen = [min(margin, round(pixels * size / length)) for pixels in (before, after)]
+            starts.append(start - before)
+            lengths.append(length + before + after)
+            sizes.append(size + sum(seen))
+            missing.append([margin - pixels for pixels in seen])
+        (top, bottom), (left, right) = missing
+        return Region(*starts, *lengths, size=tuple(sizes)), [left, top, right, bottom]
+
 
 @dataclass(frozen=True)
 class JointAugmentation:
-    """Augments an image and its mask together: random scale, crop, flip, color distortion and padding.
+    """Augments an image and its mask together: random scale, crop, rotation, flip, color distortion, padding.
 
     Call it as `augmentation(image, mask, epoch=epoch, index=index)`; equal arguments give equal results.
 
@@ -48,9 +81,14 @@ class JointAugmentation:
             Crops above it are redrawn, up to ten times.
         flip_probability: Probability of a horizontal flip.
         use_photometric_distortion: Whether to change brightness, contrast, saturation and hue.
+        rotation: Largest angle in degrees, from 0 to 180, by which the crop is turned about its center in
+            either direction. Pixels outside the image are padding. 0 turns nothing.
         fill: Padding value of each channel, usually the image processor's mean on the scale of the pixels.
         ignore_index: Class id of padded pixels, which the loss ignores.
         seed: Seed of all random draws.
+
+    Raises:
+        ValueError: If `rotation` is outside its range.
     """
 
     crop_size: tuple[int, int]
@@ -59,9 +97,16 @@ class JointAugmentation:
     cat_max_ratio: float = 0.75
     flip_probability: float = 0.5
     use_photometric_distortion: bool = True
+    rotation: float = 0.0
     fill: tuple[float, ...] = (124, 116, 104)
     ignore_index: int = 255
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(
+                f"rotation={self.rotation} is not an angle from 0 to 180 degrees. 0 turns nothing."
+            )
 
     def __call__(
         self, image: Image.Image | np.ndarray, mask: np.ndarray, *, epoch: int, index: int
@@ -83,11 +128,10 @@ class JointAugmentation:
         random = np.random.default_rng((self.seed, epoch, index))
         region = self._draw_balanced_region(mask, random)
         flip, colors = random.random() < self.flip_probability, PhotometricDistortion.draw(random)
+        angle = random.uniform(-self.rotation, self.rotation) if self.rotation else 0.0
         pixels = image if isinstance(image, Image.Image) else F.to_image(image)
-        pixels = F.resized_crop(
-            pixels, region.top, region.left, region.height, region.width, list(region.size)
-        )
-        mask = resized_crop_of_mask(mask, region)
+        self._check_fill(pixels)
+        pixels, mask = self._cut(pixels, mask, region, angle)
         if flip:
             pixels, mask = F.horizontal_flip(pixels), mask[:, ::-1]
         if self.use_photometric_distortion:
@@ -120,17 +164,39 @@ class JointAugmentation:
         counts = counts[ids != self.ignore_index]
         return len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum()
 
-    def _pad(
-        self, pixels: Image.Image | torch.Tensor, mask: np.ndarray
-    ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-        """Pads to `crop_size` on the right and bottom, with `fill` and the ignore index."""
-        missing = [wanted - present for wanted, present in zip(self.crop_size, mask.shape, strict=True)]
+    def _check_fill(self, pixels: Image.Image | torch.Tensor) -> None:
         channels = len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[0]
         if len(self.fill) != channels:
             raise ValueError(
                 f"fill={self.fill} has {len(self.fill)} values, but the image has {channels} channels. "
                 "Pass one value per channel."
             )
+
+    def _cut(
+        self, pixels: Image.Image | torch.Tensor, mask: np.ndarray, region: Region, angle: float
+    ) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
+        """Crops and resizes the region, turned by `angle` degrees counterclockwise about its center."""
+        wide, padding = region.surrounding(angle, mask.shape)
+        pixels = F.resized_crop(pixels, wide.top, wide.left, wide.height, wide.width, list(wide.size))
+        mask = resized_crop_of_mask(mask, wide)
+        if not angle:
+            return pixels, mask
+        pixels = F.pad(pixels, padding, fill=list(self.fill))
+        left, top, right, bottom = padding
+        mask = np.pad(mask, [(top, bottom), (left, right)], constant_values=self.ignore_index)
+        turned = turned_mask(mask, angle, self.ignore_index)
+        pixels = F.rotate(pixels, angle, F.InterpolationMode.BILINEAR, fill=list(self.fill))
+        rows, columns = (
+            slice((whole - part) // 2, (whole + part) // 2)
+            for whole, part in zip(turned.shape, region.size, strict=True)
+        )
+        return F.center_crop(pixels, list(region.size)), turned[rows, columns]
+
+    def _pad(
+        self, pixels: Image.Image | torch.Tensor, mask: np.ndarray
+    ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
+        """Pads to `crop_size` on the right and bottom, with `fill` and the ignore index."""
+        missing = [wanted - present for wanted, present in zip(self.crop_size, mask.shape, strict=True)]
         if any(missing):
             pixels = F.pad(pixels, [0, 0, missing[1], missing[0]], fill=list(self.fill))
             mask = np.pad(mask, [(0, missing[0]), (0, missing[1])], constant_values=self.ignore_index)
@@ -196,11 +262,13 @@ class AugmentedDataset(Dataset):
     Args:
         dataset: Dataset of samples, such as the result of `open_data`.
         augmentation: Augmentation of image and mask.
+        crops_per_image: How often each sample occurs in an epoch, each time with another crop.
     """
 
-    def __init__(self, dataset: Dataset, augmentation: JointAugmentation) -> None:
+    def __init__(self, dataset: Dataset, augmentation: JointAugmentation, crops_per_image: int = 1) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
+        self.crops_per_image = crops_per_image
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -212,11 +280,12 @@ class AugmentedDataset(Dataset):
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) * self.crops_per_image
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        crop, index = divmod(index % len(self), len(self.dataset))
         sample = self.dataset[index]
-        position = {"epoch": self.epoch.item(), "index": index % len(self)}
+        position = {"epoch": self.epoch.item() * self.crops_per_image + crop, "index": index}
         image, mask = self.augmentation(sample["image"], sample["mask"], **position)
         return {**sample, "image": image, "mask": mask}
 
@@ -238,6 +307,13 @@ def resized_crop_of_mask(mask: np.ndarray, region: Region) -> np.ndarray:
         )
     )
     return mask[rows[:, None], columns]
+
+
+def turned_mask(mask: np.ndarray, angle: float, outside: int) -> np.ndarray:
+    """(H, W) -> (H, W): class ids turned by `angle` degrees counterclockwise, by nearest neighbor."""
+    ids = torch.from_numpy(mask.astype(np.int64))[None]
+    turned = F.rotate(ids, angle, F.InterpolationMode.NEAREST, fill=[float(outside)])
+    return turned[0].numpy().astype(mask.dtype)
 
 
 def times(pixels: torch.Tensor, factor: float) -> torch.Tensor:

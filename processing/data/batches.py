@@ -7,17 +7,23 @@ interrupted.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import BaseImageProcessor
 
+from ..image_reading import ImageReadError
 from ..inference import Inference
+from ..samples import scale_for
 from .augmentation import JointAugmentation
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
+
+PICTURE_SIDE = 240  # pixels
 
 
 class SampleStream(Sampler[list[tuple[int, int]]]):
@@ -31,12 +37,22 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
         stop: End of the batches of this process, exclusive.
         rank: Index of this process.
         world: Number of processes.
+        crops: How often each sample occurs in an epoch; each occurrence has an epoch number of its own.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+        crops: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.crops = length, batch_size, seed, crops
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
 
     def __len__(self) -> int:
@@ -49,8 +65,9 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
 
     def key(self, position: int) -> tuple[int, int]:
         """The epoch and the index of the sample at a position of the stream."""
-        epoch, place = divmod(position, self.length)
-        return epoch, epoch_order(self.length, self.seed, epoch)[place]
+        epoch, place = divmod(position, self.length * self.crops)
+        crop, index = divmod(epoch_order(self.length * self.crops, self.seed, epoch)[place], self.length)
+        return epoch * self.crops + crop, index
 
 
 @lru_cache(maxsize=2)
@@ -70,7 +87,8 @@ class TrainingSamples(Dataset):
         epoch, index = key
         sample = readable_sample(self.data, index)
         image, mask = self.augmentation(sample["image"], sample["mask"], epoch=epoch, index=index)
-        pixels = self.processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+        scale = scale_for(self.processor, sample)
+        pixels = self.processor(image, do_resize=False, return_tensors="pt", **scale)["pixel_values"][0]
         return {
             "pixel_values": pixels,
             "labels": torch.as_tensor(mask, dtype=torch.int64),
@@ -86,10 +104,23 @@ class TrainingSamples(Dataset):
 
 
 class WholeImages(Dataset):
-    """Images for evaluation: inputs as `inference` takes them, and labels at the original size."""
+    """Images for evaluation: inputs as `inference` takes them, and labels at the original size.
 
-    def __init__(self, data: Dataset, processor: BaseImageProcessor, inference: Inference) -> None:
-        self.data, self.processor, self.inference = data, processor, inference
+    Args:
+        data: Samples with image and mask.
+        processor: Image processor.
+        inference: How the model is applied.
+        shown: Indices of the samples that also get a small picture (H, W, 3), uint8. Default: none.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        processor: BaseImageProcessor,
+        inference: Inference,
+        shown: Collection[int] = (),
+    ) -> None:
+        self.data, self.processor, self.inference, self.shown = data, processor, inference, shown
 
     def __len__(self) -> int:
         return len(self.data)
@@ -97,10 +128,33 @@ class WholeImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.data[index]
         return {
-            "inputs": self.inference.inputs(self.processor, sample["image"]),
+            "inputs": self.inference.inputs(
+                self.processor, sample["image"], **scale_for(self.processor, sample)
+            ),
             "labels": torch.as_tensor(sample["mask"], dtype=torch.int64),
             "name": sample["name"],
+            "picture": small_picture(sample["image"]) if index in self.shown else None,
         }
+
+    def name(self, index: int) -> str:
+        """The name of a sample in messages."""
+        try:
+            return self.data.sources(index).name
+        except Exception:  # it is named after another one that has failed
+            return f"sample {index}"
+
+
+def small_picture(image: Image.Image | np.ndarray) -> np.ndarray:
+    """An image of a sample -> (H, W, 3), uint8, of at most 240 x 240 pixels.
+
+    Of more than three channels, it has the first three; of two, the first.
+    """
+    if not isinstance(image, Image.Image):
+        channels = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
+        image = Image.fromarray(np.nan_to_num(channels).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB")
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    return np.array(image)  # writable, as torch expects
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,12 +176,21 @@ def training_loader(
 
 
 def evaluation_loader(
-    images: Dataset, *, workers: int | None, pin_memory: bool = False, rank: int = 0, world: int = 1
+    images: Dataset,
+    *,
+    workers: int | None,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
-    """Loads one image at a time, since sizes may differ; each of `world` processes gets its share."""
+    """Loads one image at a time, since sizes may differ; each of `world` processes gets its share.
+
+    A sample that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    """
     indices = range(rank, len(images), world)
     options = loader_options(workers, pin_memory)
-    return DataLoader(ReadableImages(images), sampler=indices, batch_size=None, **options)
+    return DataLoader(ReadableImages(images, errors), sampler=indices, batch_size=None, **options)
 
 
 def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:

@@ -19,7 +19,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import ImageReadError, open_image, read_image
+from ..image_files import same_name
+from ..image_opening import PIXEL_LIMIT, ImageReadError, open_image
+from ..image_reading import read_image
+from ..orientation import UPRIGHT
 from .datasets import split_source
 from .pairing import contents, listed
 
@@ -58,25 +61,44 @@ class CocoData(Dataset):
     (polygons or RLE), `iscrowd`, and `area`, which is None if the file does not state it.
     """
 
-    def __init__(self, images: Iterable[Mapping[str, Any]], classes: list[str], folder: Path) -> None:
+    def __init__(
+        self,
+        images: Iterable[Mapping[str, Any]],
+        classes: list[str],
+        folder: Path,
+        pixel_limit: int = PIXEL_LIMIT,
+    ) -> None:
         self.rows, self.classes, self.folder = Packed(images), classes, folder
+        self.numbers = list(range(len(classes)))  # label of each class index in the rows
+        self.pixel_limit = pixel_limit
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        image = read_as_annotated(self.folder / row["file"], (row["height"], row["width"]))
-        return {"image": image, "objects": row["objects"], "name": row["file"]}
+        file = stored_file(self.folder, row["file"])
+        image = read_as_annotated(file, (row["height"], row["width"]), self.pixel_limit)
+        objects = [{**found, "class": self.numbers[found["class"]]} for found in row["objects"]]
+        return {"image": image, "objects": objects, "name": row["file"]}
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes, all of which are among `names`, by their positions there."""
+        self.numbers, self.classes = [list(names).index(name) for name in self.classes], list(names)
+
+    def name_of(self, index: int) -> str:
+        """The name of an image in messages."""
+        return self.rows[index]["file"]
 
 
-def open_coco(source: str, split: str) -> CocoData:
+def open_coco(source: str, split: str, *, pixel_limit: int = PIXEL_LIMIT) -> CocoData:
     """Opens a folder in COCO format, or a split of COCO as published.
 
     Args:
         source: The folder. The split may follow after a colon, as in "coco:val".
         split: "train" leaves out images without an object to learn from, as the common toolboxes do; "val"
             keeps all images. Also the split to open if `source` names none.
+        pixel_limit: Most pixels of an image; reading a larger one raises `ImageReadError`.
 
     Raises:
         ValueError: If there are no such files, the annotations are not valid, or no image has an object with
@@ -89,7 +111,7 @@ def open_coco(source: str, split: str) -> CocoData:
         images = [row for row in images if learnable(row["objects"], (row["height"], row["width"]))]
     if not images:
         raise ValueError(f"no image of '{file}' has an object with a mask. Annotate some objects.")
-    return CocoData(images, classes, folder)
+    return CocoData(images, classes, folder, pixel_limit)
 
 
 def find_files(root: Path, split: str) -> tuple[Path, Path]:
@@ -250,14 +272,23 @@ def object_masks(objects: Sequence[Object], size: tuple[int, int]) -> np.ndarray
     return coco_masks.decode([object_rle(found, size) for found in objects]).transpose(2, 0, 1)
 
 
-def read_as_annotated(path: Path, size: tuple[int, int]) -> Image.Image:
+def stored_file(folder: Path, name: str) -> Path:
+    """The file with this name, or one whose name differs only in its Unicode normal form."""
+    file = folder / name
+    if file.exists() or name.isascii() or not file.parent.is_dir():
+        return file
+    same = (other for other in file.parent.iterdir() if same_name(other.name) == same_name(file.name))
+    return next(same, file)
+
+
+def read_as_annotated(path: Path, size: tuple[int, int], pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
     """Reads an RGB image upright, or without its EXIF rotation if only that matches the annotated `size`."""
-    image = read_image(path)
+    stored, orientation, *_ = open_image(path, pixel_limit)
+    image = read_image(stored)
     if image.size == size[::-1]:
         return image
-    stored = open_image(path).image.convert("RGB")
-    if stored.size == size[::-1]:
-        return stored
+    if orientation != UPRIGHT and stored.size == size[::-1]:
+        return stored.convert("RGB")
     raise ImageReadError(
         f"'{path}' is {image.width}x{image.height} (width x height), but its annotations are for "
         f"{size[1]}x{size[0]}. Use the image that was annotated."

@@ -9,45 +9,55 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..image_reading import Source, read_channels, read_image, read_mask
+from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read_image
 from ..label_maps import LabelMap
-from .class_table import ClassTable, example, find_class_table
-from .dataset_rows import cell_source, columns_of, load_rows
+from ..mask_reading import read_mask
+from ..samples import MASK_COLUMNS, SCALE, VALUE_RANGE, check_sizes
+from .class_table import ClassTable, find_class_table
+from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout
-from .pairing import Pair, Pairing, missing_table, pair_files
+from .pairing import MASKS_TO_GUESS_FROM, Pair, Pairing, missing_table, pair_files, propose_table
 
 if TYPE_CHECKING:
     import datasets
 
 IMAGE_COLUMNS = ("image", "images", "pixel_values", "img", "photo", "input")
-MASK_COLUMNS = (
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "annotation",
-    "segmentation",
-    "segmentation_mask",
-    "semantic_mask",
-)
+
+
+class Reading(TypedDict, total=False):
+    """How images are read: options of every data set.
+
+    num_channels: Number of channels of the images; with 3, the default, every image is converted to RGB.
+    value_range: The values of black and white in images of more than 8 bits.
+    pixel_limit: Most pixels of an image or mask; larger ones are rejected before they are decoded.
+    """
+
+    num_channels: int
+    value_range: tuple[float, float] | None
+    pixel_limit: int
 
 
 class SegmentationData(Dataset, ABC):
     """Base of all datasets of pairs; subclasses implement `__len__` and `sources`."""
 
     def __init__(
-        self, table: ClassTable, num_channels: int = 3, value_range: tuple[float, float] | None = None
+        self,
+        table: ClassTable,
+        num_channels: int = 3,
+        value_range: tuple[float, float] | None = None,
+        pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
         self.table = table
         self.num_channels = num_channels
         self.value_range = value_range
-        self.classes, self.palette = table.names, table.palette
+        self.pixel_limit = pixel_limit
+        self.classes, self.palette = list(table.names), table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
 
     @abstractmethod
@@ -61,24 +71,31 @@ class SegmentationData(Dataset, ABC):
     def decoder(self) -> LabelMap:
         return self.table.decoder()
 
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes as in `names`, the same names in another order."""
+        order = [list(names).index(name) for name in self.classes]
+        self.decoder = self.decoder.renumbered(order)
+        self.palette = self.palette and [self.palette[order.index(label)] for label in range(len(order))]
+        self.classes = list(names)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.sources(index)
         image, stored = self.read_image(pair.image), self.read_stored_mask(pair.mask)
         check_sizes(image_size(image), stored.shape[:2], pair.name)
-        return {
-            "image": image,
-            "mask": self.decoder.decode(stored, f"the mask of '{pair.name}'"),
-            "name": pair.name,
-        }
+        mask = self.decoder.decode(stored, f"the mask of '{pair.name}'")
+        scale = {VALUE_RANGE: SCALE} if isinstance(image, np.ndarray) and image.dtype.kind == "f" else {}
+        return {"image": image, "mask": mask, "name": pair.name, **scale}
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
         if self.num_channels == 3:
-            return read_image(source, value_range=self.value_range)
-        return read_channels(source, self.num_channels, value_range=self.value_range)
+            return read_image(source, value_range=self.value_range, pixel_limit=self.pixel_limit)
+        return read_channels(
+            source, self.num_channels, value_range=self.value_range, pixel_limit=self.pixel_limit
+        )
 
     def read_stored_mask(self, source: Source) -> np.ndarray:
         """The mask as stored in the file: (H, W) ids or (H, W, 3) colors."""
-        return read_mask(source, decode_palette=self.decoder.needs_colors)
+        return read_mask(source, table=self.decoder, pixel_limit=self.pixel_limit)
 
 
 class PairedFiles(SegmentationData):
@@ -88,10 +105,9 @@ class PairedFiles(SegmentationData):
         self,
         pairing: Pairing,
         table: ClassTable,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
-        super().__init__(table, num_channels, value_range)
+        super().__init__(table, **reading)
         self.pairing = pairing
 
     def __len__(self) -> int:
@@ -111,12 +127,11 @@ class SegmentationFolder(PairedFiles):
     def __init__(
         self,
         path: str | Path,
-        classes: Sequence[str] | str | Path | None = None,
+        classes: Sequence[str] | str | Path | ClassTable | None = None,
         label_map: Mapping | None = None,
         *,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         needs_all_pairs: bool = True,
+        **reading: Unpack[Reading],
     ) -> None:
         self.path = Path(path)
         pairing = pair_files(self.path)
@@ -124,7 +139,7 @@ class SegmentationFolder(PairedFiles):
         table = find_class_table(self.path, classes, label_map)
         if table is None:
             raise ValueError(missing_table(self.path, pairing.pairs))
-        super().__init__(pairing, table, num_channels, value_range)
+        super().__init__(pairing, table, **reading)
 
 
 class DatasetPairs(SegmentationData):
@@ -137,36 +152,41 @@ class DatasetPairs(SegmentationData):
         *,
         image_column: str | None = None,
         mask_column: str | None = None,
-        num_channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         name: str = "dataset",
+        **reading: Unpack[Reading],
     ) -> None:
-        from datasets import Image as ImageFeature
-
-        table = table or table_of_features(dataset, name)
-        super().__init__(table, num_channels, value_range)
+        check_rows(dataset, name)
         self.image_column, self.mask_column = pair_columns(dataset, image_column, mask_column, name)
         self.name = name
-        raw = dataset.with_format(None).select_columns([self.image_column, self.mask_column])
-        for column in raw.column_names:  # kept as bytes or paths and read by us, so that errors name the row
-            raw = raw.cast_column(column, ImageFeature(decode=False))
-        self.rows = raw
+        self.rows = dataset.with_format(None).select_columns([self.image_column, self.mask_column])
+        for column in (self.image_column, self.mask_column):
+            self.rows = undecoded(self.rows, column)
+        table = table or table_of_features(dataset)
+        if table is None:
+            raise ValueError(self.missing_table())
+        super().__init__(table, **reading)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sources(self, index: int) -> Pair:
-        row = self.rows[index]
-        image, mask = (
-            self.file(row[column], index, column) for column in (self.image_column, self.mask_column)
+        return Pair(
+            *(
+                row_source(self.rows, index, column, self.name)
+                for column in (self.image_column, self.mask_column)
+            ),
+            f"{self.name}[{index}]",
         )
-        return Pair(image, mask, f"{self.name}[{index}]")
 
-    def file(self, cell: dict[str, Any] | None, index: int, column: str) -> Source:
-        """The path or file of an image in a cell. Raises ValueError if the cell is empty."""
-        if cell is None:
-            raise ValueError(f"{self.name}[{index}] has no '{column}'. Remove such rows before training.")
-        return cell_source(cell, f"{self.name}[{index}]['{column}'] {cell['path'] or ''}".strip())
+    def missing_table(self) -> str:
+        """An error message that proposes a `classes.json`, made from the first masks."""
+        found = propose_table(
+            [self.sources(index).mask for index in range(min(len(self), MASKS_TO_GUESS_FROM))]
+        )
+        return (
+            f"{self.name} has no class names. Write a classes.json, for example {found.proposal}, and pass its path: "
+            f"--classes classes.json (in Python, classes='classes.json'). {found.contents}"
+        )
 
 
 def open_data(
@@ -176,9 +196,9 @@ def open_data(
     classes: Sequence[str] | str | Path | None = None,
     image_column: str | None = None,
     mask_column: str | None = None,
-    num_channels: int = 3,
-    value_range: tuple[float, float] | None = None,
     needs_all_pairs: bool = True,
+    default_table: ClassTable | None = None,
+    **reading: Unpack[Reading],
 ) -> SegmentationData:
     """Opens a dataset of images and masks.
 
@@ -191,13 +211,15 @@ def open_data(
             to the class names of the dataset.
         image_column: Column of the images in a dataset of `datasets`. Found by type and name by default.
         mask_column: Column of the masks, in the same way.
-        num_channels: Number of channels of the images; with 3, every image is converted to RGB.
-        value_range: The values of black and white in images of more than 8 bits.
         needs_all_pairs: Whether an image without a mask, or a mask without an image, is an error.
+        default_table: Class table for data that has none, such as that of a trained model.
+        **reading: `num_channels` (default: 3, every image is converted to RGB); `value_range`, the values of black
+            and white in images of more than 8 bits; `pixel_limit`, the most pixels of an image or mask.
 
     Returns:
         A dataset with the attributes `classes`, `palette`, `ignore_index` and `label_map`. Its samples are
-        dicts of `image` (PIL image or (H, W, C) array), `mask` ((H, W) int64 class ids) and `name`. Reading a
+        dicts of `image` (RGB PIL image, or (H, W, C) uint8 or float32 array in 0..255), `mask` ((H, W) int64
+        class ids), `name`, and for float arrays `value_range`, (0, 255), as image processors take it. Reading a
         sample raises `ImageReadError` if a file is damaged, and ValueError if the mask has another size than
         the image or an unknown value.
 
@@ -205,7 +227,6 @@ def open_data(
         ValueError: If the source does not exist, has no class names, or its files do not form pairs.
     """
     source, split = split_source(str(source), split)
-    reading = {"num_channels": num_channels, "value_range": value_range}
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
         return open_official(layout, folder, split, classes, needs_all_pairs=needs_all_pairs, **reading)
@@ -213,9 +234,10 @@ def open_data(
         folder, split = folder / split, None
     if (folder / "images").is_dir() or (is_path(folder) and not is_known_to_datasets(folder)):
         check_place(folder)
+        classes = default_table if classes is None and find_class_table(folder, None) is None else classes
         return SegmentationFolder(folder, classes, needs_all_pairs=needs_all_pairs, **reading)
     rows = load_rows(folder if folder.exists() else source, split)
-    table = find_class_table(folder, classes)
+    table = find_class_table(folder, classes) or table_of_features(rows) or default_table
     columns = {"image_column": image_column, "mask_column": mask_column}
     return DatasetPairs(rows, table, name=source, **columns, **reading)
 
@@ -256,9 +278,11 @@ def is_path(folder: Path) -> bool:
 
 
 def is_known_to_datasets(folder: Path) -> bool:
-    """Whether the folder was written by `save_to_disk`, or is an imagefolder with metadata."""
+    """Whether the folder was written by `save_to_disk`, has parquet files, or is an imagefolder with metadata."""
     marks = ("dataset_info.json", "dataset_dict.json", "state.json")
-    return any((folder / mark).is_file() for mark in marks) or any(
+    if any((folder / mark).is_file() for mark in marks) or table_suffix(folder):
+        return True
+    return any(
         next(folder.glob(f"{place}metadata.{suffix}"), None)
         for place in ("", "*/")
         for suffix in ("jsonl", "csv", "parquet")
@@ -269,13 +293,12 @@ def pair_columns(
     dataset: "datasets.Dataset", image_column: str | None, mask_column: str | None, name: str
 ) -> tuple[str, str]:
     """The columns of images and masks: the given names, or else by type and usual name."""
-    from datasets import Image as ImageFeature
-
-    columns = columns_of(dataset, ImageFeature)
+    usual = {*IMAGE_COLUMNS, *MASK_COLUMNS, image_column, mask_column}
+    columns = picture_columns(dataset, usual)
     for wanted in (image_column, mask_column):
-        if wanted is not None and wanted not in columns:
+        if wanted is not None and wanted not in dataset.features:
             raise ValueError(
-                f"{name} has no image column '{wanted}'. Choose from: {', '.join(columns) or 'none'}."
+                f"{name} has no column '{wanted}'. Choose from: {', '.join(columns or dataset.features)}."
             )
     mask = mask_column or next((c for c in MASK_COLUMNS if c in columns and c != image_column), None)
     image = image_column or next((c for c in IMAGE_COLUMNS if c in columns and c != mask), None)
@@ -284,34 +307,17 @@ def pair_columns(
     mask = mask or (rest.pop() if image and len(rest) == 1 else None)
     if image is None or mask is None or image == mask:
         raise ValueError(
-            f"{name} has the image columns {', '.join(columns) or '(none)'}, and it is unclear which one "
-            "contains images and which one masks. Pass image_column and mask_column. (An imagefolder needs a "
-            "metadata.jsonl with file_name and mask_file_name.)"
+            f"{name} has the image columns {', '.join(columns) or '(none)'} (of {', '.join(dataset.features)}), and it is "
+            "unclear which one contains images and which one masks. Pass --image-column and --mask-column (in Python, "
+            "image_column and mask_column). An imagefolder needs a metadata.jsonl with file_name and mask_file_name."
         )
     return image, mask
 
 
-def table_of_features(dataset: "datasets.Dataset", name: str) -> ClassTable:
-    """Reads the class names from the only column that is a list of class labels."""
+def table_of_features(dataset: "datasets.Dataset") -> ClassTable | None:
+    """Reads the class names from the only column that is a list of class labels, if there is one."""
     from datasets import ClassLabel
 
     inner = (getattr(kind, "feature", None) for kind in dataset.features.values())
     labels = [kind for kind in inner if isinstance(kind, ClassLabel)]
-    if len(labels) != 1:
-        raise ValueError(
-            f"{name} has no class names. Pass the path of a file with, for example, {example()} as `classes`."
-        )
-    return ClassTable(list(labels[0].names))
-
-
-def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
-    """Height and width in pixels."""
-    return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
-
-
-def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:
-    if tuple(image) != tuple(mask):
-        raise ValueError(
-            f"the mask of '{name}' is {mask[1]}x{mask[0]}, but its image is {image[1]}x{image[0]} "
-            "(width x height). Make them the same size; resize masks by nearest neighbor."
-        )
+    return ClassTable(list(labels[0].names)) if len(labels) == 1 else None

@@ -5,6 +5,7 @@ name the file that cannot be read.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..image_reading import ImageReadError, Source, read_image
+from ..failures import reason
+from ..image_files import same_name, subfolders
+from ..image_reading import PIXEL_LIMIT, Source, read_image
 from .dataset_rows import cell_source, columns_of, load_rows
 from .datasets import is_known_to_datasets, is_path, split_source
 from .pairing import contents, files_by_name, listed
@@ -28,6 +31,8 @@ class LabeledImages(Dataset, ABC):
     """Base of the classification datasets; subclasses implement `__len__` and `source`."""
 
     classes: list[str]
+    pixel_limit: int = PIXEL_LIMIT  # most pixels of a file
+    numbers: Sequence[int] | None = None  # label of each class index of `source`, after `number_classes_as`
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -36,13 +41,22 @@ class LabeledImages(Dataset, ABC):
     def source(self, index: int) -> tuple[Source, int, str]:
         """The file (or file object) of an image, its class index, and its name in messages."""
 
+    @abstractmethod
+    def name_of(self, index: int) -> str:
+        """The name of an image in messages."""
+
     def empty_classes(self) -> list[str]:
         """Names of the classes that are known to have no images."""
         return []
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, label, name = self.source(index)
-        return {"image": read_image(source), "label": label, "name": name}
+        label = label if self.numbers is None else self.numbers[label]
+        return {"image": read_image(source, pixel_limit=self.pixel_limit), "label": label, "name": name}
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes, all of which are among `names`, by their positions there."""
+        self.numbers, self.classes = [list(names).index(name) for name in self.classes], list(names)
 
 
 class ClassFolders(LabeledImages):
@@ -51,7 +65,12 @@ class ClassFolders(LabeledImages):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         folders = class_folders(self.path)
-        self.classes = [folder.name for folder in folders]
+        self.classes = [same_name(folder.name) for folder in folders]
+        if len(set(self.classes)) < len(folders):
+            twice = [name for name in self.classes if self.classes.count(name) > 1]
+            raise ValueError(
+                f"'{path}' has several folders {twice[0]!r}, in two Unicode normal forms. Merge them."
+            )
         self.files = [
             (file, label, f"{folder.name}/{name}")
             for label, folder in enumerate(folders)
@@ -67,6 +86,9 @@ class ClassFolders(LabeledImages):
 
     def source(self, index: int) -> tuple[Source, int, str]:
         return self.files[index]
+
+    def name_of(self, index: int) -> str:
+        return self.files[index][2]
 
     def empty_classes(self) -> list[str]:
         filled = {label for _, label, _ in self.files}
@@ -95,12 +117,15 @@ class LabeledRows(LabeledImages):
         return len(self.rows)
 
     def source(self, index: int) -> tuple[Source, int, str]:
-        row, name = self.rows[index], f"{self.name}[{index}]"
+        row, name = self.rows[index], self.name_of(index)
         cell, label = row[self.image_column], row[self.label_column]
         label = label if self.has_indices else self.classes.index(str(label))
         if cell is None or label is None or label < 0:
             raise ValueError(f"{name} has no image or no label. Remove such rows before training.")
         return cell_source(cell, name), label, name
+
+    def name_of(self, index: int) -> str:
+        return f"{self.name}[{index}]"
 
 
 class GeneratedImages(LabeledImages):
@@ -116,7 +141,11 @@ class GeneratedImages(LabeledImages):
     def source(self, index: int) -> tuple[Source, int, str]:
         random = np.random.default_rng(index)
         label = int(random.integers(len(self.classes)))
-        return random.integers(0, 256, (*self.size, 3), dtype=np.uint8), label, f"noise {index}"
+        pixels = random.integers(0, 256, (*self.size, 3), dtype=np.uint8)
+        return pixels, label, self.name_of(index)
+
+    def name_of(self, index: int) -> str:
+        return f"noise {index}"
 
 
 def unreadable(data: Dataset, sample: int) -> list[str]:
@@ -125,8 +154,8 @@ def unreadable(data: Dataset, sample: int) -> list[str]:
     def complaint(index: int) -> str | None:
         try:
             data[index]
-        except (ImageReadError, OSError, ValueError) as error:
-            return str(error)
+        except Exception as error:
+            return reason(error)
         return None
 
     indices = np.linspace(0, len(data) - 1, min(sample, len(data))).round().astype(int).tolist()
@@ -134,13 +163,16 @@ def unreadable(data: Dataset, sample: int) -> list[str]:
         return list(filter(None, threads.map(complaint, indices)))
 
 
-def open_labeled_images(source: str, split: str | None = None) -> LabeledImages:
+def open_labeled_images(
+    source: str, split: str | None = None, *, pixel_limit: int = PIXEL_LIMIT
+) -> LabeledImages:
     """Opens a dataset for image classification.
 
     Args:
         source: Folder with one subfolder per class, folder that `datasets` can load, or name of a dataset on
             the Hub. The split may follow after a colon, as in "me/birds:train".
         split: Name of the split; for a folder with one subfolder per class, a subfolder.
+        pixel_limit: Most pixels of an image; reading a larger one raises `ImageReadError`.
 
     Raises:
         ValueError: If the source does not exist, or has no images or no labels.
@@ -150,8 +182,11 @@ def open_labeled_images(source: str, split: str | None = None) -> LabeledImages:
     if split and (folder / split).is_dir():
         folder, split = folder / split, None
     if is_path(folder) and not is_known_to_datasets(folder):
-        return ClassFolders(folder)
-    return LabeledRows(load_rows(folder if folder.exists() else source, split), source)
+        data = ClassFolders(folder)
+    else:
+        data = LabeledRows(load_rows(folder if folder.exists() else source, split), source)
+    data.pixel_limit = pixel_limit
+    return data
 
 
 def class_folders(path: Path) -> list[Path]:
@@ -159,7 +194,7 @@ def class_folders(path: Path) -> list[Path]:
     if not path.is_dir():
         near = next(parent for parent in path.absolute().parents if parent.exists())
         raise ValueError(f"'{path}' is not a folder; '{near}' holds {contents(near)}. Check the path.")
-    folders = sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+    folders = subfolders(path)
     if len(folders) < 2:
         raise ValueError(
             f"'{path}' must have one folder of images per class, for at least two classes; it holds "

@@ -12,6 +12,7 @@ The split is part of the source, as in "cityscapes:val"; training and evaluation
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..image_files import subfolders
 from . import official_classes
 from .class_table import ClassTable, class_table
 from .pairing import Pair, Pairing, contents, files_by_name, listed
@@ -160,7 +161,7 @@ def check_place(folder: Path) -> None:
     """Raises ValueError if a published dataset is in a parent folder or a subfolder of the given one."""
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         return
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    inside = subfolders(folder) if folder.is_dir() else []
     for root in (*folder.absolute().parents[:3], *inside):
         if layout := find_layout(root):
             raise ValueError(

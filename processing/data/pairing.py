@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_reading import IMAGE_SUFFIXES, Source, read_mask
+from ..image_files import image_files, same_name, subfolders
+from ..image_reading import Source
+from ..label_maps import EQUAL_CHANNELS
+from ..mask_reading import read_mask
+from ..plain_text import one_line
 from .class_table import FILE_NAME, example
 
 MASKS_TO_GUESS_FROM = 20
@@ -39,9 +43,10 @@ class Pairing:
             (self.images_without_mask, "images have no mask", masks),
             (self.masks_without_image, "masks have no image", images),
         )
+        case = differing_in_case(self.images_without_mask, self.masks_without_image)
         return [
             f"{len(names)} {what}: {listed(names)}. Add files of the same name to {folder}, "
-            "or move these away."
+            f"or move these away.{case}"
             for names, what, folder in sides
             if names
         ]
@@ -58,6 +63,7 @@ def pair_files(folder: Path) -> Pairing:
             f"'{folder}' has no pairs: images/ holds {len(images)} images ({listed(sorted(images.values()))}) and "
             f"masks/ {len(masks)} ({listed(sorted(masks.values()))}). "
             "Give an image and its mask the same name up to the suffix."
+            + differing_in_case(*(sorted(map(str, files.values())) for files in (images, masks)))
         )
     return Pairing(
         [Pair(images[name], masks[name], name) for name in names],
@@ -67,26 +73,43 @@ def pair_files(folder: Path) -> Pairing:
 
 
 def files_by_name(folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Image files below a folder by relative path without suffix; hidden files are left out.
+    """Image files below a folder by relative path without suffix, in Unicode normal form C.
 
     Args:
-        folder: Folder that is searched with its subfolders.
+        folder: Folder that is searched with its subfolders, see `image_files`.
         suffix: End of the file names to find and to strip. By default, all image files without their suffix.
 
     Raises:
         ValueError: If two files have the same name.
     """
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob(f"*{suffix}")):
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+    for path in image_files(folder):
+        if not path.name.lower().endswith(suffix.lower()):
             continue
-        name = path.relative_to(folder).as_posix().removesuffix(suffix or path.suffix)
+        name = same_name(path.relative_to(folder).as_posix())[: -len(suffix or path.suffix)]
         if name in files:
-            raise ValueError(
-                f"'{path}' and '{files[name]}' have the same name up to the suffix. Rename one of them."
-            )
+            raise ValueError(same_names(files[name], path))
         files[name] = path
     return files
+
+
+def same_names(one: Path, other: Path) -> str:
+    """An error message for two files of one name."""
+    if one.stem != other.stem and same_name(one.stem) == same_name(other.stem):
+        return (
+            f"'{one}' and '{other}' have the same name in two Unicode normal forms, {ascii(one.stem)} and "
+            f"{ascii(other.stem)}. Rename or remove one of them."
+        )
+    return f"'{other}' and '{one}' have the same name up to the suffix. Rename one of them."
+
+
+def differing_in_case(images: Sequence[str], masks: Sequence[str]) -> str:
+    """A sentence about an image and a mask whose names differ only in upper and lower case, or nothing."""
+    by_name = {Path(mask).stem.casefold(): mask for mask in masks}
+    for image in images:
+        if mask := by_name.get(Path(image).stem.casefold()):
+            return f" '{image}' and '{mask}' differ in upper and lower case: rename one of them."
+    return ""
 
 
 def missing_folders(folder: Path) -> str:
@@ -96,37 +119,53 @@ def missing_folders(folder: Path) -> str:
         return f"'{folder}' does not exist; '{near}' holds {contents(near)}. Check the path."
     if not folder.is_dir():
         return f"'{folder}' is a file. Give the folder that holds images/ and masks/."
-    inside = [
-        sub.name for sub in sorted(folder.iterdir()) if (sub / "images").is_dir() and (sub / "masks").is_dir()
-    ]
-    if inside:
-        return f"'{folder}' has no images/ and masks/; they are in {listed(inside)}. Give '{folder / inside[0]}'."
+    if inside := folders_of_pairs(folder):
+        return f"'{folder}' has no images/ and masks/; they are in {listed([sub.name for sub in inside])}. Give '{inside[0]}'."
     if (folder.parent / "images").is_dir() and (folder.parent / "masks").is_dir():
         return f"'{folder}' is one level too deep. Give '{folder.parent}', which holds images/ and masks/."
+    if (folder / "annotations.json").is_file():
+        return f"'{folder}' has no masks/, but annotations.json: it is for detection. Add --task detection."
     return (
         f"'{folder}' must have a folder images/ and a folder masks/ with files of equal names; it holds "
         f"{contents(folder)}. Rename or move the existing files."
     )
 
 
-def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
-    """An error message that proposes a `classes.json`, made from the ids of the first masks."""
-    masks = [read_mask(pair.mask) for pair in pairs[:MASKS_TO_GUESS_FROM]]
+def folders_of_pairs(folder: Path) -> list[Path]:
+    """The subfolders with images/ and masks/, such as those of splits."""
+    return [sub for sub in subfolders(folder) if (sub / "images").is_dir() and (sub / "masks").is_dir()]
+
+
+class Proposal(NamedTuple):
+    """A `classes.json` that fits masks, and a sentence about what the masks contain."""
+
+    proposal: str
+    contents: str
+
+
+def propose_table(sources: Sequence[Source]) -> Proposal:
+    """Reads masks and proposes a `classes.json` for them."""
+    masks = [read_mask(source) for source in sources]
     if any(mask.ndim == 3 for mask in masks):
-        proposal = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
-        return (
-            f"the masks in '{folder}' contain colors, not class ids. Give the color of each class in "
-            f"'{folder / FILE_NAME}': {proposal}"
-        )
+        colors = '{"classes": [{"name": "background", "color": [0, 0, 0]}, {"name": "road", "color": [128, 64, 128]}]}'
+        if all(mask.ndim == 3 and (mask == mask[..., :1]).all() for mask in masks):
+            return Proposal(colors, f"The masks are RGB images without colors: {EQUAL_CHANNELS}")
+        return Proposal(colors, "The masks contain colors, not class ids: give the color of each class.")
     ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
     if ids == [0, 255]:
         proposal = '{"classes": ["background", "object"], "label_map": {"0": 0, "255": 1}}'
     else:
         count = max((index for index in ids if index != 255), default=0) + 1
         proposal = example([f"class {index}" for index in range(min(count, 256))])
+    return Proposal(proposal, f"The first {len(masks)} masks contain the ids {listed(ids)}.")
+
+
+def missing_table(folder: Path, pairs: Sequence[Pair]) -> str:
+    """An error message that proposes a `classes.json`, made from the ids of the first masks."""
+    found = propose_table([pair.mask for pair in pairs[:MASKS_TO_GUESS_FROM]])
     return (
-        f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, for example "
-        f"{proposal}. The first {len(masks)} masks contain the ids {', '.join(map(str, ids))}."
+        f"no {FILE_NAME} in '{folder}' or its parent. Write one with the names of your classes, or pass its path as "
+        f"--classes, for example {found.proposal}. {found.contents}"
     )
 
 
@@ -138,4 +177,4 @@ def contents(folder: Path) -> str:
 def listed(names: Sequence[Any]) -> str:
     """The first names, and the number of further ones."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(str(name) for name in names[:LISTED]) + more
+    return ", ".join(one_line(str(name)) for name in names[:LISTED]) + more

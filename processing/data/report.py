@@ -4,30 +4,29 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any
 
 import numpy as np
 
-from ..image_reading import ImageReadError
-from ..label_maps import LabelMap
-from .datasets import SegmentationData, check_sizes, image_size
+from ..failures import telling
+from ..label_maps import EQUAL_CHANNELS, LabelMap
+from ..plain_text import one_line
+from ..progress import progress as progress_of
+from ..value_ranges import StoredValues
+from .datasets import SegmentationData
+from .inspection import Finding, inspect_pair
 from .pairing import listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 RARE_SHARE = 0.001
-FEW_VALUES = 1 << 16
-
-
-class Finding(NamedTuple):
-    """The size and the ids of one pair, or why it cannot be used."""
-
-    name: str
-    size: tuple[int, int] | None = None
-    pixels_by_id: dict[int, int] | None = None
-    is_colored: bool = False
-    unreadable: str | None = None
-    mismatch: str | None = None
+DOUBTS = {
+    "turned": "are turned upright by their EXIF orientation, which their masks do not have. Check that these masks "
+    "fit the upright images",
+    "frames": "have several frames, of which only the first is used",
+}
 
 
 @dataclass
@@ -48,6 +47,10 @@ class CheckReport:
         unknown_ids: Id or color without a class -> name of the first pair that contains it.
         unreadable: Error messages of pairs that cannot be read.
         mismatches: Error messages of masks whose size differs from their image.
+        contradictions: Error messages of palette masks whose indices and colors contradict each other.
+        doubts: Key of `DOUBTS` -> names of the pairs.
+        unknown_ranges: Name -> values of the images whose black and white are unknown.
+        lost_values: Name -> values of the images of which hardly any gray levels are left as they are read.
         problems: What would stop or break training.
         warnings: What may reduce the quality of the trained model.
     """
@@ -65,6 +68,10 @@ class CheckReport:
     unknown_ids: dict[str, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
+    unknown_ranges: dict[str, StoredValues] = field(default_factory=dict)
+    lost_values: dict[str, StoredValues] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -101,7 +108,7 @@ class CheckReport:
     def text(self) -> str:
         """The report as plain text: sizes, a table of classes, problems and warnings."""
         checked = "" if self.is_complete else f", {self.num_checked} of them checked"
-        lines = [f"{self.name}: {self.num_samples} pairs{checked}", f"sizes    {self.sizes_text()}"]
+        lines = [f"{self.name}: {self.num_samples} pairs{checked}", f"sizes    {sizes_text(self.sizes)}"]
         labeled = sum(self.pixels.values())
         ignored = self.ignored_pixels / max(1, labeled + self.ignored_pixels)
         lines += [f"ignored  {100 * ignored:.2f} % of the pixels", "", *self.class_lines(), ""]
@@ -110,25 +117,29 @@ class CheckReport:
         ]
         return "\n".join(lines + ([] if self.problems else ["ready to train"]))
 
-    def sizes_text(self) -> str:
-        """All sizes with their counts if there are at most three, otherwise their range."""
-        if not self.sizes:
-            return "unknown"
-        if len(self.sizes) <= 3:
-            return ", ".join(f"{width}x{height} ({n})" for (height, width), n in self.sizes.most_common())
-        heights, widths = zip(*self.sizes, strict=True)
-        return f"{len(self.sizes)} sizes, width {min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)}"
-
     def class_lines(self) -> list[str]:
         """The lines of a table of classes, each with a bar for its share."""
-        width = max(len(name) for name in [*self.classes, "class"])
+        names = [one_line(name) for name in self.classes]
+        width = max(len(name) for name in [*names, "class"])
         lines = [f"{'':>3}  {'class':<{width}}  {'pixels':>7}  {'images':>6}"]
-        for index, (name, share) in enumerate(zip(self.classes, self.shares(), strict=True)):
+        for index, (name, share) in enumerate(zip(names, self.shares(), strict=True)):
             bar = "█" * round(30 * share)
             lines.append(
                 f"{index:>3}  {name:<{width}}  {100 * share:>5.2f} %  {self.images[index]:>6}  {bar}".rstrip()
             )
         return lines
+
+
+def sizes_text(sizes: Counter) -> str:
+    """Counts of (height, width): all sizes if there are at most three, otherwise their range."""
+    if not sizes:
+        return "unknown"
+    if len(sizes) <= 3:
+        return ", ".join(f"{width}x{height} ({n})" for (height, width), n in sizes.most_common())
+    heights, widths = zip(*sizes, strict=True)
+    return (
+        f"{len(sizes)} sizes, width {min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)}"
+    )
 
 
 def check_data(
@@ -158,64 +169,48 @@ def check_data(
     report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])
     count = len(dataset) if sample is None else min(sample, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    for finding in with_progress(findings(dataset, indices), count, progress):
-        add_finding(report, finding, dataset.decoder)
+    state = f"{{}} of {count} pairs of {name} were checked. Run the command again.".format
+    with telling(lambda: state(report.num_checked)), closing(findings(dataset, indices)) as found:
+        for finding in with_progress(found, count, progress):
+            add_finding(report, finding, dataset.decoder)
     conclude(report, dataset)
     return report
 
 
 def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]:
     """One finding per index, in order; files are decoded by several threads."""
-    with ThreadPoolExecutor(THREADS) as threads:
+    threads = ThreadPoolExecutor(THREADS)
+    try:
         yield from threads.map(lambda index: inspect_pair(dataset, index), indices)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def with_progress(items: Iterable[Finding], count: int, progress: bool) -> Iterable[Finding]:
-    if not progress:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, total=count, unit="pair", leave=False)
-
-
-def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
-    """Reads an image and its mask; errors become part of the finding."""
-    name = f"{index}"
-    try:
-        pair = dataset.sources(index)
-        name = pair.name
-        size = image_size(dataset.read_image(pair.image))
-        mask = dataset.read_stored_mask(pair.mask)
-    except (ImageReadError, OSError, ValueError) as error:
-        return Finding(name, unreadable=str(error))
-    finding = Finding(name, size, count_values(mask), mask.ndim == 3)
-    try:
-        check_sizes(size, mask.shape[:2], name)
-    except ValueError as error:
-        return finding._replace(mismatch=str(error))
-    return finding
-
-
-def count_values(mask: np.ndarray) -> dict[int, int]:
-    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB."""
-    if mask.ndim == 3:
-        red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
-        mask = red << 16 | green << 8 | blue
-    if mask.min() >= 0 and mask.max() < FEW_VALUES:
-        counts = np.bincount(mask.ravel())
-        return {int(value): int(counts[value]) for value in counts.nonzero()[0]}
-    return {int(value): int(count) for value, count in zip(*np.unique(mask, return_counts=True), strict=True)}
+    return progress_of(items, total=count, unit="pair", desc="checking") if progress else items
 
 
 def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
     """Adds the counts of one pair to the report."""
     report.num_checked += 1
-    if finding.unreadable:
+    if finding.contradiction:
+        report.contradictions.append(finding.contradiction)
+    if finding.values:
+        (report.unknown_ranges if finding.unreadable else report.lost_values)[finding.name] = finding.values
+    elif finding.unreadable:
         report.unreadable.append(finding.unreadable)
+    if finding.pixels_by_id is None:
         return
+    for doubt in finding.doubts:
+        report.doubts.setdefault(doubt, []).append(finding.name)
     report.sizes[finding.size] += 1
     if finding.mismatch:
         report.mismatches.append(finding.mismatch)
+    count_classes(report, finding, decoder)
+
+
+def count_classes(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
+    """Adds the pixels of one mask to those of its classes."""
     known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()
     for value, pixels in finding.pixels_by_id.items():
@@ -241,8 +236,44 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
             f"{len(report.mismatches)} masks differ in size from their image: "
             + " ".join(report.mismatches[:3])
         )
+    if report.contradictions:
+        report.problems.append(
+            f"{len(report.contradictions)} palette masks are ambiguous: "
+            + " ".join(report.contradictions[:3])
+        )
     if report.unknown_ids:
         report.problems.append(unknown_ids_text(report))
+    report.warnings += [
+        f"{len(names)} images {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
+    ]
+    add_range_findings(report, dataset)
+    add_class_findings(report, dataset)
+    report.warnings += share_warnings(report)
+
+
+def add_range_findings(report: CheckReport, dataset: SegmentationData) -> None:
+    """Adds that black and white of the images are unknown, or not those of their pixels, and the option to pass."""
+    if report.unknown_ranges:
+        values = reduce(StoredValues.joined, report.unknown_ranges.values())
+        report.problems.append(
+            f"{len(report.unknown_ranges)} images ({listed(list(report.unknown_ranges))}) have {values.kind} values from "
+            f"{values.low:.6g} to {values.highest:.6g}, and it is unknown which of them are black and white. "
+            f"Pass {values.option()}."
+        )
+    if 2 * len(report.lost_values) > report.num_checked:
+        values = reduce(StoredValues.joined, report.lost_values.values())
+        black, white = dataset.value_range or (0, 65535)
+        has_outliers = values.highest > values.suggestion()[1]
+        outliers = f" (but for outliers up to {values.highest:.6g})" if has_outliers else ""
+        report.warnings.append(
+            f"{len(report.lost_values)} of {report.num_checked} images have {values.kind} values from {values.low:.6g} to "
+            f"{values.high if has_outliers else values.highest:.6g}{outliers}, but are read with {black:.6g} as black and {white:.6g} as white, so that hardly any "
+            f"gray levels are left. Pass {values.option()}."
+        )
+
+
+def add_class_findings(report: CheckReport, dataset: SegmentationData) -> None:
+    """Adds what is wrong with the classes as a whole."""
     certain = report.problems if report.is_complete else report.warnings  # unread masks may contain other ids
     if set(report.stored_ids) <= {"0", "255"} and "255" in report.stored_ids and dataset.label_map is None:
         certain.append(
@@ -253,17 +284,32 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
         certain.append(
             "no pixel has a class, so there is nothing to learn. Check the masks and classes.json."
         )
-    report.warnings += share_warnings(report)
+    if len(report.classes) == 1:
+        report.problems.append(
+            f"there is only one class, {report.classes[0]}, so there is nothing to tell apart. Add a class for "
+            'the rest, for example {"classes": ["rest", "object"], "label_map": {"255": 0, "0": 1}}.'
+        )
+    elif len(report.pixels) == 1 and report.is_complete:
+        report.warnings.append(
+            f"only one class, {report.classes[next(iter(report.pixels))]}, occurs in the masks, so there is nothing "
+            "to tell apart. Check whether the ignored pixels are a class of their own."
+        )
 
 
 def unknown_ids_text(report: CheckReport) -> str:
     """Lists the values without a class, with their counts and the first mask that contains them."""
     values = sorted(report.unknown_ids, key=lambda stored: -report.stored_ids[stored])
+    hint = f" Note: {EQUAL_CHANNELS}" if all(is_equal_channels(value) for value in report.stored_ids) else ""
     shown = [f"{v} ({report.stored_ids[v]} pixels, first in '{report.unknown_ids[v]}')" for v in values]
     return (
         f"the masks contain {len(values)} values without a class in classes.json: {listed(shown)}. "
-        'Add their classes there, or map them to "ignore" in "label_map".'
+        f'Add their classes there, or map them to "ignore" in "label_map".{hint}'
     )
+
+
+def is_equal_channels(stored: str) -> bool:
+    """Whether this is a color "#rrggbb" with equal red, green and blue."""
+    return stored.startswith("#") and stored[1:3] == stored[3:5] == stored[5:7]
 
 
 def share_warnings(report: CheckReport) -> list[str]:
@@ -276,6 +322,6 @@ def share_warnings(report: CheckReport) -> list[str]:
     warnings = [f"{len(absent)} classes never occur: {listed(absent)}."] if absent else []
     if rare:
         warnings.append(
-            f"{len(rare)} classes are rare: {listed(rare)}. Class weights or the loss cross_entropy+dice may help."
+            f"{len(rare)} classes are rare: {listed(rare)}. --class-weights auto or --loss cross_entropy+dice may help."
         )
     return warnings

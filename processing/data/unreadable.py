@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
+from ..failures import reason
 from ..image_reading import ImageReadError
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,15 @@ def complaints_of(samples: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 class ReadableImages(Dataset):
-    """The samples of a dataset for evaluation; an unreadable one is replaced by its error message."""
+    """The samples of a dataset for evaluation; an unreadable one is replaced by its error message.
 
-    def __init__(self, images: Dataset) -> None:
-        self.images = images
+    Args:
+        images: The dataset.
+        errors: Errors that are replaced. All but `ImageReadError` need a method `name(index)` of the dataset.
+    """
+
+    def __init__(self, images: Dataset, errors: tuple[type[Exception], ...] = (ImageReadError,)) -> None:
+        self.images, self.errors = images, errors
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,15 +62,19 @@ class ReadableImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             return self.images[index]
-        except ImageReadError as error:
-            return {UNREADABLE: [str(error)]}
+        except self.errors as error:
+            is_named = isinstance(error, ImageReadError)
+            return {UNREADABLE: [str(error) if is_named else reason(error, self.images.name(index))]}
 
 
 class UnreadableImages:
-    """Raises `ImageReadError` at the first unreadable image, or counts the skipped ones with `skip`."""
+    """Raises `ImageReadError` at the first unreadable image, or counts the skipped ones with `skip`.
 
-    def __init__(self, skip: bool = False) -> None:
-        self.skip = skip
+    Skipped images are logged unless `quiet`.
+    """
+
+    def __init__(self, skip: bool = False, quiet: bool = False) -> None:
+        self.skip, self.quiet = skip, quiet
         self.times: Counter[str] = Counter()
 
     def check(self, batch: dict[str, Any]) -> None:
@@ -72,7 +82,7 @@ class UnreadableImages:
         for complaint in batch.pop(UNREADABLE, ()):
             if not self.skip:
                 raise ImageReadError(complaint)
-            if complaint not in self.times:
+            if complaint not in self.times and not self.quiet:
                 logger.warning("skipped: %s", complaint)
             self.times[complaint] += 1
 

@@ -155,7 +155,7 @@ def test_the_card_is_made_of_the_run_and_its_evaluation(author, place):
     assert measured["Mean IoU"].metric_value == round(scores["mean_iou"], 6)
     assert measured["Pixel accuracy"].metric_value == round(scores["pixel_accuracy"], 6)
     assert {result.dataset_split for result in measured.values()} == {"val"}
-    assert card.data.metrics == ["mean_iou", "mean_accuracy", "accuracy", "boundary_iou"]
+    assert card.data.metrics == ["mean_iou", "mean_accuracy", "accuracy", "boundary_iou", "boundary_f"]
     for row in scores["per_class"]:
         assert f"{row['name']} | {row['iou']:.4f} | {row['accuracy']:.4f}" in card.text
     command = shlex.split(re.search(r"^contextseg-train .+$", card.text, re.MULTILINE)[0])
@@ -182,8 +182,9 @@ def test_the_page_shows_a_generated_scene_and_never_the_users_images_unasked(aut
     card = ModelCard(author.files(NAME)["README.md"].decode())
     title = "Generated scene, not from the training data"
     assert card.data.widget == [{"src": "example.png", "example_title": title}]
-    assert f"![{title}](example.png)" in card.text
-    assert [file for file in author.files(NAME) if file.endswith((".png", ".jpg"))] == ["example.png"]
+    assert f"| ![{title}](example.png) | ![Prediction](example_prediction.png) |" in card.text
+    pictures = [file for file in author.files(NAME) if file.endswith((".png", ".jpg"))]
+    assert pictures == ["example.png", "example_prediction.png"]
 
     export.main(["runs/streets", "--push", NAME, "--no-proof", "--example", str(place / "photo.jpg")])
     card = ModelCard(author.files(NAME)["README.md"].decode())

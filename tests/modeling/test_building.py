@@ -121,10 +121,3 @@ def test_an_encoder_that_does_not_run_is_refused_when_the_model_is_built():
     )  # 3 divides neither 8 nor 16
     with pytest.raises(ValueError, match="the encoder 'swin' does not run"):
         SegDeformerForSemanticSegmentation(config)
-
-
-def test_a_unet_over_an_encoder_without_our_stages_is_refused():
-    with pytest.raises(
-        ValueError, match="decoder 'unet' mirrors the stages of the encoder.* Use another decoder"
-    ):
-        tiny_segdeformer(decoder="unet")

@@ -101,7 +101,49 @@ def test_dice_is_the_mean_over_classes_present():
     assert_same_loss(segmentation_loss(logits, labels, terms="dice"), expected, logits)
 
 
-@each("terms", ["dice", "lovasz", "cross_entropy", "focal", "boundary"])
+@each(("alpha", "beta"), [(0.3, 0.7), (0.5, 0.5), (1.0, 0.0)])
+def test_tversky_is_equation_3_of_salehi(alpha, beta, monkeypatch):
+    monkeypatch.setattr(loss_operators, "TVERSKY_ALPHA", alpha)
+    monkeypatch.setattr(loss_operators, "TVERSKY_BETA", beta)
+    logits, labels = batch(num_labels=6)
+    labels[labels == 4] = 255
+    probabilities = enlarge(logits, labels).softmax(1).movedim(1, -1)[labels != 255]
+    indices = []
+    for label in (0, 1, 2, 3, 5):
+        p0, g0 = probabilities[:, label], (labels[labels != 255] == label).double()
+        hits, false_alarms, misses = (p0 * g0).sum(), (p0 * (1 - g0)).sum(), ((1 - p0) * g0).sum()
+        indices.append(hits / (hits + alpha * false_alarms + beta * misses))
+    expected = 1 - torch.stack(indices).mean()
+    assert_same_loss(segmentation_loss(logits, labels, terms="tversky"), expected, logits)
+    if alpha == beta:
+        dice = segmentation_loss(logits, labels, terms="dice")
+        assert_same_loss(segmentation_loss(logits, labels, terms="tversky"), dice, logits)
+
+
+@each("weights", [None, [0.5, 2.0, 1.0, 0.0, 3.0]])
+@each("smoothing", [0.1, 0.5])
+@each(("grid", "size"), SIZES[:3])
+def test_smoothed_cross_entropy_is_torchs(weights, smoothing, grid, size):
+    logits, labels = batch(grid, size)
+    given = torch.tensor(weights).double() if weights else None
+    expected = F.cross_entropy(
+        enlarge(logits, labels), labels, weight=given, ignore_index=255, label_smoothing=smoothing
+    )
+    ours = segmentation_loss(logits, labels, class_weights=weights, label_smoothing=smoothing)
+    assert_same_loss(ours, expected, logits)
+
+
+def test_smoothing_leaves_the_other_terms_alone_and_a_batch_without_labels_at_zero():
+    logits, labels = batch()
+    for term in set(LOSS_TERMS) - {"cross_entropy"}:
+        smoothed = segmentation_loss(logits, labels, terms=term, label_smoothing=0.3)
+        assert smoothed == segmentation_loss(logits, labels, terms=term)
+    loss = segmentation_loss(logits, torch.full_like(labels, 255), label_smoothing=0.3)
+    assert loss == 0
+    assert gradient(loss, logits).abs().sum() == 0
+
+
+@each("terms", ["dice", "tversky", "lovasz", "cross_entropy", "focal", "boundary"])
 def test_a_perfect_mask_has_no_loss(terms):
     _, labels = batch(ignored=0.0)
     logits = 1000.0 * F.one_hot(labels, 5).movedim(-1, 1).float()
@@ -359,7 +401,7 @@ def test_labels_of_a_wrong_kind_are_refused(change, message):
             {"terms": "cross_entropy+dise"},
             "no loss 'dise' in 'cross_entropy.dise', did you mean 'dice'.*lovasz",
         ),
-        ({"terms": ""}, "no loss '' in ''.*: cross_entropy, dice, focal, lovasz, boundary"),
+        ({"terms": ""}, "no loss '' in ''.*: cross_entropy, dice, tversky, focal, lovasz, boundary"),
         ({"terms": "half*dice"}, "'half' in 'half.dice' is not a number"),
         ({"reduction": "mean"}, "no reduction 'mean'.*'valid', 'all'"),
         ({"class_weights": [1.0, 2.0]}, "2 class_weights for 5 labels"),

@@ -150,6 +150,17 @@ def test_another_epoch_seed_or_index_gives_another_sample(samples):
     assert len({*drawn(samples, epoch=0), *drawn(samples, epoch=1), *drawn(other, epoch=0)}) == 9
 
 
+def test_several_crops_of_an_image_are_those_of_further_epochs(samples):
+    more = AugmentedDataset(samples.dataset, samples.augmentation, crops_per_image=3)
+    assert len(more) == 3 * len(samples)
+    more.set_epoch(1)
+    for crop in range(3):
+        samples.set_epoch(3 + crop)
+        sample = more[crop * len(samples) + 1]
+        np.testing.assert_array_equal(sample["image"], samples[1]["image"])
+        np.testing.assert_array_equal(sample["mask"], samples[1]["mask"])
+
+
 def test_samples_do_not_depend_on_earlier_draws(samples):
     alone = np.asarray(samples[2]["image"])
     torch.rand(5)
@@ -204,10 +215,11 @@ def test_no_saturation_leaves_gray():
 
 
 @each("dtype", [np.uint8, np.uint16, np.float32])
-def test_images_of_many_channels_keep_their_type_and_stay_aligned(dtype):
+@each("rotation", [0, 20])
+def test_images_of_many_channels_keep_their_type_and_stay_aligned(dtype, rotation):
     _, mask = blocks()
     channels = np.stack([mask * 30] * 5, axis=-1).astype(dtype)
-    image, augmented = augment(2, channels, mask, fill=(0,) * 5)
+    image, augmented = augment(2, channels, mask, fill=(0,) * 5, rotation=rotation)
     assert image.dtype == dtype
     valid = augmented != 255
     assert (np.rint(image[valid][:, 0] / 30) == augmented[valid]).mean() > 0.9
@@ -293,3 +305,57 @@ def test_the_hue_is_a_circle():
 def test_a_sample_counted_from_the_end_is_the_same_sample(samples):
     np.testing.assert_array_equal(samples[-1]["mask"], samples[2]["mask"])
     np.testing.assert_array_equal(np.asarray(samples[-1]["image"]), np.asarray(samples[2]["image"]))
+
+
+UPRIGHT = {"scale_range": (1, 1), "flip_probability": 0}
+
+
+@each("seed", range(12))
+@each("kind", [Image.Image, np.ndarray])
+def test_image_and_mask_stay_aligned_when_rotated(seed, kind):
+    image, mask = blocks()
+    image = image if kind is Image.Image else np.array(image)
+    turned, ids = augment(seed, image, mask, rotation=45)
+    assert ids.shape == (40, 40)
+    assert (ids_of(turned) == ids).mean() > 0.85  # only blended pixels at block borders may differ
+
+
+def quarter_turn(image, mask, size):
+    """The augmented crop of an image whose random angle is set to 90 degrees."""
+    augmentation = JointAugmentation(size, use_photometric_distortion=False, fill=GRAY, **UPRIGHT)
+    region = Region(10, 20, 12, 16, size=(12, 16))
+    pixels, ids = augmentation._cut(image, mask, region, 90.0)
+    return np.asarray(pixels), ids
+
+
+def test_a_quarter_turn_is_that_of_numpy_around_the_center_of_the_crop():
+    image, _ = blocks()
+    numbered = np.arange(48 * 64).reshape(48, 64)
+    pixels, ids = quarter_turn(image, numbered, (12, 16))
+    around = slice(8, 24), slice(22, 34)  # 16 x 12 pixels with the same center
+    np.testing.assert_array_equal(ids, np.rot90(numbered[around]))
+    np.testing.assert_array_equal(pixels, np.rot90(np.asarray(image)[around]))
+
+
+def test_a_crop_inside_the_image_has_no_padding_when_rotated_and_corners_outside_are_ignored():
+    mask = np.random.default_rng(0).integers(0, 3, (200, 200))
+    image = Image.fromarray(COLORS[mask])
+    small = [augment(seed, image, mask, crop_size=(20, 20), rotation=180, **UPRIGHT)[1] for seed in range(40)]
+    assert sum((ids == 255).any() for ids in small) < 20  # those at the border of the image
+    pixels, whole = augment(0, image, mask, crop_size=(200, 200), rotation=180, **UPRIGHT)
+    assert 0.02 < (whole == 255).mean() < 0.3
+    assert (np.asarray(pixels)[0, 0] == GRAY).all()
+
+
+def test_without_rotation_every_draw_is_that_of_before():
+    image, mask = blocks()
+    plain, none = augment(3, image, mask), augment(3, image, mask, rotation=0)
+    turned = augment(3, image, mask, rotation=1e-9)
+    assert np.array_equal(plain[0], none[0])
+    assert np.array_equal(plain[1], turned[1])
+
+
+@each("rotation", [-1, 181, float("nan")])
+def test_an_impossible_angle_is_refused(rotation):
+    with pytest.raises(ValueError, match="not an angle from 0 to 180 degrees"):
+        JointAugmentation((8, 8), rotation=rotation)

@@ -60,7 +60,7 @@ def test_ids_that_are_not_consecutive_become_a_label_map(table_of):
         {"classes": [{"index": 26, "name": "car"}, {"index": 7, "name": "road"}], "ignore_index": 0}
     )
     assert table.names == ["road", "car"]
-    assert table.decoder().decode(np.array([[7, 26, 0]])).tolist() == [[0, 1, 0]]
+    assert table.decoder().decode(np.array([[7, 26, 0]])).tolist() == [[0, 1, 255]]
     assert table.label_map == {"7": 0, "26": 1, "0": "ignore"}
 
 
@@ -89,21 +89,108 @@ def test_an_id_without_a_class_raises(table_of):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ({"names": 3}, "is not valid: "),
+        ("[NaN]", "NaN is not a number"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"classes": ["a"], "classes": ["b"]}', "key 'classes' twice"),
+        ('["\\ud800"]', "as the name of class 0"),
+        ({"names": 3}, "unknown key 'names'"),
+        ({"classes": ["a"], "ignore_indx": 3}, "Did you mean 'ignore_index'"),
+        ({"classes": [{"name": "a", "colr": RED}]}, "unknown key 'colr' in class 0. Did you mean 'color'"),
+        ({"classes": ["a"], "id2label": {"0": "a"}}, "does not list classes once"),
         ([], "does not list classes"),
+        (None, "does not list classes"),
+        ({"classes": {}}, "does not list classes"),
+        ({"classes": "a"}, "does not list classes"),
+        (["a", 3], "has 3 as the name of class 1"),
+        (["a", " "], "has ' ' as the name of class 1"),
         ({"classes": ["a", "b"], "num_classes": 3}, "num_classes=3, but lists 2"),
         ({"classes": ["a", "a"]}, "name 'a' to two classes"),
         ({"classes": [{"index": 1, "name": "a"}, {"index": 1, "name": "b"}]}, "index 1 to two classes"),
+        ({"classes": [{"index": 1.5, "name": "a"}]}, "has 1.5 as the index of 'a'"),
+        ({"classes": [{"index": -1, "name": "a"}]}, "has -1 as the index of 'a'"),
         ({"classes": ["a", "b"], "palette": [[0, 0, 300], [0, 0, 0]]}, "not a color"),
+        ({"classes": ["a"], "palette": [[0.5, 0, 0]]}, "three integers from 0 to 255"),
+        ({"classes": ["a"], "palette": {"a": RED}}, "is not a list"),
         ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colors for 1 classes"),
         ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "1 colors for 2 classes"),
+        ({"classes": [{"name": "a", "color": RED}, {"name": "b"}]}, "Give one to 'b', too"),
+        (
+            {"classes": [{"name": "a", "color": RED}], "palette": [BLUE]},
+            "differs from the colors of its classes",
+        ),
+        ({"classes": ["a"], "palette": [RED], "ignore_color": RED}, "which is also to be ignored"),
         ({"classes": ["a"], "label_map": {"4": 1}}, "maps 4 to class 1"),
-        ({"classes": ["a"], "ignore_index": "none"}, "is not valid: "),
+        ({"classes": ["a"], "label_map": {"4": True}}, "maps '4' to True"),
+        ({"classes": ["a"], "label_map": [0]}, "is not a table"),
+        ({"classes": ["a"], "ignore_index": "none"}, "'none' is not an integer"),
+        ({"classes": ["a"], "ignore_index": True}, "True is not an integer"),
+        ({"classes": ["a"], "ignore_index": 254.5}, "254.5 is not an integer"),
+        ({"classes": ["a"], "ignore_index": 0}, "must differ from the 1 class ids"),
+        ({"classes": ["a"], "label_map": {"7": 0}, "ignore_index": 0}, "must differ from the 1 class ids"),
+        ({"classes": [{"index": 7, "name": "a"}], "ignore_index": 7}, "which is the index of a class"),
     ],
 )
 def test_a_wrong_table_is_answered_with_what_is_wrong(table_of, content, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         table_of(content)
+    assert "classes.json' is not valid" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", '["\xe4"]'.encode("latin-1"), b"", b"9" * 5000])
+def test_a_file_that_is_not_text_or_not_json_is_answered(tmp_path, content):
+    (tmp_path / "classes.json").write_bytes(content)
+    with pytest.raises(ValueError, match="classes.json' is not valid JSON"):
+        read_class_table(tmp_path / "classes.json")
+
+
+def test_keys_that_begin_with_an_underscore_are_comments(table_of):
+    assert table_of({"_source": 3, "classes": [{"name": "a", "_note": "x"}]}).names == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("count", "ignore_index"), [(255, 255), (256, 65535), (300, 65535)], ids=["255", "256", "300"]
+)
+def test_the_default_ignore_index_is_not_a_class(table_of, count, ignore_index):
+    table = table_of([f"class {index}" for index in range(count)])
+    assert table.ignore_index == ignore_index
+    ids = np.array([[0, count - 1, ignore_index]])
+    np.testing.assert_array_equal(table.decoder().decode(ids), ids)
+
+
+def test_a_negative_ignore_index_is_kept(table_of):
+    assert table_of({"classes": ["a"], "ignore_index": -100}).ignore_index == -100
+
+
+COLORS_AS_TEXT = [
+    "255,0,0",
+    "rgb(255, 0, 0)",
+    "RGB(255,0,0)",
+    "255 0 0",
+    "(255, 0, 0)",
+    "#f00",
+    "ff0000",
+    "red",
+]
+
+
+@pytest.mark.parametrize("text", COLORS_AS_TEXT)
+def test_colors_come_in_the_forms_of_other_tools(table_of, text):
+    assert table_of({"classes": [{"name": "a", "color": text}]}).palette == [RED]
+    assert table_of({"classes": ["a"], "label_map": {text: 0}}).label_map == {"#ff0000": 0}
+
+
+@pytest.mark.parametrize(
+    ("label_map", "palette"),
+    [
+        ({"#0000ff": 1, "255,0,0": 0, "#ffff00": 1, "#000000": "ignore"}, [RED, BLUE]),
+        ({"#0000ff": 1, "0": 0}, None),
+        ({"0": 0, "1": 1}, None),
+    ],
+    ids=["each class", "one class", "ids"],
+)
+def test_the_colors_of_a_label_map_are_the_palette(table_of, label_map, palette):
+    assert table_of({"classes": ["a", "b"], "label_map": label_map}).palette == palette
 
 
 def test_the_folder_comes_before_its_parent(tmp_path):

@@ -1,8 +1,11 @@
 """The collator: what a batch of mixed sizes becomes."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 
 from contextseg import SegmentationCollator, SegmentationImageProcessor
@@ -34,3 +37,65 @@ def test_the_collator_refuses_mixed_sizes_for_a_model_that_takes_no_pixel_mask()
     with pytest.raises(ValueError, match="images of 8x6, 8x9: .* per_device_eval_batch_size=1"):
         collator(samples)
     assert collator(samples[:1])["labels"].shape == (1, 6, 8)
+
+
+def test_the_collator_refuses_an_empty_batch():
+    with pytest.raises(ValueError, match="empty batch"):
+        SegmentationCollator(SegmentationImageProcessor())([])
+
+
+IDS = np.array([[0, 1, 2], [1, 255, 0]], np.uint8)
+
+
+def as_png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@each(
+    "cell",
+    {
+        "PIL": Image.fromarray(IDS),
+        "array": IDS,
+        "tensor": torch.from_numpy(IDS),
+        "lists": IDS.tolist(),
+        "cell of datasets": {"bytes": as_png(IDS), "path": None},
+        "bytes": as_png(IDS),
+    },
+)
+def test_rows_of_datasets_are_samples(cell):
+    image = {"bytes": as_png(np.zeros((2, 3, 3), np.uint8)), "path": None}
+    batch = SegmentationCollator(SegmentationImageProcessor())([{"image": image, "mask": cell}])
+    assert batch["labels"].tolist() == [IDS.tolist()]
+
+
+def test_stored_masks_are_decoded_by_the_label_map_of_the_processor():
+    processor = SegmentationImageProcessor(label_map={7: 0, 9: 1, 0: "ignore"})
+    sample = {"image": Image.new("RGB", (3, 1)), "mask": Image.fromarray(np.array([[7, 9, 0]], np.uint8))}
+    assert SegmentationCollator(processor, 100)([sample])["labels"].tolist() == [[[0, 1, 100]]]
+
+
+def test_samples_without_masks_are_inputs_for_prediction():
+    samples = [{"image": Image.new("RGB", (8, size))} for size in (6, 9)]
+    collator = SegmentationCollator(SegmentationImageProcessor())
+    assert set(collator(samples)) == {"pixel_values", "pixel_mask"}
+    with pytest.raises(ValueError, match="8x6, 8x9"):
+        SegmentationCollator(SegmentationImageProcessor(), can_pad=False)(samples)
+
+
+@each(
+    ("sample", "message"),
+    {
+        "another name": (
+            {"image": Image.new("RGB", (2, 2)), "label": IDS},
+            "'image', 'label'; 'image' and 'mask'",
+        ),
+        "columns removed": ({}, "no keys.*remove_unused_columns=False"),
+        "another size": ({"image": Image.new("RGB", (2, 2)), "mask": IDS}, "is 3x2, but its image is 2x2"),
+        "no ids": ({"image": Image.new("RGB", (3, 2)), "mask": IDS / 2}, "class ids are integers"),
+    },
+)
+def test_samples_that_cannot_be_used_are_answered_in_words(sample, message):
+    with pytest.raises(ValueError, match=message):
+        SegmentationCollator(SegmentationImageProcessor())([sample])

@@ -1,16 +1,19 @@
 """Pairs of images and masks: from folders, from `datasets`, and the errors for what is not a dataset."""
 
+import io
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from cases import each
+from cases import each, slow_but
 from PIL import Image
 
+from contextseg.processing.data.class_table import ClassTable, class_table
 from contextseg.processing.data.datasets import (
     DatasetPairs,
     SegmentationFolder,
@@ -27,6 +30,12 @@ CLASSES = ["sky", "road", "car"]
 def save(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+
+
+def encoded(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def write_pair(folder, name, *, size=(6, 8), suffix=".png", mask=None, value=50):
@@ -92,6 +101,27 @@ def test_color_masks_are_decoded_by_the_palette(folder):
     write_pair(folder, "a", mask=colors[ids])
     (folder / "classes.json").write_text(json.dumps({"classes": ["a", "b"], "palette": colors.tolist()}))
     np.testing.assert_array_equal(SegmentationFolder(folder)[0]["mask"], ids)
+
+
+@each("is_folder", [True, False])
+def test_palette_masks_are_decoded_by_their_colors(folder, rows, is_folder):
+    colors = [[0, 0, 0], [0, 0, 255], [255, 0, 0]]
+    for path in folder.glob("masks/**/*.png"):
+        mask = Image.fromarray(np.asarray(Image.open(path)))
+        mask.putpalette([level for color in (colors[0], colors[2], colors[1]) for level in color])
+        mask.save(path)
+    table = class_table({"classes": CLASSES, "palette": colors}, None, "test")
+    (folder.parent / "classes.json").write_text(json.dumps({"classes": CLASSES, "palette": colors}))
+    data = SegmentationFolder(folder) if is_folder else DatasetPairs(rows, table)
+    np.testing.assert_array_equal(data[0]["mask"], np.array([0, 2, 1])[np.arange(48).reshape(6, 8) % 3])
+
+
+def test_classes_can_be_numbered_in_another_order(folder):
+    data = SegmentationFolder(folder)
+    before, names = data[0]["mask"], [CLASSES[i] for i in (2, 0, 1)]
+    data.number_classes_as(names)
+    assert data.classes == names
+    np.testing.assert_array_equal(data[0]["mask"], np.array([1, 2, 0])[before])
 
 
 def test_images_of_many_channels_are_arrays(folder):
@@ -196,6 +226,83 @@ def test_a_saved_data_set_opens_by_folder_and_split(rows, tmp_path):
         open_data(saved, classes=CLASSES)
 
 
+HUB_LAYOUTS = {
+    "as on the Hub": "data/{}-00000-of-00001.parquet",
+    "one file a split": "{}.parquet",
+    "converted": "default/{}/0000.parquet",
+    "arrow": "{}.arrow",
+}
+
+
+@pytest.mark.parametrize("layout", slow_but(HUB_LAYOUTS, "as on the Hub"))
+@pytest.mark.parametrize("card", ["---\nlicense: mit\n---\n", pytest.param(None, marks=pytest.mark.slow)])
+def test_a_folder_as_downloaded_from_the_hub_opens(layout, card, rows, tmp_path):
+    folder = tmp_path / "set"
+    for split in ("train", "validation"):
+        path = folder / HUB_LAYOUTS[layout].format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".arrow":
+            rows.save_to_disk(folder.parent / split)
+            shutil.copy(next((folder.parent / split).glob("*.arrow")), path)
+        else:
+            rows.to_parquet(path)
+    (folder / "classes.json").write_text(json.dumps(CLASSES))
+    if card:
+        (folder / "README.md").write_text(card)
+    data = open_data(f"{folder}:validation")
+    assert (len(data), data.classes, data[0]["mask"].shape) == (3, CLASSES, (6, 8))
+
+
+@pytest.mark.slow
+def test_a_dataset_card_says_which_files_are_the_splits(rows, tmp_path):
+    rows.to_parquet(tmp_path / "set" / "all" / "a.parquet")
+    files = "configs:\n- config_name: default\n  data_files:\n  - split: night\n    path: all/*\n"
+    (tmp_path / "set" / "README.md").write_text(f"---\n{files}---\n")
+    assert len(open_data(f"{tmp_path}/set:night", classes=CLASSES)) == 3
+
+
+IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 3
+CELLS = {
+    "array": (datasets.Array2D((6, 8), "uint8"), IDS),
+    "lists": (datasets.Sequence(datasets.Sequence(datasets.Value("int64"))), IDS.tolist()),
+    "bytes": (datasets.Value("binary"), encoded(IDS)),
+    "struct": (
+        {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        {"bytes": encoded(IDS), "path": None},
+    ),
+}
+
+
+@each(("kind", "cell"), CELLS)
+def test_masks_in_columns_of_any_kind_are_read(kind, cell):
+    features = datasets.Features({"image": datasets.Array3D((6, 8, 3), "uint8"), "mask": kind})
+    content = {"image": [np.zeros((6, 8, 3), np.uint8)], "mask": [cell]}
+    sample = DatasetPairs(datasets.Dataset.from_dict(content, features=features), ClassTable(CLASSES))[0]
+    np.testing.assert_array_equal(sample["mask"], IDS)
+
+
+@each(
+    ("convert", "message"),
+    {
+        "a stream": (lambda rows: rows.to_iterable_dataset(), "streaming"),
+        "all splits": (lambda rows: datasets.DatasetDict(train=rows), "DatasetDict with the splits train"),
+        "streams": (
+            lambda rows: datasets.IterableDatasetDict(train=rows.to_iterable_dataset()),
+            "without streaming",
+        ),
+        "a list": (list, "not a datasets.Dataset"),
+    },
+)
+def test_what_is_not_rows_is_answered_in_words(convert, message, rows):
+    with pytest.raises(ValueError, match=message):
+        DatasetPairs(convert(rows), ClassTable(CLASSES))
+
+
+def test_rows_without_class_names_are_answered_with_a_proposal(rows):
+    with pytest.raises(ValueError, match='"class 2".*--classes.*contain the ids 0, 1, 2'):
+        DatasetPairs(rows)
+
+
 def test_an_imagefolder_with_metadata_opens(folder, tmp_path):
     lines = [{"file_name": f"images/{n}.png", "mask_file_name": f"masks/{n}.png"} for n in ("a", "b")]
     place = folder.rename(tmp_path / "set")
@@ -215,7 +322,7 @@ def test_class_names_come_from_a_list_of_class_labels(rows):
 def test_columns_of_unusual_names_are_asked_for(rows, folder):
     table = SegmentationFolder(folder).table
     unusual = rows.rename_columns({"image": "left", "mask": "right"})
-    with pytest.raises(ValueError, match="image columns left, right"):
+    with pytest.raises(ValueError, match="image columns left, right.*--image-column"):
         DatasetPairs(unusual, table)
     assert len(DatasetPairs(unusual, table, image_column="left", mask_column="right")) == 3
 

@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from cases import each
 from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
+from transformers import (
+    AutoImageProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    pipeline,
+)
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from contextseg.processing import logits_to_masks
@@ -17,7 +23,8 @@ from contextseg.processing.image_processing_segmentation import (
     SegmentationImageProcessorPil,
 )
 from contextseg.processing.label_maps import LabelMap
-from contextseg.processing.palettes import colorize, default_palette
+from contextseg.processing.overlays import mask_image
+from contextseg.processing.palettes import class_colors, colorize, default_palette
 from contextseg.processing.resize_rules import resized_size
 
 BACKENDS = [SegmentationImageProcessor, SegmentationImageProcessorPil]
@@ -74,7 +81,7 @@ def test_without_padding_mixed_sizes_stay_a_list():
 def test_labels_are_resized_with_the_nearest_pixel(processor_class):
     processor, labels = processor_class(size={"height": 6, "width": 9}), mask(4, 7, num_classes=256)
     resized = processor(
-        random_image(4, 7), labels, return_tensors="pt", label_map={i: i for i in range(256)}
+        random_image(4, 7), labels, return_tensors="pt", label_map={i: i for i in range(256)}, ignore_index=-1
     ).labels
     expected = F.interpolate(torch.from_numpy(labels)[None, None].float(), (6, 9), mode="nearest-exact")
     torch.testing.assert_close(resized, expected[0].long())
@@ -237,6 +244,93 @@ def test_both_backends_save_and_load_the_same_file(tmp_path, writer, reader):
     assert {name: loaded[name] for name in processor.to_dict()} == processor.to_dict()
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    assert SegmentationImageProcessor().save_pretrained(folder) == [str(folder / "preprocessor_config.json")]
+    return folder
+
+
+@each("load", [AutoImageProcessor.from_pretrained, *(cls.from_pretrained for cls in BACKENDS)])
+def test_loading_refuses_unknown_options_and_takes_those_of_transformers(load, saved):
+    with pytest.raises(ValueError, match="no option 'sizee', did you mean 'size'"):
+        load(saved, sizee=3)
+    with pytest.raises(ValueError, match="no option 'favourite'"):
+        load(saved, favourite="blue")
+    ours = {"size": {"max_pixels": 20}, "ignore_index": 0, "do_reduce_labels": False}
+    hub = {
+        "cache_dir": None,
+        "revision": "main",
+        "token": None,
+        "trust_remote_code": False,
+        "force_download": False,
+    }
+    processor = load(saved, **ours, **hub)
+    assert {name: getattr(processor, name) for name in ours} == ours
+    assert load(saved, return_unused_kwargs=True, favourite="blue")[1] == {"favourite": "blue"}
+
+
+@both_backends
+def test_a_size_can_always_be_read_and_has_an_effect_only_if_it_was_given(processor_class):
+    """Scripts of transformers read `size["height"]`, and whether there is a "shortest_edge"."""
+    processor, image = processor_class(), random_image(8, 10)
+    assert processor.size == {"height": 512, "width": 512}
+    assert "size" not in processor.to_dict()
+    assert processor(image, return_tensors="pt").pixel_values.shape[-2:] == (8, 10)
+    assert processor(image, do_resize=True, return_tensors="pt").pixel_values.shape[-2:] == (512, 512)
+    assert processor_class(size=processor.size).to_dict() == processor.to_dict()
+    processor.size = {"height": 4, "width": 5}
+    assert processor(image, return_tensors="pt").pixel_values.shape[-2:] == (4, 5)
+    processor.size = None
+    assert processor(image, return_tensors="pt").pixel_values.shape[-2:] == (8, 10)
+
+
+@both_backends
+def test_do_reduce_labels_is_the_table_of_segformers_processor(processor_class, tmp_path):
+    image, ids = random_image(16, 16), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    theirs = SegformerImageProcessor(do_reduce_labels=True, do_resize=False)(image, ids, return_tensors="pt")
+    processor = processor_class(do_reduce_labels=True)
+    table = {0: "ignore", 255: "ignore", **{value: value - 1 for value in range(1, 255)}}
+    processor.save_pretrained(tmp_path)
+    for ours in (
+        processor(image, ids, return_tensors="pt"),
+        processor_class()(image, ids, do_reduce_labels=True, return_tensors="pt"),
+        processor_class(label_map=table)(image, ids, return_tensors="pt"),
+        AutoImageProcessor.from_pretrained(tmp_path)(image, ids, return_tensors="pt"),
+        AutoImageProcessor.from_pretrained(tmp_path, do_reduce_labels=True)(image, ids, return_tensors="pt"),
+    ):
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_do_reduce_labels_never_contradicts_a_table_or_the_saved_processor(saved):
+    with pytest.raises(ValueError, match="label_map and do_reduce_labels=True both say"):
+        SegmentationImageProcessor(label_map={1: 0}, do_reduce_labels=True)
+    with pytest.raises(ValueError, match="do_reduce_labels=True contradicts the saved image processor"):
+        AutoImageProcessor.from_pretrained(saved, do_reduce_labels=True)
+
+
+@each("sizes", [None, [(10, 12), (7, 8)]])
+def test_scores_are_those_of_transformers_own_post_processing(sizes):
+    pytest.importorskip("transformers.image_processing_outputs")  # older versions have none
+    logits = outputs(2, 3, 5, 6)
+    ours, theirs = (
+        processor.post_process_semantic_segmentation(logits, sizes, return_segmentation_scores=True)
+        for processor in (SegmentationImageProcessor(), SegformerImageProcessor())
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.segmentation, other.segmentation)
+        torch.testing.assert_close(one.segmentation_scores, other.segmentation_scores)
+
+
+@each("orientation", range(1, 9))
+def test_scores_of_rotated_photographs_fit_their_masks(orientation):
+    (output,) = SegmentationImageProcessor().post_process_semantic_segmentation(
+        outputs(1, 3, 5, 6), [(10, 13)], orientations=[orientation], return_segmentation_scores=True
+    )
+    assert output.segmentation.shape == (10, 13)
+    assert torch.equal(output.segmentation_scores.argmax(0), output.segmentation)
+
+
 WRONG_NUMBERS = {
     "text": {"image_mean": "abc"},
     "one of three is not a number": {"image_mean": [0.5, 0.5, float("nan")]},
@@ -357,7 +451,7 @@ def test_a_colored_mask_is_a_mask_file_and_an_image():
     np.testing.assert_array_equal(image, ids)
     np.testing.assert_array_equal(processor.decode_mask(image), ids)
     np.testing.assert_array_equal(
-        LabelMap.from_palette(processor.palette).decode(np.asarray(image.convert("RGB"))), ids
+        LabelMap(palette=processor.palette).decode(np.asarray(image.convert("RGB"))), ids
     )
 
 
@@ -366,9 +460,18 @@ def test_ids_above_255_cannot_be_colored():
         colorize(np.array([[0, 256]]))
 
 
+def test_masks_of_any_number_of_classes_are_drawn():
+    ids = np.array([[0, 1], [999, 7]])
+    colors = np.asarray(mask_image(ids, class_colors([(1, 2, 3)], 1000), ignore_index=7))
+    assert colors[0, 0].tolist() == [1, 2, 3]
+    assert colors[0, 1].tolist() == [128, 0, 0]
+    assert colors[1, 0].tolist() == default_palette(1000)[999]
+    assert colors[1, 1].tolist() == [0, 0, 0]
+
+
 def test_default_colors_are_all_different_and_start_with_black():
     palette = default_palette()
-    assert len({tuple(color) for color in palette}) == 256
+    assert len({tuple(color) for color in default_palette(1000)}) == 1000
     assert palette[:3] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
 
 
@@ -402,3 +505,9 @@ def test_the_pipeline_segments_images_of_mixed_sizes(tiny_segformer, processor_c
             expected = classes == tiny_segformer.config.label2id[found["label"]]
             np.testing.assert_array_equal(np.asarray(found["mask"]) == 255, expected)
         assert {found["mask"].size for found in segments} == {image.size}
+
+
+def test_the_colors_of_a_label_map_color_predictions():
+    processor = SegmentationImageProcessor(label_map={"#ff0000": 1, "0,0,255": 0, "#000000": "ignore"})
+    assert processor.palette == [[0, 0, 255], [255, 0, 0]]
+    assert processor.colorize(np.array([[1, 0]])).convert("RGB").getpixel((0, 0)) == (255, 0, 0)

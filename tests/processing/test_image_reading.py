@@ -11,13 +11,13 @@ import torch
 from cases import each
 from PIL import ExifTags, Image
 
+from contextseg.processing.image_opening import read_orientation
 from contextseg.processing.image_reading import (
     ImageReadError,
     read_channels,
     read_image,
-    read_mask,
-    read_orientation,
 )
+from contextseg.processing.mask_reading import read_mask
 from contextseg.processing.orientation import TURNS, turn_back, turn_upright
 
 DATA = Path(os.environ.get("CONTEXTSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -264,67 +264,9 @@ def test_what_is_no_image_at_all_is_a_type_error(source):
         read_image(source)
 
 
-def test_palette_masks_keep_their_indices():
-    ids = np.array([[0, 7], [200, 255]], np.uint8)
-    image = Image.fromarray(ids)
-    image.putpalette([9] * 768)
-    np.testing.assert_array_equal(read_mask(encoded(image)), ids)
-
-
-def test_palette_masks_become_colors_where_asked():
-    image = Image.fromarray(np.array([[0, 1]], np.uint8))
-    image.putpalette([1, 2, 3, 4, 5, 6])
-    assert read_mask(encoded(image), decode_palette=True).tolist() == [[[1, 2, 3], [4, 5, 6]]]
-
-
-@each("dtype", [bool, np.uint8, np.uint16, np.int32])
-def test_gray_masks_of_every_depth_keep_their_ids(dtype):
-    ids = np.array([[0, 1], [1, 0]]) if dtype is bool else np.array([[0, np.iinfo(dtype).max], [1, 2]])
-    image = Image.fromarray(ids.astype(dtype))
-    file = encoded(image, "TIFF" if dtype is np.int32 else "PNG")
-    np.testing.assert_array_equal(read_mask(file), ids)
-
-
-@each("mode", ["RGB", "RGBA"])
-def test_color_masks_keep_their_colors(mode):
-    colors = photo()
-    np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(colors).convert(mode))), colors)
-
-
-@each("shape", [(4, 5), (1, 4, 5), (4, 5, 1)])
-def test_array_masks_may_have_an_axis_of_one(shape):
-    assert read_mask(torch.ones(shape, dtype=torch.int64)).shape == (4, 5)
-
-
-def test_a_jpeg_mask_is_refused():
-    with pytest.raises(ImageReadError, match="JPEG mask: lossy"):
-        read_mask(encoded(Image.new("L", (8, 8)), "JPEG"))
-
-
-def test_a_float_mask_is_refused():
-    with pytest.raises(ImageReadError, match="class ids are integers"):
-        read_mask(np.zeros((2, 2), np.float32))
-    with pytest.raises(ImageReadError, match="mode F"):
-        read_mask(encoded(Image.new("F", (2, 2)), "TIFF"))
-
-
-def test_a_mask_is_turned_by_its_own_orientation():
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    ids = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(ids), exif=exif)), turn_upright(ids, 8))
-
-
 def test_true_is_white():
     mask = np.array([[False, True]])
     assert np.asarray(read_image(mask))[..., 0].tolist() == [[0, 255]]
-
-
-def test_a_mask_of_several_jpeg_frames_is_refused_too():
-    frame = Image.new("RGB", (8, 8))
-    file = encoded(frame, "MPO", save_all=True, append_images=[frame])
-    with pytest.raises(ImageReadError, match="MPO mask: lossy"):
-        read_mask(file)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

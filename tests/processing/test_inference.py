@@ -12,7 +12,7 @@ from tiny import tiny_glam_swin
 from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from contextseg import Inference, SegmentationImageProcessor
+from contextseg import Inference, SegmentationImageProcessor, SegmentationImageProcessorPil
 from contextseg.benchmarks.measuring import peak_memory
 from contextseg.processing.inference import logits_stride
 
@@ -228,14 +228,17 @@ def test_a_call_gives_the_mask_at_the_images_own_size(segmenter):
 @each(
     ("options", "message"),
     [
-        ({"window": 0}, "must be 1 or more"),
-        ({"window": (8, 8, 8)}, r"side, or \(height, width\)"),
-        ({"batch_size": 0}, "must be 1 or more"),
-        ({"overlap": 1.0}, "not between 0 and 1"),
+        *[
+            ({"window": window}, "is not a size")
+            for window in (0, -5, (8, 8, 8), (8, 0), 32.5, "32", True, (8.0, 8))
+        ],
+        *[({"batch_size": size}, "1 or more") for size in (0, 1.5, True)],
+        *[({"overlap": overlap}, "not between 0 and 1") for overlap in (1.0, -0.1, float("nan"), "0.5")],
         ({"blend": "gausian"}, "Known: gaussian, constant"),
-        ({"scales": ()}, "at least one factor"),
-        ({"scales": (1.0, -0.5)}, "all above 0"),
-        ({"scales": (1.0, 0.0)}, "all above 0"),
+        *[
+            ({"scales": s}, "at least one factor")
+            for s in ((), (1, -0.5), (1, 0), (float("inf"),), (float("nan"),), 0.5)
+        ],
     ],
 )
 def test_settings_without_a_meaning_are_refused(options, message):
@@ -259,10 +262,15 @@ def test_the_mask_is_the_likeliest_class_of_all_views(flip):
     assert not torch.equal(inference.mask(model, views[:1], (32, 48)), likeliest.int())
 
 
-def test_an_image_of_one_pixel_has_a_pixel_at_every_scale():
-    processor = SegmentationImageProcessor(do_resize=False)
-    (pixels,) = Inference(scales=(0.25,)).inputs(processor, Image.new("RGB", (1, 1)))
-    assert pixels.shape == (1, 3, 1, 1)
+@pytest.mark.parametrize("processor_class", [SegmentationImageProcessor, SegmentationImageProcessorPil])
+def test_a_scale_may_leave_one_pixel_but_not_less(processor_class):
+    processor, image = processor_class(), np.full((50, 70, 3), 200, np.uint8)
+    (pixels,) = Inference(scales=(0.02,)).inputs(processor, image[:, :50])
+    torch.testing.assert_close(pixels, processor(image[:1, :1], return_tensors="pt").pixel_values)
+    with pytest.raises(
+        ValueError, match="scale 0.01 leaves less than a pixel of an image of 50x70.* 0.02 or more"
+    ):
+        Inference(scales=(1.0, 0.01)).inputs(processor, image)
 
 
 def test_cells_that_differ_between_the_axes_have_no_stride():

@@ -23,7 +23,7 @@ def test_colors_become_the_classes_of_the_table():
 
 def test_a_palette_numbers_its_colors():
     mask = np.array([[[9, 9, 9], [0, 1, 2]]], np.uint8)
-    np.testing.assert_array_equal(LabelMap.from_palette([[0, 1, 2], [9, 9, 9]]).decode(mask), [[1, 0]])
+    np.testing.assert_array_equal(LabelMap(palette=[[0, 1, 2], [9, 9, 9]]).decode(mask), [[1, 0]])
 
 
 @each("ids", [[0, 3], [0, 60_000], [0, 24_000_000], [0, 2**31 - 1], [-1, 3]])
@@ -94,13 +94,7 @@ def test_one_value_cannot_have_two_classes():
     with pytest.raises(ValueError, match="has 1 twice"):
         LabelMap({1: 0, "1": 2})
     with pytest.raises(ValueError, match="the same color for several classes"):
-        LabelMap.from_palette([[0, 0, 0], [0, 0, 0]])
-
-
-def test_only_a_table_of_colors_needs_palette_images_as_colors():
-    assert LabelMap(COLORS).needs_colors
-    assert not LabelMap({1: 0, "#000000": 1}).needs_colors
-    assert not LabelMap().needs_colors
+        LabelMap(palette=[[0, 0, 0], [0, 0, 0]]).decode(np.zeros((1, 1, 3), np.uint8))
 
 
 @pytest.mark.parametrize("index", [1 << 8, 1 << 16, 1 << 24])
@@ -132,3 +126,22 @@ def test_a_mask_of_background_alone_needs_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LabelMap().decode(np.zeros((2, 2), np.uint8))
+
+
+def test_ids_in_three_equal_channels_are_named_as_such():
+    mask = np.repeat(np.array([[[0], [1], [2]]], np.uint8), 3, axis=2)
+    for table in (LabelMap(), LabelMap({(128, 64, 128): 0})):
+        with pytest.raises(ValueError, match="red, green and blue are equal in every pixel"):
+            table.decode(mask)
+
+
+@each("ignore_index", [True, 1.5, "255", None, 1, 2**40])
+def test_an_ignore_index_is_an_integer_that_is_not_a_class(ignore_index):
+    with pytest.raises(ValueError, match="ignore_index="):
+        LabelMap({0: 0, 1: 1}, ignore_index)
+
+
+def test_renumbered_classes_keep_their_ids_and_colors():
+    table = LabelMap({7: 0, 8: 1, "#ff0000": 1, "#000000": "ignore"}, -1).renumbered([1, 0])
+    assert table.decode(np.array([[7, 8]])).tolist() == [[1, 0]]
+    assert table.decode(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8)).tolist() == [[0, -1]]

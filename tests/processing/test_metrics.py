@@ -1,4 +1,4 @@
-"""Scores: identities, a literal transcription of Boundary IoU, and the Trainer hooks' memory."""
+"""Scores: identities, and the Trainer hooks' memory."""
 
 import json
 import math
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import each
 
 from contextseg.processing import logits_to_masks, metrics
+from contextseg.processing.boundary_metrics import BoundaryF, BoundaryIoU, add_boundaries
 from contextseg.processing.metrics import (
-    BoundaryIoU,
     ConfusionMatrix,
     TrainerScores,
     reduce_logits,
@@ -138,45 +137,6 @@ def test_logits_in_place_of_ids_raise():
         scores_of(torch.zeros(4, 4), torch.zeros(4, 4, dtype=torch.long))
 
 
-def eroded_boundary(mask, radius):
-    """The authors' definition: the mask minus itself after `radius` erosions by a 3x3 square, zeros outside."""
-    inside = mask[None, None].float()
-    for _ in range(radius):
-        inside = -F.max_pool2d(-F.pad(inside, (1, 1, 1, 1)), kernel_size=3, stride=1)
-    return mask & (inside[0, 0] == 0)
-
-
-@each(("size", "radius"), [((30, 40), 1), ((60, 80), 2), ((125, 250), 6)])
-def test_boundary_iou_equals_repeated_erosion_class_by_class(size, radius):
-    torch.manual_seed(1)
-    coarse = torch.rand(2, 3, 5, 7)
-    labels, prediction = F.interpolate(coarse + torch.rand(2, 1, 1, 1), size=size, mode="bilinear").argmax(1)
-    expected = []
-    for index in range(3):
-        truth, found = eroded_boundary(labels == index, radius), eroded_boundary(prediction == index, radius)
-        expected.append((truth & found).sum().item() / (truth | found).sum().item())
-    score = BoundaryIoU(3)
-    score.update(prediction, labels)
-    assert score.compute()["per_class_boundary_iou"] == pytest.approx(expected)
-
-
-def test_boundary_iou_of_a_perfect_prediction_is_one_beside_ignored_regions(pair):
-    _, labels = pair
-    score = BoundaryIoU(3)
-    score.update(labels.clamp(max=2), labels)
-    assert score.compute()["boundary_iou"] == 1.0
-
-
-def test_boundary_iou_ignores_pixels_far_from_every_border():
-    labels = torch.zeros(64, 64, dtype=torch.long)
-    labels[:, 32:] = 1
-    prediction = labels.clone()
-    prediction[:, 31] = 1  # one column off: a small IoU loss and a large boundary loss
-    score = BoundaryIoU(2)
-    score.update(prediction, labels)
-    assert score.compute()["boundary_iou"] < 0.85 < 0.96 < scores_of(prediction, labels, 2)["mean_iou"]
-
-
 def test_reduced_logits_are_the_argmax_at_the_labels_size(monkeypatch):
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 4, 6), torch.zeros(2, 15, 22)
@@ -218,27 +178,12 @@ def test_a_wrong_number_of_names_raises(pair):
         confusion.compute(["a", "b"])
 
 
-def test_boundary_iou_of_an_image_of_a_few_pixels_has_a_boundary_of_one_pixel():
-    labels = torch.zeros(8, 8, dtype=torch.long)
-    score = BoundaryIoU(1)
-    score.update(labels, labels)
-    assert score.counts.tolist() == [[28], [56]]
-
-
-def test_boundary_iou_of_a_perfect_prediction_is_one_around_an_ignored_region():
-    labels = torch.zeros(40, 40, dtype=torch.long)
-    labels[10:30, 10:30] = 255
-    score = BoundaryIoU(1)
-    score.update(torch.zeros_like(labels), labels)
-    assert score.compute()["boundary_iou"] == 1.0
-
-
 def test_of_equal_logits_the_first_class_is_reduced_to(monkeypatch):
     monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1)  # one class at a time
     assert (reduce_logits(torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4)) == 0).all()
 
 
-@pytest.mark.parametrize("build", [ConfusionMatrix, BoundaryIoU])
+@pytest.mark.parametrize("build", [ConfusionMatrix, BoundaryIoU, BoundaryF])
 def test_the_first_id_beyond_the_classes_is_refused(build):
     right, wrong = torch.tensor([[0, 2]]), torch.tensor([[0, 3]])
     for pair in ((right, wrong), (wrong, right)):
@@ -253,3 +198,27 @@ def test_the_next_evaluation_of_trainer_scores_starts_afresh(pair):
     scores(batches[0])
     assert scores(batches[1]) == TrainerScores(3)(batches[1])
     assert scores.last["per_class"][0]["support"] == (labels[1] == 0).sum()
+
+
+def test_the_table_shows_boundary_scores_that_were_added(pair):
+    scores = scores_of(*pair)
+    boundary_f = BoundaryF(3)
+    boundary_f.update(*pair)
+    add_boundaries(scores, boundary_f.compute())
+    header, _, first, *_, mean = (line.split("|") for line in scores_table(scores).splitlines())
+    assert header[-3].strip() == "boundary F %"
+    assert "boundary IoU %" not in header
+    assert first[-3].strip() == f"{100 * scores['per_class'][0]['boundary_f']:.2f}"
+    assert mean[-3].strip() == f"{100 * scores['boundary_f']:.2f}"
+
+
+@pytest.mark.parametrize("make", [ConfusionMatrix, BoundaryIoU, BoundaryF])
+def test_class_255_counts_where_there_are_more_classes(make):
+    metric = make(300)
+    ids = np.repeat([7, 255], 32).reshape(8, 8)
+    metric.update(ids, ids)
+    scores = metric.compute()
+    assert (
+        next(value for name, value in scores.items() if name in ("mean_iou", "boundary_iou", "boundary_f"))
+        == 1
+    )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from contextseg.processing.boundary_metrics import BoundaryF
 from contextseg.processing.metrics import ConfusionMatrix
 from contextseg.processing.segmentation_metric import SegmentationMetric
 
@@ -41,3 +42,16 @@ def test_no_cache_file_is_written(metric, images, tmp_path):
 def test_a_metric_over_several_processes_says_what_to_do_instead(tmp_path):
     with pytest.raises(ValueError, match="reduced"):
         SegmentationMetric(num_labels=3, num_process=2, cache_dir=str(tmp_path))
+
+
+def test_boundary_scores_come_with_the_others_on_request_and_start_afresh(images, tmp_path):
+    metric = SegmentationMetric(num_labels=3, boundaries=True, cache_dir=str(tmp_path))
+    first, second = (metric.compute(predictions=images[0], references=images[1]) for _ in range(2))
+    boundary_f = BoundaryF(3)
+    for pair in zip(*images, strict=True):
+        boundary_f.update(*pair)
+    expected = boundary_f.compute()
+    assert first == second
+    assert first["boundary_f"] == expected["boundary_f"]
+    assert [row["boundary_f"] for row in first["per_class"]] == expected["per_class_boundary_f"]
+    assert "boundary_iou" in first

@@ -1,11 +1,15 @@
 """`contextseg-check` finds what would break a training, and says nothing against a sound dataset."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
-from PIL import Image
+from cases import each
+from PIL import Image, ImageFile
 
+from contextseg.processing.data import report
 from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.processing.data.report import check_data
 from contextseg.scripts import check
@@ -57,6 +61,52 @@ def test_an_unreadable_file_is_a_problem_with_its_name(folder, capsys):
     (folder / "images" / "2.png").write_bytes(b"damaged")
     assert check.main([str(folder)]) == 1
     assert "2.png" in capsys.readouterr().out
+
+
+@each("error", [MemoryError(), RecursionError("too deep"), RuntimeError("odd"), KeyError("band")])
+def test_whatever_happens_to_one_pair_the_others_are_checked(folder, error, monkeypatch):
+    plain = SegmentationFolder.read_image
+
+    def fails_at_two(self, source):
+        if source.name == "2.png":
+            raise error
+        return plain(self, source)
+
+    monkeypatch.setattr(SegmentationFolder, "read_image", fails_at_two)
+    found = report_of(folder)
+    assert (found.num_checked, found.sizes.total()) == (4, 3)
+    assert found.unreadable[0].startswith("2: ")
+
+
+@pytest.mark.usefixtures("own_sigterm")
+@each("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_check_says_how_far_it_came(folder, number, capsys, monkeypatch):
+    plain = report.add_finding
+
+    def interrupted(found, *arguments):
+        plain(found, *arguments)
+        if found.num_checked == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(report, "add_finding", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        check.main([str(folder)])
+    assert stopped.value.code == 130
+    assert "3 of 4 pairs" in capsys.readouterr().err
+
+
+def test_a_file_is_decoded_once(folder, monkeypatch):
+    decodes, prepare = [], ImageFile.ImageFile.load_prepare
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load_prepare", lambda self: (decodes.append(self.format), prepare(self))
+    )
+    for index in range(4):
+        save(folder / "images" / f"{index}.png", np.full((10, 10, 3), 200))
+    report_of(folder)
+    assert len(decodes) == 8
+    decodes.clear()
+    SegmentationFolder(folder)[0]
+    assert len(decodes) == 2
 
 
 def test_a_mask_of_another_size_is_a_problem_with_its_name(folder):
@@ -113,3 +163,76 @@ def test_a_folder_of_splits_is_checked_split_by_split(folder, capsys):
 def test_a_missing_folder_ends_with_one_line(tmp_path):
     with pytest.raises(SystemExit, match="contextseg-check: .*nothing' does not exist"):
         check.main([str(tmp_path / "nothing")])
+
+
+def turned_photo(path, code, size=(10, 10)):
+    exif = Image.Exif()
+    exif[0x0112] = code
+    Image.new("RGB", size).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(("code", "size"), [(6, (10, 10)), (3, (10, 20)), (2, (10, 20))])
+def test_a_turn_by_exif_that_the_mask_does_not_have_is_a_warning(folder, code, size):
+    turned_photo(folder / "images" / "0.png", code, size)
+    save(folder / "masks" / "0.png", np.ones(size[::-1]))
+    report = report_of(folder)
+    assert "1 images are turned upright by their EXIF orientation, which their masks do not have" in " ".join(
+        report.warnings
+    )
+    turned_photo(folder / "masks" / "0.png", code, size)
+    Image.fromarray(np.ones(size[::-1], np.uint8)).save(
+        folder / "masks" / "0.png", exif=Image.open(folder / "images" / "0.png").getexif()
+    )
+    assert "EXIF" not in report_of(folder).text()
+
+
+def test_a_mask_of_the_upright_photo_is_no_reason_for_a_warning(folder):
+    turned_photo(folder / "images" / "0.png", 6, (20, 10))
+    save(folder / "masks" / "0.png", np.ones((20, 10)))
+    assert "EXIF" not in report_of(folder).text()
+    save(folder / "masks" / "0.png", np.ones((10, 20)))
+    assert "They would fit after a quarter turn" in report_of(folder).text()
+
+
+def test_frames_beside_the_first_are_a_warning_for_images_and_a_problem_for_masks(folder):
+    frames = [Image.new("RGB", (10, 10), (0, 0, level)) for level in (0, 99)]
+    frames[0].save(folder / "images" / "0.png", save_all=True, append_images=frames[1:])
+    assert "1 images have several frames, of which only the first is used: 0." in report_of(folder).warnings
+    pages = [Image.fromarray(np.full((10, 10), level, np.uint8)) for level in (0, 1)]
+    pages[0].save(folder / "masks" / "0.png", save_all=True, append_images=pages[1:])
+    assert "has 2 frames, but a mask is one image" in " ".join(report_of(folder).problems)
+
+
+def test_a_single_class_is_a_problem_and_one_that_occurs_alone_a_warning(folder):
+    for path in (folder / "masks").iterdir():
+        save(path, np.where(np.arange(100).reshape(10, 10) % 2, 0, 255))
+    assert "only one class, sky, occurs in the masks" in " ".join(report_of(folder).warnings)
+    (folder.parent / "classes.json").write_text('["sky"]')
+    assert "there is only one class, sky, so there is nothing to tell apart" in " ".join(
+        report_of(folder).problems
+    )
+
+
+def test_contradictions_of_index_and_color_are_problems_even_where_unreadable_files_are_left_out(folder):
+    (folder.parent / "classes.json").write_text(
+        '{"classes": ["sky", "road", "car"], "palette": [[0, 0, 0], [0, 0, 255], [255, 0, 0]]}'
+    )
+    mask = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10) % 3)
+    mask.putpalette([0, 0, 0, 255, 0, 0, 9, 99, 9])
+    mask.save(folder / "masks" / "1.png")
+    report = check_data(SegmentationFolder(folder), skip_unreadable=True)
+    assert any("index 1 has color #ff0000 (of class 2)" in problem for problem in report.problems)
+
+
+def test_ids_in_three_equal_channels_are_named_as_such(folder):
+    for path in (folder / "masks").iterdir():
+        save(path, np.repeat(np.asarray(Image.open(path))[..., None], 3, axis=2))
+    assert "red, green and blue are equal in every pixel" in " ".join(report_of(folder).problems)
+
+
+def test_every_pixel_of_300_classes_counts(folder):
+    (folder.parent / "classes.json").write_text(json.dumps([f"class {index}" for index in range(300)]))
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.arange(200, 300, dtype=np.uint16).reshape(10, 10)).save(path)
+    report = report_of(folder)
+    assert (report.ignored_pixels, report.pixels[255], report.problems) == (0, 4, [])

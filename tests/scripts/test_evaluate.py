@@ -1,7 +1,10 @@
 import csv
 import json
 import math
+import os
 import re
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ from PIL import Image, ImageOps
 from tiny_runs import CLASSES, run_options, write_data, write_pairs
 
 from contextseg.processing.data.datasets import SegmentationFolder
+from contextseg.processing.inference import Inference
 from contextseg.scripts.evaluate import main
 from contextseg.scripts.train import main as train
-from contextseg.training.models import open_model
+from contextseg.training.models import check_classes, open_model
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,65 @@ def test_markdown_and_csv_hold_a_line_for_each_class(run, data, tmp_path):
     ]
 
 
+@pytest.fixture
+def five(data, tmp_path):
+    """Five pairs for evaluation."""
+    write_pairs(tmp_path / "five", 5)
+    (tmp_path / "five/classes.json").write_text((data / "classes.json").read_text())
+    return tmp_path / "five"
+
+
+def test_images_that_cannot_be_scored_are_named_and_the_others_are_scored(run, five, tmp_path, capsys):
+    (five / "images/scene0.png").write_bytes(b"no image")
+    Image.new("L", (9, 9)).save(five / "masks/scene1.png")
+    Image.new("L", (30, 24), 77).save(five / "masks/scene2.png")
+    options = [str(run), "--data", str(five), "--workers", "0"]
+    assert main([*options, "--output", str(tmp_path / "all")]) == 1
+    shown = capsys.readouterr().err
+    assert all(f"scene{index}" in shown for index in (0, 1, 2))
+    for index in (0, 1, 2):
+        for kind in ("images", "masks"):
+            (five / kind / f"scene{index}.png").unlink()
+    whole = json.loads((tmp_path / "all/evaluation.json").read_text())
+    rest = evaluated(run, five, tmp_path / "rest")
+    assert (whole["images"], len(whole["not_scored"]), rest["images"]) == (2, 3, 2)
+    assert whole["per_class"] == rest["per_class"]
+
+
+def test_an_error_of_the_model_for_one_image_is_named_too(run, five, tmp_path, capsys, monkeypatch):
+    images = iter(range(5))
+    plain = Inference.mask
+
+    def mask(self, model, inputs, size):
+        if next(images) == 3:
+            raise RuntimeError("CUDA out of memory")
+        return plain(self, model, inputs, size)
+
+    monkeypatch.setattr(Inference, "mask", mask)
+    assert main([str(run), "--data", str(five), "--workers", "0", "--output", str(tmp_path)]) == 1
+    assert "'scene3': RuntimeError: CUDA out of memory" in capsys.readouterr().err
+
+
+def test_where_no_image_can_be_scored_nothing_is_written(run, five, tmp_path):
+    for path in (five / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"none of the 5 images can be scored.*scene0\.png"):
+        main([str(run), "--data", str(five), "--workers", "0", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("own_sigterm")
+def test_an_interrupted_evaluation_says_how_far_it_came(run, five, tmp_path, capsys, monkeypatch):
+    def mask(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Inference, "mask", mask)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(run), "--data", str(five), "--workers", "0", "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 130
+    assert "of 5 images were scored; no results were written" in capsys.readouterr().err
+
+
 def test_the_results_go_to_the_run_by_default(run, data):
     assert main([str(run), "--data", f"{data}/val", "--workers", "0"]) == 0
     assert (run / "evaluation.json").is_file()
@@ -148,9 +211,38 @@ def test_a_class_that_never_occurs_is_null_and_not_in_the_mean(run, data, tmp_pa
 def test_data_with_other_classes_is_refused(run, tmp_path):
     other = write_data(tmp_path / "data", classes=[*CLASSES, "water"])
     with pytest.raises(
-        SystemExit, match=r"the model has 3 classes .* the data 4 .*contextseg-train --weights"
+        SystemExit,
+        match=r"the model has 3 classes and the data 4\..*only in the data: water\..*contextseg-train --init-from",
     ):
         main([str(run), "--data", f"{other}/val"])
+
+
+def model_with(names):
+    config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=len(names))
+    return SimpleNamespace(config=config)
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path):
+    data = SegmentationFolder(write_data(tmp_path) / "val")
+    before, names = data[0]["mask"], [CLASSES[index] for index in (1, 2, 0)]
+    assert check_classes(model_with(names), data) == data.classes == names
+    np.testing.assert_array_equal(data[0]["mask"], np.array([2, 0, 1, *range(3, 256)])[before])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["grass", "wall", "water"], ["wall", "grass"], [*CLASSES, "water"]],
+    ids=["crossed", "fewer", "more"],
+)
+def test_classes_that_cannot_be_matched_are_refused(data, names):
+    with pytest.raises(ValueError, match="Only in the model: .*; only in the data: "):
+        check_classes(model_with(names), SegmentationFolder(data / "val"))
+
+
+def test_other_names_at_the_same_positions_are_matched_with_a_warning(data, caplog):
+    val = SegmentationFolder(data / "val")
+    assert check_classes(model_with(["wall", "lawn", "sky"]), val)[1] == "lawn"
+    assert "class 'lawn' of the model is 'grass' in the data (1 names differ)" in caplog.text
 
 
 def test_a_folder_without_a_model_is_refused(data):

@@ -1,22 +1,29 @@
+import errno
+import os
+import shutil
+import signal
+import struct
+
 import numpy as np
 import pytest
 import torch
 from cases import each
-from PIL import Image
+from PIL import Image, ImageFile
 from tiny_runs import run_options
 
+from contextseg.processing.fonts import drawable
+from contextseg.processing.heat_pictures import heat_overlay, heat_picture, with_cross
+from contextseg.processing.image_reading import decode_once
+from contextseg.processing.legends import class_entries, is_background, swatches
 from contextseg.processing.orientation import TURNS, turn_upright
-from contextseg.processing.overlays import (
-    heat_overlay,
-    image_grid,
-    mask_image,
-    mask_overlay,
-    with_cross,
-)
+from contextseg.processing.overlays import image_grid, mask_image, mask_overlay
+from contextseg.processing.palettes import class_colors, default_palette
+from contextseg.processing.prediction import Predictor
 from contextseg.processing.prediction_files import find_jobs
 from contextseg.processing.prediction_maps import ProbabilityFile, entropy, mask_beside_maps
 from contextseg.scripts.predict import main
 from contextseg.scripts.train import main as train
+from contextseg.training import plots
 from contextseg.training.option_texts import parse_position
 from contextseg.training.plots import plot_confusion, plot_curves
 
@@ -77,7 +84,134 @@ def test_unreadable_and_missing_files_are_reported_and_the_rest_goes_on(run, pho
     assert "missing.jpg" in shown.err
 
 
-@pytest.mark.parametrize("folder", [".", "overlays", "attention", "confidence", "entropy"])
+@each(
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 9 GiB"),
+        *(MemoryError(), RecursionError("too deep"), struct.error("short"), KeyError("band")),
+        *(Image.DecompressionBombError("a bomb"), OSError("disk error"), AssertionError("wrong\nshape")),
+    ],
+)
+def test_whatever_happens_to_one_image_the_others_are_segmented(
+    run, photo, tmp_path, error, capsys, monkeypatch
+):
+    names = ("a.png", "b.png", "c.png")
+    for name in names:
+        shutil.copy(photo, tmp_path / name)
+    plain = Predictor.run
+
+    def fails_at_b(self, job):
+        if job.source.name == "b.png":
+            raise error
+        plain(self, job)
+
+    monkeypatch.setattr(Predictor, "run", fails_at_b)
+    assert (
+        main([str(run), *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "masks")]) == 1
+    )
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.png", "c.png"]
+    shown = capsys.readouterr()
+    assert "2 of 3 images" in shown.out
+    assert [line for line in shown.err.splitlines() if line.startswith(f"{tmp_path / 'b.png'}: ")]
+
+
+def test_a_full_disk_ends_the_command(run, photo, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Predictor, "run", full)
+    with pytest.raises(SystemExit, match="Free some space"):
+        main([str(run), str(photo), "--output", str(tmp_path / "masks")])
+
+
+@pytest.mark.usefixtures("own_sigterm")
+@each("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_what_is_done_and_leaves_complete_files(
+    run, photo, tmp_path, number, capsys, monkeypatch
+):
+    """It comes while the third mask is written, and twice."""
+    for name in "abcd":
+        shutil.copy(photo, tmp_path / f"{name}.png")
+    flush = os.fsync
+
+    def interrupted(descriptor):
+        flush(descriptor)
+        if "c.png" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    images = [str(tmp_path / f"{name}.png") for name in "abcd"]
+    with pytest.raises(SystemExit) as stopped:
+        main([str(run), *images, "--output", str(tmp_path / "masks"), "--confidence"])
+    assert stopped.value.code == 130
+    assert "2 of 4 images" in capsys.readouterr().err
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "masks").rglob("*.*"))
+    assert written == ["masks/a.png", "masks/b.png", "masks/confidence/a.png", "masks/confidence/b.png"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_image_is_decoded_once_whatever_is_written(run, photo, tmp_path, monkeypatch):
+    decodes, prepare = [], ImageFile.ImageFile.load_prepare
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load_prepare", lambda self: (decodes.append(self.format), prepare(self))
+    )
+    options = ["--overlay", "--explain", "4,4", "--scales", "0.5,1,1.5", "--flip", "--confidence"]
+    assert main([str(run), str(photo), "--output", str(tmp_path / "masks"), *options]) == 0
+    assert decodes == ["PNG"]
+
+
+def test_the_mask_of_a_rotated_tiff_fits_the_stored_pixels(run, photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photo).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.tif", exif=exif)
+    files = [str(photo), str(tmp_path / "turned.tif")]
+    assert main([str(run), *files, "--output", str(tmp_path / "masks"), "--confidence"]) == 0
+    for folder in ("masks", "masks/confidence"):
+        upright, turned = (
+            np.asarray(Image.open(tmp_path / folder / f"{name}.png")) for name in ("photo", "turned")
+        )
+        assert np.array_equal(turned, np.rot90(upright))
+
+
+@pytest.mark.parametrize("shape", [(33, 20, 5), (33, 20, 3)], ids=["five channels", "16-bit color"])
+def test_the_orientation_of_a_file_that_pillow_cannot_hold_is_known(tmp_path, shape):
+    """TIFF by tifffile."""
+    tifffile = pytest.importorskip("tifffile")
+    stored = np.random.default_rng(0).integers(0, 60_000, shape, dtype=np.uint16)
+    tags = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored, photometric="minisblack", planarconfig="contig", extratags=tags
+    )
+    image, orientation = decode_once(tmp_path / "a.tif", num_channels=shape[-1])
+    assert (image.shape[:2], orientation) == ((20, 33), 6)
+
+
+def test_results_lie_beside_but_never_among_the_images(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    assert len(find_jobs([str(tmp_path / "photos")], str(tmp_path))) == 1
+    with pytest.raises(ValueError, match="the results would lie among the images"):
+        find_jobs([str(tmp_path / "photos")], str(tmp_path / "photos/../photos"))
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match="is a file. Choose another --output"):
+        find_jobs([str(tmp_path / "a.jpg")], str(tmp_path / "a.jpg" / "masks"))
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "day2").symlink_to("not_mounted")
+    errors = []
+    assert len(find_jobs([str(tmp_path)], str(tmp_path / "masks"), errors.append)) == 1
+    assert errors[0].filename.endswith("day2")
+
+
+@pytest.mark.parametrize("folder", [".", "overlays", "attention", "grad-cam", "confidence", "entropy"])
 def test_no_result_ever_overwrites_an_image(run, photo, tmp_path, folder):
     place = tmp_path / "data" / folder / photo.name
     place.parent.mkdir(parents=True)
@@ -103,16 +237,21 @@ def test_the_output_folder_is_no_input(tmp_path):
     (tmp_path / "masks").mkdir()
     for path in ("a.jpg", "masks/a.png"):
         (tmp_path / path).touch()
-    assert [job.source.name for job in find_jobs([str(tmp_path)], str(tmp_path / "masks"))] == ["a.jpg"]
+    (tmp_path / "link").symlink_to(tmp_path)
+    for output in ("masks", "../" + tmp_path.name + "/masks", "link/masks"):
+        found = find_jobs([str(tmp_path)], str(tmp_path / output))
+        assert [job.source.name for job in found] == ["a.jpg"]
 
 
-def test_overlay_and_explanation_have_the_size_of_the_image(run, photo, tmp_path):
+def test_overlay_and_explanation_keep_the_image_at_the_top_left(run, photo, tmp_path):
     options = ["--output", str(tmp_path / "masks"), "--overlay", "--explain", "40,10", "--flip"]
-    assert main([str(run), str(photo), *options]) == 0
-    for kind in ("overlays", "attention"):
+    assert main([str(run), str(photo), *options, "--grad-cam", "40,10"]) == 0
+    for kind in ("overlays", "attention", "grad-cam"):
         image = Image.open(tmp_path / "masks" / kind / "photo.png")
-        assert (image.mode, image.size) == ("RGB", (50, 30))
-    assert Image.open(tmp_path / "masks/attention/photo.png").getpixel((40, 10)) == (0, 255, 255)
+        assert (image.mode, image.size) == ("RGB", (240, image.height))
+        assert image.height > 30  # legend or scale
+    for kind in ("attention", "grad-cam"):
+        assert Image.open(tmp_path / f"masks/{kind}/photo.png").getpixel((40, 10)) == (0, 255, 255)
 
 
 MAPS = ["--confidence", "--entropy", "--probabilities"]
@@ -218,6 +357,60 @@ def test_an_overlay_of_strength_zero_is_the_photograph():
     assert mask_overlay(image, np.ones((6, 8), dtype=int), PALETTE, strength=0.0) == image
 
 
+def test_a_named_background_keeps_the_photograph_and_others_are_tinted():
+    image, mask = Image.effect_noise((300, 20), 50).convert("RGB"), np.zeros((20, 300), dtype=int)
+    mask[:, 200:], mask[:5] = 1, 255
+    picture = mask_overlay(
+        image, mask, PALETTE, ignore_index=255, names=["Background", "road", "$x^2$ | <b>\n=1+1 \x1b[31m"]
+    )
+    pixels, photo = np.array(picture)[:20], np.array(image)
+    assert (pixels[:, :200] == photo[:, :200]).all()
+    assert (pixels[:5] == photo[:5]).all()
+    assert np.abs(pixels[5:, 200:] - (photo[5:, 200:] / 2 + [0, 127.5, 0])).max() <= 1
+    assert picture.width == 300
+    assert (0, 255, 0) in [color for _, color in picture.crop((0, 20, *picture.size)).getcolors(1 << 16)]
+
+
+@each("name", ["_background_", "BG", "Unlabelled", "no label", "void"])
+def test_background_is_told_by_its_name(name):
+    assert is_background(name)
+    assert not is_background(f"{name} car")
+
+
+def test_a_legend_names_the_most_frequent_classes_and_counts_the_rest():
+    names = [f"class {index}" for index in range(1000)]
+    entries = class_entries([0, 5, 90, 5, *[0] * 996], names, default_palette(1000))
+    assert entries[0] == ("class 2 90 %", default_palette(3)[2])
+    assert [text for text, _ in entries[1:]] == ["class 1 5 %", "class 3 5 %"]
+    everything = class_entries([1] * 1000, ["long name " * 20] * 1000, default_palette(1000))
+    assert swatches(everything, 640).size == (640, swatches(everything[:8], 640).height)
+
+
+def test_a_thousand_classes_have_colors_of_their_own():
+    assert len({tuple(color) for color in class_colors([[1, 2, 3]], 1000)}) == 1000
+    image = mask_overlay(
+        Image.new("RGB", (9, 4)), np.full((4, 9), 999), default_palette(1000), names=["x"] * 1000
+    )
+    assert image.getpixel((0, 0)) == tuple((np.array(default_palette(1000)[999]) + 1) // 2)
+
+
+def test_an_overlay_refuses_other_sizes_and_ids_without_a_color():
+    with pytest.raises(ValueError, match="3 colors. Give one color per class"):
+        mask_overlay(Image.new("RGB", (8, 4)), np.full((4, 8), 3), PALETTE)
+    with pytest.raises(ValueError, match="of 8 x 4 does not fit an image of 4 x 8"):
+        mask_overlay(Image.new("RGB", (8, 4)), np.ones((8, 4), dtype=int), PALETTE)
+
+
+def test_a_heat_picture_shows_the_photograph_where_little_is_and_has_a_scale():
+    image, heat = Image.effect_noise((320, 60), 90).convert("RGB"), np.zeros((60, 320))
+    heat[:, 300:] = 4
+    picture = heat_picture(image, heat, "attention")
+    low = np.array(picture)[:60, :300].astype(float).mean(-1)
+    assert np.corrcoef(low.ravel(), np.array(image)[:, :300].mean(-1).ravel())[0, 1] > 0.99
+    assert low.std() > 0.6 * np.array(image)[:, :300].std()
+    assert (picture.width, picture.height > 60) == (320, True)
+
+
 def test_heat_is_brightest_where_it_is_highest():
     heat = np.zeros((6, 8))
     heat[2, 3] = 1.0
@@ -252,8 +445,27 @@ def test_curves_are_drawn_from_a_log(tmp_path):
     assert Image.open(tmp_path / "curves.png").size == (1050, 600)
 
 
-@each("count", [1, 3, 150])
-def test_a_confusion_matrix_keeps_room_for_every_name(count, tmp_path):
+@each("count", [1, 3, 28, 60])
+def test_a_confusion_matrix_keeps_room_for_every_name(count, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "MAX_CLASSES", 28)
     counts = np.diag(np.arange(count))  # nothing is labeled as the first class
-    plot_confusion(counts, [f"class {index}" for index in range(count)], tmp_path / "confusion.png")
-    assert min(Image.open(tmp_path / "confusion.png").size) >= max(600, 15 * count)
+    plot_confusion(counts, [f"class {index}" for index in range(count)], tmp_path / "confusion.png", "mIoU")
+    width, height = Image.open(tmp_path / "confusion.png").size
+    assert (width, height) == (height + 150, max(600, 150 * (2.5 + (0.5, 0.11)[count > 25] * min(28, count))))
+
+
+def test_names_in_plots_are_no_formulas_and_unknown_scripts_are_boxes(tmp_path):
+    plot_confusion(np.eye(2, dtype=int), [r"$\\frac{$ _", "a\U0001e030"], tmp_path / "confusion.png", "$^")
+    assert drawable("a\U0001e030") == "a□"
+    assert drawable("Straße, дорога") == "Straße, дорога"
+
+
+def test_the_scale_of_a_heat_map_begins_where_it_is_told():
+    heat = np.linspace(0.5, 1, 256, dtype=np.float32).reshape(16, 16)
+    gray = Image.new("RGB", (16, 16), (128, 128, 128))
+    fitted, fixed = (np.asarray(heat_overlay(gray, heat, strength=1, low=low)) for low in (None, 0.0))
+    halfway = np.asarray(heat_overlay(gray, heat - 0.5, strength=1))[
+        8, 0
+    ]  # the color of the middle of the scale
+    assert np.abs(fixed[0, 0].astype(int) - halfway).max() <= 6
+    assert np.abs(fitted[0, 0].astype(int) - halfway).max() > 20

@@ -146,7 +146,7 @@ def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_p
     state = run / "last" / "training_state.pt"
     state.write_bytes(damage(state.read_bytes()))
     with pytest.raises(
-        SystemExit, match="training_state.pt is damaged .* Start a new run with --weights .*best"
+        SystemExit, match="training_state.pt is damaged .* Start a new run with --init-from .*best"
     ):
         main(["--output", str(run), "--resume"])
 

@@ -57,7 +57,7 @@ def checkpoints(tmp_path_factory):
 
 def options(model, data, output, **changes):
     chosen = {
-        **{"weights": model, "train": f"{data}/train", "val": f"{data}/val", "output": output},
+        **{"init_from": model, "train": f"{data}/train", "val": f"{data}/val", "output": output},
         **{"crop_size": "16x24", "per_device_train_batch_size": 2, "max_steps": 2, "learning_rate": 1e-3},
         **{"use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no", **changes},
     }
@@ -114,7 +114,7 @@ def test_a_checkpoint_keeps_its_own_mean_and_ignores_what_the_data_ignore(checkp
 def test_the_card_is_trainers_with_our_part_for_our_models(name, has_labels, checkpoints, data, tmp_path):
     main(options(checkpoints / name, data, tmp_path, hub_token="hf_secret"))
     card = (tmp_path / "README.md").read_text()
-    assert ("contextseg-finetune --weights" in card) == has_labels
+    assert ("contextseg-finetune --init_from" in card) == has_labels
     assert "hf_secret" not in card + (tmp_path / "run.json").read_text()
     assert "### Training hyperparameters" in card
     assert "- image-segmentation" in card

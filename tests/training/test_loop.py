@@ -8,8 +8,9 @@ from accelerate import Accelerator
 from cases import each
 from torch import nn
 
-from contextseg.training.loop import Meter, Schedule, Training, optimizer_step, shares
+from contextseg.training.loop import Meter, Schedule, Training, optimizer_step, shares, train_loop
 from contextseg.training.state_checks import NonFiniteWeightsError, check_weights_to_save
+from contextseg.training.stopping import StopSignal
 
 
 class Line(nn.Module):
@@ -86,6 +87,51 @@ def test_a_checkpoint_with_values_that_are_not_finite_never_replaces_a_good_one(
 def test_a_run_is_saved_after_every_interval_and_at_its_end_but_not_before_its_first_step():
     schedule = Schedule(steps=10, warmup_steps=0, shape="poly", eval_interval=4)
     assert [step for step in range(11) if schedule.has_checkpoint(step)] == [4, 8, 10]
+
+
+@pytest.fixture
+def plain_loop(training):
+    """Runs the loop with evaluations that find these scores; returns the steps at which it evaluated."""
+
+    def run(scores, schedule, meter):
+        evaluated, scores = [], iter(scores)
+
+        def checkpoint(meter, stopping):  # noqa: ARG001
+            evaluated.append(training.step)
+            is_best = next(scores) > training.best.get("score", -1)
+            training.evaluations_since_best = 0 if is_best else training.evaluations_since_best + 1
+            if is_best:
+                training.best = {"score": 1}
+
+        batches = ({"slope": torch.ones(1), "name": ["a"]} for _ in range(99))
+        assert train_loop(training, batches, schedule, meter, StopSignal(), checkpoint=checkpoint)
+        return evaluated
+
+    return run
+
+
+def meter_without_log(training, schedule):
+    meter = Meter(training, schedule, log=None)
+    meter.report = dict
+    return meter
+
+
+def test_a_run_ends_after_evaluations_without_a_better_score_and_remembers_them(training, plain_loop):
+    schedule = Schedule(steps=20, warmup_steps=0, shape="constant", eval_interval=2, patience=3)
+    meter = meter_without_log(training, schedule)
+    assert plain_loop([1, 0, 0, 0, 0], schedule, meter) == [2, 4, 6, 8]
+    assert schedule.has_stalled(training)
+    assert training.state()["progress"]["evaluations_since_best"] == 3
+    assert plain_loop([], schedule, meter) == []  # resumed, it is still over
+    schedule.patience = 5
+    assert plain_loop([0, 0, 0], schedule, meter) == [10, 12]
+
+
+def test_the_seconds_of_a_resumed_run_add_to_those_before(training, plain_loop):
+    schedule = Schedule(steps=2, warmup_steps=0, shape="constant")
+    training.seconds = 100.0
+    plain_loop([1], schedule, meter_without_log(training, schedule))
+    assert 100 < training.seconds < 200
 
 
 def test_a_part_counts_by_its_labels_and_parts_without_any_count_nothing():

@@ -30,7 +30,7 @@ COMMANDS = {
     "recipe on weights": [
         "--recipe",
         "segdeformer_mit_b1_ade20k",
-        "--backbone",
+        "--init-from",
         "nvidia/mit-b1",
         "--train",
         "a",
@@ -110,7 +110,7 @@ def test_a_run_is_made_from_its_data_once_and_from_the_checkpoint_that_it_starts
             "me/streets:train",
             "--val",
             "me/streets:val",
-            "--swin",
+            "--init-from",
             "microsoft/swin-tiny-patch4-window7-224",
         ]
     )

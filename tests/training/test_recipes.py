@@ -1,3 +1,4 @@
+import json
 import re
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from contextseg.modeling.modeling_maformer import (
     MaformerForSemanticSegmentation,
 )
 from contextseg.scripts.train import main
-from contextseg.training.models import SEGMENTER, STARTS, configuration, describe, parse_overrides
+from contextseg.training.models import SEGMENTER, describe, parse_overrides
 from contextseg.training.optim import learning_rate_factor
 from contextseg.training.options import train_arguments, train_parser
 from contextseg.training.recipes import (
@@ -24,6 +25,8 @@ from contextseg.training.recipes import (
     recipe_names,
     with_recipe,
 )
+from contextseg.training.records import read_json
+from contextseg.training.starting_points import configuration
 
 # The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
 SMALL = {
@@ -162,7 +165,6 @@ def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name
 
 
 def test_a_given_starting_point_takes_the_place_of_the_recipes():
-    assert {"preset", "weights", *STARTS} == STARTING_POINTS
     for option in STARTING_POINTS:
         given, _ = with_recipe({"recipe": "segdeformer_mit_b1_ade20k", option: "this"})
         assert {name: given[name] for name in STARTING_POINTS & given.keys()} == {option: "this"}
@@ -172,7 +174,7 @@ def test_a_segmentation_recipe_of_maformer_starts_from_its_classifier(tmp_path, 
     sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_heads": [2, 4]}
     classifier = MaformerForImageClassification(MaformerConfig(**sizes, use_token_labels=True, num_labels=5))
     classifier.save_pretrained(tmp_path)
-    recipe = ["--recipe", "maformer_small_upernet_ade20k", "--weights", str(tmp_path)]
+    recipe = ["--recipe", "maformer_small_upernet_ade20k", "--init-from", str(tmp_path)]
     assert main([*recipe, *OVERRIDES, "--set", "auxiliary_hidden_size=8"]) == 0
     fresh = MaformerConfig(**sizes, decoder="upernet", auxiliary_hidden_size=8, num_labels=150)
     with torch.device("meta"):
@@ -229,6 +231,38 @@ def test_a_run_with_a_recipe_is_resumed_without_naming_it(tmp_path):
     assert main([*run_options(data, tmp_path / "run", TINY_MODEL), "--recipe", path]) == 0
     assert main(["--output", str(tmp_path / "run"), "--resume"]) == 0
     assert main(["--output", str(tmp_path / "run"), "--resume", "--recipe", path]) == 0
+
+
+def test_the_record_of_a_run_starts_it_again(tmp_path):
+    from tiny_runs import TINY_MODEL, run_options, write_data
+
+    data, first = write_data(tmp_path / "data"), tmp_path / "first run"
+    changes = ["--steps", "2", "--no-augmentation", "--weight-decay", "0.02", "--loss", "dice", "--push", ""]
+    assert main([*run_options(data, first, TINY_MODEL), *changes]) == 0
+    assert main(["--config", str(first / "run.json"), "--output", str(tmp_path / "second")]) == 0
+    again = ["--config", str(first), "--output", str(tmp_path / "third"), "--steps", "1", "--seed", "5"]
+    assert main(again) == 0
+    one, two, three = (read_json(tmp_path / run / "run.json") for run in ("first run", "second", "third"))
+    assert one["scores"] == two["scores"]
+    assert one["best"]["step"] == 2
+    differing = {name for name, value in one["arguments"].items() if value != two["arguments"][name]}
+    assert differing == {"output", "recipe", "push"}
+    assert (three["steps_done"], three["seed"]) == (1, 5)
+    assert "--recipe" not in two["command"]
+
+
+def test_a_run_is_started_again_into_a_new_folder_only(tmp_path):
+    record = {"arguments": {"task": "segmentation", "train": "data", "output": "old", "batch_size": 3}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="--output is missing"):
+        main(["--config", str(tmp_path / "run.json")])
+
+
+@each("content", ["", "{", "[]", "{}", '{"arguments": {"weights": "a"}}'])
+def test_a_file_that_is_no_record_of_a_run_is_refused(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(SystemExit, match="is not the run.json of a run of contextseg-train"):
+        main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "new")])
 
 
 BOMB = ["a: &a [x, x, x, x, x, x, x, x, x]"]

@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import time
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -8,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from cases import each
+from cases import each, slow_but
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
 
 import contextseg
+from contextseg import SegmentationImageProcessor
 from contextseg.processing.data.batches import SampleStream, TrainingSamples, training_loader
 from contextseg.scripts.train import main
 from contextseg.training import loop
@@ -22,6 +25,7 @@ from contextseg.training.models import parse_overrides
 from contextseg.training.option_texts import crop_size
 from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
+from contextseg.training.segmentation import SegmentationTask, new_augmentation
 from contextseg.training.setup import new_schedule
 
 
@@ -55,7 +59,7 @@ def test_the_record_holds_arguments_versions_scores_and_hardware(run):
     assert record["steps_done"] == record["best"]["step"] == 4
     assert record["arguments"]["batch_size"] == 2
     assert record["arguments"].keys() == {"task", *(field.name for field in fields(SegmentationArguments))}
-    assert not {"label_smoothing", "mix_token", "rand_augment", "shorter_side"} & record["arguments"].keys()
+    assert not {"random_erasing", "mix_token", "rand_augment", "shorter_side"} & record["arguments"].keys()
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["hardware"]["cores"] == os.cpu_count()
     assert [row["name"] for row in record["scores"]["per_class"]] == CLASSES
@@ -73,9 +77,27 @@ def test_training_learns(data, tmp_path):
     assert read_json(tmp_path / "run" / "run.json")["best"]["mean_iou"] > 0.4
 
 
-def test_tensorboard_curves_are_written(data, tmp_path):
-    main([*run_options(data, tmp_path / "run"), "--tracker", "tensorboard", "--steps", "1"])
-    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+def test_tensorboard_has_curves_scores_of_classes_and_pictures(data, tmp_path, monkeypatch, capfd):
+    passed, score = [0.0], SegmentationTask.score
+    real = time.perf_counter
+
+    def slow_score(*arguments):
+        passed[0] += 3600
+        return score(*arguments)
+
+    monkeypatch.setattr(SegmentationTask, "score", slow_score)
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + passed[0])
+    run = tmp_path / "run"
+    main([*run_options(data, run), "--tracker", "tensorboard", "--steps", "2", "--eval-interval", "1"])
+    (events,) = (run / "tensorboard").glob("events.*")
+    content = events.read_bytes()
+    assert all(content.count(f"iou/{name}".encode()) == 2 for name in ("wall", "grass", "sky"))
+    assert (content.count(b"validation"), content.count(b"\x89PNG")) == (2, 2)
+    assert Image.open(run / "loss.png").size == (1050, 600)
+    assert 7200 <= read_json(run / "run.json")["seconds"] < 7800  # evaluations count
+    out, err = capfd.readouterr()
+    assert "2 steps in 12" in out
+    assert not {"\r", "\x1b"} & {*out, *err}
 
 
 def stop_after(step, monkeypatch):
@@ -92,8 +114,15 @@ def stop_after(step, monkeypatch):
     monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
 
 
+TRAINED_PARTS = {
+    "all": [],
+    "LoRA and a frozen stem": ["--lora", "2", "--freeze", "patch_embed", "--layer-decay", "0.5"],
+}
+
+
 @pytest.mark.usefixtures("own_sigterm")
-def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("trained", slow_but(TRAINED_PARTS, "all"))
+def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(trained, data, tmp_path, monkeypatch):
     changes = [
         "--steps",
         "6",
@@ -105,6 +134,11 @@ def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp
         "2",
         "--set",
         "drop_path_rate=0.5",
+        "--batch-size",
+        "7",
+        "--crops-per-image",
+        "2",
+        *TRAINED_PARTS[trained],
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*run_options(data, whole), *changes]) == 0
@@ -149,7 +183,7 @@ def test_a_non_finite_loss_stops_with_the_samples_names(data, tmp_path):
 
 def test_other_classes_renew_the_head_and_keep_equal_names(run, tmp_path, caplog):
     other = write_data(tmp_path / "data", classes=["sky", "wall", "water", "road"])
-    options = ["--train", f"{other}/train", "--output", str(tmp_path / "new"), "--weights", str(run)]
+    options = ["--train", f"{other}/train", "--output", str(tmp_path / "new"), "--init-from", str(run)]
     main(
         [
             *options,
@@ -204,23 +238,39 @@ ERRORS = {
     "unknown preset": (["--preset", "huge"], "no preset 'huge'"),
     "unknown field": (["--set", "window_sizee=4"], "did you mean 'window_size'"),
     "no value": (["--set", "window_size"], "--set NAME=VALUE"),
-    "two starts": (["--weights", "a", "--swin", "b"], "Give only one of them"),
-    "large batch": (["--batch-size", "6"], "batch of 6 is larger than the training set of 5 images"),
+    "two starts": (["--preset", "nano", "--init-from", "b"], "Give only one of them"),
+    "early stopping alone": (
+        ["--val", "", "--early-stopping", "2"],
+        "--early-stopping compares validation scores",
+    ),
     "two lengths": (["--epochs", "3"], "--steps and --epochs"),
     "bad crop": (["--crop-size", "12by4"], "HEIGHTxWIDTH"),
     "bad factor": (["--lr-factor", "decoder"], "PART=FACTOR"),
-    "missing weights": (["--weights", "./nowhere"], "there is no folder nowhere"),
+    "missing weights": (["--init-from", "./nowhere"], "there is no folder nowhere"),
     "nothing to resume": (["--resume"], "Leave out --resume"),
 }
 
 
 @each(("changes", "message"), ERRORS)
 def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, data, tmp_path, capsys):
-    options = run_options(data, tmp_path / "run", model=[] if "--weights" in changes else TINY_MODEL)
+    options = run_options(data, tmp_path / "run", model=[] if "./nowhere" in changes else TINY_MODEL)
     with pytest.raises(SystemExit) as caught:
         main([*options, *changes])
     assert message in f"{caught.value} {capsys.readouterr().err}"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_progress_ends_early_says_so_and_goes_on_with_more_patience(data, tmp_path, capsys):
+    changes = ["--steps", "6", "--eval-interval", "1", "--learning-rate", "0", "--early-stopping", "2"]
+    assert main([*run_options(data, tmp_path / "run"), *changes]) == 0
+    record = read_json(tmp_path / "run" / "run.json")
+    assert (record["status"], record["steps_done"], record["evaluations_since_best"]) == ("finished", 3, 2)
+    assert "stopped early of 6: no better score in 2 evaluations" in capsys.readouterr().out
+    resume = ["--output", str(tmp_path / "run"), "--resume"]
+    assert main(resume) == 0
+    assert read_json(tmp_path / "run" / "run.json")["steps_done"] == 3
+    assert main([*resume, "--early-stopping", "3"]) == 0
+    assert read_json(tmp_path / "run" / "run.json")["steps_done"] == 4
 
 
 def test_a_run_is_never_overwritten(run, data):
@@ -242,7 +292,7 @@ def test_swin_weights_are_what_a_run_with_swin_starts_from(data, tmp_path):
     swin = SwinModel(config)
     swin.save_pretrained(tmp_path / "swin")
     sizes = ["--set", "decoder_hidden_size=8", "--set", "auxiliary_hidden_size=8"]
-    options = run_options(data, tmp_path / "run", model=["--swin", str(tmp_path / "swin"), *sizes])
+    options = run_options(data, tmp_path / "run", model=["--init-from", str(tmp_path / "swin"), *sizes])
     main([*options, "--steps", "1", "--learning-rate", "0"])
     loaded = weights(tmp_path / "run" / "last")["backbone.encoder.patch_embed.projection.weight"]
     assert torch.equal(loaded, swin.embeddings.patch_embeddings.projection.weight)
@@ -301,6 +351,27 @@ def test_every_epoch_shows_every_image_once():
 def test_a_later_start_is_the_tail_of_the_same_stream():
     options = {"seed": 3, "stop": 9}
     assert list(SampleStream(7, 3, start=4, **options)) == list(SampleStream(7, 3, start=0, **options))[4:]
+
+
+def test_several_crops_of_an_image_differ_and_are_spread_over_the_epoch():
+    keys = [key for batch in SampleStream(5, 3, seed=0, start=0, stop=10, crops=3) for key in batch]
+    assert sorted(keys) == [(epoch, index) for epoch in range(6) for index in range(5)]
+    assert sorted(keys[:15]) == [(epoch, index) for epoch in range(3) for index in range(5)]
+    assert {epoch for epoch, _ in keys[:5]} != {0}
+
+
+def test_one_crop_per_image_is_the_plain_stream():
+    assert list(SampleStream(5, 2, seed=1, start=0, stop=9, crops=1)) == list(
+        SampleStream(5, 2, seed=1, start=0, stop=9)
+    )
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    batches = list(SampleStream(20, 64, seed=0, start=0, stop=5))
+    assert [len(set(batch)) for batch in batches] == [64] * 5
+    assert {index for _, index in batches[0]} == set(range(20))
+    arguments = SegmentationArguments(epochs=16, batch_size=64, crops_per_image=2)
+    assert new_schedule(arguments, num_images=20, num_processes=1).steps == 10
 
 
 def test_processes_share_the_stream_of_one():
@@ -423,3 +494,14 @@ def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
 def test_a_wrong_value_of_the_configuration_is_reported_in_one_line(data, tmp_path, setting, complaint):
     with pytest.raises(SystemExit, match=rf"^contextseg-train: .*{complaint}.*$"):
         main([*run_options(data, tmp_path / "run"), "--set", setting])
+
+
+def test_rotation_is_one_of_the_augmentations_and_off_with_them():
+    options = {"train": "a", "output": "b", "rotation": 30.0}
+    drawn = [
+        new_augmentation(
+            SegmentationArguments(**options, augmentation=on), SegmentationImageProcessor(), seed=0
+        ).rotation
+        for on in (True, False)
+    ]
+    assert drawn == [30.0, 0.0]

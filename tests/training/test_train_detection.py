@@ -121,7 +121,7 @@ def test_it_learns_a_handful_of_shapes(tmp_path):
 def test_a_classifier_of_ours_is_a_start(data, tmp_path, capsys):
     classifier = MaformerForImageClassification(MaformerConfig(**BACKBONE, num_labels=5))
     classifier.save_pretrained(tmp_path / "run" / "best")
-    start = ["--backbone", str(tmp_path / "run"), "--set", "drop_path_rate=0.3", "--dry-run"]
+    start = ["--init-from", str(tmp_path / "run"), "--set", "drop_path_rate=0.3", "--dry-run"]
     assert main(["--train", f"{data}/train", *TINY, *start]) == 0
     printed = capsys.readouterr().out
     assert "2 classes" in printed
@@ -175,7 +175,7 @@ def test_every_printed_row_of_maformer_has_its_recipe():
 
 @each("name", [*DETECTION])
 def test_a_recipes_preset_has_its_settings(name):
-    """They are settings too, because --backbone takes the place of the preset."""
+    """They are settings too, because --init-from takes the place of the preset."""
     recipe = read_recipe(name)
     preset = MaskRcnnConfig.preset(recipe.options["preset"])
     rate = preset.backbone_config.drop_path_rate

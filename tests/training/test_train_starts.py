@@ -6,19 +6,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import each
-from tiny import tiny_mit, tiny_segdeformer, tiny_segformer, tiny_upernet
+from tiny import tiny_glam_swin, tiny_mit, tiny_segdeformer, tiny_segformer, tiny_upernet
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
+    BertConfig,
     ResNetConfig,
     ResNetForImageClassification,
     SegformerForSemanticSegmentation,
+    SwinConfig,
+    SwinModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
 )
 
+from contextseg.modeling import pretrained_backbones
+from contextseg.modeling.backbone_building import build_encoder
 from contextseg.scripts import train
-from contextseg.training.models import ignore_index_field
+from contextseg.training.models import SEGMENTER, ignore_index_field
 from contextseg.training.options import SegmentationArguments
 from contextseg.training.segmentation import SegmentationTask, counted_pixels
+from contextseg.training.starting_points import build_model
 
 
 def run(data, output, *options):
@@ -47,7 +55,7 @@ def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalization(data, t
     model = run(
         data,
         tmp_path / "run",
-        *("--model", "segdeformer", "--backbone", str(tmp_path / "resnet"), "--set", "decoder_hidden_size=8"),
+        *("--init-from", str(tmp_path / "resnet"), "--set", "decoder_hidden_size=8"),
     )
     name = "encoder.stages.0.layers.0.layer.0.convolution.weight"
     loaded = {
@@ -57,7 +65,7 @@ def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalization(data, t
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "last")
     assert list(processor.image_mean) == settings["image_mean"]
     assert list(processor.image_std) == settings["image_std"]
-    run(data, tmp_path / "tuned", "--weights", str(tmp_path / "run"))
+    run(data, tmp_path / "tuned", "--init-from", str(tmp_path / "run"))
     processor = AutoImageProcessor.from_pretrained(tmp_path / "tuned" / "last")
     assert list(processor.image_mean) == settings["image_mean"]
 
@@ -65,7 +73,7 @@ def test_any_encoder_checkpoint_starts_a_run_and_keeps_its_normalization(data, t
 def test_a_segformer_checkpoint_starts_a_run(data, tmp_path):
     segformer = SegformerForSemanticSegmentation(tiny_mit(decoder_hidden_size=8, num_labels=2))
     segformer.save_pretrained(tmp_path / "segformer")
-    model = run(data, tmp_path / "run", "--model", "segdeformer", "--segformer", str(tmp_path / "segformer"))
+    model = run(data, tmp_path / "run", "--model", "segdeformer", "--init-from", str(tmp_path / "segformer"))
     torch.testing.assert_close(
         model.backbone.encoder.model.state_dict(), segformer.segformer.state_dict(), rtol=0, atol=0
     )
@@ -90,8 +98,108 @@ def test_a_model_whose_loss_ignores_nothing_is_refused():
         ignore_index_field(ResNetConfig())
 
 
-def test_a_start_that_a_model_does_not_have_is_refused(data, tmp_path):
-    with pytest.raises(
-        SystemExit, match="--segformer does not work with --model glam_swin. Use --model segdeformer"
-    ):
-        run(data, tmp_path / "run", "--segformer", "nvidia/mit-b0")
+SMALL = {"decoder_hidden_size": 8, "auxiliary_hidden_size": 8}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "image_size": 32}
+    SwinModel(SwinConfig(**sizes)).save_pretrained(folder / "swin")
+    swin = SwinConfig(**sizes, out_features=["stage1", "stage2"])
+    heads = UperNetConfig(backbone_config=swin, hidden_size=8, use_auxiliary_head=False, num_labels=2)
+    UperNetForSemanticSegmentation(heads).save_pretrained(folder / "upernet")
+    segformer = tiny_mit(decoder_hidden_size=8, num_labels=2)
+    SegformerForSemanticSegmentation(segformer).save_pretrained(folder / "segformer")
+    tiny_glam_swin(id2label={0: "x", 1: "y"}).save_pretrained(folder / "glam")
+    BertConfig().save_pretrained(folder / "bert")
+    (folder / "empty").mkdir()
+    (folder / "strange").mkdir()
+    (folder / "strange" / "config.json").write_text("{}")
+    return folder
+
+
+STARTED = {
+    "a Swin": ("swin", None, SMALL, "GlamSwinForSemanticSegmentation"),
+    "a Swin as an encoder": ("swin", "segdeformer", SMALL, "SegDeformerForSemanticSegmentation"),
+    "a UPerNet stays itself": ("upernet", None, {}, "UperNetForSemanticSegmentation"),
+    "a UPerNet with Swin": ("upernet", "glam_swin", {}, "GlamSwinForSemanticSegmentation"),
+    "a SegFormer stays itself": ("segformer", None, {}, "SegformerForSemanticSegmentation"),
+    "a SegFormer": ("segformer", "segdeformer", {}, "SegDeformerForSemanticSegmentation"),
+    "ours": ("glam", None, {}, "GlamSwinForSemanticSegmentation"),
+    "the encoder of ours": ("glam", "segdeformer", SMALL, "SegDeformerForSemanticSegmentation"),
+}
+
+
+@each(("source", "name", "options", "kind"), STARTED)
+def test_a_checkpoint_is_recognized_and_what_is_new_is_said_in_one_line(
+    source, name, options, kind, checkpoints, caplog
+):
+    caplog.clear()
+    model = build_model(
+        SEGMENTER, name, None, class_names=["a", "b"], options=options, init_from=str(checkpoints / source)
+    )
+    assert type(model).__name__ == kind
+    (line,) = [record.message for record in caplog.records if "newly initialized" in record.message]
+    assert "\n" not in line
+
+
+def test_a_timm_name_starts_the_model_that_takes_any_encoder(monkeypatch):
+    monkeypatch.setattr(pretrained_backbones, "build_encoder", without_download)
+    model = build_model(
+        SEGMENTER, None, None, class_names=["a", "b"], options=SMALL, init_from="timm/resnet18.a1_in1k"
+    )
+    assert type(model).__name__ == "SegDeformerForSemanticSegmentation"
+    assert model.config.backbone_config.backbone == "resnet18.a1_in1k"
+
+
+def without_download(*arguments, pretrained=False):  # noqa: ARG001
+    return build_encoder(*arguments)
+
+
+def test_a_model_of_transformers_has_no_field_for_another_loss(checkpoints):
+    options = {"loss": "dice"}
+    with pytest.raises(ValueError, match="a 'segformer' of transformers, which has no field 'loss'"):
+        build_model(
+            SEGMENTER,
+            None,
+            None,
+            class_names=["a"],
+            options=options,
+            init_from=str(checkpoints / "segformer"),
+        )
+
+
+REFUSED = {
+    "another of our models": (
+        "swin",
+        "maformer",
+        "cannot start --model maformer. .*use --model glam_swin or ",
+    ),
+    "an unknown model": ("swin", "glam_swim", "no model 'glam_swim'"),
+    "no image encoder": (
+        "bert",
+        None,
+        "a checkpoint of 'bert', cannot start a model for semantic segmentation",
+    ),
+    "no model type": ("strange", None, "understands"),
+    "an empty folder": ("empty", None, "has no config.json"),
+}
+
+
+@each(("source", "name", "message"), REFUSED)
+def test_a_checkpoint_that_cannot_start_the_model_is_refused_in_one_sentence(
+    source, name, message, checkpoints
+):
+    with pytest.raises(ValueError, match=message) as caught:
+        build_model(
+            SEGMENTER, name, None, class_names=["a", "b"], options={}, init_from=str(checkpoints / source)
+        )
+    assert "\n" not in str(caught.value)
+
+
+@each("spelling", ["--weights", "--swin", "--segformer", "--backbone"])
+def test_a_former_spelling_is_answered_with_the_new_one(spelling, capsys):
+    with pytest.raises(SystemExit):
+        train.main([spelling, "somewhere"])
+    assert f"no option {spelling}: it is --init-from now." in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during a training."""
+"""Stopping a run from outside: SIGTERM and Ctrl-C."""
 
 import signal
 from collections.abc import Iterator

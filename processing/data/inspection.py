@@ -1,0 +1,107 @@
+"""Inspects one pair of image and mask: what the report of `contextseg-check` is made from."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..failures import reason
+from ..image_opening import ImageReadError, read_frames, read_orientation
+from ..image_reading import image_size, read_stored
+from ..orientation import UPRIGHT, swaps_sides
+from ..palette_masks import PaletteError
+from ..samples import check_sizes
+from ..value_ranges import OUTLIERS, StoredValues, UnknownRangeError, values_of
+from .datasets import SegmentationData
+from .pairing import Pair
+
+FEW_VALUES = 1 << 16
+DARK = 64  # of 255, which 14 bits in a 16-bit file reach
+WHITE = 254.5
+
+
+class Finding(NamedTuple):
+    """The size and the ids of one pair, or why it cannot be used; `doubts` may be wrong with it.
+
+    `values` are those of an image that is not 8-bit: one whose black and white are unknown, or one that is
+    almost black or white as it is read.
+    """
+
+    name: str
+    size: tuple[int, int] | None = None
+    pixels_by_id: dict[int, int] | None = None
+    is_colored: bool = False
+    unreadable: str | None = None
+    mismatch: str | None = None
+    contradiction: str | None = None
+    doubts: tuple[str, ...] = ()
+    values: StoredValues | None = None
+
+
+def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
+    """Reads an image and its mask; errors become part of the finding."""
+    name = f"{index}"
+    try:
+        pair = dataset.sources(index)
+        name = pair.name
+        image = dataset.read_image(pair.image)
+        size = image_size(image)
+        mask = dataset.read_stored_mask(pair.mask)
+        finding = Finding(
+            name, size, count_values(mask), mask.ndim == 3, values=lost_values(dataset, pair, image)
+        )
+    except UnknownRangeError as error:
+        return Finding(name, unreadable=str(error), values=error.values)
+    except PaletteError as error:
+        return Finding(name, contradiction=str(error))
+    except Exception as error:
+        return Finding(name, unreadable=reason(error, name))
+    try:
+        check_sizes(size, mask.shape[:2], name)
+    except ValueError as error:
+        return finding._replace(mismatch=str(error))
+    return finding._replace(doubts=tuple(doubts_of(pair, size)))
+
+
+def doubts_of(pair: Pair, size: tuple[int, int]) -> Iterator[str]:
+    """The keys of `DOUBTS` that apply to a pair of equal sizes."""
+    try:
+        turn, frames = read_orientation(pair.image), read_frames(pair.image)
+    except ImageReadError:  # Pillow does not read this format, whose files have neither
+        return
+    fits_unturned = size[0] == size[1] or not swaps_sides(turn)
+    if turn != UPRIGHT and fits_unturned and read_orientation(pair.mask) != turn:
+        yield "turned"
+    if frames > 1:
+        yield "frames"
+
+
+def count_values(mask: np.ndarray) -> dict[int, int]:
+    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB."""
+    if mask.ndim == 3:
+        red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
+        mask = red << 16 | green << 8 | blue
+    if mask.min() >= 0 and mask.max() < FEW_VALUES:
+        counts = np.bincount(mask.ravel())
+        return {int(value): int(counts[value]) for value in counts.nonzero()[0]}
+    return {int(value): int(count) for value, count in zip(*np.unique(mask, return_counts=True), strict=True)}
+
+
+def lost_values(
+    dataset: SegmentationData, pair: Pair, image: Image.Image | np.ndarray
+) -> StoredValues | None:
+    """The values of an image that is not 8-bit, if hardly any gray levels of it are left.
+
+    Args:
+        dataset: The dataset of the pair.
+        pair: The pair.
+        image: The image as it is read, on the scale 0..255.
+    """
+    pixels = np.asarray(image)
+    is_dark = np.count_nonzero(pixels > DARK) <= OUTLIERS / 100 * pixels.size
+    is_white = dataset.value_range is not None and np.count_nonzero(pixels >= WHITE) > pixels.size / 2
+    if not (is_dark or is_white):
+        return None
+    stored = read_stored(pair.image, dataset.pixel_limit, dataset.num_channels)
+    return None if stored is None else values_of(stored)

@@ -1,0 +1,163 @@
+"""Boundary scores: identities, and literal transcriptions of their definitions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import each
+
+from contextseg.processing import boundary_metrics
+from contextseg.processing.boundary_metrics import BoundaryF, BoundaryIoU
+from contextseg.processing.metrics import ConfusionMatrix
+
+
+def eroded_boundary(mask, radius):
+    """The authors' definition: the mask minus itself after `radius` erosions by a 3x3 square, zeros outside."""
+    inside = mask[None, None].float()
+    for _ in range(radius):
+        inside = -F.max_pool2d(-F.pad(inside, (1, 1, 1, 1)), kernel_size=3, stride=1)
+    return mask & (inside[0, 0] == 0)
+
+
+@each(("size", "radius"), [((30, 40), 1), ((60, 80), 2), ((125, 250), 6)])
+def test_boundary_iou_equals_repeated_erosion_class_by_class(size, radius):
+    torch.manual_seed(1)
+    coarse = torch.rand(2, 3, 5, 7)
+    labels, prediction = F.interpolate(coarse + torch.rand(2, 1, 1, 1), size=size, mode="bilinear").argmax(1)
+    expected = []
+    for index in range(3):
+        truth, found = eroded_boundary(labels == index, radius), eroded_boundary(prediction == index, radius)
+        expected.append((truth & found).sum().item() / (truth | found).sum().item())
+    score = BoundaryIoU(3)
+    score.update(prediction, labels)
+    assert score.compute()["per_class_boundary_iou"] == pytest.approx(expected)
+
+
+def test_boundary_iou_ignores_pixels_far_from_every_border():
+    labels = torch.zeros(64, 64, dtype=torch.long)
+    labels[:, 32:] = 1
+    prediction = labels.clone()
+    prediction[:, 31] = 1  # one column off: a small IoU loss and a large boundary loss
+    score = BoundaryIoU(2)
+    score.update(prediction, labels)
+    confusion = ConfusionMatrix(2)
+    confusion.update(prediction, labels)
+    assert score.compute()["boundary_iou"] < 0.85 < 0.96 < confusion.compute()["mean_iou"]
+
+
+def test_boundary_iou_of_an_image_of_a_few_pixels_has_a_boundary_of_one_pixel():
+    labels = torch.zeros(8, 8, dtype=torch.long)
+    score = BoundaryIoU(1)
+    score.update(labels, labels)
+    assert score.counts.tolist() == [[28], [56]]
+
+
+def test_boundary_iou_of_a_perfect_prediction_is_one_around_an_ignored_region():
+    labels = torch.zeros(40, 40, dtype=torch.long)
+    labels[10:30, 10:30] = 255
+    score = BoundaryIoU(1)
+    score.update(torch.zeros_like(labels), labels)
+    assert score.compute()["boundary_iou"] == 1.0
+
+
+def edge_pixels(ids, index):
+    """Coordinates (N, 2) of the pixels of a class that have another id above, below, left or right of them."""
+    height, width = ids.shape
+    found = []
+    for y, x in (ids == index).nonzero().tolist():
+        near = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        if any(0 <= v < height and 0 <= u < width and ids[v, u] != index for v, u in near):
+            found.append((y, x))
+    return torch.tensor(found, dtype=torch.float64).reshape(-1, 2)
+
+
+def literal_boundary_f(prediction, labels, index, distance):
+    """F, precision and recall of one class in one image, from all distances; NaN without a boundary."""
+    void = labels == 255
+    found, truth = (edge_pixels(ids.masked_fill(void, 255), index) for ids in (prediction, labels))
+    if not len(found) and not len(truth):
+        return math.nan, math.nan, math.nan
+    if not len(found) or not len(truth):
+        return 0.0, 0.0 if len(found) else math.nan, 0.0 if len(truth) else math.nan
+    near = torch.cdist(found, truth) <= distance
+    precision, recall = near.any(1).double().mean().item(), near.any(0).double().mean().item()
+    return (
+        2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+        precision,
+        recall,
+    )
+
+
+def random_images(size, seed=0):
+    """Labels and prediction (2, H, W) with three classes in blobs and an ignored rectangle."""
+    torch.manual_seed(seed)
+    coarse = torch.rand(4, 3, 5, 7)
+    coarse[2:] = coarse[:2] + 0.4 * torch.rand(2, 3, 5, 7)
+    labels, prediction = F.interpolate(coarse, size=size, mode="bilinear").argmax(1).split(2)
+    labels = labels.clone()
+    labels[:, : size[0] // 4, : size[1] // 3] = 255
+    return prediction, labels
+
+
+@each(("size", "tolerance"), [((20, 30), 0.0075), ((40, 48), 0.04), ((33, 50), 0.09)])
+@each("settings", [{"DENSE": 1, "COMPARED_AT_ONCE": 7}, {"DENSE": 1}, {"DENSE": 0}])
+def test_boundary_f_equals_the_definition_on_all_pairs_of_pixels(size, tolerance, settings, monkeypatch):
+    for name, value in settings.items():  # the chosen way to compare pixels does not change the result
+        monkeypatch.setattr(boundary_metrics, name, value)
+    prediction, labels = random_images(size)
+    score = BoundaryF(4, tolerance=tolerance)
+    score.update(prediction, labels)
+    distance = max(1.0, tolerance * math.hypot(*size))
+    each_image = [
+        [literal_boundary_f(*pair, index, distance) for index in range(4)]
+        for pair in zip(prediction, labels, strict=True)
+    ]
+    expected = torch.tensor(each_image).nanmean(0)  # over images; the fourth class never occurs
+    computed = score.compute()
+    for column, name in enumerate(("boundary_f", "boundary_precision", "boundary_recall")):
+        assert computed[f"per_class_{name}"] == pytest.approx(expected[:, column].tolist(), nan_ok=True)
+        assert computed[name] == pytest.approx(expected[:3, column].mean().item())
+
+
+def test_a_boundary_that_is_off_by_more_than_the_distance_counts_as_missed():
+    labels = torch.zeros(60, 80, dtype=torch.long)  # a diagonal of 100 pixels
+    labels[:, 40:] = 1
+    near, far = (labels.roll(-shift, 1).index_fill(1, torch.arange(75, 80), 1) for shift in (2, 4))
+    scores = []
+    for prediction in (near, far):
+        score = BoundaryF(2, tolerance=0.03)
+        score.update(prediction, labels)
+        scores.append(score.compute()["boundary_f"])
+    assert scores == [1.0, 0.0]
+
+
+def test_the_boundary_f_of_a_missed_class_is_zero_and_that_of_a_class_without_boundary_undefined():
+    labels = torch.zeros(8, 8, dtype=torch.long)
+    score = BoundaryF(2)
+    score.update(labels, labels)
+    assert math.isnan(score.compute()["boundary_f"])  # nothing but one class
+    labels[3:5, 3:5] = 1
+    score.update(torch.zeros_like(labels), labels)
+    assert score.compute()["per_class_boundary_f"] == [0.0, 0.0]
+    assert math.isnan(score.compute()["boundary_precision"])
+
+
+@pytest.mark.parametrize("build", [BoundaryIoU, BoundaryF])
+def test_boundary_scores_of_two_processes_add_up_and_leave_void_out(build):
+    prediction, labels = random_images((40, 48))
+    whole, halves = build(3), [build(3), build(3)]
+    whole.update(torch.where(labels == 255, 2 - prediction, prediction), labels)
+    for half, *pair in zip(halves, prediction, labels, strict=True):
+        half.update(*pair)
+    total = halves[0].reduced(lambda counts: counts.add_(halves[1].counts))
+    assert total.compute() == whole.compute()
+    assert halves[0].compute() != whole.compute()
+
+
+@pytest.mark.parametrize(("build", "mean"), [(BoundaryIoU, "boundary_iou"), (BoundaryF, "boundary_f")])
+def test_a_perfect_prediction_scores_one_beside_ignored_regions(build, mean):
+    _, labels = random_images((40, 48))
+    score = build(3)
+    score.update(labels.clamp(max=2), labels)
+    assert score.compute()[mean] == 1.0
