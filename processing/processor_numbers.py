@@ -5,7 +5,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-LARGEST_ID = 2**31
+LARGEST_INDEX = 2**31
 
 
 def is_number(value: Any) -> bool:
@@ -41,7 +41,7 @@ NUMBER_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "value_range": (is_range, "(low, high), two numbers of which the first is smaller"),
     "pixel_limit": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
     "ignore_index": (
-        lambda value: is_whole(value) and -LARGEST_ID <= value < LARGEST_ID,
+        lambda value: is_whole(value) and -LARGEST_INDEX <= value < LARGEST_INDEX,
         "a whole number of 32 bits",
     ),
     "resample": (lambda value: is_whole(value) and 0 <= value <= 5, "one of PIL's filters, 0 to 5"),
