@@ -103,9 +103,7 @@ def example_paragraph(title: str, has_prediction: bool) -> str:
     shown = f"![{title}]({EXAMPLE_NAME})"
     if not has_prediction:
         return shown
-    return (
-        f"| image | prediction |\n| --- | --- |\n| {shown} | ![Prediction]({PREDICTION_NAME}) |\n\n{title}."
-    )
+    return f"| {title} | Prediction |\n| --- | --- |\n| {shown} | ![Prediction]({PREDICTION_NAME}) |"
 
 
 def heading(config: Mapping[str, Any], repository: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .atomic_write import atomic_write
-from .data.coco import coco_masks
+from .coco_masks import coco_masks
 from .fonts import drawable, font_for
 from .image_opening import PIXEL_LIMIT
 from .image_reading import read_image

@@ -5,8 +5,6 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-LARGEST_INDEX = 2**31
-
 
 def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
@@ -41,7 +39,7 @@ NUMBER_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "value_range": (is_range, "(low, high), two numbers of which the first is smaller"),
     "pixel_limit": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
     "ignore_index": (
-        lambda value: is_whole(value) and -LARGEST_INDEX <= value < LARGEST_INDEX,
+        lambda value: is_whole(value) and -(2**31) <= value < 2**31,
         "a whole number of 32 bits",
     ),
     "resample": (lambda value: is_whole(value) and 0 <= value <= 5, "one of PIL's filters, 0 to 5"),

@@ -19,20 +19,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..coco_masks import coco_masks
 from ..image_files import same_name
 from ..image_opening import PIXEL_LIMIT, ImageReadError, open_image
 from ..image_reading import read_image
 from ..orientation import UPRIGHT
 from .datasets import split_source
 from .pairing import contents, listed
-
-try:
-    from pycocotools import mask as coco_masks
-except ImportError as error:
-    raise ImportError(
-        "Detection reads and scores masks with pycocotools, which is not installed. "
-        "Install it: pip install 'contextseg[detection]'."
-    ) from error
 
 Object = dict[str, Any]
 SMALLEST_BOX = 1.0  # side in pixels; smaller boxes are left out of training, as in the common toolboxes

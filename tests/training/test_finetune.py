@@ -97,6 +97,7 @@ def test_any_segmenter_is_tuned_and_its_scores_are_those_of_the_saved_model(
     scores = json.loads((tmp_path / "evaluation.json").read_text())
     assert scores["mean_iou"] == scores_of(tmp_path, data / "val")["mean_iou"]
     assert [row["name"] for row in scores["per_class"]] == CLASSES
+    assert (tmp_path / "loss.png").exists()
 
 
 def test_a_checkpoint_keeps_its_own_mean_and_ignores_what_the_data_ignore(checkpoints, tmp_path):
@@ -358,6 +359,11 @@ def test_a_run_is_never_overwritten(checkpoints, data, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(SystemExit, match="already holds checkpoints. Continue with --resume,"):
         main(options(checkpoints / "glam_swin", data, tmp_path))
+
+
+def test_trainers_bars_are_lines_where_the_output_is_no_terminal(tmp_path):
+    assert trainer_arguments(str(tmp_path), []).disable_tqdm
+    assert not trainer_arguments(str(tmp_path), ["--disable_tqdm", "false"]).disable_tqdm
 
 
 def test_a_misspelled_option_is_answered_with_the_nearest_one(capsys):
