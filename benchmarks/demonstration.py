@@ -191,9 +191,7 @@ def image(comparisons: Sequence[SceneComparison], stage: int | None) -> Image.Im
         masks = [mask_image(mask, PALETTE) for mask in (case.scene.mask, *case.predictions)]
         rows.append([with_cross(image, case.position), *masks[:2], twin, masks[2]])
         if stage is not None:
-            rows[-1].insert(
-                3, with_cross(heat_overlay(image, case.attention(stage), strength=0.65), case.position)
-            )
+            rows[-1].insert(3, with_cross(heat_overlay(image, case.attention(stage)), case.position))
     if stage is None:
         titles.remove("attention of the cross")
     return image_grid(rows, titles, CLASSES, cell_width=256)

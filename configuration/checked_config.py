@@ -156,9 +156,14 @@ class CheckedConfig(PreTrainedConfig):
             ValueError: If a keyword looks like a misspelled option, or labels are invalid.
         """
         labels = {name: kwargs.pop(name, None) for name in LABEL_OPTIONS}
-        config_dict = with_labels(config_dict, labels)
         known = cls.known_options() | config_dict.keys()
         reject_unknown_options(cls.__name__, resembling(kwargs, known), known)
+        relabeled = with_labels(config_dict, labels)
+        if (
+            relabeled is not config_dict
+        ):  # what has one entry per class, such as class_weights, changes with them
+            fields = kwargs.keys() & cls.__dataclass_fields__.keys()
+            config_dict = relabeled | {name: kwargs.pop(name) for name in fields}
         for name in resembling(config_dict, cls.known_options()):
             hint = did_you_mean(name, cls.known_options())
             logger.warning(

@@ -31,9 +31,9 @@ FIELD_RANGES = {
     "embed_dim": WIDTH,
     "gld_grid_size": whole(1, 64),
     "gld_ratio": Range(above=0, maximum=1),
-    "global_position_rows": whole(1, 10**7),
+    "global_position_rows": whole(0, 10**7),
     "hidden_sizes": WIDTH,
-    "initializer_range": Range(minimum=0, maximum=10),
+    "initializer_range": Range(above=0, maximum=10),
     "internal_depth": whole(1, 256),
     "internal_num_heads": whole(1, 1024),
     "label_smoothing": Range(minimum=0, below=1),
@@ -46,7 +46,7 @@ FIELD_RANGES = {
     "num_labels": whole(1, 65536),
     "patch_size": whole(1, 256),
     "pretrain_image_size": whole(1, 65536),
-    "reduction_ratio": whole(1, 1024),
+    "reduction_ratio": whole(1, 64),
     "semantic_loss_ignore_index": whole(-(2**31), 2**31 - 1),
     "stripe_widths": whole(0, 256),
     "token_label_loss_weight": WEIGHT,
@@ -89,7 +89,7 @@ def check_fields(config_class: type, options: Mapping[str, Any]) -> None:
         field = fields.get(aliases.get(name, name))
         if field is not None:
             check_field(name, field, value)
-        elif name == "num_labels" and value is not None:
+        elif name == "num_labels":
             check_number(name, value, FIELD_RANGES[name])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 EXAMPLE_NAME = "example.png"
+PREDICTION_NAME = "example_prediction.png"  # the example with its predicted classes
 SEGMENTATION, CLASSIFICATION, DETECTION, FEATURES = (
     "image-segmentation",
     "image-classification",

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..processing.plain_text import markdown_text, one_line
-from .card_data import CLASSIFICATION, DETECTION, EXAMPLE_NAME, FEATURES, METRICS, SEGMENTATION, task_of
+from .card_data import (
+    CLASSIFICATION,
+    DETECTION,
+    EXAMPLE_NAME,
+    FEATURES,
+    METRICS,
+    PREDICTION_NAME,
+    SEGMENTATION,
+    task_of,
+)
 from .papers import PAPERS, READINGS, TITLES
 
 USE = {
@@ -62,12 +71,17 @@ def sections(
     run: Mapping[str, Any] | None,
     repository: str,
     example: str | None,
+    has_prediction: bool = False,
 ) -> list[str]:
-    """Returns the paragraphs of a card; without a training section if `run` is None."""
+    """Returns the paragraphs of a card; without a training section if `run` is None.
+
+    `example` is the title of the example image, if there is one; `has_prediction` tells whether there is a
+    picture of its prediction.
+    """
     task = task_of(config)
     paragraphs = [f"# {heading(config, repository)}", introduction(config, task)]
     if example:
-        paragraphs.append(f"![{markdown_text(example)}]({EXAMPLE_NAME})")
+        paragraphs.append(example_paragraph(markdown_text(example), has_prediction))
     paragraphs += [
         "## Use",
         f"```python\n{USE[task].format(repository=repository)}\n```",
@@ -82,6 +96,14 @@ def sections(
     if config["model_type"] in PAPERS:
         paragraphs += ["## Citation", f"```bibtex\n{PAPERS[config['model_type']]}\n```"]
     return paragraphs
+
+
+def example_paragraph(title: str, has_prediction: bool) -> str:
+    """The example image; beside its prediction, if there is one."""
+    shown = f"![{title}]({EXAMPLE_NAME})"
+    if not has_prediction:
+        return shown
+    return f"| {title} | Prediction |\n| --- | --- |\n| {shown} | ![Prediction]({PREDICTION_NAME}) |"
 
 
 def heading(config: Mapping[str, Any], repository: str) -> str:

@@ -14,7 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.image_reading import read_image
-from .card_data import EXAMPLE_NAME
+from ..processing.inference import Inference
+from ..processing.overlays import mask_overlay, save_png
+from ..processing.palettes import class_colors
+from .card_data import EXAMPLE_NAME, PREDICTION_NAME, SEGMENTATION, task_of
 from .errors import ProofError
 from .model_card import RECORDS, read_settings, without_own_folders, write_text
 
@@ -66,6 +69,7 @@ def export_repository(
         if content:
             write_text(folder / record, json.dumps(without_own_folders(content), indent=1) + "\n")
     write_example(folder, example, draw_example, getattr(model.config, "num_channels", 3))
+    write_prediction(folder, model, processor)
     model.save_pretrained(folder, license=license)
     processor.save_pretrained(folder, license=license)
 
@@ -91,6 +95,19 @@ def write_example(
     image = Image.fromarray(pixels)
     image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
     image.save(folder / EXAMPLE_NAME, pnginfo=title)
+
+
+def write_prediction(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+    """Writes the classes that a segmenter predicts for the example image over it, with a legend."""
+    example, target = folder / EXAMPLE_NAME, folder / PREDICTION_NAME
+    if task_of({"architectures": [type(model).__name__]}) != SEGMENTATION or not example.is_file():
+        target.unlink(missing_ok=True)
+        return
+    image = read_image(example)
+    mask = Inference()(model.eval(), processor, image).cpu().numpy()
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    palette = class_colors(processor.palette, len(names))
+    save_png(mask_overlay(image, mask, palette, names=names), target)
 
 
 def prove(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, auto_class: str) -> None:

@@ -8,6 +8,7 @@ both written by the scripts.
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from yaml import YAMLError
 
 from ..processing.atomic_write import atomic_write
 from ..processing.image_opening import read_title
-from .card_data import EXAMPLE_NAME, front_matter
+from .card_data import EXAMPLE_NAME, PREDICTION_NAME, front_matter
 from .card_sections import sections
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,14 @@ END = "<!-- end of the part that contextseg writes -->"
 # Cards by transformers: an empty template, which we replace, and Trainer's log, which we keep and extend.
 EMPTY_FORM = "This model card has been automatically generated."
 TRAINER_LOG = "generated automatically according to the information the Trainer had access to"
+# What Trainer writes although it knows neither the data nor, for a local folder, the checkpoint.
+TRAINERS_ORIGIN = re.compile(
+    r"This model (?:was trained from scratch|is a fine-tuned version of \[(?P<base>[^\]\n]*)\]\([^)\n]*\)) on "
+    r"(?P<data>[^\n]*datasets?)\.\n"
+)
+TRAINERS_GAPS = re.compile(r"## [^\n]+\n\nMore information needed\n+")
+UNKNOWN_DATA = ("an unknown dataset", "the None dataset")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Front matter that depends on the weights: values of an older card do not apply to new weights.
 OF_THE_WEIGHTS = ("base_model", "datasets", "metrics", "model-index")
 NAMED_LICENSE = ("license", "license_name", "license_link")
@@ -71,7 +80,9 @@ def write_model_card(
     given = metadata | ({"license": license} if license else {})
     data = front_matter(config, scores, run, tags, example)
     record = None if not run and TRAINER_LOG in existing else run  # Trainer's log describes the training
-    body = sections(config, processor, scores, record, repository, example)
+    body = sections(
+        config, processor, scores, record, repository, example, (folder / PREDICTION_NAME).is_file()
+    )
     try:
         card = merged(existing, data, given, "\n\n".join([BEGIN, *body, END]))
     except (ValueError, YAMLError) as error:  # invalid front matter must not make a save fail
@@ -90,8 +101,23 @@ def ask_for_license(folder: Path) -> None:
         )
 
 
+def true_part(log: str) -> str:
+    """Trainer's card without what it does not know: data, a checkpoint that is no repository, empty sections."""
+    return TRAINERS_GAPS.sub("", TRAINERS_ORIGIN.sub(known_origin, log))
+
+
+def known_origin(sentence: re.Match[str]) -> str:
+    """What is true of Trainer's sentence about checkpoint and data; "" if nothing."""
+    base, data = sentence["base"], sentence["data"]
+    known = "" if data in UNKNOWN_DATA else f" on {data}"
+    if base and HUB_NAME.fullmatch(base):
+        return f"This model is a fine-tuned version of [{base}](https://huggingface.co/{base}){known}.\n"
+    return f"This model was trained{known}.\n" if known else ""
+
+
 def merged(existing: str, data: Mapping[str, Any], given: Mapping[str, Any], part: str) -> str:
     """Returns the new card; keeps other text, and front matter not `given` and independent of the weights."""
+    existing = true_part(existing) if TRAINER_LOG in existing else existing
     if BEGIN in existing and END in existing:
         before, rest = existing.split(BEGIN, 1)
         text = before + part + rest.split(END, 1)[1]
@@ -107,6 +133,12 @@ def merged(existing: str, data: Mapping[str, Any], given: Mapping[str, Any], par
         data, kept = ({k: v for k, v in part.items() if k not in NAMED_LICENSE} for part in (data, kept))
     if TRAINER_LOG not in existing:
         kept = {name: value for name, value in kept.items() if name not in ("model-index", "metrics")}
+    if (
+        TRAINER_LOG in existing
+        and isinstance(base := kept.get("base_model"), str)
+        and not HUB_NAME.fullmatch(base)
+    ):
+        del kept["base_model"]  # Trainer writes the path of a folder that is gone
     if [item.get("src") for item in kept.get("widget") or []] == [EXAMPLE_NAME]:
         del kept["widget"]
     of_the_weights = {name: data[name] for name in OF_THE_WEIGHTS if name in data}
@@ -145,8 +177,15 @@ def without_own_folders(value: Any) -> Any:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    text = read_text(path)
-    return json.loads(text) if text else {}
+    """Reads a JSON object; empty if there is no such file. Raises ValueError, with the path, if it is damaged."""
+    try:
+        text = read_text(path)
+        content = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Copy it again, or remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it does not hold a JSON object. Copy it again, or remove it.")
+    return content
 
 
 def read_text(path: Path) -> str:

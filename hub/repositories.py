@@ -25,7 +25,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..modeling.pretrained import ContextsegPreTrainedModel
-from .card_data import EXAMPLE_NAME, card_tags
+from .card_data import EXAMPLE_NAME, PREDICTION_NAME, card_tags
 from .errors import explained
 from .model_card import CARD_NAME, RECORDS, ask_for_license, read_settings, read_text, write_model_card
 from .repository_code import (
@@ -38,6 +38,7 @@ from .repository_code import (
     reference,
 )
 
+OF_ONE_WEIGHTS = (*RECORDS, PREDICTION_NAME)  # files that do not apply to other weights
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -236,10 +237,10 @@ def upload(
 
 
 def outdated(present: Collection[str], files: Collection[str]) -> list[str]:
-    """Returns files on the Hub that do not belong to the new weights: old weights, scores, run record."""
+    """Returns files on the Hub that do not belong to the new weights: old weights, scores, run, prediction."""
     if not any(is_weights(file) for file in files):
         return []
-    records = [file for file in RECORDS if file in present and file not in files]
+    records = [file for file in OF_ONE_WEIGHTS if file in present and file not in files]
     return outdated_weights(present, files) + records
 
 
@@ -253,9 +254,9 @@ def collect_card_sources(
     """
     local = {file: path for file, path in files.items() if file != CARD_NAME}
     has_weights = any(is_weights(file) for file in files)
-    for file in (CARD_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXAMPLE_NAME, *RECORDS):
+    for file in (CARD_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXAMPLE_NAME, *OF_ONE_WEIGHTS):
         source = local.get(file)
-        if source is None and not (has_weights and file in RECORDS):
+        if source is None and not (has_weights and file in OF_ONE_WEIGHTS):
             source = downloaded(api, repo_id, revision, file)
         source = source or files.get(file)
         if source is not None:

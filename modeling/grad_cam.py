@@ -42,6 +42,18 @@ def grad_cam(
         ValueError: If the model is in training mode or does not return feature maps, the class or the level
             does not exist, or `region` has another number of images.
     """
+    return as_shares(class_activation(model, pixel_values, label, region, level))
+
+
+def as_shares(maps: Tensor) -> Tensor:
+    """(B, H, W) -> (B, H, W): each divided by its maximum, or all 0."""
+    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def class_activation(
+    model: nn.Module, pixel_values: Tensor, label: int, region: Tensor | None, level: int
+) -> Tensor:
+    """(B, C, H, W) -> (B, H, W), float32: `grad_cam` before the division by the maximum."""
     if model.training:
         raise ValueError("the model is in training mode, which changes its outputs. Call model.eval() first.")
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
@@ -56,8 +68,7 @@ def grad_cam(
     weights = gradient.float().mean(dim=(2, 3), keepdim=True)
     cam = (weights * feature_map.float()).sum(dim=1, keepdim=True).relu()
     strides = getattr(getattr(model, "backbone", None), "strides", None)
-    cam = at_size(cam, pixel_values.shape[-2:], strides[level] if strides is not None else None)
-    return cam / cam.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
+    return at_size(cam, pixel_values.shape[-2:], strides[level] if strides is not None else None)
 
 
 @contextmanager

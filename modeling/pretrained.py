@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable
 from copy import deepcopy
 from importlib import import_module
+from json import JSONDecodeError
 from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -67,9 +69,18 @@ class ContextsegPreTrainedModel(PreTrainedModel):
             *args: Further arguments of transformers.
             **kwargs: Options of transformers and configuration fields. With other `num_channels` than the
                 checkpoint's, the weights of known channels are kept, see `input_channels.py`.
+
+        Raises:
+            OSError: If a file of the checkpoint is missing or damaged.
         """
-        load = super().from_pretrained
-        return load_for_channels(load, cls.config_class, pretrained_model_name_or_path, *args, **kwargs)
+        load, source = super().from_pretrained, pretrained_model_name_or_path
+        try:
+            return load_for_channels(load, cls.config_class, source, *args, **kwargs)
+        except (SafetensorError, JSONDecodeError) as error:
+            raise OSError(
+                f"the weights in {source} (model*.safetensors) are damaged: {error}. "
+                "Copy them again from where they were intact."
+            ) from error
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any

@@ -71,6 +71,8 @@ def segformer_options(
     if has_decoder:
         options |= {ours: getattr(source, theirs) for theirs, ours in DECODER_FIELDS.items()}
         options["neck"] = "segformer"
+        if overrides.get("decoder") == "unet":  # whose channels double from this width on
+            del options["decoder_hidden_size"]
         if not {"id2label", "label2id", "num_labels"} & overrides.keys():
             options |= {"id2label": source.id2label, "label2id": source.label2id}
     return options | overrides

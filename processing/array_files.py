@@ -6,10 +6,8 @@ half of 16-bit colors. TIFF is read by tifffile, and 16-bit color PNG by torchvi
 Legend: H height, W width, C channels.
 """
 
-import io
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,7 +21,9 @@ from .image_opening import (
     Source,
     describe,
     explained,
+    identified,
     opened_file,
+    read_orientation,
 )
 from .orientation import TURNS, UPRIGHT, turn_upright
 
@@ -41,12 +41,20 @@ PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD = 26  # bytes; those of PNG end with bit depth and kind of color
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, ORIENTATION = 258, 277, 274  # TIFF tags
-INSTALL = 'Run: pip install "contextseg[tiff]"'
+INSTALL = "Run: pip install 'contextseg[tiff]'"
 COLOR_PNG = (2, 6)  # RGB and RGBA
 
 
 def stored_array(source: Source, pixel_limit: int, num_channels: int | None = None) -> np.ndarray | None:
-    """Reads the pixels of a file that Pillow cannot hold.
+    """Reads the pixels of a file that Pillow cannot hold, upright; otherwise as `oriented_array`."""
+    found = oriented_array(source, pixel_limit, num_channels)
+    return found and found[0]
+
+
+def oriented_array(
+    source: Source, pixel_limit: int, num_channels: int | None = None
+) -> tuple[np.ndarray, int] | None:
+    """Reads the pixels of a file that Pillow cannot hold, and the EXIF orientation of the file.
 
     Args:
         source: As of `read_image`; arrays, tensors and PIL images give None.
@@ -55,7 +63,8 @@ def stored_array(source: Source, pixel_limit: int, num_channels: int | None = No
             default, the shorter of the first and last axis.
 
     Returns:
-        (H, W) or (H, W, C), upright, of the stored type; None for files that Pillow reads.
+        (H, W) or (H, W, C), upright, of the stored type, and the orientation (1 to 8) that the file had; None for
+        files that Pillow reads.
 
     Raises:
         ImageReadError: If the file is damaged or too large, or a package to read it is missing.
@@ -76,7 +85,7 @@ def stored_array(source: Source, pixel_limit: int, num_channels: int | None = No
             file.seek(start)
             if read is None:
                 return None
-            array = read(file, name, pixel_limit)
+            array, orientation = read(file, name, pixel_limit)
     except ImageReadError:
         raise
     except DECODING_ERRORS as error:
@@ -85,10 +94,11 @@ def stored_array(source: Source, pixel_limit: int, num_channels: int | None = No
                 f"{name} is compressed in a way that needs imagecodecs. {INSTALL}"
             ) from error
         raise explained(error, name) from error
-    return channels_behind(array, num_channels) if read is read_npy else array
+    array = channels_behind(array, num_channels) if read is read_npy else array
+    return (array if orientation == UPRIGHT else turn_upright(array, orientation)), orientation
 
 
-def reader_of(head: bytes, file: BinaryIO) -> Callable[[BinaryIO, str, int], np.ndarray] | None:
+def reader_of(head: bytes, file: BinaryIO) -> Callable[[BinaryIO, str, int], tuple[np.ndarray, int]] | None:
     """The function that reads a file with these first bytes; None if Pillow reads it."""
     if head.startswith(NPY):
         return read_npy
@@ -102,7 +112,7 @@ def reader_of(head: bytes, file: BinaryIO) -> Callable[[BinaryIO, str, int], np.
 def is_too_much_for_pillow(file: BinaryIO) -> bool:
     """Whether Pillow would refuse a TIFF file, drop some of its channels, or reduce them to 8 bits."""
     try:
-        image = Image.open(file)
+        image = identified(file, "")
     except UnidentifiedImageError:
         return True
     except DECODING_ERRORS:  # reading it as usual explains the error
@@ -113,7 +123,7 @@ def is_too_much_for_pillow(file: BinaryIO) -> bool:
     return (is_reduced or samples > len(image.getbands())) and tifffile is not None
 
 
-def read_npy(file: BinaryIO, name: str, pixel_limit: int) -> np.ndarray:
+def read_npy(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, int]:
     version = np.lib.format.read_magic(file)
     read_header = (
         np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -121,22 +131,18 @@ def read_npy(file: BinaryIO, name: str, pixel_limit: int) -> np.ndarray:
     shape, _, kind = read_header(file)
     check_array(shape, kind, name, pixel_limit)
     file.seek(0)
-    return np.load(file, allow_pickle=False)
+    return np.load(file, allow_pickle=False), UPRIGHT
 
 
-def read_png(file: BinaryIO, name: str, pixel_limit: int) -> np.ndarray:
+def read_png(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, int]:
     data = file.read()
     width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
     check_array((height, width), np.dtype(np.uint16), name, pixel_limit)
     pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
-    with suppress(*DECODING_ERRORS):  # the pixels may be fine where the EXIF block is damaged
-        return upright(
-            pixels.permute(1, 2, 0).numpy(), Image.open(io.BytesIO(data)).getexif().get(ORIENTATION)
-        )
-    return pixels.permute(1, 2, 0).numpy()
+    return pixels.permute(1, 2, 0).numpy(), read_orientation(data, pixel_limit)
 
 
-def read_tiff(file: BinaryIO, name: str, pixel_limit: int) -> np.ndarray:
+def read_tiff(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, int]:
     if tifffile is None:
         raise ImageReadError(
             f"{name} is damaged, or a TIFF file that Pillow cannot read, such as one with five channels. For the latter, "
@@ -150,11 +156,7 @@ def read_tiff(file: BinaryIO, name: str, pixel_limit: int) -> np.ndarray:
         array = page.asarray()
         if page.axes.startswith("S"):  # planes of samples
             array = np.moveaxis(array, 0, -1)
-        return upright(array, tag and tag.value)
-
-
-def upright(array: np.ndarray, code: Any) -> np.ndarray:
-    return turn_upright(array, code) if code in TURNS and code != UPRIGHT else array
+        return array, tag.value if tag and tag.value in TURNS else UPRIGHT
 
 
 def check_array(shape: tuple[int, ...], kind: np.dtype | None, name: str, pixel_limit: int) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .label_maps import default_ignore_index
 from .metrics import as_equal_ids, check_ids, count_ids, is_counted
 
 COMPARED_AT_ONCE = 1 << 22  # pairs of a boundary pixel and a neighbor
@@ -37,13 +38,15 @@ class BoundaryIoU:
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         dilation_ratio: The distance as a fraction of the image diagonal. Default: 0.02.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, dilation_ratio: float = 0.02) -> None:
+    def __init__(
+        self, num_labels: int, ignore_index: int | None = None, dilation_ratio: float = 0.02
+    ) -> None:
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
         self.dilation_ratio = dilation_ratio
         self.counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
 
@@ -101,13 +104,13 @@ class BoundaryF:
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         tolerance: The distance as a fraction of the image diagonal. Default: 0.0075, as in the paper.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, tolerance: float = 0.0075) -> None:
+    def __init__(self, num_labels: int, ignore_index: int | None = None, tolerance: float = 0.0075) -> None:
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
         self.tolerance = tolerance
         # Of F, precision and recall: the sum over images in units, and the number of images.
         self.counts = torch.zeros(2, 3, num_labels, dtype=torch.int64)

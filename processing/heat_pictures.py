@@ -16,7 +16,12 @@ LOWEST = 0.4  # weight of the first color as a share of that of the last: the ph
 
 
 def heat_overlay(
-    image: Image.Image, heat: np.ndarray, *, strength: float = 0.7, colormap: str = "inferno"
+    image: Image.Image,
+    heat: np.ndarray,
+    *,
+    strength: float = 0.7,
+    colormap: str = "inferno",
+    low: float | None = None,
 ) -> Image.Image:
     """Draws a map of values, such as attention, over the image in gray; the highest values are brightest.
 
@@ -29,6 +34,7 @@ def heat_overlay(
         strength: Weight of the map's color where it is highest, from 0 (the photograph in gray) to 1; it falls
             to 0.4 times that where it is lowest. Default: 0.7.
         colormap: Name of a matplotlib colormap. Default: "inferno".
+        low: Value of the first color. Default: the minimum.
 
     Returns:
         A new RGB image.
@@ -36,7 +42,7 @@ def heat_overlay(
     Raises:
         ValueError: If the sizes differ.
     """
-    low, high = scale_of(heat)
+    low, high = scale_of(heat, low)
     heat = np.asarray(heat, dtype=np.float32)
     scaled = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
     levels = np.rint(scaled * 255).astype(np.uint8)
@@ -55,6 +61,7 @@ def heat_picture(
     position: tuple[int, int] | None = None,
     strength: float = 0.7,
     colormap: str = "inferno",
+    low: float | None = None,
 ) -> Image.Image:
     """Draws `heat_overlay` with its scale below: a color bar with the values at both ends.
 
@@ -67,6 +74,7 @@ def heat_picture(
         position: (x, y) of a pixel to mark with a cross. Default: none.
         strength: As in `heat_overlay`. Default: 0.7.
         colormap: Name of a matplotlib colormap. Default: "inferno".
+        low: Value of the first color. Default: the minimum.
 
     Returns:
         A new RGB image.
@@ -74,19 +82,19 @@ def heat_picture(
     Raises:
         ValueError: If the sizes differ.
     """
-    picture = heat_overlay(image, heat, strength=strength, colormap=colormap)
+    picture = heat_overlay(image, heat, strength=strength, colormap=colormap, low=low)
     if position is not None:
         picture = with_cross(picture, position)
-    low, high = scale_of(heat)
+    low, high = scale_of(heat, low)
     ends = number_text(low, high), ("≥ " if high < np.max(heat) else "") + number_text(high, high)
     weights = weights_of(strength)[:, None]
     on_gray = weights * colors_of(colormap) + (1 - weights) * 128
     return with_strip(picture, color_bar(on_gray, ends, label, image.width))
 
 
-def scale_of(heat: np.ndarray) -> tuple[float, float]:
-    """The values that get the first and the last color: the minimum, and the 99.5th percentile."""
-    low, high = float(np.min(heat)), float(np.percentile(heat, PERCENTILE))
+def scale_of(heat: np.ndarray, low: float | None = None) -> tuple[float, float]:
+    """The values that get the first and the last color: `low` or the minimum, and the 99.5th percentile."""
+    low, high = float(np.min(heat)) if low is None else low, float(np.percentile(heat, PERCENTILE))
     return low, high if high > low else float(np.max(heat))
 
 

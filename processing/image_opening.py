@@ -136,6 +136,12 @@ def read_frames(source: Source) -> int:
         return count_frames(image, file)
 
 
+def read_mode(source: Source, pixel_limit: int = PIXEL_LIMIT) -> str:
+    """Returns Pillow's name for the kind of pixels, such as "I;16", from the header. Raises ImageReadError."""
+    with _opened(source, describe(source), pixel_limit) as (image, _):
+        return image.mode
+
+
 def read_title(source: Source) -> str | None:
     """Returns the title in the metadata of an image; None if it has none. Raises ImageReadError."""
     with _opened(source, describe(source), PIXEL_LIMIT) as (image, _):
@@ -187,7 +193,7 @@ def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image
             yield source, None
             return
         with opened_file(source, pixel_limit) as file:
-            image = _identified(file, name)
+            image = identified(file, name)
             _check_size(image, name, pixel_limit)
             yield image, file
     except ImageReadError:
@@ -241,7 +247,7 @@ def _stream(source: BinaryIO, limit: int) -> bytes:
     return b"".join(blocks)
 
 
-def _identified(file: BinaryIO, name: str) -> Image.Image:
+def identified(file: BinaryIO, name: str) -> Image.Image:
     """Reads the header of an image. Raises ImageReadError for `REFUSED` formats, some of which decode it at once."""
     Image.init()
     file.seek(0)

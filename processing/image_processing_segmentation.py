@@ -28,6 +28,7 @@ from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
 from .mask_reading import read_mask
 from .orientation import swaps_sides
+from .processor_numbers import check_processor_numbers
 from .resize_rules import resized_size
 from .saving import SavedWithCode
 
@@ -63,6 +64,7 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
             ValueError: If an option is unknown or invalid, a mask does not fit its image, or a mask has a
                 value without a class.
         """
+        check_processor_numbers(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def process_image(self, image: Source, **options: Any) -> Tensor | np.ndarray:
@@ -193,7 +195,8 @@ class SegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
             - `do_reduce_labels`: Whether to decode masks as SegformerImageProcessor does: 0 and 255 are ignored,
               1 is class 0, 2 is class 1 and so on. Default: False.
             - `ignore_index`: Label of pixels without a class, and of padding. Default: 255.
-            - `palette`: One [red, green, blue] per class, to decode masks of colors and to color predictions.
+            - `palette`: One color per class, to decode masks of colors, also palette images, and to color
+              predictions. Default: the colors of `label_map`, if it has one for each class.
             - `value_range`: (low, high), black and white in images that are not 8-bit. Default: 0 and 65535
               for uint16; other types need it.
             - `pixel_limit`: Most pixels of an image, as read and as resized. Default: 178,956,970, Pillow's

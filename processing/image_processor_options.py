@@ -11,6 +11,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from .image_reading import PIXEL_LIMIT
 from .label_maps import check_ignore_index, colors_of_classes, count_classes, normalize_label_map
 from .palettes import check_palette
+from .processor_numbers import check_processor_numbers
 from .resize_rules import check_resize_rule
 
 NOT_SUPPORTED = ("do_center_crop", "crop_size", "pad_size")
@@ -31,8 +32,8 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     label_map (`dict`, *optional*):
         Value in the mask file (id, or color as "#rrggbb") to class id or "ignore". None: ids are classes.
     ignore_index (`int`): Label of pixels without a class, and of padding.
-    palette (`list`, *optional*): One [red, green, blue] per class, to decode masks of colors and to color
-        predictions.
+    palette (`list`, *optional*): One color per class, to decode masks of colors, also palette images, and to
+        color predictions. None: the colors of `label_map`, if it has one for each class.
     value_range (`list`, *optional*): (low, high), black and white in images that are not 8-bit; 16-bit ones
         need none.
     pixel_limit (`int`): Most pixels of an image, as read and as resized.
@@ -136,6 +137,7 @@ class SegmentationOptions:
         return {name: value for name, value in super().to_dict().items() if name != "size" or value}
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        check_processor_numbers(kwargs)
         checks = {"size": check_resize_rule, "label_map": normalize_label_map, "palette": check_palette}
         checked = {
             name: check(kwargs[name]) for name, check in checks.items() if kwargs.get(name) is not None
@@ -147,7 +149,9 @@ class SegmentationOptions:
         label_map = checked.get("label_map")
         if label_map and kwargs.get("palette") is None and (colors := colors_of_classes(label_map)):
             checked["palette"] = check_palette(colors)
-        checked["ignore_index"] = check_ignore_index(kwargs["ignore_index"], count_classes(label_map))
+        checked["ignore_index"] = check_ignore_index(
+            kwargs["ignore_index"], count_classes(label_map, checked.get("palette"))
+        )
         if isinstance(kwargs.get("size"), UnusedSize) and not kwargs.get("do_resize"):
             del checked["size"]
         for name in ("value_range", "image_mean", "image_std"):

@@ -12,12 +12,13 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from .array_files import stored_array
+from .array_files import oriented_array, stored_array
 from .frames import count_frames, say_first_frame
-from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright
+from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright, read_mode
 from .orientation import UPRIGHT, turn_upright
 from .value_ranges import unknown_range
 
+WIDE_MODES = ("F", "I")  # beginnings of Pillow's names for more than 8 bits
 RGB_CHANNELS = (3, 1, 4)  # numbers of channels that can become RGB; where several fit, the first
 
 
@@ -90,18 +91,23 @@ def decode_once(
 
     Returns:
         The upright image in its stored mode, or an array (H, W) or (H, W, C) that was turned upright; and the EXIF
-        orientation of the file (1 to 8), which is 1 for arrays.
+        orientation of the file (1 to 8), which is 1 for what is in memory as an array.
     """
-    array = _as_array(source, pixel_limit, num_channels)
-    return (array, UPRIGHT) if array is not None else open_upright(source, pixel_limit)
+    if isinstance(source, np.ndarray | Tensor):
+        return source, UPRIGHT
+    return oriented_array(source, pixel_limit, num_channels) or open_upright(source, pixel_limit)
 
 
 def read_stored(
     source: Source, pixel_limit: int = PIXEL_LIMIT, num_channels: int | None = None
-) -> np.ndarray:
-    """The pixels (H, W) or (H, W, C) as stored, before they are put on the scale 0..255; not turned upright."""
+) -> np.ndarray | None:
+    """The pixels (H, W) or (H, W, C) of an image that is not 8-bit as stored, not turned upright; None for others."""
     array = _as_array(source, pixel_limit, num_channels)
-    return _pixels(open_image(source, pixel_limit).image) if array is None else to_numpy(array)
+    if array is not None:
+        array = to_numpy(array)
+        return None if array.dtype in (np.uint8, bool) else array
+    is_wide = read_mode(source, pixel_limit).startswith(WIDE_MODES)
+    return _pixels(open_image(source, pixel_limit).image) if is_wide else None
 
 
 def image_size(image: Image.Image | np.ndarray) -> tuple[int, int]:

@@ -62,7 +62,9 @@ class LabelMap:
         num_classes: int | None = None,
     ) -> None:
         self.entries = None if entries is None else normalize_label_map(entries)
-        self.ignore_index = check_ignore_index(ignore_index, num_classes or count_classes(self.entries))
+        self.ignore_index = check_ignore_index(
+            ignore_index, num_classes or count_classes(self.entries, palette)
+        )
         labels = {
             key: ignore_index if value == IGNORE else value for key, value in (self.entries or {}).items()
         }
@@ -165,9 +167,15 @@ def check_ignore_index(ignore_index: Any, num_classes: int) -> int:
     return int(ignore_index)
 
 
-def count_classes(entries: Mapping[str, int | str] | None) -> int:
-    """One more than the highest class of a normalized label map; 0 without one."""
-    return 1 + max((label for label in (entries or {}).values() if label != IGNORE), default=-1)
+def count_classes(
+    entries: Mapping[str, int | str] | None, palette: Sequence[Iterable[int]] | None = None
+) -> int:
+    """The number of classes that a normalized label map and a palette show; 0 without either.
+
+    A palette of up to 256 colors does not count: it may be a general one for palette images.
+    """
+    count = 1 + max((label for label in (entries or {}).values() if label != IGNORE), default=-1)
+    return count if palette is None or len(palette) <= 256 else max(count, len(palette))
 
 
 def default_ignore_index(num_classes: int) -> int:

@@ -46,17 +46,18 @@ class Encoding(NamedTuple):
 
 def encoding_of(image: Image.Image, file: BinaryIO | None) -> Encoding:
     """Describes the storage of an image that is not decoded yet. `file` is None for PIL images."""
-    tiles = getattr(image, "tile", None) or []
-    codec, raw, *_ = (tiles[0].codec_name, *_arguments(tiles[0].args)) if tiles else ("", "")
+    tile = next(iter(getattr(image, "tile", ())), None)  # None if a PIL image is decoded already
+    codec, arguments = (tile.codec_name, _arguments(tile.args)) if tile else ("", ("",))
+    raw = str(arguments[0])
+    layout = raw.removesuffix("R")  # "R": a TIFF with reversed bits
     largest = None
     if codec in ("ppm", "ppm_plain"):
-        largest = _arguments(tiles[0].args)[-1]
-        largest = largest if isinstance(largest, int) else None
-    elif raw in SAMPLE_BITS or raw in INVERTED:
-        largest = (1 << (SAMPLE_BITS | INVERTED)[raw]) - 1
-    is_cut = image.mode not in ("I", "F") and not image.mode.startswith("I;") and ";16" in str(raw)
+        largest = arguments[-1] if isinstance(arguments[-1], int) else None
+    elif layout in SAMPLE_BITS or layout in INVERTED:
+        largest = (1 << (SAMPLE_BITS | INVERTED)[layout]) - 1
+    is_cut = image.mode not in ("I", "F") and not image.mode.startswith("I;") and ";16" in raw
     file = file or getattr(image, "fp", None)
-    return Encoding(_lossy(image, file), largest, raw in INVERTED, is_cut, _is_misread_bmp(image, file))
+    return Encoding(_lossy(image, file), largest, layout in INVERTED, is_cut, _is_misread_bmp(image, file))
 
 
 def stored_samples(mask: np.ndarray, encoding: Encoding) -> np.ndarray:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .label_maps import default_ignore_index
 from .logits_to_masks import upsampled_argmax
-from .plain_text import markdown_text
+from .plain_text import markdown_table, markdown_text
 
 PADDING = -100
 PIXELS_AT_ONCE = 1 << 22
@@ -39,16 +40,18 @@ class ConfusionMatrix:
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         device: Initial device of the matrix; `update` moves it to that of the labels. Default: the CPU.
 
     Attributes:
         matrix: (K, K) int64 pixel counts; rows are labels, columns predictions.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, num_labels: int, ignore_index: int | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
         self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
@@ -133,14 +136,16 @@ class TrainerScores:
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         names: One name per class, to get the IoU of each class too.
 
     Attributes:
         last: All that `ConfusionMatrix.compute` returned at the end of the last evaluation.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, num_labels: int, ignore_index: int | None = None, names: Sequence[str] | None = None
+    ) -> None:
         self.names = names
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
         self.last: dict[str, Any] = {}
@@ -246,14 +251,7 @@ def scores_table(scores: dict[str, Any]) -> str:
     ]
     total = f"{sum(row['support'] for row in scores['per_class']):,}"
     rows.append(["**mean**", *(percent(scores[mean]) for mean in columns), total])
-    header = ["class", *(title for _, title in columns.values()), "pixels"]
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in [header, rule, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+    return markdown_table(["class", *(title for _, title in columns.values()), "pixels"], rows)
 
 
 def without_nan(value: Any) -> Any:

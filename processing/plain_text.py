@@ -4,6 +4,7 @@ Names are free text: they may hold line breaks, Markdown, HTML, formulas or esca
 """
 
 import re
+from collections.abc import Sequence
 
 # Control characters, among them line breaks and ANSI escapes; line separators, surrogates, and characters that
 # reverse the text after them.
@@ -37,6 +38,17 @@ def one_line(text: str, length: int | None = None) -> str:
 def markdown_text(text: str) -> str:
     """Returns the text as one line of Markdown that shows it as it is, also in a table cell."""
     return MARKDOWN.sub(r"\\\g<0>", one_line(text)).replace("<", "&lt;")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown, aligned as plain text too; all columns but the first hold numbers."""
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = [
+        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        for line in [header, rule, *rows]
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 
 def csv_text(text: str) -> str:

@@ -12,13 +12,13 @@ from .inference import Inference, channels_of
 from .orientation import swaps_sides, turn_back
 from .overlays import mask_overlay, save_png
 from .palettes import class_colors, colorize
-from .prediction_files import Job
+from .prediction_files import FilePredictor, Job
 from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
 
 Explain = Callable[[Image.Image, Tensor, Tensor], Image.Image]
 
 
-class Predictor:
+class Predictor(FilePredictor):
     """Segments image files with one model.
 
     Args:
@@ -30,6 +30,8 @@ class Predictor:
         explanations: Pictures to write of what the prediction rests on: subfolder -> function of the upright
             image, its `pixel_values` (1, C, ., .) and its mask (H, W). Default: none.
     """
+
+    done = "segmented"
 
     def __init__(
         self,

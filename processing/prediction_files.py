@@ -1,10 +1,12 @@
 """Finds the image files to segment, and the path of each result."""
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
 from .prediction_maps import IMAGE_MAPS
@@ -29,6 +31,19 @@ class Job:
     def target(self, kind: str = "") -> Path:
         """Returns the path of the mask, or of the result in the subfolder `kind`."""
         return self.folder / kind / self.name
+
+
+class FilePredictor(ABC):
+    """Predicts image files one by one with one model, and writes the results."""
+
+    done: ClassVar[str]  # what is done with an image, such as "segmented"
+
+    @abstractmethod
+    def run(self, job: Job) -> None:
+        """Predicts one image file, and writes its own results."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to write
+        """Writes the results that all images share, if there are any; called once, after the last image."""
 
 
 def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None] | None = None) -> list[Job]:
@@ -106,7 +121,8 @@ def check_targets(jobs: list[Job]) -> None:
     inputs = {os.path.realpath(job.source) for job in jobs}
     owners: dict[str, Path] = {}
     for job in jobs:
-        for image in (job.target(kind) for kind in ("", *IMAGE_FOLDERS)):
+        targets = [job.target(kind) for kind in ("", *IMAGE_FOLDERS)]
+        for image in (*targets, job.target("probabilities").with_suffix(".npy")):
             if os.path.realpath(image) in inputs:
                 raise ValueError(
                     f"a result for {job.source} would overwrite the image {image}. Choose another --output."

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -14,7 +14,7 @@ INTERVAL = 30.0  # seconds between two plain lines
 class PlainProgress:
     """Plain lines such as "evaluating: 120 of 500 images, 0.5 minutes, 1.6 minutes left", every 30 seconds.
 
-    Implements what we use of `tqdm`: iteration, `update`, `set_postfix_str`, `write` and `close`.
+    Implements what we use of `tqdm`: iteration, `update`, `set_postfix_str`, `write`, `close`, and use in `with`.
 
     Args:
         items: What to iterate over. Default: nothing, for use with `update`.
@@ -45,6 +45,12 @@ class PlainProgress:
         for item in self.items:
             yield item
             self.update()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def update(self, count: int = 1) -> None:
         """Counts items, and writes a line if the last one is long ago."""

@@ -28,7 +28,7 @@ class SegmentationMetric(Metric):
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that are not counted. Default: 255.
+        ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         names: One name per class, for the scores of each class.
         boundaries: Whether to compute boundary IoU and boundary F too, which takes longer. Default: False.
         **options: Options of `evaluate.Metric`.
@@ -40,7 +40,7 @@ class SegmentationMetric(Metric):
     def __init__(
         self,
         num_labels: int,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         names: Sequence[str] | None = None,
         *,
         boundaries: bool = False,

@@ -1,5 +1,6 @@
 """Which values are black and white in images that are not 8-bit: what their pixels suggest, and how to pass it."""
 
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def values_of(pixels: np.ndarray) -> StoredValues:
     finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels.reshape(-1)
     if not finite.size:
         finite = np.zeros(1)
-    rank = max(0, int(finite.size * (1 - OUTLIERS / 100)) - 1)
+    rank = ceil(finite.size * (1 - OUTLIERS / 100)) - 1
     high = np.partition(finite, rank)[rank]
     return StoredValues(str(pixels.dtype), finite.min().item(), high.item(), finite.max().item())
 

@@ -9,16 +9,19 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..training.command_line import CommandLine, CommandOptions, option, positional, short_errors
+from ..training.inference_options import check_task
 from ..training.interruption import interruptible
 from ..training.reading_options import ReadingOptions
 
 if TYPE_CHECKING:
+    from ..processing.data.count_report import CountReport
     from ..processing.data.report import CheckReport
 
 PROGRAM = "contextseg-check"
+SPLITS = ("train", "val", "valid", "validation", "test")
 DESCRIPTION = """Read all images and masks of a dataset and report pairs, sizes, class shares, unknown ids and unreadable
 files. Exits with 1 if there is a problem that would stop training. A folder of splits (train/, val/) is checked split by split."""
 
@@ -26,9 +29,13 @@ files. Exits with 1 if there is a problem that would stop training. A folder of 
 @dataclass
 class CheckArguments(CommandOptions, ReadingOptions):
     data: str = positional(
-        "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a dataset for `datasets`"
+        "folder with images/ and masks/, folder of such folders, or NAME:SPLIT of a dataset for `datasets`; for other "
+        "tasks, as for contextseg-train"
     )
-    sample: int | None = option(None, "number of pairs to check, spread evenly over the data (default: all)")
+    task: Literal["segmentation", "classification", "detection"] = option(
+        "segmentation", "what the data is for"
+    )
+    sample: int | None = option(None, "number of images to check, spread evenly over the data (default: all)")
     json: bool = option(False, "print the report as JSON")
 
 
@@ -39,7 +46,8 @@ def new_parser() -> CommandLine:
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
-        reports = [check(source, arguments) for source in splits(arguments.data)]
+        check_task(arguments, arguments.task)
+        reports = [check(source, arguments) for source in splits(arguments.data, arguments.task)]
     if arguments.json:
         print(json.dumps([report.as_dict() for report in reports], indent=1))
     else:
@@ -49,26 +57,56 @@ def main(argv: list[str] | None = None) -> int:
     return int(any(report.problems for report in reports))
 
 
-def splits(source: str) -> list[str]:
-    """Returns the folder, its subfolders with images/ and masks/, or the splits of a published dataset."""
+def splits(source: str, task: str) -> list[str]:
+    """Returns the folder, its subfolders with data, or the splits of a dataset, published or for `datasets`."""
+    from ..processing.data.dataset_rows import split_names
     from ..processing.data.official_layouts import sources_of_splits
     from ..processing.data.pairing import folders_of_pairs
+    from ..processing.image_files import subfolders
 
     folder = Path(source)
+    if task == "detection" and (files := sorted(folder.glob("annotations/instances_*.json"))):
+        names = [file.stem.removeprefix("instances_").rstrip("0123456789") for file in files]
+        return [f"{source}:{name}" for name in names]
+    if task != "segmentation":
+        inside = subfolders(folder) if folder.is_dir() else []
+        return [str(sub) for sub in inside if sub.name in SPLITS or (sub / "annotations.json").is_file()] or [
+            source
+        ]
     if official := sources_of_splits(source):
         return official
     if (folder / "images").is_dir() or not folder.is_dir():
         return [source]
-    return [str(sub) for sub in folders_of_pairs(folder)] or [source]
+    if inside := folders_of_pairs(folder):
+        return [str(sub) for sub in inside]
+    return [f"{source}:{name}" for name in split_names(folder)] or [source]
 
 
-def check(source: str, arguments: CheckArguments) -> "CheckReport":
+def check(source: str, arguments: CheckArguments) -> "CheckReport | CountReport":
     """Checks one split."""
+    if arguments.task != "segmentation":
+        return check_labels(source, arguments)
     from ..processing.data.datasets import open_data
     from ..processing.data.report import check_data
 
     dataset = open_data(source, needs_all_pairs=False, **arguments.keywords())
     return check_data(dataset, arguments.sample, name=source, progress=True)
+
+
+def check_labels(source: str, arguments: CheckArguments) -> "CountReport":
+    """Checks one split of data for classification or detection."""
+    from ..processing.data.count_report import check_labeled_images, check_objects
+
+    if arguments.task == "classification":
+        from ..processing.data.labeled_images import open_labeled_images
+
+        data, examine = open_labeled_images(source), check_labeled_images
+    else:
+        from ..processing.data.coco import open_coco
+
+        data, examine = open_coco(source, "val"), check_objects
+    data.pixel_limit = arguments.pixel_limit or data.pixel_limit
+    return examine(data, arguments.sample, name=source)
 
 
 if __name__ == "__main__":

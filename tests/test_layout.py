@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "": LIBRARY | {""},
 }
 MAY_REQUIRE = {
+    "safetensors",
     "torch",
     "torchvision",
     "numpy",

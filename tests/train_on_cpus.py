@@ -1,6 +1,7 @@
 """contextseg-train on CPUs as one of several processes, under FSDP and DeepSpeed too, which accelerate starts on GPUs only.
 
-`DIE=1:3` in the environment kills process 1 in its third step; `STOP=3` asks all to stop after the third.
+`DIE=1:3` in the environment kills process 1 in its third step, and `HANG=1:3` stops it like a debugger; `STOP=3` asks all to
+stop after the third.
 """
 
 import os
@@ -45,9 +46,10 @@ def send(number, step, rank=None):
 
 if __name__ == "__main__":
     shard_on_cpus()
-    if "DIE" in os.environ:
-        rank, step = map(int, os.environ["DIE"].split(":"))
-        send(signal.SIGKILL, step, rank)
+    for name, number in (("DIE", signal.SIGKILL), ("HANG", signal.SIGSTOP)):
+        if name in os.environ:
+            rank, step = map(int, os.environ[name].split(":"))
+            send(number, step, rank)
     if "STOP" in os.environ:
         send(signal.SIGTERM, int(os.environ["STOP"]))
     sys.exit(main())

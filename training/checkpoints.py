@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,10 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no {path} to resume from. Leave out --resume to start a new run.")
     check_intact(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError) as error:
+        raise CheckpointError(damaged_state(path, " ".join(str(error).split())[:200])) from error
 
 
 def check_intact(path: Path) -> None:
@@ -198,11 +202,16 @@ def check_intact(path: Path) -> None:
         damaged = str(error)
     if damaged is None:
         return
+    raise CheckpointError(damaged_state(path, damaged))
+
+
+def damaged_state(path: Path, problem: str) -> str:
+    """Returns the message for a damaged training state, which says what to continue from."""
     previous, weights = beside(path.parent, "previous"), path.parent.with_name("best")
     older = (
         f"Move {path.parent} away and rename {previous} to {path.parent.name}, then continue with --resume"
     )
-    raise CheckpointError(
-        f"{path} is damaged ({damaged}). It was complete when it was written, so check the disk, or how the file was "
+    return (
+        f"{path} is damaged ({problem}). It was complete when it was written, so check the disk, or how the file was "
         "copied. " + (f"{older}." if previous.exists() else f"Start a new run with --init-from {weights}.")
     )

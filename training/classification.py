@@ -28,6 +28,7 @@ from ..processing.data.labeled_images import (
 from ..processing.data.pairing import listed
 from ..processing.data.token_labels import LabelMaps, MixToken, smoothed
 from ..processing.data.unreadable import UNREADABLE, ReadableImages, readable_sample
+from ..processing.image_opening import ImageReadError
 from ..processing.metrics import percent
 from .class_scores import score_classes
 from .models import CLASSIFIER
@@ -49,7 +50,10 @@ class ClassificationTask(Task):
     data_example = "a folder with one subfolder of images per class, such as imagenet/train"
     best_by, best_by_name, class_score = "top_1", "top-1 accuracy", "top_1"
     logged = ("top_1", "top_5", "val_loss")
-    next_commands = ()
+    next_commands = (
+        "contextseg-evaluate {run} --data {val}",
+        "contextseg-predict {run} photo.jpg --output predictions",
+    )
 
     def open(self, split: str) -> LabeledImages:
         name = getattr(self.arguments, split)
@@ -117,10 +121,7 @@ class ClassificationTask(Task):
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
-        indices = range(accelerator.process_index, len(data), accelerator.num_processes)
-        options = loader_options(self.arguments.workers, accelerator.device.type == "cuda")
-        crops = ReadableImages(CentralCrops(data, processor))
-        return DataLoader(crops, 32, sampler=indices, collate_fn=collate, **options)
+        return central_crops(data, processor, accelerator, self.arguments.workers)
 
     def score(
         self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
@@ -203,6 +204,27 @@ class CentralCrops(Dataset):
         sample = self.data[index]
         pixels = self.processor(sample["image"], return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, "labels": torch.tensor(sample["label"]), "name": sample["name"]}
+
+    def name(self, index: int) -> str:
+        """The name of an image in messages."""
+        return self.data.name_of(index)
+
+
+def central_crops(
+    data: LabeledImages,
+    processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    workers: int | None,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
+) -> DataLoader:
+    """Returns a loader of this process's share of `data`, for `score_classes`.
+
+    An image that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    """
+    indices = range(accelerator.process_index, len(data), accelerator.num_processes)
+    options = loader_options(workers, accelerator.device.type == "cuda")
+    crops = ReadableImages(CentralCrops(data, processor), errors)
+    return DataLoader(crops, 32, sampler=indices, collate_fn=collate, **options)
 
 
 def soft_cross_entropy(

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
-from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..processing.coco_masks import coco_masks
 from ..processing.data.coco import Object, object_rle
 from .models import class_names
 

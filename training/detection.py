@@ -27,6 +27,7 @@ from ..processing.data.batches import evaluation_loader
 from ..processing.data.coco import CocoData, Object, corners, learnable, object_masks, open_coco
 from ..processing.data.labeled_images import unreadable
 from ..processing.data.unreadable import UNREADABLE, complaints_of, readable_sample
+from ..processing.image_opening import ImageReadError
 from ..processing.metrics import percent
 from .coco_scores import score_objects
 from .models import ModelKind
@@ -47,7 +48,10 @@ class DetectionTask(Task):
     data_example = "COCO's folder, or one with images/ and annotations.json in COCO's format"
     best_by, best_by_name, class_score = "box_ap", "box AP", "box_ap"
     logged = ("box_ap", "box_ap_50", "mask_ap", "mask_ap_50")
-    next_commands = ()
+    next_commands = (
+        "contextseg-evaluate {run} --data {val}",
+        "contextseg-predict {run} photo.jpg --output objects --overlay",
+    )
 
     def open(self, split: str) -> CocoData:
         name = getattr(self.arguments, split)
@@ -92,13 +96,7 @@ class DetectionTask(Task):
     def evaluation_images(
         self, data: Dataset, processor: BaseImageProcessor, accelerator: Accelerator
     ) -> DataLoader:
-        return evaluation_loader(
-            WholeImagesWithObjects(data, processor),
-            workers=self.arguments.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
+        return images_with_objects(data, processor, accelerator, self.arguments.workers)
 
     def score(
         self, model: PreTrainedModel, images: Iterable[dict[str, Any]], accelerator: Accelerator
@@ -223,6 +221,31 @@ class WholeImagesWithObjects(Dataset):
         sample = self.data[index]
         prepared = self.processor(sample["image"], return_tensors="pt")
         return {**prepared, "size": sample["image"].size[::-1], "objects": sample["objects"], "index": index}
+
+    def name(self, index: int) -> str:
+        """The name of an image in messages."""
+        return self.data.name_of(index)
+
+
+def images_with_objects(
+    data: CocoData,
+    processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    workers: int | None,
+    errors: tuple[type[Exception], ...] = (ImageReadError,),
+) -> DataLoader:
+    """Returns a loader of this process's share of `data`, for `score_objects`.
+
+    An image that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    """
+    return evaluation_loader(
+        WholeImagesWithObjects(data, processor),
+        workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        errors=errors,
+    )
 
 
 class GeneratedObjects(Dataset):

@@ -13,7 +13,7 @@ from .records import environment, write_json, write_whole
 
 
 def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMatrix, folder: Path) -> None:
-    """Prints the scores, and writes them and the confusion matrix.
+    """Prints the scores of a segmenter, and writes them and the confusion matrix.
 
     Args:
         scores: Result of `ConfusionMatrix.compute`, with `boundary_iou` and `boundary_f` too.
@@ -21,29 +21,38 @@ def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMa
         confusion: The counts.
         folder: Folder for evaluation.json, .md and .csv, confusion.csv and .png; created if needed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "evaluation.json", {**facts, **scores, **environment()})
     means = (
         f"mIoU {percent(scores['mean_iou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %, "
         f"boundary IoU {percent(scores['boundary_iou'])} %, boundary F {percent(scores['boundary_f'])} %"
     )
-    text = "\n".join(f"- {name}: {markdown_text(str(value))}" for name, value in facts.items())
-    table = scores_table(scores)
-    write_whole(folder / "evaluation.md", f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n")
-    columns, names = list(scores["per_class"][0]), [row["name"] for row in scores["per_class"]]
-    write_csv(
-        folder / "evaluation.csv",
-        [columns, *({**row, "name": csv_text(row["name"])}.values() for row in scores["per_class"])],
-    )
+    write_scores(scores, facts, scores_table(scores), means, folder)
+    names = [row["name"] for row in scores["per_class"]]
     counts, cells = confusion.matrix.tolist(), [csv_text(name) for name in names]
     write_csv(
         folder / "confusion.csv",
         [["label", *cells], *([name, *row] for name, row in zip(cells, counts, strict=True))],
     )
     plot_confusion(confusion.matrix.cpu().numpy(), names, folder / "confusion.png", means)
-    print(
-        f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv, and confusion.csv and .png"
-    )
+    print(f"the confusion matrix is {folder / 'confusion.csv'} and .png")
+
+
+def write_scores(scores: dict[str, Any], facts: dict[str, Any], table: str, means: str, folder: Path) -> None:
+    """Prints the scores of any model, and writes evaluation.json, .md and .csv.
+
+    Args:
+        scores: Scores by name, and `per_class`, one dict with a `name` per class.
+        facts: Model, data and protocol, by name.
+        table: The scores of the classes, in Markdown.
+        means: The scores over all classes, in words.
+        folder: Created if needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "evaluation.json", {**facts, **scores, **environment()})
+    text = "\n".join(f"- {name}: {markdown_text(str(value))}" for name, value in facts.items())
+    write_whole(folder / "evaluation.md", f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n")
+    rows = [{**row, "name": csv_text(row["name"])} for row in scores["per_class"]]
+    write_csv(folder / "evaluation.csv", [list(rows[0]), *(row.values() for row in rows)])
+    print(f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv")
 
 
 def write_csv(path: Path, rows: list[Iterable[Any]]) -> None:

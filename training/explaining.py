@@ -5,17 +5,21 @@ What a model cannot give is said when the function is made, before anything is s
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling.explanations import find_block, find_encoder, global_attention_maps
-from ..modeling.grad_cam import grad_cam
+from ..modeling.grad_cam import as_shares, class_activation
 from ..processing.heat_pictures import heat_picture
+from ..processing.inference import Inference
+from ..processing.tiling import window_starts
 from .option_texts import parse_position
 
 Explain = Callable[[Image.Image, Tensor, Tensor], Image.Image]
@@ -23,17 +27,18 @@ SHOWN_NAMES = 8
 
 
 def chosen_explanations(
-    model: PreTrainedModel, explain: str | None, evidence: str | None
+    model: PreTrainedModel, inference: Inference, explain: str | None, evidence: str | None
 ) -> dict[str, Explain]:
     """Returns subfolder -> function for the options --explain and --grad-cam that are given.
 
     Raises ValueError if the model cannot give one of them.
     """
     chosen = {}
+    window = None if inference.window is None else inference.window_sides
     if explain is not None:
         chosen["attention"] = attention_explanation(model, explain)
     if evidence is not None:
-        chosen["grad-cam"] = grad_cam_explanation(model, evidence)
+        chosen["grad-cam"] = grad_cam_explanation(model, evidence, window)
     return chosen
 
 
@@ -62,7 +67,7 @@ def attention_explanation(model: PreTrainedModel, text: str) -> Explain:
     return draw
 
 
-def grad_cam_explanation(model: PreTrainedModel, text: str) -> Explain:
+def grad_cam_explanation(model: PreTrainedModel, text: str, window: Sequence[int] | None = None) -> Explain:
     """Returns a function that draws what speaks for a class where it is predicted, or at a pixel X,Y.
 
     Where the class is not predicted at all, it draws what speaks for it anywhere.
@@ -82,10 +87,29 @@ def grad_cam_explanation(model: PreTrainedModel, text: str) -> Explain:
             region = torch.zeros_like(mask, dtype=torch.bool)
             region[position[1], position[0]] = True
             label, where = int(mask[region]), " at the cross"
-        heat = resized(grad_cam(model, pixel_values, label, region)[0], image)
-        return heat_picture(image, heat, f"{names[label]}{where}, Grad-CAM", position=position)
+        heat = resized(windowed_grad_cam(model, pixel_values, label, region, window), image)
+        return heat_picture(image, heat, f"{names[label]}{where}, Grad-CAM", position=position, low=0.0)
 
     return draw
+
+
+def windowed_grad_cam(
+    model: PreTrainedModel, pixel_values: Tensor, label: int, region: Tensor, window: Sequence[int] | None
+) -> Tensor:
+    """(1, C, h, w), region (H, W) -> (h, w): Grad-CAM within each window that has pixels of the region.
+
+    Windows touch, and those at the end overlap, where the larger value counts. None is the whole image.
+    """
+    size = pixel_values.shape[-2:]
+    sides = [min(given, length) for given, length in zip(window or size, size, strict=True)]
+    share = F.adaptive_avg_pool2d(region[None].float(), size)[0]
+    total = torch.zeros(1, *size)
+    for top, left in product(*(window_starts(n, w, step=w) for n, w in zip(size, sides, strict=True))):
+        place = (slice(top, top + sides[0]), slice(left, left + sides[1]))
+        if share[place].any():
+            found = class_activation(model, pixel_values[..., *place], label, share[place], level=-1)
+            total[:, *place] = torch.maximum(total[:, *place], found.cpu())
+    return as_shares(total)[0]
 
 
 def position_or_class(text: str, names: list[str]) -> tuple[int, int]:

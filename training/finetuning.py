@@ -2,6 +2,7 @@
 
 import inspect
 import shlex
+import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from .loss_fields import check_loss_is_ours, loss_fields
 from .models import SEGMENTER, describe, ignore_index_field
 from .options import SegmentationArguments
 from .origin import public_data, public_model
+from .plots import plot_curves
 from .reading_options import reading_names
 from .records import environment, write_json
 from .segmentation import SegmentationTask, new_augmentation, processor_of
@@ -66,6 +68,8 @@ def finetune(
         write_json(Path(options.output) / "run.json", record(options, arguments, argv, result))
     if val is not None:
         evaluate(trainer, options)
+    if trainer.is_world_process_zero():
+        plot_curves(trainer.state.log_history, Path(options.output) / "loss.png", "eval_mean_iou")
     if arguments.push_to_hub:
         push(trainer)
     else:
@@ -86,8 +90,11 @@ def trainer_parser() -> HfArgumentParser:
 
 
 def trainer_arguments(output: str, words: Sequence[str]) -> SegmentationTrainingArguments:
-    """Parses `words`, the options that are not ours, into Trainer's settings."""
-    words = ["--output_dir", output, *words]
+    """Parses `words`, the options that are not ours, into Trainer's settings.
+
+    Unless the standard error is a terminal, Trainer writes lines in place of progress bars.
+    """
+    words = ["--output_dir", output, "--disable_tqdm", str(not sys.stderr.isatty()), *words]
     return trainer_parser().parse_args_into_dataclasses(words, look_for_args_file=False)[0]
 
 

@@ -1,13 +1,47 @@
 """Options for inference: sliding windows, scales and flips."""
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from .command_line import option
 from .option_texts import factors, height_and_width
 
 if TYPE_CHECKING:
     from ..processing.inference import Inference
+
+# Options of models that are not segmenters.
+OF_ANY_TASK = {
+    "model",
+    "data",
+    "images",
+    "output",
+    "workers",
+    "cpu",
+    "traceback",
+    "pixel_limit",
+    "task",
+    "sample",
+    "json",
+}
+OF_TASKS = {"classification": OF_ANY_TASK, "detection": OF_ANY_TASK | {"overlay", "threshold"}}
+
+
+def check_task(options: Any, task: str) -> None:
+    """Raises ValueError if options of a command have no effect for a task.
+
+    Args:
+        options: Dataclass of options of `contextseg-check`, `-evaluate` or `-predict`.
+        task: What data and model are for: "segmentation", "classification" or "detection".
+    """
+    for field in fields(options):
+        name, default = field.name, field.default
+        if default is MISSING or getattr(options, name) == default:
+            continue
+        allowed = name != "threshold" if task == "segmentation" else name in OF_TASKS[task]
+        if not allowed:
+            raise ValueError(
+                f"--{name.replace('_', '-')} has no effect on data and models for {task}. Leave the option out."
+            )
 
 
 @dataclass(kw_only=True)

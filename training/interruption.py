@@ -4,6 +4,7 @@ Both raise KeyboardInterrupt, so that files in progress are removed on the way o
 itself: it saves first.
 """
 
+import atexit
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_CODE = 130  # of a program that Ctrl-C has stopped
-SECONDS_TO_CLEAN_UP = 2.0
+SECONDS_TO_CLEAN_UP = 10.0  # and to exit
 
 
 @contextmanager
@@ -25,31 +26,55 @@ def interruptible(program: str) -> Iterator[None]:
     Args:
         program: Name of the command, printed before the message.
     """
-    signals = (signal.SIGINT, signal.SIGTERM) if is_main_thread() else ()
     interrupter = Interrupter()
-    before = {number: signal.signal(number, interrupter) for number in signals}
     try:
         yield
     except KeyboardInterrupt as interrupt:
         print(f"{program}: interrupted. {interrupt or 'Nothing was written.'}", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from interrupt
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def is_main_thread() -> bool:
-    """Whether this thread may set signal handlers."""
-    return threading.current_thread() is threading.main_thread()
+        interrupter.close()
 
 
 class Interrupter:
-    """Signal handler that raises KeyboardInterrupt, but not again while the program cleans up."""
+    """Handler of Ctrl-C and SIGTERM that raises KeyboardInterrupt.
+
+    Further signals are ignored for a moment, in which the program cleans up and exits.
+    """
 
     def __init__(self) -> None:
         self.obeyed = -SECONDS_TO_CLEAN_UP  # when, on the monotonic clock
+        self.is_closed = False
+        may_handle = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if may_handle else ()
+        self.before = {number: signal.signal(number, self) for number in signals}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if time.monotonic() - self.obeyed > SECONDS_TO_CLEAN_UP:
-            self.obeyed = time.monotonic()
-            raise KeyboardInterrupt
+        if self.is_cleaning_up():
+            return
+        if self.is_closed:
+            self.restore()
+            signal.raise_signal(number)
+            return
+        self.obeyed = time.monotonic()
+        raise KeyboardInterrupt
+
+    def is_cleaning_up(self) -> bool:
+        return time.monotonic() - self.obeyed < SECONDS_TO_CLEAN_UP
+
+    def close(self) -> None:
+        """Handles no further signal but those that come while the program exits after the first."""
+        self.is_closed = True
+        if self.is_cleaning_up():
+            atexit.register(self.ignore)  # Python removes its own handlers long before the process ends
+        else:
+            self.restore()
+
+    def ignore(self) -> None:
+        for number in self.before:
+            signal.signal(number, signal.SIG_IGN)
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            if handler is not None:  # one that was not installed from Python
+                signal.signal(number, handler)

@@ -4,6 +4,7 @@ Resuming is exact on one device: everything that a step depends on is in `Traini
 the seed and the step number (batches, learning rate).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,8 +25,16 @@ from .checkpoints import STATE_FILE, gathered_random_states, set_random_states, 
 from .command_line import CommandError
 from .deepspeed_state import remove_other_engines, restore_engine, save_engine, uses_deepspeed
 from .gathered_state import gathered_state, gathered_weights, restore_state, restore_weights
+from .model_files import first_not_finite
 from .optim import ModelEma, learning_rate_factor, set_learning_rate
 from .records import Log
+from .state_checks import (
+    NonFiniteWeightsError,
+    check_weights_to_save,
+    intact_checkpoint,
+    largest_weight,
+    not_finite,
+)
 from .stopping import StopSignal
 from .trained_part import without_lora
 
@@ -166,6 +175,8 @@ class Training:
                 processor.save_pretrained(temporary)
 
             if self.accelerator.is_main_process:
+                averages = {} if state is None else state.get("optimizer", {}).get("state", {})
+                check_weights_to_save(weights, averages, self.step, self.run)
                 size = sum(tensor.nbytes for tensor in weights.values())
                 write_folder(folder, write, expected_bytes=size * (4 if with_state else 1))
                 if state is not None and "engine" in state:
@@ -200,17 +211,23 @@ class Meter:
     def flush(self) -> None:
         """Reports the steps since the last call.
 
-        Raises NonFiniteLossError if one of their losses is not finite.
+        Raises NonFiniteLossError if one of their losses is not finite, and NonFiniteWeightsError if a weight
+        is not.
         """
         if not self.losses:
             return
-        own = torch.stack(self.losses)
-        losses = self.accelerator.reduce(own, reduction="mean")
-        if not losses.isfinite().all():
-            raise NonFiniteLossError(self.complaint(own))
+        largest = largest_weight(self.training.plain_model).to(self.losses[0])
+        own = torch.stack([*self.losses, largest])
+        *losses, largest = self.accelerator.reduce(own, reduction="mean").tolist()
+        if not all(map(math.isfinite, losses)):
+            raise NonFiniteLossError(self.complaint(own[:-1]))
+        if not math.isfinite(largest):
+            name = first_not_finite(self.training.plain_model) or "a weight of another process"
+            what = f"after step {self.training.step}, {name}"
+            raise NonFiniteWeightsError(not_finite(what, self.training.run))
         images = sum(map(len, self.names)) * self.accelerator.num_processes
         values = {
-            "loss": losses.mean().item(),
+            "loss": sum(losses) / len(losses),
             "learning_rate": self.training.optimizer.param_groups[0]["lr"],
             "images_per_second": images / (time.perf_counter() - self.started),
         }
@@ -237,10 +254,11 @@ class Meter:
         if first is None:
             return "the loss of another process is not finite; see the message of that process."
         step = self.training.step - len(losses) + first + 1
+        before = "" if first == 0 else f" Or the step before overflowed: {', '.join(self.names[first - 1])}."
         return (
-            f"the loss of step {step} is {losses[first].item()}. Its samples: {', '.join(self.names[first])}. "
+            f"the loss of step {step} is {losses[first].item()}. Its samples: {', '.join(self.names[first])}.{before} "
             "Check them with contextseg-check. If they are fine, lower --learning-rate, set --clip-norm 1, "
-            "or use --precision bf16 instead of fp16. The last checkpoint was saved before this step."
+            f"or use --precision bf16 instead of fp16. {intact_checkpoint(self.training.run)}"
         )
 
 

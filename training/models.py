@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoImageProcessor,
+    AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BaseImageProcessor,
@@ -23,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
 from .checkpoints import model_folder
+from .model_files import check_model_files, load_model, load_processor
 from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ CLASSIFIER = ModelKind(
     "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
 )
 
+
+TASKS_BY_HEAD = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
 
 IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
@@ -81,20 +85,42 @@ def class_names(model: PreTrainedModel) -> list[str]:
     return list(model.config.id2label.values())
 
 
-def open_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
-    """Opens a segmenter for inference.
+def task_of_model(name: str) -> str:
+    """Returns what a model does: "segmentation", "classification" or "detection".
 
     Args:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+    """
+    source = model_folder(name)
+    check_model_files(Path(source))
+    with explained_absence(source):
+        return task_of_config(AutoConfig.from_pretrained(source))
+
+
+def task_of_config(config: PreTrainedConfig) -> str:
+    """Returns what the model of a saved configuration does, from the name of its class."""
+    architecture = (config.architectures or [""])[0]
+    return next((task for head, task in TASKS_BY_HEAD.items() if architecture.endswith(head)), "segmentation")
+
+
+def open_model(name: str, kind: ModelKind = SEGMENTER) -> tuple[PreTrainedModel, BaseImageProcessor, str]:
+    """Opens a model for inference.
+
+    Args:
+        name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
+        kind: What the model is for. Default: a segmenter.
 
     Returns:
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
+
+    Raises:
+        ValueError: If a file is damaged, or weights are missing or not finite.
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
     with explained_absence(source):
-        model = AutoModelForSemanticSegmentation.from_pretrained(source)
-        return model.eval(), AutoImageProcessor.from_pretrained(source), source
+        model = load_model(kind.auto_class, source)
+        return model, load_processor(source), source
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
@@ -124,6 +150,28 @@ def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
             "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
     return known
+
+
+def match_classes(model: PreTrainedModel, data: Any) -> None:
+    """Numbers the classes of labeled images or objects as the model does, by name.
+
+    The data may lack classes of the model. Where no name agrees, as for numbers in place of names, as many classes
+    are matched by position, with a warning.
+
+    Raises ValueError if the data has a class that the model does not have.
+    """
+    known, found = class_names(model), list(data.classes)
+    if set(found) <= set(known):
+        data.number_classes_as(known)
+    elif len(found) == len(known) and not set(found) & set(known):
+        logger.warning(
+            "class '%s' of the model is '%s' in the data, and so on by position", known[0], found[0]
+        )
+    else:
+        raise ValueError(
+            f"the data has classes that the model does not have: {_beyond(found, known)}. The model's own are "
+            f"{', '.join(known[:5])}{', ...' * (len(known) > 5)}. Rename the classes of the data, or leave those out."
+        )
 
 
 def _beyond(names: list[str], others: list[str]) -> str:

@@ -20,7 +20,7 @@ from .option_texts import (
 )
 
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
-RATE = Range(minimum=0)
+RATE = Range(minimum=0, maximum=1e30)  # AdamW divides it, and float32 ends at 3e38
 SHARE = Range(minimum=0, maximum=1)
 SCALE = Range(above=0, maximum=100)
 SCENE = whole(32, 4096)  # pixels
@@ -66,6 +66,7 @@ RANGES = {
     "size": SCENE,
     "steps": COUNT,
     "threads": whole(1, 4096),
+    "threshold": SHARE,
     "timeout": Range(above=0, maximum=10**6),
     "tokens": whole(0, 256),
     "warmup_steps": COUNT_OR_ZERO,

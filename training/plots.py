@@ -3,6 +3,7 @@
 Legend: K classes.
 """
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -142,7 +143,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: 
         tick.set_fontproperties(FontProperties(fname=font_file(tick.get_text()), size=font))
     rest = "" if len(shown) == len(names) else f", the {len(shown)} most frequent of {len(names)} classes"
     axes.set(xlabel="predicted", ylabel=f"labeled{rest}")
-    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set_title(textwrap.fill(title, round(11 * side)), fontsize=10, parse_math=False)
     if is_small:
         write_shares(axes, shares, font)
     figure.colorbar(image, label="share of the labeled pixels", shrink=min(1.0, 5 / side), ticks=SHARES)

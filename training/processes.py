@@ -76,6 +76,12 @@ def whole_weights(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
                 module.set_reshard_after_forward(reshard, recurse=False)
 
 
+def is_loss_of_a_peer(error: Exception) -> bool:
+    """Whether an error of a collective means that another process has ended or does not respond."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in PEER_IS_GONE)
+
+
 @contextmanager
 def explained_loss_of_a_peer(accelerator: Accelerator, run: str) -> Iterator[None]:
     """Context manager that explains a collective that fails because another process is gone.
@@ -86,8 +92,7 @@ def explained_loss_of_a_peer(accelerator: Accelerator, run: str) -> Iterator[Non
     try:
         yield
     except RuntimeError as error:
-        text = str(error).lower()
-        if accelerator.num_processes == 1 or not any(words in text for words in PEER_IS_GONE):
+        if accelerator.num_processes == 1 or not is_loss_of_a_peer(error):
             raise
         raise PeerError(
             f"process {accelerator.process_index} stops because another process of this run has ended or does not respond. "

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .models import ModelKind
 
 PROGRAM = "contextseg-export"
-TASKS_BY_HEAD = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
 
 
 @dataclass
@@ -120,24 +119,22 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
     Returns:
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
     """
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig
 
     from .checkpoints import model_folder
+    from .model_files import check_model_files, load_model, load_processor
     from .model_names import explained_absence
 
     source = model_folder(name)
+    check_model_files(Path(source))
     with explained_absence(source):
-        model = kind_of(AutoConfig.from_pretrained(source)).auto_class.from_pretrained(source)
-        return model.eval(), AutoImageProcessor.from_pretrained(source), source
+        model = load_model(kind_of(AutoConfig.from_pretrained(source)).auto_class, source)
+        return model, load_processor(source), source
 
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":
     """Returns the kind of a saved model, from the name of its class."""
+    from .models import task_of_config
     from .tasks import task_of
 
-    architecture = (config.architectures or [""])[0]
-    return task_of(
-        next(
-            (task for ending, task in TASKS_BY_HEAD.items() if architecture.endswith(ending)), "segmentation"
-        )
-    ).models
+    return task_of(task_of_config(config)).models

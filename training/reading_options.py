@@ -31,11 +31,9 @@ class PixelOptions:
 
     def keywords(self) -> dict[str, Any]:
         """Returns the given options as arguments of `open_data`."""
-        given = {name: getattr(self, name) for name in reading_names() if hasattr(self, name)}
-        given = {name: value for name, value in given.items() if value is not None}
-        if "value_range" in given:
-            given["value_range"] = value_limits(given["value_range"])
-        return given
+        limits = self.value_range and value_limits(self.value_range)
+        options = {"num_channels": self.num_channels, "value_range": limits, "pixel_limit": self.pixel_limit}
+        return {name: value for name, value in options.items() if value is not None}
 
     def words(self) -> str:
         """Returns the given options as words of a command line, each with a space before it."""
@@ -64,6 +62,15 @@ class ReadingOptions(PixelOptions):
     mask_column: str | None = option(
         None, "mask column of a dataset for `datasets` (default: found by type and name)", metavar="NAME"
     )
+
+    def keywords(self) -> dict[str, Any]:
+        """Returns the given options as arguments of `open_data`."""
+        options = {
+            "classes": self.classes,
+            "image_column": self.image_column,
+            "mask_column": self.mask_column,
+        }
+        return {name: value for name, value in options.items() if value is not None} | super().keywords()
 
 
 def reading_names() -> list[str]:

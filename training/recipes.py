@@ -15,7 +15,6 @@ without --train takes the size of the data from its `images` and `classes`.
 import json
 import os
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import yaml
 from ..configuration.checked_config import did_you_mean
 from .options import train_parser
 
+LARGEST_FILE = 1 << 20  # bytes
 FOLDER = Path(__file__).parents[1] / "scripts" / "recipes"
 SUFFIXES = (".yaml", ".yml", ".json")
 RECORD = "run.json"
@@ -77,6 +77,11 @@ def with_recipe(given: dict[str, Any]) -> tuple[dict[str, Any], Recipe | None]:
         return given, None
     recipe = read_recipe(given["recipe"])
     options = train_parser(f"recipe {recipe.path}").given(recipe.command_line())
+    for name, value in recipe.options.items():
+        if isinstance(value, list) and not isinstance(options.get(name.replace("-", "_")), list):
+            raise ValueError(
+                f"'{name}' in the recipe {recipe.path} takes a single value, but has {len(value)}."
+            )
     if any(given.get(name) for name in STARTING_POINTS):
         options = {name: value for name, value in options.items() if name not in STARTING_POINTS}
     joined = {
@@ -95,22 +100,57 @@ def read_recipe(name: str) -> Recipe:
     path = find_recipe(name)
     if path.suffix == ".json":
         return Recipe(path, recorded_options(path), {})
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"the recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(content, Mapping):
+    content = read_yaml(path)
+    if not isinstance(content, dict):
         raise ValueError(f"the recipe {path} has no options. Write lines such as 'learning-rate: 1e-4'.")
-    options = dict(content)
-    paper = options.pop("paper", None) or {}
-    if not isinstance(paper, Mapping):
+    paper = content.pop("paper", None) or {}
+    if not isinstance(paper, dict):
         raise ValueError(f"'paper' in the recipe {path} is not a mapping. Indent its 'name: value' lines.")
-    for option, value in options.items():
-        if value is None or isinstance(value, Mapping):
+    for option, value in content.items():
+        if not isinstance(option, str):
+            raise ValueError(f"{option!r} in the recipe {path} is not the name of an option.")
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(single, str | int | float) for single in values):
             raise ValueError(
                 f"'{option}' in the recipe {path} is neither a value nor a list. Write '{option}: VALUE', or a list of values."
             )
-    return Recipe(path, options, dict(paper))
+    return Recipe(path, content, paper)
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file without aliases and repeated keys. Raises ValueError, with its path, if it is malformed."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(
+            f"the recipe {path} has {path.stat().st_size} bytes; a recipe has a few lines of options."
+        )
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the recipe {path} is not valid YAML: {reason:.300}") from error
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, with which a few lines can describe a billion values, and repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in PyYAML, but raises for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"it has the alias '*{event.anchor}'. Write the values out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in PyYAML, but raises for a repeated key."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"it has '{key}' twice. Remove one of them", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def recorded_options(path: Path) -> dict[str, Any]:
@@ -125,7 +165,9 @@ def recorded_options(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not the run.json of a run of contextseg-train. Give one, a YAML file, or the name of a recipe."
         ) from error
-    kept = {name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value is not None}
+    kept = {
+        name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value not in (None, [])
+    }
     return {"task": task} | {name.replace("_", "-"): value for name, value in kept.items()}
 
 

@@ -1,6 +1,7 @@
 """Records of a run: `run.json` (arguments, environment, scores) and `log.jsonl` (curves)."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -13,6 +14,8 @@ import torch
 
 from ..processing.atomic_write import atomic_write
 from ..processing.metrics import without_nan
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("contextseg", "torch", "torchvision", "transformers", "accelerate", "numpy", "pillow")
 
@@ -29,7 +32,15 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads a JSON file that holds an object. Raises ValueError, with its path, if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if path.stat().st_size else "it is empty"
+        raise ValueError(f"{path} is damaged: {reason}. Copy it again from where it was intact.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it does not hold a JSON object. Copy it again.")
+    return content
 
 
 class Log:
@@ -44,21 +55,32 @@ class Log:
             file.write(json.dumps(without_nan(values)) + "\n")
 
     def cut_after(self, step: int) -> None:
-        """Removes entries after `step`, which a resumed run repeats, and an incomplete last line."""
+        """Removes entries after `step`, which a resumed run repeats, and damaged lines."""
         if self.path.exists():
             lines = [json.dumps(entry) for entry in read_log(self.path) if entry["step"] <= step]
             write_whole(self.path, "".join(line + "\n" for line in lines))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the entries of a `log.jsonl`, without an incomplete last line."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+    """Returns the entries of a `log.jsonl`; leaves out damaged lines, with a warning.
+
+    An incomplete last line, as a killed run leaves it, is left out without one.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    entries = [entry_of(line) for line in lines]
+    if None in entries[:-1]:
+        logger.warning("%s: %d damaged lines are left out", path, entries.count(None))
+    return [entry for entry in entries if entry is not None]
+
+
+def entry_of(line: str) -> dict[str, Any] | None:
+    """Returns the entry in a line of `log.jsonl`; None if the line is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return entry if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def environment() -> dict[str, Any]:

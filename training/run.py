@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from . import setup
-from .checkpoints import load_state
 from .determinism import explained_missing_kernel
 from .loop import Meter, Training, train_loop
 from .models import describe
@@ -37,7 +36,7 @@ def train(arguments: TrainArguments) -> int:
         training = Training(accelerator, model, optimizer, Path(arguments.output), task.count)
         training.average = ModelEma(training.plain_model, arguments.ema) if arguments.ema else None
         if arguments.resume:
-            training.restore(load_state(Path(arguments.output) / "last"))
+            setup.restore(training, Path(arguments.output) / "last", schedule)
         batches = setup.new_batches(arguments, schedule, samples, training)
         training.unreadable.skip = arguments.unreadable == "skip"
         run = RunFolder(arguments, task, training, processor, val_data)

@@ -81,11 +81,17 @@ class SegmentationTask(Task):
     def num_channels(self) -> int:
         """Channels of the images: those of --num-channels, --set, or the checkpoint, else 3."""
         given = self.arguments.num_channels or parse_overrides(self.arguments.set).get("num_channels")
-        return given or channels_of_checkpoint(self.arguments.init_from)
+        return given or self.known_channels
+
+    @property
+    def known_channels(self) -> int:
+        """Channels of the checkpoint that the run starts from; 3 without one."""
+        is_new = self.arguments.preset is not None  # with a checkpoint, too, the model cannot be built
+        return 3 if is_new else channels_of_checkpoint(self.arguments.init_from)
 
     def model_fields(self, data: SegmentationData) -> dict[str, Any]:
         fields, channels = loss_fields(self.arguments, data), self.arguments.num_channels
-        if channels not in (None, channels_of_checkpoint(self.arguments.init_from)):
+        if channels not in (None, self.known_channels):
             fields["num_channels"] = channels
         return fields
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..processing.data.batches import SampleStream, training_loader
-from .checkpoints import has_checkpoint
+from .checkpoints import STATE_FILE, has_checkpoint, load_state
 from .deepspeed_state import configure_deepspeed
 from .determinism import use_deterministic_kernels
 from .layer_decay import layer_factors
@@ -26,10 +26,11 @@ from .loss_fields import check_loss_is_ours
 from .models import parse_overrides
 from .optim import parameter_groups
 from .option_texts import milestone, part_and_factor
-from .options import TrainArguments, fields_of, train_arguments
+from .options import ARGUMENTS, TrainArguments, fields_of, train_arguments
 from .processes import num_processes, quiet_unless_first
 from .records import read_json
 from .starting_points import build_model
+from .state_checks import check_state, explained_restoring
 from .tasks import Task, task_of
 from .trained_part import select_trained
 
@@ -84,12 +85,10 @@ def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
         raise ValueError(
             f"there is no checkpoint in {record.parent} to resume from. Leave out --resume to start a new run."
         )
-    content = read_json(record)
-    task = content["arguments"]["task"]
-    known = {"task", *fields_of(task)}
-    stored = {name: value for name, value in content["arguments"].items() if name in known}
+    stored, processes = stored_arguments(record)
+    task = stored["task"]
     arguments = train_arguments({**stored, **given, "task": task})
-    changeable = CHANGEABLE | changeable_batches({**stored, **given}, stored, content["processes"])
+    changeable = CHANGEABLE | changeable_batches({**stored, **given}, stored, processes)
     for name, value in given.items():
         if name not in changeable and value != stored.get(name):
             raise ValueError(
@@ -97,6 +96,28 @@ def resumed(given: dict[str, Any], record: Path) -> TrainArguments:
                 f"Leave the option out, or start a new run with --init-from {record.parent}."
             )
     return arguments
+
+
+def stored_arguments(record: Path) -> tuple[dict[str, Any], int]:
+    """Returns the arguments in a `run.json`, `task` among them, and the number of processes.
+
+    Raises ValueError if the file is damaged or not of a run of contextseg-train.
+    """
+    content = read_json(record)
+    arguments, processes = content.get("arguments"), content.get("processes")
+    task = arguments.get("task") if isinstance(arguments, dict) else None
+    if not (isinstance(task, str) and task in ARGUMENTS and isinstance(processes, int)):
+        raise ValueError(
+            f"{record} lacks the arguments of a run of contextseg-train. Copy it again, or start a new run with "
+            f"--init-from {record.parent}."
+        )
+    known = {"task", *fields_of(task)}
+    stored = {name: value for name, value in arguments.items() if name in known}
+    try:
+        train_arguments(stored)
+    except ValueError as error:
+        raise ValueError(f"{record} is damaged: {error}") from error
+    return stored, processes
 
 
 def changeable_batches(now: dict[str, Any], before: dict[str, Any], processes: int) -> set[str]:
@@ -262,6 +283,14 @@ def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.op
         layer_factors=arguments.layer_decay and layer_factors(model, arguments.layer_decay),
     )
     return torch.optim.AdamW(groups)
+
+
+def restore(training: Training, checkpoint: Path, schedule: Schedule) -> None:
+    """Restores the state of a checkpoint. Raises CheckpointError if it is damaged or of another run."""
+    state, path = load_state(checkpoint), checkpoint / STATE_FILE
+    check_state(state, training.plain_model, schedule.steps, path)
+    with explained_restoring(path):
+        training.restore(state)
 
 
 def new_batches(

@@ -25,6 +25,7 @@ from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
+from .model_files import check_finite, explained_damage
 from .model_names import explained_absence
 from .models import ModelKind, channels_of, config_class_of
 
@@ -69,8 +70,10 @@ def build_model(
         **options,
     }
     if init_from:
-        with without_reports():
-            return started(kind, name, init_from, options)
+        with without_reports(), explained_damage(checkpoint_of(init_from)):
+            model = started(kind, name, init_from, options)
+        check_finite(model, f"cannot start from {init_from}")
+        return model
     with explained_settings(name):
         config = configuration(kind, name, preset, options)
         return kind.classes[type(config)](config)

@@ -5,7 +5,7 @@ Legend: B batch, K classes, H, W height and width of an image.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.training_args import trainer_log_levels
 
+from ..configuration.ranges import Range, check_number, whole
 from ..hub.model_card import ask_for_license
 from ..hub.repositories import complete_card
 from ..processing.metrics import PADDING, reduce_logits
 from .command_line import option
 from .label_smoothing import smoothed_loss
+from .model_files import check_finite
 from .models import ignore_index_field
 
 
@@ -48,12 +50,47 @@ class SetEpoch(TrainerCallback):
         train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
+# Numbers of TrainingArguments that Trainer itself does not check, or takes for "not given". A default is always
+# allowed.
+NOT_NEGATIVE, POSITIVE, COUNT = Range(minimum=0), Range(above=0), whole(1, 10**9)
+TRAINER_RANGES = {
+    "adam_beta1": Range(minimum=0, below=1),
+    "adam_beta2": Range(minimum=0, below=1),
+    "adam_epsilon": NOT_NEGATIVE,
+    "data_seed": whole(0, 2**32 - 1),
+    "dataloader_num_workers": whole(0, 1024),
+    "dataloader_prefetch_factor": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "ddp_timeout": COUNT,
+    "eval_accumulation_steps": COUNT,
+    "eval_delay": NOT_NEGATIVE,
+    "eval_steps": POSITIVE,
+    "gradient_accumulation_steps": COUNT,
+    "label_smoothing_factor": Range(minimum=0, below=1),
+    "learning_rate": NOT_NEGATIVE,
+    "logging_steps": POSITIVE,
+    "max_grad_norm": NOT_NEGATIVE,  # 0 is no clipping
+    "max_steps": COUNT,
+    "neftune_noise_alpha": NOT_NEGATIVE,
+    "num_train_epochs": Range(above=0, maximum=10**6),
+    "per_device_eval_batch_size": COUNT,
+    "per_device_train_batch_size": COUNT,
+    "save_steps": POSITIVE,
+    "save_total_limit": COUNT,
+    "seed": whole(0, 2**32 - 1),
+    "torch_empty_cache_steps": COUNT,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+}
+
+
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
     """TrainingArguments with defaults for segmentation. All other fields are those of transformers.
 
     Raises:
-        ValueError: If `remove_unused_columns` is true or `batch_eval_metrics` is false.
+        ValueError: If a number is out of range, `remove_unused_columns` is true or `batch_eval_metrics` is
+            false.
     """
 
     remove_unused_columns: bool = option(False, "must stay false: the collator reads images and masks")
@@ -67,6 +104,10 @@ class SegmentationTrainingArguments(TrainingArguments):
     log_level: str = option("warning", "level of log messages", choices=trainer_log_levels)
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in TRAINER_RANGES and value != field.default:
+                check_number(f"--{field.name}", value, TRAINER_RANGES[field.name])
         super().__post_init__()
         if self.remove_unused_columns or not self.batch_eval_metrics:
             raise ValueError(
@@ -121,6 +162,11 @@ class SegmentationTrainer(Trainer):
             ignore_index = getattr(config, ignore_index_field(config))
             loss = smoothed_loss(loss, logits, inputs["labels"], smoother.epsilon, ignore_index)
         return (loss, outputs) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in Trainer, but weights that are infinite or NaN never replace a saved model or checkpoint."""
+        check_finite(self.model, f"step {self.state.global_step} was not saved")
+        super().save_model(output_dir, _internal_call)
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> EvalLoopOutput:
         """As in Trainer, after broadcasting the buffers: batch norm statistics differ between processes.

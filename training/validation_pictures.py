@@ -76,7 +76,7 @@ def log_details(
         scores: Scores of the evaluation, with `step` and `per_class`.
     """
     step, image = scores["step"], pictures and pictures.image()
-    values = {f"{score}/{one_line(row['name'], 60)}": row[score] for row in scores["per_class"]}
+    values = {f"{score}/{one_line(row['name'])}": row[score] for row in scores["per_class"]}
     accelerator.log({tag: value for tag, value in values.items() if not math.isnan(value)}, step=step)
     if image is None:
         return

@@ -18,6 +18,17 @@ TABLE_KEYS = (
     *("classes", "id2label", "ignore_index", "palette", "label_map"),
     *("ignore_color", "ignore_colour", "num_classes"),
 )
+MISSPELT = 0.8  # similarity to a known key, from 0 to 1, at which a key is that key misspelt
+# Words of other tools for our keys: left unread, they would change what the masks mean.
+OTHER_WORDS = {
+    **dict.fromkeys(("names", "class_names", "categories", "labels"), "classes"),
+    **dict.fromkeys(("colors", "colours", "colormap", "color_map"), "palette"),
+    **dict.fromkeys(("ignore", "void", "ignore_label", "ignore_value", "unlabeled"), "ignore_index"),
+    **dict.fromkeys(("mapping", "remap", "id_map"), "label_map"),
+    **dict.fromkeys(("id", "value", "class_id", "label_id"), "index"),
+    **dict.fromkeys(("label", "title", "class"), "name"),
+    **dict.fromkeys(("rgb", "rgba", "hex"), "color"),
+}
 UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")  # in JSON as "\\ud800"; such text cannot be printed
 EXAMPLE = '{"classes": ["background", "road"], "ignore_index": 255}'
 
@@ -157,12 +168,16 @@ def _palette(rows: list[Row], given: Any) -> list[Color] | None:
 
 
 def _check_keys(table: dict[str, Any], known: Sequence[str], place: str = "") -> None:
-    """Raises ValueError for an unknown key. Keys that begin with "_" are comments."""
+    """Raises ValueError for a key that is a known one misspelt, or other tools' word for it.
+
+    All further keys are notes, such as "license" or "width".
+    """
     for key in table:
-        if key not in known and not str(key).startswith("_"):
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Known keys are {', '.join(known)}."
-            raise ValueError(f"it has the unknown key {shown(key)}{place}. {hint}")
+        if key not in known:
+            near = get_close_matches(str(key).lower(), known, n=1, cutoff=MISSPELT)
+            meant = near[0] if near else OTHER_WORDS.get(str(key).lower())
+            if meant in known:
+                raise ValueError(f"it has the unknown key {shown(key)}{place}. Did you mean '{meant}'?")
 
 
 def _check_distinct(what: str, values: list[Any]) -> None:

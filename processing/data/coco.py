@@ -19,20 +19,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..coco_masks import coco_masks
 from ..image_files import same_name
 from ..image_opening import PIXEL_LIMIT, ImageReadError, open_image
 from ..image_reading import read_image
 from ..orientation import UPRIGHT
 from .datasets import split_source
 from .pairing import contents, listed
-
-try:
-    from pycocotools import mask as coco_masks
-except ImportError as error:
-    raise ImportError(
-        "Detection reads and scores masks with pycocotools, which is not installed. "
-        "Install it: pip install 'contextseg[detection]'."
-    ) from error
 
 Object = dict[str, Any]
 SMALLEST_BOX = 1.0  # side in pixels; smaller boxes are left out of training, as in the common toolboxes
@@ -69,6 +62,7 @@ class CocoData(Dataset):
         pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
         self.rows, self.classes, self.folder = Packed(images), classes, folder
+        self.numbers = list(range(len(classes)))  # label of each class index in the rows
         self.pixel_limit = pixel_limit
 
     def __len__(self) -> int:
@@ -78,7 +72,16 @@ class CocoData(Dataset):
         row = self.rows[index]
         file = stored_file(self.folder, row["file"])
         image = read_as_annotated(file, (row["height"], row["width"]), self.pixel_limit)
-        return {"image": image, "objects": row["objects"], "name": row["file"]}
+        objects = [{**found, "class": self.numbers[found["class"]]} for found in row["objects"]]
+        return {"image": image, "objects": objects, "name": row["file"]}
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes, all of which are among `names`, by their positions there."""
+        self.numbers, self.classes = [list(names).index(name) for name in self.classes], list(names)
+
+    def name_of(self, index: int) -> str:
+        """The name of an image in messages."""
+        return self.rows[index]["file"]
 
 
 def open_coco(source: str, split: str, *, pixel_limit: int = PIXEL_LIMIT) -> CocoData:

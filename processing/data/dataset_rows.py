@@ -54,6 +54,14 @@ def load_splits(source: Path | str) -> "datasets.Dataset | datasets.DatasetDict"
         ) from error
 
 
+def split_names(folder: Path) -> list[str]:
+    """The splits in a folder of `save_to_disk` or of tables; none if it has only one, and for other folders."""
+    if not (folder / "dataset_dict.json").is_file() and table_suffix(folder) is None:
+        return []
+    loaded = load_splits(folder)
+    return list(loaded) if isinstance(loaded, Mapping) and len(loaded) > 1 else []
+
+
 def table_suffix(folder: Path) -> str | None:
     """The suffix of the tables in a folder, such as ".parquet", also one or two folders deeper; or None."""
     if (folder / "state.json").is_file():

@@ -104,4 +104,4 @@ def lost_values(
     if not (is_dark or is_white):
         return None
     stored = read_stored(pair.image, dataset.pixel_limit, dataset.num_channels)
-    return None if stored.dtype in (np.uint8, bool) else values_of(stored)
+    return None if stored is None else values_of(stored)

@@ -5,6 +5,7 @@ name the file that cannot be read.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class LabeledImages(Dataset, ABC):
 
     classes: list[str]
     pixel_limit: int = PIXEL_LIMIT  # most pixels of a file
+    numbers: Sequence[int] | None = None  # label of each class index of `source`, after `number_classes_as`
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -39,13 +41,22 @@ class LabeledImages(Dataset, ABC):
     def source(self, index: int) -> tuple[Source, int, str]:
         """The file (or file object) of an image, its class index, and its name in messages."""
 
+    @abstractmethod
+    def name_of(self, index: int) -> str:
+        """The name of an image in messages."""
+
     def empty_classes(self) -> list[str]:
         """Names of the classes that are known to have no images."""
         return []
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, label, name = self.source(index)
+        label = label if self.numbers is None else self.numbers[label]
         return {"image": read_image(source, pixel_limit=self.pixel_limit), "label": label, "name": name}
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes, all of which are among `names`, by their positions there."""
+        self.numbers, self.classes = [list(names).index(name) for name in self.classes], list(names)
 
 
 class ClassFolders(LabeledImages):
@@ -76,6 +87,9 @@ class ClassFolders(LabeledImages):
     def source(self, index: int) -> tuple[Source, int, str]:
         return self.files[index]
 
+    def name_of(self, index: int) -> str:
+        return self.files[index][2]
+
     def empty_classes(self) -> list[str]:
         filled = {label for _, label, _ in self.files}
         return [name for label, name in enumerate(self.classes) if label not in filled]
@@ -103,12 +117,15 @@ class LabeledRows(LabeledImages):
         return len(self.rows)
 
     def source(self, index: int) -> tuple[Source, int, str]:
-        row, name = self.rows[index], f"{self.name}[{index}]"
+        row, name = self.rows[index], self.name_of(index)
         cell, label = row[self.image_column], row[self.label_column]
         label = label if self.has_indices else self.classes.index(str(label))
         if cell is None or label is None or label < 0:
             raise ValueError(f"{name} has no image or no label. Remove such rows before training.")
         return cell_source(cell, name), label, name
+
+    def name_of(self, index: int) -> str:
+        return f"{self.name}[{index}]"
 
 
 class GeneratedImages(LabeledImages):
@@ -124,7 +141,11 @@ class GeneratedImages(LabeledImages):
     def source(self, index: int) -> tuple[Source, int, str]:
         random = np.random.default_rng(index)
         label = int(random.integers(len(self.classes)))
-        return random.integers(0, 256, (*self.size, 3), dtype=np.uint8), label, f"noise {index}"
+        pixels = random.integers(0, 256, (*self.size, 3), dtype=np.uint8)
+        return pixels, label, self.name_of(index)
+
+    def name_of(self, index: int) -> str:
+        return f"noise {index}"
 
 
 def unreadable(data: Dataset, sample: int) -> list[str]:

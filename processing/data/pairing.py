@@ -123,6 +123,8 @@ def missing_folders(folder: Path) -> str:
         return f"'{folder}' has no images/ and masks/; they are in {listed([sub.name for sub in inside])}. Give '{inside[0]}'."
     if (folder.parent / "images").is_dir() and (folder.parent / "masks").is_dir():
         return f"'{folder}' is one level too deep. Give '{folder.parent}', which holds images/ and masks/."
+    if (folder / "annotations.json").is_file():
+        return f"'{folder}' has no masks/, but annotations.json: it is for detection. Add --task detection."
     return (
         f"'{folder}' must have a folder images/ and a folder masks/ with files of equal names; it holds "
         f"{contents(folder)}. Rename or move the existing files."

@@ -108,7 +108,7 @@ class CheckReport:
     def text(self) -> str:
         """The report as plain text: sizes, a table of classes, problems and warnings."""
         checked = "" if self.is_complete else f", {self.num_checked} of them checked"
-        lines = [f"{self.name}: {self.num_samples} pairs{checked}", f"sizes    {self.sizes_text()}"]
+        lines = [f"{self.name}: {self.num_samples} pairs{checked}", f"sizes    {sizes_text(self.sizes)}"]
         labeled = sum(self.pixels.values())
         ignored = self.ignored_pixels / max(1, labeled + self.ignored_pixels)
         lines += [f"ignored  {100 * ignored:.2f} % of the pixels", "", *self.class_lines(), ""]
@@ -116,15 +116,6 @@ class CheckReport:
             f"warning  {text}" for text in self.warnings
         ]
         return "\n".join(lines + ([] if self.problems else ["ready to train"]))
-
-    def sizes_text(self) -> str:
-        """All sizes with their counts if there are at most three, otherwise their range."""
-        if not self.sizes:
-            return "unknown"
-        if len(self.sizes) <= 3:
-            return ", ".join(f"{width}x{height} ({n})" for (height, width), n in self.sizes.most_common())
-        heights, widths = zip(*self.sizes, strict=True)
-        return f"{len(self.sizes)} sizes, width {min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)}"
 
     def class_lines(self) -> list[str]:
         """The lines of a table of classes, each with a bar for its share."""
@@ -137,6 +128,18 @@ class CheckReport:
                 f"{index:>3}  {name:<{width}}  {100 * share:>5.2f} %  {self.images[index]:>6}  {bar}".rstrip()
             )
         return lines
+
+
+def sizes_text(sizes: Counter) -> str:
+    """Counts of (height, width): all sizes if there are at most three, otherwise their range."""
+    if not sizes:
+        return "unknown"
+    if len(sizes) <= 3:
+        return ", ".join(f"{width}x{height} ({n})" for (height, width), n in sizes.most_common())
+    heights, widths = zip(*sizes, strict=True)
+    return (
+        f"{len(sizes)} sizes, width {min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)}"
+    )
 
 
 def check_data(
@@ -203,10 +206,10 @@ def add_finding(report: CheckReport, finding: Finding, decoder: LabelMap) -> Non
     report.sizes[finding.size] += 1
     if finding.mismatch:
         report.mismatches.append(finding.mismatch)
-    count_classes(report, finding, decoder)
+    add_pixels(report, finding, decoder)
 
 
-def count_classes(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
+def add_pixels(report: CheckReport, finding: Finding, decoder: LabelMap) -> None:
     """Adds the pixels of one mask to those of its classes."""
     known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()

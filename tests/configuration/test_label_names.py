@@ -88,6 +88,15 @@ def test_the_same_number_of_classes_keeps_their_names_and_another_one_does_not(s
     assert list(config.label2id) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
+def test_weights_of_the_classes_change_together_with_their_names(tmp_path):
+    GlamSwinConfig.preset("nano", id2label=["a", "b", "c"], class_weights=[1, 2, 3]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="class_weights has 3 entries for 2 labels"):
+        GlamSwinConfig.from_pretrained(tmp_path, id2label=["x", "y"])
+    for weights in (None, [4, 5]):
+        config = GlamSwinConfig.from_pretrained(tmp_path, id2label=["x", "y"], class_weights=weights)
+        assert (config.class_weights, config.num_labels) == (weights, 2)
+
+
 def test_label2id_decides_between_classes_of_one_name():
     """ImageNet has two cranes, a bird and a machine."""
     config = GlamSwinConfig(id2label=["crane", "crane"], label2id={"crane": 1})

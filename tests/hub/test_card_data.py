@@ -9,7 +9,7 @@ from loopback_hub import faults_of_card
 from PIL import Image
 
 from contextseg import GlamSwinConfig, GlamSwinForImageClassification, GlamSwinForSemanticSegmentation
-from contextseg.hub.model_card import write_model_card
+from contextseg.hub.model_card import read_settings, write_model_card
 
 RUN = {
     "command": [
@@ -157,3 +157,10 @@ def test_somebodys_own_widget_stays_and_a_removed_image_is_forgotten(folder):
 def test_the_record_of_a_run_need_not_be_ours(folder):
     (folder / "run.json").write_text(json.dumps({"arguments": None, "seconds": 1, "note": "by hand"}))
     assert "by hand" in card_of(folder).text
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
+def test_a_damaged_record_is_named(content, tmp_path):
+    (tmp_path / "evaluation.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
+        read_settings(tmp_path / "evaluation.json")

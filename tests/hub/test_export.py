@@ -91,6 +91,9 @@ def test_an_image_for_the_page_is_made_small_and_loses_its_metadata(run_folder, 
     main([str(run_folder), "--output", str(tmp_path), "--no-proof", "--example", str(tmp_path / "photo.jpg")])
     with Image.open(tmp_path / "example.png") as image:
         assert (image.size, image.info) == ((256, 512), {})
+    with Image.open(tmp_path / "example_prediction.png") as image:
+        assert (image.width, image.height > 512, image.info) == (256, True, {})
+    assert "(example.png) | ![Prediction](example_prediction.png) |" in (tmp_path / "README.md").read_text()
     assert b"my house" not in (tmp_path / "example.png").read_bytes()
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from huggingface_hub import ModelCard
 from loopback_hub import loopback_hub
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, modeling_utils
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.modelcard import TrainingSummary
 
 from contextseg import (
     GlamSwinConfig,
@@ -279,6 +281,32 @@ def test_trainers_card_keeps_its_words_and_gains_ours(tmp_path):
     assert "## Training" not in card.text  # which is in Trainer's part
     assert card.data.pipeline_tag == "image-segmentation"
     assert card.data.tags[0] == "generated_from_trainer"
+
+
+@each(
+    ("base", "data", "sentence"),
+    [
+        (None, None, None),
+        ("", None, None),
+        ("/home/me/runs/streets", None, None),
+        (None, "streets", "This model was trained on the streets dataset."),
+        ("me/streets", None, "This model is a fine-tuned version of [me/streets](https://huggingface.co/me/streets)."),
+        ("me/a", ["b", "c"], "This model is a fine-tuned version of [me/a](https://huggingface.co/me/a) on the b and the c datasets."),
+    ],
+)  # fmt: skip
+def test_trainers_card_says_only_what_is_known(base, data, sentence, tmp_path):
+    nano().save_pretrained(tmp_path)
+    summary = TrainingSummary(
+        "streets", finetuned_from=base, dataset=data, eval_results={"Loss": 1.0}, hyperparameters={"seed": 42}, license="mit"
+    )  # fmt: skip
+    (tmp_path / "README.md").write_text(summary.to_model_card())
+    write_model_card(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    said = [line for line in card.text.splitlines() if line.startswith("This model")]
+    assert said == [sentence] * (sentence is not None)
+    assert card.data.base_model == (base if base and base.startswith("me/") else None)
+    assert "More information needed" not in card.text
+    assert {"- Loss: 1.0", "- seed: 42", "## Labels"} <= set(card.text.splitlines())
 
 
 def test_a_model_of_others_gets_no_card(tmp_path):

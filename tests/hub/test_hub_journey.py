@@ -182,8 +182,9 @@ def test_the_page_shows_a_generated_scene_and_never_the_users_images_unasked(aut
     card = ModelCard(author.files(NAME)["README.md"].decode())
     title = "Generated scene, not from the training data"
     assert card.data.widget == [{"src": "example.png", "example_title": title}]
-    assert f"![{title}](example.png)" in card.text
-    assert [file for file in author.files(NAME) if file.endswith((".png", ".jpg"))] == ["example.png"]
+    assert f"| ![{title}](example.png) | ![Prediction](example_prediction.png) |" in card.text
+    pictures = [file for file in author.files(NAME) if file.endswith((".png", ".jpg"))]
+    assert pictures == ["example.png", "example_prediction.png"]
 
     export.main(["runs/streets", "--push", NAME, "--no-proof", "--example", str(place / "photo.jpg")])
     card = ModelCard(author.files(NAME)["README.md"].decode())

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each, slow_but
-from tiny import tiny_glam_swin, tiny_segdeformer
+from tiny import tiny_glam_swin, tiny_segdeformer, tiny_segformer
 from torch import nn
 from transformers import Dinov2Config, SwinConfig, TimmBackboneConfig
 
-from contextseg import SegDeformerConfig
+from contextseg import SegDeformerConfig, SegDeformerForSemanticSegmentation
 from contextseg.modeling.decoder_pyramid_unet import PyramidUnetDecoder
 
 CHANNELS = (6, 8, 10, 12)
@@ -87,6 +87,9 @@ def test_a_unet_over_any_encoder_has_logits_of_every_pixel_and_trains(name):
     assert [key for key, value in model.named_parameters() if value.grad is None] == []
 
 
-def test_the_widths_of_presets_are_those_of_other_decoders():
+def test_the_widths_of_presets_and_checkpoints_are_those_of_other_decoders(tmp_path):
+    tiny_segformer().save_pretrained(tmp_path)
+    model = SegDeformerForSemanticSegmentation.from_segformer(tmp_path, decoder="unet")
+    assert model.config.decoder_hidden_size == 64
     assert SegDeformerConfig.preset("deit_small", decoder="unet").decoder_hidden_size == 64
     assert SegDeformerConfig.preset("deit_small", decoder="upernet").decoder_hidden_size == 512

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import each
 from tiny import LABELS, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
+from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import GlamSwinConfig, GlamSwinForImageClassification, GlamSwinModel
 
@@ -113,6 +114,19 @@ WRONG_INPUTS = {
 def test_wrong_inputs_are_answered_in_one_sentence(build, changes, message):
     with pytest.raises(ValueError, match=message):
         build()(**inputs(**changes))
+
+
+def test_a_loaded_model_keeps_the_weights_of_classes_by_name_in_every_spelling(tmp_path):
+    model = tiny_glam_swin()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(
+        tmp_path, id2label={"0": "sky", "1": "new"}, label2id={"sky": "0", "new": "1"}
+    )
+    assert (loaded.config.id2label, loaded.config.label2id) == ({0: "sky", 1: "new"}, {"sky": 0, "new": 1})
+    assert torch.equal(loaded.classifier.weight[0], model.classifier.weight[1])
+    assert loaded.classifier.out_channels == 2
+    model.replace_labels(["sky", "road"])
+    assert (model.config.label2id, model.classifier.out_channels) == ({"sky": 0, "road": 1}, 2)
 
 
 def test_training_with_one_class_warns_that_nothing_is_learned():

@@ -85,6 +85,13 @@ def test_an_id_without_a_class_raises(table_of):
         table_of(["road", "car"]).decoder().decode(np.array([[0, 1, 2, 255]]))
 
 
+def test_further_keys_are_notes(tmp_path):
+    rows = [{"index": 0, "name": "a", "description": "what is left"}, {"index": 1, "name": "b"}]
+    notes = {"license": "mit", "width": 480, "source_ignore_index": 30, "ignore_used": True}
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": rows, **notes}))
+    assert read_class_table(tmp_path / "classes.json").names == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -93,7 +100,9 @@ def test_an_id_without_a_class_raises(table_of):
         ("[" * 100_000, "nested too deeply"),
         ('{"classes": ["a"], "classes": ["b"]}', "key 'classes' twice"),
         ('["\\ud800"]', "as the name of class 0"),
-        ({"names": 3}, "unknown key 'names'"),
+        ({"names": 3}, "unknown key 'names'. Did you mean 'classes'"),
+        ({"classes": ["a"], "colors": [RED]}, "unknown key 'colors'. Did you mean 'palette'"),
+        ({"classes": [{"name": "a", "id": 7}]}, "unknown key 'id' in class 0. Did you mean 'index'"),
         ({"classes": ["a"], "ignore_indx": 3}, "Did you mean 'ignore_index'"),
         ({"classes": [{"name": "a", "colr": RED}]}, "unknown key 'colr' in class 0. Did you mean 'color'"),
         ({"classes": ["a"], "id2label": {"0": "a"}}, "does not list classes once"),

@@ -216,6 +216,7 @@ def test_data_without_a_single_object_cannot_train(tmp_path):
 def test_without_pycocotools_the_error_says_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.delitem(sys.modules, open_coco.__module__)
+    monkeypatch.delitem(sys.modules, "contextseg.processing.coco_masks")
     with pytest.raises(ImportError, match="pip install .contextseg.detection."):
         importlib.import_module(open_coco.__module__)
 

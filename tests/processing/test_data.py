@@ -22,6 +22,7 @@ from contextseg.processing.data.datasets import (
 )
 from contextseg.processing.data.pairing import listed
 from contextseg.processing.image_reading import ImageReadError
+from contextseg.scripts import check
 
 DATA = Path(os.environ.get("CONTEXTSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CLASSES = ["sky", "road", "car"]
@@ -251,6 +252,14 @@ def test_a_folder_as_downloaded_from_the_hub_opens(layout, card, rows, tmp_path)
         (folder / "README.md").write_text(card)
     data = open_data(f"{folder}:validation")
     assert (len(data), data.classes, data[0]["mask"].shape) == (3, CLASSES, (6, 8))
+
+
+def test_the_check_goes_through_all_splits_of_a_folder_for_datasets(rows, tmp_path):
+    datasets.DatasetDict({"train": rows, "val": rows.select([0])}).save_to_disk(tmp_path / "set")
+    assert check.splits(str(tmp_path / "set"), "segmentation") == [
+        f"{tmp_path}/set:train",
+        f"{tmp_path}/set:val",
+    ]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -328,6 +329,31 @@ def test_scores_of_rotated_photographs_fit_their_masks(orientation):
     )
     assert output.segmentation.shape == (10, 13)
     assert torch.equal(output.segmentation_scores.argmax(0), output.segmentation)
+
+
+WRONG_NUMBERS = {
+    "text": {"image_mean": "abc"},
+    "one of three is not a number": {"image_mean": [0.5, 0.5, float("nan")]},
+    "a deviation of 0": {"image_std": [0.2, 0, 0.2]},
+    "nothing": {"image_std": []},
+    "a negative factor": {"rescale_factor": -1},
+    "a range the wrong way round": {"value_range": (255, 0)},
+    "a range of three": {"value_range": [0, 1, 2]},
+    "no pixels": {"pixel_limit": 0},
+    "a fraction": {"ignore_index": 254.5},
+    "a switch for a number": {"ignore_index": True},
+    "a huge id": {"ignore_index": 2**40},
+    "no filter": {"resample": 17},
+    "text for a switch": {"do_normalize": "no"},
+}
+
+
+@each("options", WRONG_NUMBERS)
+def test_numbers_that_make_no_sense_are_refused_by_the_constructor_and_by_a_call(options):
+    (name,) = options
+    for use in (SegmentationImageProcessor, partial(SegmentationImageProcessor(), random_image(2, 3))):
+        with pytest.raises(ValueError, match=f"{name} is .*, but must be"):
+            use(**options)
 
 
 @each("size", [(13, 17), (1, 1), (4, 6), (64, 80)])

@@ -145,3 +145,8 @@ def test_renumbered_classes_keep_their_ids_and_colors():
     table = LabelMap({7: 0, 8: 1, "#ff0000": 1, "#000000": "ignore"}, -1).renumbered([1, 0])
     assert table.decode(np.array([[7, 8]])).tolist() == [[1, 0]]
     assert table.decode(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8)).tolist() == [[0, -1]]
+
+
+def test_an_ignore_index_is_not_a_class_of_a_palette_beyond_256_colors():
+    with pytest.raises(ValueError, match="ignore_index=255 must differ from the 300 class ids"):
+        LabelMap(palette=[(index % 256, index // 256, 7) for index in range(300)])

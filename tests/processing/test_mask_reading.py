@@ -55,10 +55,13 @@ def gray_png(ids, bits, interlaced=False):
     return signature + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def gray_tiff(ids, bits, zero_is_white=False):
+def gray_tiff(ids, bits, zero_is_white=False, low_bit_first=False):
     """One uncompressed strip."""
     data = b"".join(packed(ids, bits))
-    tags = {256: ids.shape[1], 257: ids.shape[0], 258: bits, 259: 1, 262: int(not zero_is_white), 273: 122}
+    if low_bit_first:
+        data = bytes(int(f"{byte:08b}"[::-1], 2) for byte in data)
+    tags = {256: ids.shape[1], 257: ids.shape[0], 258: bits, 259: 1, 262: int(not zero_is_white)}
+    tags |= {266: 1 + low_bit_first, 273: 134}
     tags |= {277: 1, 278: ids.shape[0], 279: len(data)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
@@ -134,7 +137,8 @@ def test_samples_of_a_few_bits_are_the_ids(encode, bits):
 def test_samples_of_interlaced_and_inverted_files_are_the_ids(bits):
     ids = np.arange(9 * 13, dtype=np.uint8).reshape(9, 13) % min(1 << bits, 200)
     np.testing.assert_array_equal(read_mask(gray_png(ids, bits, interlaced=True)), ids)
-    np.testing.assert_array_equal(read_mask(gray_tiff(ids, bits, zero_is_white=True)), ids)
+    for low_bit_first in (False, bits < 8):  # Pillow cannot read that of 8 bits
+        np.testing.assert_array_equal(read_mask(gray_tiff(ids, bits, True, low_bit_first)), ids)
 
 
 def test_the_samples_of_an_opened_pil_image_are_the_ids():

@@ -210,3 +210,15 @@ def test_the_table_shows_boundary_scores_that_were_added(pair):
     assert "boundary IoU %" not in header
     assert first[-3].strip() == f"{100 * scores['per_class'][0]['boundary_f']:.2f}"
     assert mean[-3].strip() == f"{100 * scores['boundary_f']:.2f}"
+
+
+@pytest.mark.parametrize("make", [ConfusionMatrix, BoundaryIoU, BoundaryF])
+def test_class_255_counts_where_there_are_more_classes(make):
+    metric = make(300)
+    ids = np.repeat([7, 255], 32).reshape(8, 8)
+    metric.update(ids, ids)
+    scores = metric.compute()
+    assert (
+        next(value for name, value in scores.items() if name in ("mean_iou", "boundary_iou", "boundary_f"))
+        == 1
+    )

@@ -100,6 +100,8 @@ def test_a_file_is_decoded_once(folder, monkeypatch):
     monkeypatch.setattr(
         ImageFile.ImageFile, "load_prepare", lambda self: (decodes.append(self.format), prepare(self))
     )
+    for index in range(4):
+        save(folder / "images" / f"{index}.png", np.full((10, 10, 3), 200))
     report_of(folder)
     assert len(decodes) == 8
     decodes.clear()

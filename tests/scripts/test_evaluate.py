@@ -103,7 +103,7 @@ def test_options_without_a_meaning_are_explained(run, data, capsys):
     for option, message in {
         "--scales=1,big": "Write them as 0.75,1,1.25",
         "--window=8x8x8": "or HEIGHTxWIDTH",
-        "--overlap=2": "below 1",
+        "--overlap=2": "must be a number of at least 0 and below 1",
     }.items():
         with pytest.raises(SystemExit):
             main([str(run), "--data", f"{data}/val", *option.split("=")])

@@ -13,6 +13,7 @@ from tiny_runs import run_options
 
 from contextseg.processing.fonts import drawable
 from contextseg.processing.heat_pictures import heat_overlay, heat_picture, with_cross
+from contextseg.processing.image_reading import decode_once
 from contextseg.processing.legends import class_entries, is_background, swatches
 from contextseg.processing.orientation import TURNS, turn_upright
 from contextseg.processing.overlays import image_grid, mask_image, mask_overlay
@@ -149,7 +150,7 @@ def test_an_interruption_says_what_is_done_and_leaves_complete_files(
     assert "2 of 4 images" in capsys.readouterr().err
     written = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "masks").rglob("*.*"))
     assert written == ["masks/a.png", "masks/b.png", "masks/confidence/a.png", "masks/confidence/b.png"]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)  # while the program exits
 
 
 def test_an_image_is_decoded_once_whatever_is_written(run, photo, tmp_path, monkeypatch):
@@ -175,6 +176,19 @@ def test_the_mask_of_a_rotated_tiff_fits_the_stored_pixels(run, photo, tmp_path)
         assert np.array_equal(turned, np.rot90(upright))
 
 
+@pytest.mark.parametrize("shape", [(33, 20, 5), (33, 20, 3)], ids=["five channels", "16-bit color"])
+def test_the_orientation_of_a_file_that_pillow_cannot_hold_is_known(tmp_path, shape):
+    """TIFF by tifffile."""
+    tifffile = pytest.importorskip("tifffile")
+    stored = np.random.default_rng(0).integers(0, 60_000, shape, dtype=np.uint16)
+    tags = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored, photometric="minisblack", planarconfig="contig", extratags=tags
+    )
+    image, orientation = decode_once(tmp_path / "a.tif", num_channels=shape[-1])
+    assert (image.shape[:2], orientation) == ((20, 33), 6)
+
+
 def test_results_lie_beside_but_never_among_the_images(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").touch()
@@ -197,7 +211,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path):
     assert errors[0].filename.endswith("day2")
 
 
-@pytest.mark.parametrize("folder", [".", "overlays", "attention", "confidence", "entropy"])
+@pytest.mark.parametrize("folder", [".", "overlays", "attention", "grad-cam", "confidence", "entropy"])
 def test_no_result_ever_overwrites_an_image(run, photo, tmp_path, folder):
     place = tmp_path / "data" / folder / photo.name
     place.parent.mkdir(parents=True)
@@ -444,3 +458,14 @@ def test_names_in_plots_are_no_formulas_and_unknown_scripts_are_boxes(tmp_path):
     plot_confusion(np.eye(2, dtype=int), [r"$\\frac{$ _", "a\U0001e030"], tmp_path / "confusion.png", "$^")
     assert drawable("a\U0001e030") == "a□"
     assert drawable("Straße, дорога") == "Straße, дорога"
+
+
+def test_the_scale_of_a_heat_map_begins_where_it_is_told():
+    heat = np.linspace(0.5, 1, 256, dtype=np.float32).reshape(16, 16)
+    gray = Image.new("RGB", (16, 16), (128, 128, 128))
+    fitted, fixed = (np.asarray(heat_overlay(gray, heat, strength=1, low=low)) for low in (None, 0.0))
+    halfway = np.asarray(heat_overlay(gray, heat - 0.5, strength=1))[
+        8, 0
+    ]  # the color of the middle of the scale
+    assert np.abs(fixed[0, 0].astype(int) - halfway).max() <= 6
+    assert np.abs(fitted[0, 0].astype(int) - halfway).max() > 20

@@ -13,6 +13,7 @@ from cases import each
 from PIL import Image
 from tiny_runs import CLASSES, run_options, write_data
 from torch import nn
+from transformers import AutoModelForSemanticSegmentation
 
 from contextseg.processing.data.augmentation import JointAugmentation
 from contextseg.processing.data.batches import SampleStream, TrainingSamples, collate, training_loader
@@ -33,6 +34,7 @@ from contextseg.training.optim import ModelEma
 from contextseg.training.options import SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.setup import open_splits
+from contextseg.training.state_checks import check_state
 
 
 class Images:
@@ -147,6 +149,81 @@ def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_p
         SystemExit, match="training_state.pt is damaged .* Start a new run with --init-from .*best"
     ):
         main(["--output", str(run), "--resume"])
+
+
+def without_a_weight(state):
+    del state["model"]["classifier.weight"]
+
+
+def with_another_shape(state):
+    state["model"]["classifier.weight"] = torch.ones(1)
+
+
+def without_an_average(state):
+    del state["optimizer"]["state"]["classifier.weight"]["exp_avg"]
+
+
+def with_progress(**changes):
+    return lambda state: state["progress"].update(changes)
+
+
+REFUSED = {
+    "it lacks a weight": (without_a_weight, "lacks the weight classifier.weight"),
+    "a weight of another shape": (with_another_shape, "another shape of the weight classifier.weight"),
+    "it lacks an average": (without_an_average, "lacks exp_avg of the optimizer for classifier.weight"),
+    "it lacks the progress": (lambda state: state.pop("progress"), "lacks the progress"),
+    "a negative step": (with_progress(step=-1), "claims step -1 of a run of 1 steps"),
+    "a step beyond the end": (with_progress(step=10**9), "claims step 1000000000"),
+    "a step that is not a number": (with_progress(step=float("nan")), "claims step nan"),
+    "a negative time": (with_progress(seconds=-1.0), "a training of -1.0 seconds"),
+}
+
+
+@each(("change", "message"), REFUSED)
+def test_a_state_that_does_not_fit_the_run_is_refused(change, message, stored):
+    state = load_state(stored / "last")
+    model = AutoModelForSemanticSegmentation.from_pretrained(stored / "last")
+    check_state(state, model, 1, stored / "state.pt")
+    change(state)
+    with pytest.raises(CheckpointError, match=f"state.pt does not fit this run: it .*{message}"):
+        check_state(state, model, 1, stored / "state.pt")
+
+
+def test_a_run_does_not_resume_from_a_step_after_its_end(stored, tmp_path):
+    run = shutil.copytree(stored, tmp_path / "run")
+    state = load_state(run / "last")
+    state["progress"]["step"] = 2
+    torch.save(state, run / "last" / "training_state.pt")
+    with pytest.raises(SystemExit, match="claims step 2 of a run of 1 steps"):
+        main(["--output", str(run), "--resume"])
+
+
+RECORDS = {
+    "empty": ("", "run.json is damaged: it is empty"),
+    "a list": ("[]", "run.json is damaged"),
+    "no arguments": ("{}", "run.json lacks the arguments"),
+    "an unknown task": ('{"arguments": {"task": ["a"]}, "processes": 1}', "run.json lacks the arguments"),
+    "a wrong number": (
+        '{"arguments": {"task": "segmentation", "steps": "x"}, "processes": 1}',
+        "run.json is damaged: --steps is 'x'",
+    ),
+}
+
+
+@each(("text", "message"), RECORDS)
+def test_a_damaged_record_is_never_resumed_from(text, message, stored, tmp_path):
+    run = shutil.copytree(stored, tmp_path / "run")
+    (run / "run.json").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        main(["--output", str(run), "--resume"])
+
+
+def test_a_damaged_log_loses_its_damaged_lines_only(tmp_path, caplog):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\x00\xfe\n[1]\n{"step": "x"}\n{"step": 2}\n{"step": 3}\n{"st')
+    Log(path).cut_after(2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert "log.jsonl: 4 damaged lines are left out" in caplog.text
 
 
 def test_an_older_checkpoint_beside_a_damaged_one_is_pointed_to(stored, tmp_path):

@@ -7,9 +7,15 @@ from cases import each
 from PIL import Image
 from tiny import tiny_glam_swin, tiny_segdeformer
 
-from contextseg.modeling.grad_cam import grad_cam
+from contextseg import Inference
+from contextseg.modeling.grad_cam import class_activation, grad_cam
 from contextseg.training import explaining
-from contextseg.training.explaining import attention_explanation, grad_cam_explanation
+from contextseg.training.explaining import (
+    attention_explanation,
+    chosen_explanations,
+    grad_cam_explanation,
+    windowed_grad_cam,
+)
 
 
 @pytest.fixture
@@ -59,14 +65,38 @@ def test_grad_cam_is_drawn_of_the_class_in_its_region(text, label, region, title
     model, photo, pixels, mask = case
     chosen = torch.zeros(40, 60)
     chosen[region] = 1
+    seen = torch.nn.functional.avg_pool2d(chosen[None], 2)[0]  # at the size of the pixels
     drawn = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            explaining, "heat_picture", lambda *given, position: drawn.update(given=given, position=position)
+            explaining, "heat_picture", lambda *given, **options: drawn.update(options, given=given)
         )
         grad_cam_explanation(model, text)(photo, pixels, mask)
     image, heat, label_text = drawn["given"]
     assert (image, label_text) == (photo, title)
-    assert drawn["position"] == ((45, 7) if "," in text else None)
-    expected = Image.fromarray(grad_cam(model, pixels, label, chosen)[0].numpy())
+    assert (drawn["position"], drawn["low"]) == ((45, 7) if "," in text else None, 0)
+    expected = Image.fromarray(grad_cam(model, pixels, label, seen)[0].numpy())
     np.testing.assert_array_equal(heat, np.asarray(expected.resize(photo.size, Image.Resampling.BILINEAR)))
+
+
+def test_in_windows_the_map_is_that_of_each_window_that_has_pixels_of_the_region(case):
+    model, _, _, mask = case
+    pixels, region = torch.randn(1, 3, 40, 60), mask == 1  # the right half
+    heat = windowed_grad_cam(model, pixels, 1, region, (24, 20))
+    expected = torch.zeros(40, 60)
+    for top, left in [(0, 20), (0, 40), (16, 20), (16, 40)]:  # none at the left; the lower ones end at row 40
+        place = (slice(top, top + 24), slice(left, left + 20))
+        found = class_activation(model, pixels[..., *place], 1, region[place], -1)[0]
+        expected[place] = torch.maximum(expected[place], found)
+    torch.testing.assert_close(heat, expected / expected.max())
+    whole = windowed_grad_cam(model, pixels, 1, region, (99, 99))
+    torch.testing.assert_close(whole, grad_cam(model, pixels, 1, region)[0])
+
+
+def test_the_options_that_are_given_are_drawn():
+    model = tiny_glam_swin()
+    chosen = (
+        chosen_explanations(model, Inference(), None, "sky"),
+        chosen_explanations(model, Inference(), "3,4", None),
+    )
+    assert [[*kinds] for kinds in chosen] == [["grad-cam"], ["attention"]]

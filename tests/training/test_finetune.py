@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 import torch
@@ -28,9 +29,14 @@ from contextseg import ConfusionMatrix, TrainerScores, reduce_logits
 from contextseg.processing.data.augmentation import AugmentedDataset, JointAugmentation
 from contextseg.processing.data.datasets import open_data
 from contextseg.scripts.finetune import main
-from contextseg.training.finetuning import without_token
+from contextseg.training.finetuning import trainer_arguments, without_token
 from contextseg.training.finetuning_options import FinetuneOptions, trainer_options
-from contextseg.training.trainer import SegmentationTrainingArguments, SetEpoch
+from contextseg.training.trainer import (
+    TRAINER_RANGES,
+    SegmentationTrainer,
+    SegmentationTrainingArguments,
+    SetEpoch,
+)
 
 CLASS_COUNT = 150
 
@@ -91,6 +97,7 @@ def test_any_segmenter_is_tuned_and_its_scores_are_those_of_the_saved_model(
     scores = json.loads((tmp_path / "evaluation.json").read_text())
     assert scores["mean_iou"] == scores_of(tmp_path, data / "val")["mean_iou"]
     assert [row["name"] for row in scores["per_class"]] == CLASSES
+    assert (tmp_path / "loss.png").exists()
 
 
 def test_a_checkpoint_keeps_its_own_mean_and_ignores_what_the_data_ignore(checkpoints, tmp_path):
@@ -324,10 +331,51 @@ def test_an_error_says_what_to_do(changes, message, checkpoints, data, tmp_path)
     assert message in str(caught.value)
 
 
+@each(
+    "words",
+    [
+        ["--max_steps", "0"],
+        ["--num_train_epochs", "0"],
+        ["--learning_rate", "nan"],
+        ["--max_grad_norm", "inf"],
+        ["--per_device_train_batch_size", "0"],
+        ["--gradient_accumulation_steps", "-1"],
+        ["--label_smoothing_factor", "1"],
+        ["--save_steps", "0"],
+        ["--seed", "-1"],
+    ],
+)
+def test_trainers_numbers_have_ranges_too(words, tmp_path):
+    with pytest.raises(ValueError, match=f"{words[0]} is .*, but must be"):
+        trainer_arguments(str(tmp_path), words)
+
+
+def test_every_number_of_trainer_has_a_range():
+    kinds = {field.name: {field.type, *get_args(field.type)} for field in fields(TrainingArguments)}
+    numbers = {name for name, found in kinds.items() if found & {int, float} and str not in found}
+    assert numbers - TRAINER_RANGES.keys() <= {"local_rank"}
+
+
+def test_weights_that_are_not_finite_never_replace_a_saved_model(tmp_path):
+    model = tiny_glam_swin()
+    trainer = SegmentationTrainer(model, trainer_arguments(str(tmp_path), ["--use_cpu"]))
+    trainer.save_model()
+    good = weights(tmp_path)
+    model.classifier.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="step 0 was not saved: the weight classifier.weight"):
+        trainer.save_model()
+    assert all(torch.equal(tensor, good[name]) for name, tensor in weights(tmp_path).items())
+
+
 def test_a_run_is_never_overwritten(checkpoints, data, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(SystemExit, match="already holds checkpoints. Continue with --resume,"):
         main(options(checkpoints / "glam_swin", data, tmp_path))
+
+
+def test_trainers_bars_are_lines_where_the_output_is_no_terminal(tmp_path):
+    assert trainer_arguments(str(tmp_path), []).disable_tqdm
+    assert not trainer_arguments(str(tmp_path), ["--disable_tqdm", "false"]).disable_tqdm
 
 
 def test_a_misspelled_option_is_answered_with_the_nearest_one(capsys):

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from cases import each
 from torch import nn
 
 from contextseg.training.loop import Meter, Schedule, Training, optimizer_step, shares, train_loop
+from contextseg.training.state_checks import NonFiniteWeightsError, check_weights_to_save
 from contextseg.training.stopping import StopSignal
 
 
@@ -51,7 +53,35 @@ def test_the_step_whose_loss_is_not_finite_is_named_with_its_samples(training):
     meter = Meter(training, Schedule(steps=20, warmup_steps=0, shape="constant"), log=None)
     meter.names = [["a"], ["b"], ["c", "d"]]
     complaint = meter.complaint(torch.tensor([1.0, torch.nan, torch.inf]))
-    assert complaint.startswith("the loss of step 11 is nan. Its samples: b.")
+    assert complaint.startswith(
+        "the loss of step 11 is nan. Its samples: b. Or the step before overflowed: a."
+    )
+    assert complaint.endswith("No checkpoint was saved.")
+
+
+def meter_after_a_finite_loss(training, weight):
+    meter = Meter(training, Schedule(steps=20, warmup_steps=0, shape="constant"), log=None)
+    meter.add(torch.tensor(0.5), ["a"])
+    training.step = 12
+    with torch.no_grad():
+        training.plain_model.weight.fill_(weight)
+    return meter
+
+
+@each("weight", [torch.nan, torch.inf])
+def test_weights_that_overflowed_after_a_finite_loss_are_found_at_once(weight, training):
+    with pytest.raises(
+        NonFiniteWeightsError, match="after step 12, weight is not finite, although the loss was"
+    ):
+        meter_after_a_finite_loss(training, weight).flush()
+
+
+@each(("weights", "averages"), [(torch.nan, 0.0), (1.0, torch.inf)])
+def test_a_checkpoint_with_values_that_are_not_finite_never_replaces_a_good_one(weights, averages, tmp_path):
+    (tmp_path / "last").mkdir()
+    state = {"weight": {"exp_avg_sq": torch.tensor(averages), "step": torch.tensor(3.0)}}
+    with pytest.raises(NonFiniteWeightsError, match="after step 3, weight.* is from before and intact"):
+        check_weights_to_save({"weight": torch.tensor(weights)}, state, 3, tmp_path)
 
 
 def test_a_run_is_saved_after_every_interval_and_at_its_end_but_not_before_its_first_step():

@@ -167,6 +167,18 @@ def test_when_a_process_is_killed_the_others_stop_and_say_so(data, tmp_path):
 
 
 @pytest.mark.processes
+def test_when_a_process_hangs_the_others_stop_after_the_timeout(data, tmp_path):
+    run = tmp_path / "run"
+    command = [str(ROOT / "tests" / "train_on_cpus.py"), *options(data, run, 2), "--timeout", "0.15"]
+    process = launch("ddp.yaml", command, HANG="1:5")
+    output, _ = process.communicate(timeout=180)  # the launcher then kills the hanging one
+    assert process.returncode != 0
+    assert "process 0 stops because another process of this run has ended or does not respond" in output
+    assert "Traceback" not in output.partition("contextseg-train: process 0")[0]
+    assert read_json(run / "run.json")["steps_done"] == 3  # the checkpoint before
+
+
+@pytest.mark.processes
 def test_sigterm_to_the_launcher_saves_and_the_run_goes_on(data, tmp_path):
     run = tmp_path / "run"
     command = ["-m", "contextseg.scripts.train", *options(data, run, 2), "--steps", "4000"]

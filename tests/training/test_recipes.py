@@ -1,5 +1,6 @@
 import json
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -264,12 +265,26 @@ def test_a_file_that_is_no_record_of_a_run_is_refused(content, tmp_path):
         main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "new")])
 
 
+BOMB = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+BOMB += [f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]" for last, name in pairwise("abcdefghi")]
 FAULTS = {
     "unknown option": ("learning-rat: 1", 2, "no option --learning-rat, did you mean --learning-rate?"),
     "no number": ("epochs: many", 2, "argument --epochs: invalid float value: 'many'"),
     "no YAML": ("a: [", None, "is not valid YAML"),
     "no options": ("just text", None, "has no options"),
     "no value": ("epochs:", None, "'epochs' in the recipe .* is neither a value nor a list"),
+    "an alias bomb": ("\n".join(BOMB), None, "has the alias .* Write the values out"),
+    "a key twice": ("epochs: 3\nsteps: 4\nepochs: 5", None, "has 'epochs' twice"),
+    "a number for a name": ("3: 4", None, "3 in the recipe .* is not the name of an option"),
+    "a nested list": ("set: [[a]]", None, "'set' in the recipe .* is neither a value nor a list"),
+    "a date": ("epochs: 2020-01-01", None, "'epochs' in the recipe .* is neither a value nor a list"),
+    "deeply nested": ("a: " + "[" * 5000, None, "is not valid YAML"),
+    "binary": ("\x00\x01", None, "is not valid YAML"),
+    "code": ("a: !!python/object/apply:os.system [ls]", None, "is not valid YAML"),
+    "too large": ("# comment\n" * 200_000, None, "has 2000000 bytes"),
+    "out of range": ("epochs: 0", 2, "--epochs is 0.0, but must be a number above 0"),
+    "a switch for a number": ("epochs: true", 2, "--epochs: expected one argument"),
+    "two values for one option": ("epochs: [1, 2]", None, "'epochs' in the recipe .* takes a single value"),
     "paper is text": ("paper: table 1", None, "'paper' in the recipe .* is not a mapping"),
 }
 

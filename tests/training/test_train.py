@@ -16,6 +16,7 @@ from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
 
 import contextseg
+from contextseg import SegmentationImageProcessor
 from contextseg.processing.data.batches import SampleStream, TrainingSamples, training_loader
 from contextseg.scripts.train import main
 from contextseg.training import loop
@@ -24,7 +25,7 @@ from contextseg.training.models import parse_overrides
 from contextseg.training.option_texts import crop_size
 from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
-from contextseg.training.segmentation import SegmentationTask
+from contextseg.training.segmentation import SegmentationTask, new_augmentation
 from contextseg.training.setup import new_schedule
 
 
@@ -482,8 +483,25 @@ def test_epochs_are_counted_in_images_of_all_parts_of_a_step():
 
 @each(
     ("setting", "complaint"),
-    [("reduction_ratio=0", "reduction_ratio is 0. Use 1"), ("window_size=abc", "'window_size' expected int")],
+    [
+        ("reduction_ratio=0", "reduction_ratio is 0, but must be a whole number from 1"),
+        ("window_size=abc", "window_size is 'abc', but must be a whole number from 1"),
+        ("depths=[2,2", r"depths is '\[2,2', but must be a list"),
+        ("initializer_range=nan", "initializer_range is 'nan'"),
+        ("decoder=" + "[" * 9999, "decoder"),
+    ],
 )
 def test_a_wrong_value_of_the_configuration_is_reported_in_one_line(data, tmp_path, setting, complaint):
     with pytest.raises(SystemExit, match=rf"^contextseg-train: .*{complaint}.*$"):
         main([*run_options(data, tmp_path / "run"), "--set", setting])
+
+
+def test_rotation_is_one_of_the_augmentations_and_off_with_them():
+    options = {"train": "a", "output": "b", "rotation": 30.0}
+    drawn = [
+        new_augmentation(
+            SegmentationArguments(**options, augmentation=on), SegmentationImageProcessor(), seed=0
+        ).rotation
+        for on in (True, False)
+    ]
+    assert drawn == [30.0, 0.0]

@@ -1,0 +1,64 @@
+"""Classifies image files: one table with the most probable classes of each."""
+
+import csv
+from pathlib import Path
+
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .atomic_write import atomic_write
+from .image_opening import PIXEL_LIMIT
+from .image_reading import read_image
+from .plain_text import csv_text
+from .prediction_files import FilePredictor, Job
+
+MOST_CLASSES = 5
+
+
+class ClassPredictor(FilePredictor):
+    """Classifies image files with one model, and writes one table for all of them.
+
+    A row of the table is an image file and its most probable classes, each with its probability.
+
+    Args:
+        model: A classifier in evaluation mode.
+        processor: Its image processor.
+        folder: Folder of the table, which is `predictions.csv`.
+        pixel_limit: Most pixels of an image file; larger ones are refused.
+    """
+
+    done = "classified"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        folder: Path,
+        *,
+        pixel_limit: int = PIXEL_LIMIT,
+    ) -> None:
+        self.pixel_limit = pixel_limit
+        self.model, self.processor, self.table = model, processor, folder / "predictions.csv"
+        self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        self.rows: list[list[str]] = []
+
+    @torch.inference_mode()
+    def run(self, job: Job) -> None:
+        """Classifies one image file. Raises ImageReadError if it cannot be read."""
+        inputs = self.processor(read_image(job.source, pixel_limit=self.pixel_limit), return_tensors="pt").to(
+            self.model.device
+        )
+        probabilities = self.model(**inputs).logits[0].float().softmax(-1)
+        best = probabilities.topk(min(MOST_CLASSES, len(self.names)))
+        row = [csv_text(str(job.source))]
+        for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            row += [csv_text(self.names[index]), f"{probability:.4f}"]
+        self.rows.append(row)
+
+    def close(self) -> None:
+        """Writes the table of all images classified so far."""
+        ranks = range(1, min(MOST_CLASSES, len(self.names)) + 1)
+        header = ["image", *(column for rank in ranks for column in (f"class_{rank}", f"probability_{rank}"))]
+        self.table.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *self.rows])

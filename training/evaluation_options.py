@@ -1,0 +1,27 @@
+"""Options of `contextseg-evaluate`. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .command_line import MODEL_HELP, CommandOptions, option, positional, required
+from .inference_options import InferenceOptions
+from .reading_options import ReadingOptions
+
+
+@dataclass
+class EvaluateArguments(CommandOptions, ReadingOptions, InferenceOptions):
+    model: str = positional(MODEL_HELP)
+    data: str = required("data to score on, in the forms of --train and --val of contextseg-train")
+    workers: int | None = option(
+        None, "processes that load data (default: number of cores minus one, at most 8)"
+    )
+    output: str | None = option(
+        None, "folder for the results (default: the model's folder)", metavar="FOLDER"
+    )
+    cpu: bool = option(False, "run on the CPU even if there is a GPU")
+
+    def output_folder(self) -> Path:
+        """Returns --output, or the folder of the model, or for a model on the Hub the current folder."""
+        if self.output is not None:
+            return Path(self.output)
+        return Path(self.model) if Path(self.model).is_dir() else Path()

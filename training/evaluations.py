@@ -1,0 +1,179 @@
+"""Evaluations of trained models by command: of segmenters, classifiers and detectors."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..processing.boundary_metrics import BoundaryF, BoundaryIoU, add_boundaries
+from ..processing.data.datasets import open_data
+from ..processing.data.labeled_images import open_labeled_images
+from ..processing.data.official_layouts import with_split
+from ..processing.data.unreadable import UnreadableImages
+from ..processing.failures import telling
+from ..processing.metrics import ConfusionMatrix, percent
+from ..processing.plain_text import markdown_table, markdown_text
+from ..processing.progress import progress
+from .evaluation_files import report, write_scores
+from .evaluation_options import EvaluateArguments
+from .models import CLASSIFIER, check_classes, match_classes, open_model
+from .scoring import count_or_name, whole_images
+from .stored_reading import reading_for
+
+
+def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Scores a segmenter, and writes the results to the output folder.
+
+    Returns:
+        `mean_iou` and the other scores of `ConfusionMatrix.compute`, and boundary IoU and boundary F. If images
+        could not be scored, `not_scored` lists them with the reasons, and the scores are those of the others.
+
+    Raises:
+        ValueError: If model or data do not exist or do not fit together, or no image can be scored.
+    """
+    inference = arguments.inference()
+    model, processor, source = open_model(arguments.model)
+    reading = reading_for(arguments, arguments.model, model, processor)
+    data = open_data(with_split(arguments.data, "val"), **reading)
+    names = check_classes(model, data)
+    accelerator = Accelerator(cpu=arguments.cpu)
+    started = time.perf_counter()
+    images = whole_images(data, processor, inference, accelerator, arguments.workers, errors=(Exception,))
+    metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU, BoundaryF)]
+    not_scored = count_or_name(model.to(accelerator.device), images, metrics, inference, accelerator)
+    confusion, *boundaries = (
+        metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
+    )
+    if len(not_scored) == len(data):
+        raise ValueError(f"none of the {len(data)} images can be scored. The first error: {not_scored[0]}")
+    scores = confusion.compute(names)
+    add_boundaries(scores, *(metric.compute() for metric in boundaries))
+    facts = {
+        "model": source,
+        "data": arguments.data,
+        "images": len(data) - len(not_scored),
+        "protocol": f"{inference}, one image at a time",
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if not_scored:
+        facts["images that could not be scored"] = len(not_scored)
+        scores["not_scored"] = not_scored
+    if accelerator.is_main_process:
+        report(scores, facts, confusion, arguments.output_folder())
+    accelerator.end_training()  # threads of its process group can abort a process that ends while they run
+    return scores
+
+
+def evaluate_classifier(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Scores an image classifier, and writes the results to the output folder.
+
+    Returns:
+        The scores of `score_classes`; `not_scored` as from `evaluate_segmenter`.
+
+    Raises:
+        ValueError: If model or data do not exist or do not fit together, or no image can be scored.
+    """
+    from .class_scores import score_classes
+    from .classification import central_crops
+
+    model, processor, source = open_model(arguments.model, CLASSIFIER)
+    data = open_labeled_images(arguments.data)
+    scores, facts = scored(arguments, model, processor, data, central_crops, score_classes)
+    rows = [
+        [markdown_text(row["name"]), percent(row["top_1"]), f"{row['images']:,}"]
+        for row in scores["per_class"]
+    ]
+    means = f"top-1 accuracy {percent(scores['top_1'])} %, top-5 accuracy {percent(scores['top_5'])} %"
+    table = markdown_table(["class", "top-1 %", "images"], rows)
+    return written(arguments, scores, {"model": source, **facts}, table, means)
+
+
+def evaluate_detector(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Scores a detector, and writes the results to the output folder.
+
+    Returns:
+        The scores of `score_objects`; `not_scored` as from `evaluate_segmenter`.
+
+    Raises:
+        ValueError: If model or data do not exist or do not fit together, or no image can be scored.
+    """
+    from ..processing.data.coco import open_coco
+    from .coco_scores import score_objects
+    from .detection import DETECTOR, images_with_objects
+
+    model, processor, source = open_model(arguments.model, DETECTOR)
+    data = open_coco(arguments.data, "val")
+    scores, facts = scored(arguments, model, processor, data, images_with_objects, score_objects)
+    rows = [
+        [markdown_text(row["name"]), percent(row["box_ap"]), percent(row["mask_ap"]), f"{row['support']:,}"]
+        for row in scores["per_class"]
+    ]
+    means = f"box AP {percent(scores['box_ap'])} %, mask AP {percent(scores['mask_ap'])} %"
+    table = markdown_table(["class", "box AP %", "mask AP %", "objects"], rows)
+    return written(arguments, scores, {"model": source, **facts}, table, means)
+
+
+def scored(
+    arguments: EvaluateArguments,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data: Dataset,
+    loader: Callable[..., DataLoader],
+    score: Callable[..., dict[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores a model on labeled images or images with objects.
+
+    Args:
+        arguments: Options of the command.
+        model: The model.
+        processor: Its image processor.
+        data: The data; its classes are numbered as the model's.
+        loader: `central_crops` or `images_with_objects`.
+        score: `score_classes` or `score_objects`.
+
+    Returns:
+        The scores, with `not_scored` if images could not be scored, and what the files say of the evaluation.
+    """
+    match_classes(model, data)
+    data.pixel_limit = arguments.pixel_limit or data.pixel_limit
+    accelerator = Accelerator(cpu=arguments.cpu)
+    started = time.perf_counter()
+    images = progress(loader(data, processor, accelerator, arguments.workers, (Exception,)), unit="batch")
+    failed = UnreadableImages(skip=True, quiet=True)
+    with telling(lambda: "The evaluation was interrupted; no results were written."):
+        scores = score(model.to(accelerator.device), failed.filter(images), accelerator)
+    failed.collect(accelerator)
+    not_scored = list(failed.times.elements())
+    if len(not_scored) == len(data):
+        raise ValueError(f"none of the {len(data)} images can be scored. The first error: {not_scored[0]}")
+    facts = {
+        "data": arguments.data,
+        "images": len(data) - len(not_scored),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if not_scored:
+        facts["images that could not be scored"] = len(not_scored)
+        scores["not_scored"] = not_scored
+    return scores, facts
+
+
+def written(
+    arguments: EvaluateArguments, scores: dict[str, Any], facts: dict[str, Any], table: str, means: str
+) -> dict[str, Any]:
+    """Prints and writes the scores in the main process, and returns them."""
+    accelerator = Accelerator(cpu=arguments.cpu)
+    if accelerator.is_main_process:
+        write_scores(scores, facts, table, means, arguments.output_folder())
+    accelerator.end_training()
+    return scores
+
+
+# What a model does -> its evaluation.
+EVALUATIONS = {
+    "segmentation": evaluate_segmenter,
+    "classification": evaluate_classifier,
+    "detection": evaluate_detector,
+}

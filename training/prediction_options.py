@@ -1,0 +1,44 @@
+"""Options of `contextseg-predict`. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+
+from .command_line import MODEL_HELP, CommandOptions, option, positional
+from .inference_options import InferenceOptions
+from .reading_options import PixelOptions
+
+
+@dataclass
+class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
+    model: str = positional(MODEL_HELP)
+    images: list[str] = positional("image files, and folders that are searched for them")
+    output: str = option(
+        "masks",
+        "folder for the results; masks keep the file names and subfolders of the images",
+        metavar="FOLDER",
+    )
+    overlay: bool = option(
+        False,
+        "also write the images overlaid with class colors, or with objects, to overlays/ in the output folder",
+    )
+    threshold: float = option(0.5, "smallest score of an object that a detector writes")
+    confidence: bool = option(
+        False, "also write the probability of the predicted class to confidence/: 16-bit PNG, 65535 is 1"
+    )
+    entropy: bool = option(
+        False,
+        "also write the entropy divided by log K to entropy/: 16-bit PNG, 65535 is 1 (all classes equally likely)",
+    )
+    probabilities: bool = option(
+        False, "also write the probabilities of all K classes to probabilities/: .npy, float16 (K, H, W)"
+    )
+    explain: str | None = option(
+        None,
+        "also write which pixels the pixel at X,Y attends to, to attention/ (GLAM-Swin only)",
+        metavar="X,Y",
+    )
+    grad_cam: str | None = option(
+        None,
+        "also write what speaks for a class where it is predicted, or for the class of the pixel at X,Y, to grad-cam/",
+        metavar="CLASS",
+    )
+    cpu: bool = option(False, "run on the CPU even if there is a GPU")

@@ -1,0 +1,110 @@
+"""Predictions for image files by command: masks, classes or objects."""
+
+import traceback
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..processing.class_prediction import ClassPredictor
+from ..processing.failures import concerns_every_file, reason, telling
+from ..processing.image_opening import PIXEL_LIMIT
+from ..processing.prediction import Predictor
+from ..processing.prediction_files import FilePredictor, Job, find_jobs
+from ..processing.prediction_maps import MAPS
+from ..processing.progress import progress
+from .explaining import chosen_explanations
+from .inference_options import check_task
+from .models import CLASSIFIER, open_model, task_of_model
+from .prediction_options import PredictArguments
+from .stored_reading import set_reading
+
+
+def predict(arguments: PredictArguments) -> list[str]:
+    """Predicts all images and writes the results. Returns which files could not be predicted, and why."""
+    failures: list[str] = []
+    jobs = find_jobs(
+        arguments.images,
+        arguments.output,
+        lambda error: failures.append(f"{error.filename}: {error.strerror}"),
+    )
+    task = task_of_model(arguments.model)
+    check_task(arguments, task)
+    predictor = PREDICTORS[task](arguments)
+    done = run_all(predictor, jobs, failures, arguments)
+    print(f"{done} of {len(jobs)} images {predictor.done} into {arguments.output}")
+    return failures
+
+
+def segmenter(arguments: PredictArguments) -> FilePredictor:
+    inference = arguments.inference()
+    model, processor, _ = open_model(arguments.model)
+    set_reading(arguments, model, processor)
+    model.to(Accelerator(cpu=arguments.cpu).device)
+    return Predictor(
+        model,
+        processor,
+        inference,
+        maps=[name for name in MAPS if getattr(arguments, name)],
+        overlay=arguments.overlay,
+        explanations=chosen_explanations(model, inference, arguments.explain, arguments.grad_cam),
+    )
+
+
+def classifier(arguments: PredictArguments) -> FilePredictor:
+    model, processor, _ = open_model(arguments.model, CLASSIFIER)
+    model.to(Accelerator(cpu=arguments.cpu).device)
+    limit = arguments.pixel_limit or PIXEL_LIMIT
+    return ClassPredictor(model, processor, Path(arguments.output), pixel_limit=limit)
+
+
+def detector(arguments: PredictArguments) -> FilePredictor:
+    from ..processing.object_prediction import ObjectPredictor
+    from .detection import DETECTOR
+
+    model, processor, _ = open_model(arguments.model, DETECTOR)
+    model.to(Accelerator(cpu=arguments.cpu).device)
+    return ObjectPredictor(
+        model,
+        processor,
+        Path(arguments.output),
+        threshold=arguments.threshold,
+        overlay=arguments.overlay,
+        pixel_limit=arguments.pixel_limit or PIXEL_LIMIT,
+    )
+
+
+# What a model does -> how it is opened for prediction.
+PREDICTORS = {"segmentation": segmenter, "classification": classifier, "detection": detector}
+
+
+def run_all(
+    predictor: FilePredictor, jobs: list[Job], failures: list[str], arguments: PredictArguments
+) -> int:
+    """Predicts the images of all jobs; adds an error of one to `failures` and goes on. Returns how many are done.
+
+    Raises OSError if no further file can be written, because the disk is full or read-only.
+    """
+    done = 0
+
+    def state() -> str:
+        named = "".join(f"\n{message}" for message in failures)
+        return (
+            f"{done} of {len(jobs)} images are {predictor.done} into {arguments.output}, each result complete. "
+            f"Run the command again for all.{named}"
+        )
+
+    try:
+        with telling(state), progress(jobs, unit="image", disable=len(jobs) == 1) as bar:
+            for job in bar:
+                try:
+                    predictor.run(job)
+                    done += 1
+                except Exception as error:
+                    if concerns_every_file(error):
+                        raise
+                    if arguments.traceback:
+                        traceback.print_exc()
+                    failures.append(reason(error, str(job.source)))
+    finally:
+        predictor.close()
+    return done

@@ -1,0 +1,135 @@
+"""Checks of a run's weights while it trains, and of a stored training state before it is restored."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..configuration.ranges import Range, whole
+from .checkpoints import CheckpointError, newest
+from .command_line import CommandError
+from .model_files import first_not_finite, floating_tensors
+from .processes import is_loss_of_a_peer
+
+
+class NonFiniteWeightsError(CommandError):
+    """Weights became infinite or NaN; the message names the step and a weight."""
+
+
+def largest_weight(model: nn.Module) -> Tensor:
+    """-> scalar on the model's device: the largest magnitude among this process's weights and buffers.
+
+    It is infinite or NaN if one of them is.
+    """
+    own = [tensor for _, tensor in floating_tensors(model)]
+    return torch.nn.utils.get_total_norm(own, norm_type=math.inf)
+
+
+def check_weights_to_save(
+    weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], step: int, run: Path
+) -> None:
+    """Raises NonFiniteWeightsError if weights or the optimizer's averages are not finite.
+
+    Args:
+        weights: Weights and buffers by name.
+        optimizer: The optimizer's state, by name of the weight; may be empty.
+        step: Number of the last step.
+        run: Folder of the run.
+    """
+    averages = {
+        f"{name} ({what} of the optimizer)": value
+        for name, values in optimizer.items()
+        for what, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    if name := first_not_finite({**weights, **averages}):
+        raise NonFiniteWeightsError(not_finite(f"after step {step}, {name}", run))
+
+
+def not_finite(what: str, run: Path) -> str:
+    """Returns the message for weights that are not finite although the losses were."""
+    return (
+        f"{what} is not finite, although the loss was: its gradient overflowed. Lower --learning-rate, set "
+        f"--clip-norm 1, or use --precision bf16 instead of fp16. {intact_checkpoint(run)}"
+    )
+
+
+def intact_checkpoint(run: Path) -> str:
+    """Returns a sentence that says whether the run has a checkpoint from before the present step."""
+    folder = newest(run / "last")
+    return (
+        f"The checkpoint in {folder} is from before and intact."
+        if folder.exists()
+        else "No checkpoint was saved."
+    )
+
+
+def check_state(state: Any, model: nn.Module, steps: int, path: Path) -> None:
+    """Checks a stored training state against the model and the length of the run.
+
+    Raises CheckpointError if it lacks a weight, has one of another shape, or claims an impossible step.
+    """
+    problem = problem_of_progress(state.get("progress") if isinstance(state, dict) else None, steps)
+    if problem is None and "engine" not in state:  # DeepSpeed checks its own files
+        problem = problem_of_weights(state.get("model"), model) or problem_of_averages(state.get("optimizer"))
+    if problem is not None:
+        raise CheckpointError(refusal(path, problem))
+
+
+def problem_of_progress(progress: Any, steps: int) -> str | None:
+    """Returns what is impossible about the progress in a state, if anything."""
+    if not isinstance(progress, dict) or not {"step", "seconds", "scores", "best"} <= progress.keys():
+        return "it lacks the progress of the run"
+    if progress["step"] not in whole(0, steps):
+        return f"it claims step {progress['step']} of a run of {steps} steps"
+    if progress["seconds"] not in Range(minimum=0):
+        return f"it claims a training of {progress['seconds']} seconds"
+    return None
+
+
+def problem_of_weights(weights: Any, model: nn.Module) -> str | None:
+    """Returns which of a model's weights a state lacks or has in another shape, if any."""
+    if not isinstance(weights, dict):
+        return "it lacks the weights"
+    for name, tensor in model.state_dict().items():
+        found = weights.get(name)
+        if not isinstance(found, Tensor):
+            return f"it lacks the weight {name}"
+        if found.shape != tensor.shape:
+            return f"it has another shape of the weight {name}"
+    return None
+
+
+def problem_of_averages(optimizer: Any) -> str | None:
+    """Returns what an optimizer's state lacks, if anything: it has the same averages for each weight."""
+    averages = optimizer.get("state") if isinstance(optimizer, dict) else None
+    if not isinstance(averages, dict) or not all(isinstance(values, dict) for values in averages.values()):
+        return "it lacks the state of the optimizer"
+    kinds = set().union(*averages.values())
+    for name, values in averages.items():
+        if missing := kinds - values.keys():
+            return f"it lacks {min(missing)} of the optimizer for {name}"
+    return None
+
+
+@contextmanager
+def explained_restoring(path: Path) -> Iterator[None]:
+    """Context manager that raises CheckpointError for a state that cannot be restored."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_loss_of_a_peer(error):
+            raise
+        raise CheckpointError(refusal(path, f"{type(error).__name__}: {error}")) from error
+
+
+def refusal(path: Path, problem: str) -> str:
+    """Returns the message for a state that does not belong to the run."""
+    return (
+        f"{path} does not fit this run: {problem}. Copy it again from where it was intact, or start a new run with "
+        f"--init-from {path.parent}."
+    )
