@@ -175,6 +175,13 @@ class CheckedConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, "_is_stored": True}, **kwargs)
 
     @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        content = super()._dict_from_json_file(json_file)
+        if not isinstance(content, dict):
+            raise ValueError(f"{json_file} is damaged: it does not hold a JSON object. Copy it again.")
+        return content
+
+    @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:
         """Builds the configuration from the path of a JSON file."""
         return cls.from_dict(cls._dict_from_json_file(json_file))

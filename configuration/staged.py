@@ -42,6 +42,7 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_layers)]
+        kwargs.pop("stage_names", None)  # of a file; they follow from `depths`
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         if out_features is None and out_indices is None:
             out_features = self.stage_names[1:]  # decoders take every stage

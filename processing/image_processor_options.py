@@ -103,9 +103,16 @@ class SegmentationOptions:
 
         Returns:
             Contents of the file, and the options of the processor.
+
+        Raises:
+            ValueError: If the file does not hold a JSON object.
         """
         in_pipeline = kwargs.get("_from_pipeline") is not None
         settings, options = super().get_image_processor_dict(name, **kwargs)
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f"preprocessor_config.json of {name} is damaged: it is not a JSON object. Copy it again."
+            )
         if in_pipeline:
             options = {
                 option: value for option, value in options.items() if nearest(option, cls.known_options())

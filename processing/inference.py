@@ -254,12 +254,12 @@ def channels_of(processor: Any) -> int | None:
 
 
 def scaled(processor: Any, image: Source, size: Sequence[int], scale: float, **options: Any) -> Tensor:
-    """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`."""
-    height, width = (round(side * scale) for side in size)
+    """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`; a side of one pixel is never less."""
+    height, width = (1 if side == 1 else round(side * scale) for side in size)
     if min(height, width) < 1:
         raise ValueError(
             f"scale {scale:g} leaves less than a pixel of an image of {size[0]}x{size[1]} (height x width). "
-            f"Use scales of {1 / min(size):.2g} or more."
+            f"Use scales of {1 / min(side for side in size if side > 1):.2g} or more."
         )
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
     return processor(image, **options, **resized, return_tensors="pt")["pixel_values"]

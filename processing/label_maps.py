@@ -23,7 +23,7 @@ Key = int | str | tuple[int, int, int]
 IGNORE = "ignore"
 UNKNOWN = -1
 MAX_CLASSES = np.iinfo(np.int16).max
-LARGEST_ID = np.iinfo(np.int32).max
+LARGEST_MASK_ID = np.iinfo(np.int32).max
 ID = re.compile(r"-?[0-9]{1,10}")
 EQUAL_CHANNELS = (
     "red, green and blue are equal in every pixel, so these are probably ids that were saved three times. Save "
@@ -158,7 +158,7 @@ def check_ignore_index(ignore_index: Any, num_classes: int) -> int:
         raise ValueError(
             f"ignore_index={shown(ignore_index)} is not an integer. Give one such as 255 or -100."
         )
-    if 0 <= ignore_index < num_classes or abs(int(ignore_index)) > LARGEST_ID:
+    if 0 <= ignore_index < num_classes or abs(int(ignore_index)) > LARGEST_MASK_ID:
         raise ValueError(
             f"ignore_index={ignore_index} must differ from the {num_classes} class ids (0 to {num_classes - 1}) and fit "
             f"32 bits. Give for example {default_ignore_index(num_classes)}, and map the values to leave out to "

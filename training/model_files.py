@@ -69,7 +69,12 @@ def explained_damage(source: str) -> Iterator[None]:
 def load_processor(source: str) -> BaseImageProcessor:
     """Loads the image processor of a model. Raises ValueError if its file is damaged."""
     check_settings(Path(source) / IMAGE_PROCESSOR_NAME, "image_processor_type")
-    return AutoImageProcessor.from_pretrained(source)
+    try:
+        return AutoImageProcessor.from_pretrained(source)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"{IMAGE_PROCESSOR_NAME} of {source} is damaged ({brief(error)}). {COPY_AGAIN}"
+        ) from error
 
 
 def check_model_files(folder: Path) -> None:

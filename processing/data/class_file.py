@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..label_maps import ID, LARGEST_ID
+from ..label_maps import ID, LARGEST_MASK_ID
 from ..palettes import check_palette, parse_color, shown
 
 Color = tuple[int, int, int]
@@ -141,7 +141,7 @@ def _row(row: Any, place: int) -> Row:
         )
     if isinstance(index, str) and ID.fullmatch(index):
         index = int(index)
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= LARGEST_ID:
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= LARGEST_MASK_ID:
         raise ValueError(
             f"it has {shown(index)} as the index of {shown(name)}. An index is an integer, 0 or more."
         )

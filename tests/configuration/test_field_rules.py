@@ -82,6 +82,13 @@ def test_a_file_with_a_number_out_of_range_is_refused_too(tmp_path):
         GlamSwinConfig.from_pretrained(tmp_path)
 
 
+@each("content", ["null", "[1]", "3"])
+def test_a_file_without_an_object_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        GlamSwinConfig.from_pretrained(tmp_path)
+
+
 @each(
     "settings",
     [

@@ -273,6 +273,12 @@ def test_a_scale_may_leave_one_pixel_but_not_less(processor_class):
         Inference(scales=(1.0, 0.01)).inputs(processor, image)
 
 
+def test_an_image_of_one_pixel_has_a_pixel_at_every_scale():
+    processor = SegmentationImageProcessor(do_resize=False)
+    (pixels,) = Inference(scales=(0.25,)).inputs(processor, Image.new("RGB", (1, 1)))
+    assert pixels.shape == (1, 3, 1, 1)
+
+
 def test_cells_that_differ_between_the_axes_have_no_stride():
     model = PixelModel(states_stride=False)
     model.forward = lambda pixel_values: SimpleNamespace(logits=pixel_values[..., ::4, ::3])
