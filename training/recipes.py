@@ -165,7 +165,9 @@ def recorded_options(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not the run.json of a run of contextseg-train. Give one, a YAML file, or the name of a recipe."
         ) from error
-    kept = {name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value is not None}
+    kept = {
+        name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value not in (None, [])
+    }
     return {"task": task} | {name.replace("_", "-"): value for name, value in kept.items()}
 
 

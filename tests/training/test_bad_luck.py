@@ -175,6 +175,10 @@ REFUSED = {
     "a negative step": (with_progress(step=-1), "claims step -1 of a run of 1 steps"),
     "a step beyond the end": (with_progress(step=10**9), "claims step 1000000000"),
     "a step that is not a number": (with_progress(step=float("nan")), "claims step nan"),
+    "too many evaluations": (
+        with_progress(evaluations_since_best=5),
+        "claims 5 evaluations without a better score",
+    ),
     "a negative time": (with_progress(seconds=-1.0), "a training of -1.0 seconds"),
 }
 
