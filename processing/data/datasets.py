@@ -204,7 +204,7 @@ def open_data(
 
     Args:
         source: One of: a folder with images/ and masks/; the folder of ADE20K, Cityscapes or COCO-Stuff as
-            published; a folder that `datasets` can load; the name of a dataset on the Hub. The split may
+            published; a folder or parquet file that `datasets` can load; the name of a dataset on the Hub. The split may
             follow after a colon, as in "me/streets:train".
         split: Name of the split; for a folder with images/ and masks/, a subfolder.
         classes: Class names, or path of a `classes.json`. Defaults to the one in the folder or its parent, or
@@ -273,12 +273,14 @@ def split_source(source: str, split: str | None) -> tuple[str, str | None]:
 def is_path(folder: Path) -> bool:
     """Whether this is a path and not a name on the Hub: its first part exists, or it has three or more."""
     return (
-        folder.is_absolute() or len(folder.parts) > 2 or any(Path(part).exists() for part in folder.parts[:1])
+        folder.is_absolute()
+        or len(folder.parts) > 2
+        or all(Path(part).exists() for part in folder.parts[:1])  # "." has no parts
     )
 
 
 def is_known_to_datasets(folder: Path) -> bool:
-    """Whether the folder was written by `save_to_disk`, has parquet files, or is an imagefolder with metadata."""
+    """Whether it is a table, or a folder that was written by `save_to_disk`, has tables, or is an imagefolder with metadata."""
     marks = ("dataset_info.json", "dataset_dict.json", "state.json")
     if any((folder / mark).is_file() for mark in marks) or table_suffix(folder):
         return True
