@@ -6,6 +6,7 @@ masks are ids or colors by the rule of palette_masks.py. Lossy masks are refused
 Legend: H height, W width.
 """
 
+import os
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -47,8 +48,9 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
             hold class ids.
         PaletteError: If indices and colors of a palette image contradict each other.
     """
-    if str(source).lower().endswith(".npy"):
-        return _mask_array(stored_array(source, pixel_limit), describe(source))
+    name = str(source).lower() if isinstance(source, str | os.PathLike) else ""
+    if name.endswith(".npy") and (array := stored_array(source, pixel_limit)) is not None:
+        return _mask_array(array, describe(source))
     if isinstance(source, np.ndarray | Tensor):
         return _mask_array(source, describe(source))
     image, orientation, name, stored = open_image(source, pixel_limit, _inspect)

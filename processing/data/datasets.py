@@ -205,7 +205,7 @@ def open_data(
 
     Args:
         source: One of: a folder with images/ and masks/; the folder of ADE20K, Cityscapes or COCO-Stuff as
-            published; a folder that `datasets` can load; the name of a dataset on the Hub. The split may
+            published; a folder or parquet file that `datasets` can load; the name of a dataset on the Hub. The split may
             follow after a colon, as in "me/streets:train".
         split: Name of the split; for a folder with images/ and masks/, a subfolder.
         classes: Class names, or path of a `classes.json`. Defaults to the one in the folder or its parent, or
@@ -284,7 +284,7 @@ def is_path(source: str) -> bool:
 
 
 def is_known_to_datasets(folder: Path) -> bool:
-    """Whether the folder was written by `save_to_disk`, has parquet files, or is an imagefolder with metadata."""
+    """Whether it is a table, or a folder that was written by `save_to_disk`, has tables, or is an imagefolder with metadata."""
     marks = ("dataset_info.json", "dataset_dict.json", "state.json")
     if any((folder / mark).is_file() for mark in marks) or table_suffix(folder):
         return True
