@@ -118,7 +118,7 @@ def write_prediction(folder: Path, model: PreTrainedModel, processor: BaseImageP
     image = read_image(example)
     mask = Inference()(model.eval(), processor, image).cpu().numpy()
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    palette = class_colors(processor.palette, len(names))
+    palette = class_colors(getattr(processor, "palette", None), len(names))
     save_png(mask_overlay(image, mask, palette, names=names), target)
 
 

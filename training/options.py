@@ -12,7 +12,7 @@ from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, Comman
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
 from .option_values import check_order
-from .reading_options import ReadingOptions
+from .reading_options import ReadingOptions, RgbOptions
 
 
 @dataclass(kw_only=True)
@@ -255,7 +255,7 @@ class SegmentationArguments(TrainArguments, ReadingOptions, CropOptions, LossOpt
 
 
 @dataclass(kw_only=True)
-class ClassificationArguments(TrainArguments, CropOptions):
+class ClassificationArguments(TrainArguments, RgbOptions, CropOptions):
     _argument_group_name = "Classification"
     task = "classification"
 
@@ -276,7 +276,7 @@ class ClassificationArguments(TrainArguments, CropOptions):
 
 
 @dataclass(kw_only=True)
-class DetectionArguments(TrainArguments):
+class DetectionArguments(TrainArguments, RgbOptions):
     _argument_group_name = "Detection"
     task = "detection"
     default_model = "mask_rcnn"

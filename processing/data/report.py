@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -176,18 +176,21 @@ def check_data(
     count = len(dataset) if sample is None else min(sample, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     state = f"{{}} of {count} pairs of {name} were checked. Run the command again.".format
-    with telling(lambda: state(report.num_checked)), closing(findings(dataset, indices)) as found:
+    with (
+        telling(lambda: state(report.num_checked)),
+        closing(in_threads(inspect_pair, dataset, indices)) as found,
+    ):
         for finding in with_progress(found, count, progress):
             add_finding(report, finding, dataset.decoder)
     conclude(report, dataset)
     return report
 
 
-def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]:
-    """One finding per index, in order; files are decoded by several threads."""
+def in_threads(inspect: Callable[[Any, int], Any], dataset: Any, indices: list[int]) -> Iterator[Any]:
+    """`inspect(dataset, index)` for each index, in order; files are decoded by several threads."""
     threads = ThreadPoolExecutor(THREADS)
     try:
-        yield from threads.map(lambda index: inspect_pair(dataset, index), indices)
+        yield from threads.map(lambda index: inspect(dataset, index), indices)
     finally:
         threads.shutdown(cancel_futures=True)
 
