@@ -1,13 +1,13 @@
 """Inspects one pair of image and mask: what the report of `contextseg-check` is made from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..failures import reason
-from ..image_opening import ImageReadError, read_frames, read_orientation
+from ..image_opening import ImageReadError, Source, read_frames, read_orientation
 from ..image_reading import image_size, read_stored
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError
@@ -66,15 +66,20 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
 
 def doubts_of(pair: Pair, size: tuple[int, int]) -> Iterator[str]:
     """The keys of `DOUBTS` that apply to a pair of equal sizes."""
-    try:
-        turn, frames = read_orientation(pair.image), read_frames(pair.image)
-    except ImageReadError:  # Pillow does not read this format, whose files have neither
-        return
+    turn = known_or(UPRIGHT, read_orientation, pair.image)
     fits_unturned = size[0] == size[1] or not swaps_sides(turn)
-    if turn != UPRIGHT and fits_unturned and read_orientation(pair.mask) != turn:
+    if turn != UPRIGHT and fits_unturned and known_or(UPRIGHT, read_orientation, pair.mask) != turn:
         yield "turned"
-    if frames > 1:
+    if known_or(1, read_frames, pair.image) > 1:
         yield "frames"
+
+
+def known_or(default: int, read: Callable[[Source], int], source: Source) -> int:
+    """What `read` finds in a file, or the default for formats that Pillow does not read, such as .npy."""
+    try:
+        return read(source)
+    except ImageReadError:
+        return default
 
 
 def count_values(mask: np.ndarray) -> dict[int, int]:
