@@ -6,14 +6,13 @@ masks are ids or colors by the rule of palette_masks.py. Lossy masks are refused
 Legend: H height, W width.
 """
 
-import os
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .array_files import stored_array
+from .array_files import stored_mask
 from .frames import count_frames
 from .image_reading import PIXEL_LIMIT, ImageReadError, Source, channels_last, describe, open_image, to_numpy
 from .label_maps import LabelMap
@@ -48,11 +47,10 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
             hold class ids.
         PaletteError: If indices and colors of a palette image contradict each other.
     """
-    name = str(source).lower() if isinstance(source, str | os.PathLike) else ""
-    if name.endswith(".npy") and (array := stored_array(source, pixel_limit)) is not None:
-        return _mask_array(array, describe(source))
     if isinstance(source, np.ndarray | Tensor):
         return _mask_array(source, describe(source))
+    if (array := stored_mask(source, pixel_limit)) is not None:
+        return _mask_array(array, describe(source))
     image, orientation, name, stored = open_image(source, pixel_limit, _inspect)
     _check(image, stored, name)
     if image.mode in ("P", "PA"):
@@ -60,7 +58,7 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
     mask = np.asarray(image)
     mask = mask[..., 0] if image.mode == "LA" else mask[..., :3] if mask.ndim == 3 else mask
     if mask.ndim == 2:
-        mask = stored_samples(mask.astype(np.uint8) if mask.dtype == bool else mask, stored.encoding)
+        mask = stored_samples(mask, stored.encoding)
     return turn_upright(mask, orientation)
 
 
