@@ -38,6 +38,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD = 26  # bytes; those of PNG end with bit depth and kind of color
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, ORIENTATION = 258, 277, 274  # TIFF tags
+LOSSLESS = (
+    1,
+    5,
+    8,
+    32773,
+    32946,
+    34925,
+    50000,
+)  # TIFF: none, LZW, deflate, PackBits, deflate, LZMA, Zstandard
 INSTALL = "Run: pip install 'contextseg[tiff]'"
 COLOR_PNG = (2, 6)  # RGB and RGBA
 
@@ -45,16 +54,17 @@ COLOR_PNG = (2, 6)  # RGB and RGBA
 Reader = Callable[[BinaryIO, str, int], tuple[np.ndarray, int]]
 
 
-def stored_array(
-    source: Source, pixel_limit: int, num_channels: int | None = None, *, only: Reader | None = None
-) -> np.ndarray | None:
+def stored_array(source: Source, pixel_limit: int, num_channels: int | None = None) -> np.ndarray | None:
     """Reads the pixels of a file that Pillow cannot hold, upright; otherwise as `oriented_array`."""
-    found = oriented_array(source, pixel_limit, num_channels, only=only)
+    found = oriented_array(source, pixel_limit, num_channels)
     return found and found[0]
 
 
 def oriented_array(
-    source: Source, pixel_limit: int, num_channels: int | None = None, *, only: Reader | None = None
+    source: Source,
+    pixel_limit: int,
+    num_channels: int | None = None,
+    choose: Callable[[bytes, BinaryIO], Reader | None] | None = None,
 ) -> tuple[np.ndarray, int] | None:
     """Reads the pixels of a file that Pillow cannot hold, and the EXIF orientation of the file.
 
@@ -63,7 +73,7 @@ def oriented_array(
         pixel_limit: Most pixels of a file; larger ones are rejected before they are decoded.
         num_channels: Channels that the image should have, to tell (C, H, W) from (H, W, C) in .npy files. By
             default, the shorter of the first and last axis.
-        only: The one function of this module that may read the file; None for all.
+        choose: Chooses the reader by the first bytes and the file. By default `reader_of`.
 
     Returns:
         (H, W) or (H, W, C), upright, of the stored type, and the orientation (1 to 8) that the file had; None for
@@ -84,9 +94,9 @@ def oriented_array(
             start = file.tell()
             head = file.read(HEAD)
             file.seek(start)
-            read = reader_of(head, file) if isinstance(head, bytes) else None
+            read = (choose or reader_of)(head, file) if isinstance(head, bytes) else None
             file.seek(start)
-            if read is None or only not in (None, read):
+            if read is None:
                 return None
             array, orientation = read(file, name, pixel_limit)
     except ImageReadError:
@@ -99,6 +109,24 @@ def oriented_array(
         raise explained(error, name) from error
     array = channels_behind(array, num_channels) if read is read_npy else array
     return (array if orientation == UPRIGHT else turn_upright(array, orientation)), orientation
+
+
+def stored_mask(source: Source, pixel_limit: int) -> np.ndarray | None:
+    """Reads a mask whose type Pillow lacks, upright: .npy, and TIFF such as one with 64-bit ids.
+
+    Returns None for masks that Pillow reads. Raises ImageReadError as `oriented_array` does, and for a TIFF that is
+    compressed with loss or has several pages.
+    """
+    found = oriented_array(source, pixel_limit, choose=mask_reader_of)
+    return found and found[0]
+
+
+def mask_reader_of(head: bytes, file: BinaryIO) -> Reader | None:
+    """As `reader_of`, for masks."""
+    if head.startswith(NPY):
+        return read_npy
+    is_tiff = head.startswith(TIFF) and tifffile is not None
+    return read_mask_tiff if is_tiff and not is_known_to_pillow(file) else None
 
 
 def reader_of(head: bytes, file: BinaryIO) -> Reader | None:
@@ -124,6 +152,16 @@ def is_too_much_for_pillow(file: BinaryIO) -> bool:
     samples = image.tag_v2.get(SAMPLES_PER_PIXEL, 1)
     is_reduced = samples > 1 and max(bits if isinstance(bits, tuple) else (bits,)) > 8
     return (is_reduced or samples > len(image.getbands())) and tifffile is not None
+
+
+def is_known_to_pillow(file: BinaryIO) -> bool:
+    try:
+        identified(file, "")
+    except UnidentifiedImageError:
+        return False
+    except DECODING_ERRORS:  # reading it as usual explains the error
+        return True
+    return True
 
 
 def read_npy(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, int]:
@@ -163,6 +201,23 @@ def read_tiff(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, 
         if page.axes.startswith("S"):  # planes of samples
             array = np.moveaxis(array, 0, -1)
         return array, tag.value if tag and tag.value in TURNS else UPRIGHT
+
+
+def read_mask_tiff(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, int]:
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        pages = sum(not page.is_reduced and not page.is_mask for page in tiff.pages)
+        if page.compression not in LOSSLESS:
+            raise ImageReadError(
+                f"{name} is a TIFF with the compression {getattr(page.compression, 'name', page.compression)}, which may change class ids. "
+                "Export the mask again as PNG."
+            )
+    if pages > 1:
+        raise ImageReadError(
+            f"{name} has {pages} pages, but a mask is one image. Export the page that belongs to the image as PNG."
+        )
+    file.seek(0)
+    return read_tiff(file, name, pixel_limit)
 
 
 def check_array(shape: tuple[int, ...], kind: np.dtype | None, name: str, pixel_limit: int) -> None:

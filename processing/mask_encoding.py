@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 LOSSY_FORMATS = ("JPEG", "MPO", "AVIF", "HEIF")  # also the rare lossless ones
+BLOCK_COMPRESSION = "bcn"  # Pillow's codec for textures (DDS)
 LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "tiff_sgilog": "LogLuv", "tiff_sgilog24": "LogLuv"}
 TIFF_OFFSETS = (273, 324)  # of the strips, or of the tiles
 SAMPLE_BITS = {"L;2": 2, "L;4": 4}  # by Pillow's raw mode
 BMP_BITS = {"1": 1, "L": 8}  # by Pillow's mode
-INVERTED = {"L;I": 8, "L;2I": 2, "L;4I": 4}  # TIFF where 0 is white
+INVERTED = {"1;I": 1, "L;I": 8, "L;2I": 2, "L;4I": 4}  # TIFF where 0 is white
 START_OF_CODESTREAM, SIZE, CODING_STYLE, COMPONENT_STYLE, START_OF_TILE = (
     0xFF4F,
     0xFF51,
@@ -62,6 +63,8 @@ def encoding_of(image: Image.Image, file: BinaryIO | None) -> Encoding:
 
 def stored_samples(mask: np.ndarray, encoding: Encoding) -> np.ndarray:
     """(H, W) gray values as Pillow decodes them -> the samples in the file."""
+    if mask.dtype == bool:
+        return (mask != encoding.is_inverted).astype(np.uint8)
     if encoding.largest is None:
         return mask
     white = 255 if mask.dtype == np.uint8 else 65535
@@ -76,6 +79,8 @@ def _arguments(arguments: object) -> tuple:
 def _lossy(image: Image.Image, file: BinaryIO | None) -> str:
     if image.format in LOSSY_FORMATS:
         return image.format
+    if any(tile.codec_name == BLOCK_COMPRESSION for tile in getattr(image, "tile", ())):
+        return f"block-compressed {image.format}"
     compression = image.info.get("compression")
     if image.format == "TIFF" and compression in LOSSY_TIFF:
         return f"TIFF ({LOSSY_TIFF[compression]})"

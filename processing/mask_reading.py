@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .array_files import read_npy, stored_array
+from .array_files import stored_mask
 from .frames import count_frames
 from .image_reading import PIXEL_LIMIT, ImageReadError, Source, channels_last, describe, open_image, to_numpy
 from .label_maps import LabelMap
@@ -48,7 +48,7 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
         PaletteError: If indices and colors of a palette image contradict each other.
     """
     is_array = isinstance(source, np.ndarray | Tensor)
-    array = source if is_array else stored_array(source, pixel_limit, only=read_npy)
+    array = source if is_array else stored_mask(source, pixel_limit)
     if array is not None:
         return _mask_array(array, describe(source))
     image, orientation, name, stored = open_image(source, pixel_limit, _inspect)
@@ -58,7 +58,7 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
     mask = np.asarray(image)
     mask = mask[..., 0] if image.mode == "LA" else mask[..., :3] if mask.ndim == 3 else mask
     if mask.ndim == 2:
-        mask = stored_samples(mask.astype(np.uint8) if mask.dtype == bool else mask, stored.encoding)
+        mask = stored_samples(mask, stored.encoding)
     return turn_upright(mask, orientation)
 
 

@@ -55,13 +55,14 @@ def decode_palette(image: Image.Image, table: LabelMap | None, name: str) -> np.
 
 
 def has_other_colors(image: Image.Image, table: LabelMap) -> bool:
-    """Whether the used entries of a palette image have colors, but none that the table maps."""
+    """Whether the ids that a palette image uses have colors other than gray, none of which the table maps."""
     indices = np.asarray(image)
     used = np.unique(indices[..., 0] if image.mode == "PA" else indices)
     palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    colors = palette[used[used < len(palette)]]
-    is_colored = (colors != colors[:, :1]).any()
-    return bool(is_colored) and not any(_as_number(color) in table.colors for color in colors.tolist())
+    ids = [index for index in used.tolist() if index < len(palette)]
+    colors = palette[[index for index in ids if table.class_of_id(index) != table.ignore_index]].tolist()
+    colored = [_as_number(color) for color in colors if len(set(color)) > 1]
+    return bool(colored) and not any(number in table.colors for number in colored)
 
 
 def colors_decide(used: list[int], palette: np.ndarray, table: LabelMap, name: str) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
+from ..processing.image_files import same_name
 from .checkpoints import model_folder
 from .model_files import check_model_files, load_model, load_processor
 from .model_names import explained_absence
@@ -142,17 +144,18 @@ def check_kind(config: PreTrainedConfig, kind: ModelKind, name: str) -> None:
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
     """Returns the model's class names, and numbers the classes of the data in the same order.
 
-    Classes with the same names in another order are matched by name. Where some names differ, classes are
+    Classes with the same names in another order are matched by name, whatever their case and blanks. Where some names differ, classes are
     matched by position with a warning, unless a name that both have is at different positions.
 
     Raises ValueError if the classes cannot be matched.
     """
-    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     found = list(data.classes)
+    known = respelled(names, found)
     if known != found and sorted(known) == sorted(found):
         logger.warning("the data has the classes of the model in another order; they are matched by name")
         data.number_classes_as(known)
-        return known
+        return names
     if len(known) != len(found) or any(
         name in known and known.index(name) != i for i, name in enumerate(found)
     ):
@@ -165,7 +168,19 @@ def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
         logger.warning(
             "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
-    return known
+    return names
+
+
+def respelled(names: list[str], others: list[str]) -> list[str]:
+    """The names as `others` spell them, where these differ in case, blanks, "_", "-" or Unicode normal form only."""
+    spelling = {spelled_plainly(other): other for other in others}
+    if len(spelling) < len(others) or len(set(map(spelled_plainly, names))) < len(names):
+        return list(names)  # names that differ in nothing else
+    return [spelling.get(spelled_plainly(name), name) for name in names]
+
+
+def spelled_plainly(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", same_name(name).casefold())).strip()
 
 
 def match_classes(model: PreTrainedModel, data: Any) -> None:
@@ -176,7 +191,8 @@ def match_classes(model: PreTrainedModel, data: Any) -> None:
 
     Raises ValueError if the data has a class that the model does not have.
     """
-    known, found = class_names(model), list(data.classes)
+    found = list(data.classes)
+    known = respelled(class_names(model), found)
     if set(found) <= set(known):
         data.number_classes_as(known)
     elif len(found) == len(known) and not set(found) & set(known):

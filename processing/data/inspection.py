@@ -9,6 +9,7 @@ from PIL import Image
 from ..failures import reason
 from ..image_opening import ImageReadError, Source, open_image, read_frames, read_mode, read_orientation
 from ..image_reading import image_size, read_stored
+from ..mask_encoding import encoding_of
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError, has_other_colors
 from ..samples import check_sizes
@@ -73,6 +74,8 @@ def doubts_of(dataset: SegmentationData, pair: Pair, finding: Finding) -> Iterat
     if turn != mask_turn and fits_unturned(turn if turn != UPRIGHT else mask_turn, finding.size):
         yield "turned" if turn != UPRIGHT else "turned mask"
     mode = kind_of(pair.mask, dataset.pixel_limit)
+    if mode == "1" and open_image(pair.mask, dataset.pixel_limit, encoding_of).inspected.is_inverted:
+        yield "inverted"
     is_by_index = mode in ("P", "PA") and dataset.decoder.colors and not finding.is_colored
     image = open_image(pair.mask, dataset.pixel_limit).image if is_by_index or "A" in mode else None
     if "A" in mode and is_transparent(image):

@@ -30,6 +30,8 @@ DOUBTS = {  # what may be wrong with pairs
     "frames": "images have several frames, of which only the first is used",
     "transparent": "masks have transparent pixels, which get the class of their id or color all the same. If they have "
     "no label, fill them with the ignore index or an ignored color",
+    "inverted": "masks are TIFF files of 1 bit in which 0 is shown white; 0 and 1 are read as stored. Check that white is "
+    "class 0",
     "other colors": "palette masks have none of the colors of the classes, so their indices are used as ids. Check that "
     "index and class agree, or give the classes the colors of the masks",
 }

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from cases import each
 from PIL import Image
@@ -65,6 +66,12 @@ def gray_tiff(ids, bits, zero_is_white=False, low_bit_first=False):
     tags |= {277: 1, 278: ids.shape[0], 279: len(data)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
+
+
+def tiff(array, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
 
 
 def test_palette_masks_keep_their_indices():
@@ -133,7 +140,7 @@ def test_samples_of_a_few_bits_are_the_ids(encode, bits):
     np.testing.assert_array_equal(read_mask(encode(ids, bits)), ids)
 
 
-@each("bits", [2, 4, 8])
+@each("bits", [1, 2, 4, 8])
 def test_samples_of_interlaced_and_inverted_files_are_the_ids(bits):
     ids = np.arange(9 * 13, dtype=np.uint8).reshape(9, 13) % min(1 << bits, 200)
     np.testing.assert_array_equal(read_mask(gray_png(ids, bits, interlaced=True)), ids)
@@ -152,6 +159,29 @@ def test_the_samples_of_a_pgm_with_a_small_range_are_the_ids(file):
 
 def test_the_samples_of_a_16_bit_pgm_are_the_ids():
     assert read_mask(b"P5 2 1 300\n\0\x07\1\x2c").tolist() == [[7, 300]]
+
+
+def test_textures_are_refused():
+    with pytest.raises(ImageReadError, match="block-compressed DDS mask"):
+        read_mask(encoded(Image.fromarray(photo()), "DDS", pixel_format="DXT1"))
+
+
+@each("dtype", ["int64", "uint64"])
+def test_ids_of_64_bits_in_a_tiff_are_kept(dtype):
+    np.testing.assert_array_equal(read_mask(tiff(IDS.astype(dtype))), IDS)
+
+
+@each(
+    ("file", "message"),
+    {
+        "lossy": (lambda: tiff(IDS, compression="jpegxl"), "compression JPEGXL, which may change"),
+        "pages": (lambda: tiff(np.stack([IDS, IDS]).astype("int64")), "has 2 pages"),
+        "floats": (lambda: tiff(IDS.astype("float64")), "class ids are integers"),
+    },
+)
+def test_a_tiff_that_only_tifffile_reads_must_be_a_lossless_mask_of_integers(file, message):
+    with pytest.raises(ImageReadError, match=message):
+        read_mask(file())
 
 
 def test_16_bit_channels_are_refused_because_pillow_cuts_them():

@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import tifffile
 from cases import each
 from PIL import Image, ImageFile
 
@@ -206,10 +207,18 @@ def test_transparent_pixels_of_a_mask_are_a_warning(folder):
         assert ("1 masks have transparent pixels" in " ".join(report_of(folder).warnings)) == count
 
 
+def test_a_mask_of_1_bit_whose_zeros_are_shown_white_is_a_warning(folder):
+    tifffile.imwrite(folder / "masks" / "0.png", np.eye(10, dtype=bool))
+    report = report_of(folder)
+    assert "1 masks are TIFF files of 1 bit in which 0 is shown white" in " ".join(report.warnings)
+    assert report.pixels[1] == 3 * 50 + 10
+
+
 @each(
     ("colors", "is_doubtful"),
     {
         "others": ([1, 2, 3, 4, 5, 6], True),
+        "others beside black": ([0, 0, 0, 0, 1, 254], True),
         "those of the classes": ([0, 0, 0, 0, 0, 255], False),
         "grays": ([9, 9, 9, 99, 99, 99], False),
     },

@@ -229,6 +229,16 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path):
     np.testing.assert_array_equal(data[0]["mask"], np.array([2, 0, 1, *range(3, 256)])[before])
 
 
+def test_names_that_differ_in_their_spelling_are_the_same_classes(tmp_path, caplog):
+    data = SegmentationFolder(
+        write_data(tmp_path, classes=["Stra\u00dfe", "traffic light", "cafe\u0301"]) / "val"
+    )
+    before, names = data[0]["mask"], ["caf\u00e9", "Stra\u00dfe", "Traffic_Light "]
+    assert check_classes(model_with(names), data) == names
+    np.testing.assert_array_equal(data[0]["mask"], np.array([1, 2, 0, *range(3, 256)])[before])
+    assert "names differ" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "names",
     [["grass", "wall", "water"], ["wall", "grass"], [*CLASSES, "water"]],
