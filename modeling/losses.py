@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -202,13 +201,14 @@ LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
     "lovasz": lovasz,
     "boundary": boundary,
 }
+LARGEST_FACTOR = 10**6
 
 
 def parse_terms(terms: str) -> list[tuple[float, str]]:
     """Parses a sum of loss terms: "cross_entropy+0.5*dice" -> [(1.0, "cross_entropy"), (0.5, "dice")].
 
     Raises:
-        ValueError: If a term is unknown or its factor is not a number.
+        ValueError: If a term is unknown, a factor is not a number in its range, or all are 0.
     """
     parsed = []
     for term in terms.split("+"):
@@ -224,10 +224,12 @@ def parse_terms(terms: str) -> list[tuple[float, str]]:
             parsed.append((float(factor or 1), name))
         except ValueError:
             raise ValueError(f"'{factor}' in '{terms}' is not a number. Write e.g. '0.5*{name}'.") from None
-        if not 0 <= parsed[-1][0] < inf:
+        if not 0 <= parsed[-1][0] <= LARGEST_FACTOR:
             raise ValueError(
-                f"'{factor}' in '{terms}' is not a weight. Use a number from 0, e.g. '0.5*{name}'."
+                f"'{factor}' in '{terms}' is not a weight. Use a number from 0 to {LARGEST_FACTOR}, e.g. '0.5*{name}'."
             )
+    if not any(factor for factor, _ in parsed):
+        raise ValueError(f"all factors in '{terms}' are 0, so there is nothing to learn. Leave them out.")
     return parsed
 
 

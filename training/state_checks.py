@@ -53,7 +53,7 @@ def check_weights_to_save(
 def not_finite(what: str, run: Path) -> str:
     """Returns the message for weights that are not finite although the losses were."""
     return (
-        f"{what} is not finite, although the loss was: its gradient overflowed. Lower --learning-rate, set "
+        f"{what} is not finite, although the loss was: a gradient or the step was too large. Lower --learning-rate, set "
         f"--clip-norm 1, or use --precision bf16 instead of fp16. {intact_checkpoint(run)}"
     )
 

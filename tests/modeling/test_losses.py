@@ -401,6 +401,8 @@ def test_labels_of_a_wrong_kind_are_refused(change, message):
             {"terms": "cross_entropy+dise"},
             "no loss 'dise' in 'cross_entropy.dise', did you mean 'dice'.*lovasz",
         ),
+        ({"terms": "0*dice+0*focal"}, "all factors in .* are 0"),
+        ({"terms": "1e7*dice"}, "'1e7' in .* is not a weight"),
         ({"terms": ""}, "no loss '' in ''.*: cross_entropy, dice, tversky, focal, lovasz, boundary"),
         ({"terms": "half*dice"}, "'half' in 'half.dice' is not a number"),
         ({"reduction": "mean"}, "no reduction 'mean'.*'valid', 'all'"),
