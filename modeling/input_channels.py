@@ -27,6 +27,7 @@ PLACEMENT = {
     "quantization_config",
     "tp_plan",
 }
+MOST_CHANNELS = 4096
 
 
 def fit_channels(kernel: Tensor, num_channels: int) -> Tensor:
@@ -75,8 +76,12 @@ def fit_stem(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict
 def with_num_channels(config: PreTrainedConfig, num_channels: int) -> PreTrainedConfig:
     """A copy of a configuration, or of the backbone's inside it, with this number of channels.
 
-    Raises ValueError if it has no such field.
+    Raises ValueError if it has no such field, or the number is out of range.
     """
+    if not isinstance(num_channels, int) or not 1 <= num_channels <= MOST_CHANNELS:
+        raise ValueError(
+            f"num_channels is {num_channels}, but must be a whole number from 1 to {MOST_CHANNELS}."
+        )
     config = deepcopy(config)
     backbone = getattr(config, "backbone_config", None) or config
     if not hasattr(backbone, "num_channels"):

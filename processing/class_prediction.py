@@ -1,13 +1,14 @@
 """Classifies image files: one table with the most probable classes of each."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .atomic_write import atomic_write
-from .image_opening import PIXEL_LIMIT
 from .image_reading import read_image
 from .plain_text import csv_text
 from .prediction_files import FilePredictor, Job
@@ -24,7 +25,7 @@ class ClassPredictor(FilePredictor):
         model: A classifier in evaluation mode.
         processor: Its image processor.
         folder: Folder of the table, which is `predictions.csv`.
-        pixel_limit: Most pixels of an image file; larger ones are refused.
+        reading: Arguments of `read_image` for the files. Default: none.
     """
 
     done = "classified"
@@ -34,10 +35,9 @@ class ClassPredictor(FilePredictor):
         model: PreTrainedModel,
         processor: BaseImageProcessor,
         folder: Path,
-        *,
-        pixel_limit: int = PIXEL_LIMIT,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
-        self.pixel_limit = pixel_limit
+        self.reading = reading or {}
         self.model, self.processor, self.table = model, processor, folder / "predictions.csv"
         self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self.rows: list[list[str]] = []
@@ -45,9 +45,8 @@ class ClassPredictor(FilePredictor):
     @torch.inference_mode()
     def run(self, job: Job) -> None:
         """Classifies one image file. Raises ImageReadError if it cannot be read."""
-        inputs = self.processor(read_image(job.source, pixel_limit=self.pixel_limit), return_tensors="pt").to(
-            self.model.device
-        )
+        image = read_image(job.source, **self.reading)
+        inputs = self.processor(image, return_tensors="pt").to(self.model.device)
         probabilities = self.model(**inputs).logits[0].float().softmax(-1)
         best = probabilities.topk(min(MOST_CLASSES, len(self.names)))
         row = [csv_text(str(job.source))]

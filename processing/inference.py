@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .image_opening import PIXEL_LIMIT, Source
-from .image_reading import decode_once
+from .image_reading import decode_once, read_image
 from .logits_to_masks import argmax_of_bands, upsampled_rows
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
@@ -243,14 +243,29 @@ def decoded(processor: Any, image: Source) -> Source:
     """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
     if isinstance(image, Image.Image | np.ndarray | Tensor):
         return image
-    return decode_once(image, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels_of(processor))[0]
+    return decoded_for(processor, image)[0]
+
+
+def decoded_for(processor: Any, source: Source) -> tuple[Image.Image | np.ndarray, int]:
+    """Decodes an image once, as its processor takes it: ours any, those of transformers RGB.
+
+    Returns:
+        The upright image, and the EXIF orientation of the file, see `decode_once`.
+    """
+    channels = channels_of(processor)
+    image, orientation = decode_once(source, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels)
+    if channels is None and not hasattr(processor, "decode_mask"):  # not ours
+        image = read_image(image, value_range=getattr(processor, "value_range", None))
+    return image, orientation
 
 
 def channels_of(processor: Any) -> int | None:
     """The number of channels that a processor reads; None if it makes every image RGB."""
     mean = getattr(processor, "image_mean", None)
-    is_rgb = getattr(processor, "do_convert_rgb", True) or not isinstance(mean, Sequence)
-    return None if is_rgb else len(mean)
+    if not isinstance(mean, Sequence):
+        return None
+    converts = getattr(processor, "do_convert_rgb", None)
+    return None if (len(mean) == 3 if converts is None else converts) else len(mean)
 
 
 def scaled(processor: Any, image: Source, size: Sequence[int], scale: float, **options: Any) -> Tensor:

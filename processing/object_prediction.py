@@ -1,6 +1,7 @@
 """Detects objects in image files: one annotation file in COCO's format, and pictures of boxes and masks."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from .atomic_write import atomic_write
 from .coco_masks import coco_masks
 from .fonts import drawable, font_for
-from .image_opening import PIXEL_LIMIT
 from .image_reading import read_image
 from .legends import INK, PAPER
 from .overlays import save_png
@@ -29,15 +29,15 @@ class ObjectPredictor(FilePredictor):
     """Detects objects in image files with one model, and writes one annotation file for all of them.
 
     The file has COCO's lists of images, categories and annotations, with a score for each annotation, so that
-    annotation tools open it and `open_coco` reads it. Boxes and masks are those of the upright image.
+    annotation tools open it and `open_coco` reads it. File names are relative to the given folders. Boxes and masks are those of the upright image.
 
     Args:
         model: A detector of instances in evaluation mode.
         processor: Its image processor.
         folder: Folder of the annotations, `annotations.json`.
-        threshold: Smallest score of an object, from 0 to 1. Default: 0.5.
+        reading: Arguments of `read_image` for the files. Default: none.
+        threshold: Objects with a score above it are written; from 0 to 1. Default: 0.5.
         overlay: Whether to write a picture of each image with its objects to `overlays/`. Default: False.
-        pixel_limit: Most pixels of an image file; larger ones are refused.
     """
 
     done = "searched for objects"
@@ -47,12 +47,12 @@ class ObjectPredictor(FilePredictor):
         model: PreTrainedModel,
         processor: BaseImageProcessor,
         folder: Path,
+        reading: Mapping[str, Any] | None = None,
         *,
         threshold: float = 0.5,
         overlay: bool = False,
-        pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
-        self.pixel_limit = pixel_limit
+        self.reading = reading or {}
         self.model, self.processor, self.file = model, processor, folder / "annotations.json"
         self.threshold, self.overlay = threshold, overlay
         self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -62,13 +62,13 @@ class ObjectPredictor(FilePredictor):
     @torch.inference_mode()
     def run(self, job: Job) -> None:
         """Detects the objects of one image file. Raises ImageReadError if it cannot be read."""
-        image = read_image(job.source, pixel_limit=self.pixel_limit)
+        image = read_image(job.source, **self.reading)
         inputs = self.processor(image, return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         (found,) = self.model.instances(outputs, [(image.height, image.width)], self.threshold)
         if self.overlay:
             save_png(objects_picture(image, found, self.names), job.target("overlays"))
-        row = {"id": len(self.images) + 1, "file_name": str(job.source)}
+        row = {"id": len(self.images) + 1, "file_name": job.image}
         self.images.append({**row, "height": image.height, "width": image.width})
         for annotation in annotations(found):
             numbers = {"id": len(self.annotations) + 1, "image_id": row["id"]}
@@ -118,9 +118,11 @@ def objects_picture(image: Image.Image, found: dict[str, Tensor], names: list[st
     draw, size = ImageDraw.Draw(drawn), max(FONT_SIZE, image.width // 60)
     for index in order:
         box, color = found["boxes"][index].tolist(), tuple(colors[found["labels"][index]])
-        draw.rectangle(box, outline=color, width=max(1, size // 8))
+        draw.rectangle(box, outline=color, width=max(2, size // 6))
         text = drawable(f"{one_line(names[found['labels'][index]], 40)} {found['scores'][index]:.2f}")
-        font, place = font_for(text, size), (box[0], max(0, box[1] - 1.2 * size))
+        font = font_for(text, size)
+        width = draw.textlength(text, font=font)
+        place = max(0, min(box[0], image.width - width)), max(0, box[1] - 1.2 * size)
         draw.rectangle(draw.textbbox(place, text, font=font, anchor="lt"), fill=PAPER)
         draw.text(place, text, fill=INK, font=font, anchor="lt")
     return drawn

@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .image_reading import decode_once, image_size, read_channels, read_image
-from .inference import Inference, channels_of
+from .image_reading import image_size, read_channels, read_image
+from .inference import Inference, channels_of, decoded_for
 from .orientation import swaps_sides, turn_back
 from .overlays import mask_overlay, save_png
 from .palettes import class_colors, colorize
@@ -45,7 +45,7 @@ class Predictor(FilePredictor):
     ) -> None:
         self.model, self.processor, self.inference = model, processor, inference
         self.maps, self.overlay, self.explanations = maps, overlay, explanations or {}
-        self.palette = class_colors(processor.palette, model.config.num_labels)
+        self.palette = class_colors(getattr(processor, "palette", None), model.config.num_labels)
         self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     def run(self, job: Job) -> None:
@@ -58,8 +58,7 @@ class Predictor(FilePredictor):
             ImageReadError: The image cannot be read.
             ValueError: The disk has no room for the probabilities, or an explanation is not possible.
         """
-        channels = channels_of(self.processor)
-        image, orientation = decode_once(job.source, self.processor.pixel_limit, channels)
+        image, orientation = decoded_for(self.processor, job.source)
         mask = self.predict(job, image, orientation).cpu()
         save_png(palette_image(turn_back(mask, orientation), self.palette), job.target())
         if self.overlay:
@@ -101,7 +100,7 @@ class Predictor(FilePredictor):
 
     def rgb(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The image as RGB, for pictures: of images with other channels, the first three, or the first."""
-        reading = {"value_range": self.processor.value_range, "pixel_limit": self.processor.pixel_limit}
+        reading = {"value_range": getattr(self.processor, "value_range", None)}
         channels = channels_of(self.processor)
         if channels is None:
             return read_image(image, **reading)

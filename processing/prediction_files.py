@@ -28,6 +28,11 @@ class Job:
     folder: Path
     name: str
 
+    @property
+    def image(self) -> str:
+        """Path of the image file relative to the given folder in which it was found, with slashes."""
+        return (Path(self.name).parent / self.source.name).as_posix()
+
     def target(self, kind: str = "") -> Path:
         """Returns the path of the mask, or of the result in the subfolder `kind`."""
         return self.folder / kind / self.name

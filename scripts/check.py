@@ -68,17 +68,19 @@ def splits(source: str, task: str) -> list[str]:
     if task == "detection" and (files := sorted(folder.glob("annotations/instances_*.json"))):
         names = [file.stem.removeprefix("instances_").rstrip("0123456789") for file in files]
         return [f"{source}:{name}" for name in names]
-    if task != "segmentation":
-        inside = subfolders(folder) if folder.is_dir() else []
-        return [str(sub) for sub in inside if sub.name in SPLITS or (sub / "annotations.json").is_file()] or [
-            source
-        ]
+    inside = subfolders(folder) if folder.is_dir() else []
+    if task == "detection":
+        return [str(sub) for sub in inside if (sub / "annotations.json").is_file()] or [source]
+    if task == "classification":
+        if inside and all(sub.name in SPLITS for sub in inside):
+            return [str(sub) for sub in inside]
+        return [f"{source}:{name}" for name in split_names(folder)] or [source]
     if official := sources_of_splits(source):
         return official
     if (folder / "images").is_dir() or not folder.is_dir():
         return [source]
-    if inside := folders_of_pairs(folder):
-        return [str(sub) for sub in inside]
+    if pairs := folders_of_pairs(folder):
+        return [str(sub) for sub in pairs]
     return [f"{source}:{name}" for name in split_names(folder)] or [source]
 
 
@@ -100,13 +102,12 @@ def check_labels(source: str, arguments: CheckArguments) -> "CountReport":
     if arguments.task == "classification":
         from ..processing.data.labeled_images import open_labeled_images
 
-        data, examine = open_labeled_images(source), check_labeled_images
+        data, examine = open_labeled_images(source, **arguments.keywords()), check_labeled_images
     else:
         from ..processing.data.coco import open_coco
 
-        data, examine = open_coco(source, "val"), check_objects
-    data.pixel_limit = arguments.pixel_limit or data.pixel_limit
-    return examine(data, arguments.sample, name=source)
+        data, examine = open_coco(source, "val", **arguments.keywords()), check_objects
+    return examine(data, arguments.sample, name=source, progress=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class ClassificationTask(Task):
 
     def open(self, split: str) -> LabeledImages:
         name = getattr(self.arguments, split)
-        data = open_labeled_images(name)
+        data = open_labeled_images(name, **self.arguments.keywords())
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
             raise ValueError(f"{name}: {' '.join(problems[:5])} Repair or remove these files.")

@@ -55,7 +55,7 @@ class DetectionTask(Task):
 
     def open(self, split: str) -> CocoData:
         name = getattr(self.arguments, split)
-        data = open_coco(name, split)
+        data = open_coco(name, split, **self.arguments.keywords())
         problems = unreadable(data, CHECKED_SAMPLES)
         if problems and not self.skips_unreadable:
             raise ValueError(

@@ -21,7 +21,7 @@ from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
 from .models import CLASSIFIER, check_classes, match_classes, open_model
 from .scoring import count_or_name, whole_images
-from .stored_reading import reading_for
+from .stored_reading import reading_for, rgb_reading
 
 
 def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -80,13 +80,15 @@ def evaluate_classifier(arguments: EvaluateArguments) -> dict[str, Any]:
     from .classification import central_crops
 
     model, processor, source = open_model(arguments.model, CLASSIFIER)
-    data = open_labeled_images(arguments.data)
+    data = open_labeled_images(arguments.data, **rgb_reading(arguments, arguments.model))
     scores, facts = scored(arguments, model, processor, data, central_crops, score_classes)
     rows = [
         [markdown_text(row["name"]), percent(row["top_1"]), f"{row['images']:,}"]
         for row in scores["per_class"]
     ]
-    means = f"top-1 accuracy {percent(scores['top_1'])} %, top-5 accuracy {percent(scores['top_5'])} %"
+    means = f"top-1 accuracy {percent(scores['top_1'])} %"
+    if len(rows) > 5:  # else every image counts
+        means += f", top-5 accuracy {percent(scores['top_5'])} %"
     table = markdown_table(["class", "top-1 %", "images"], rows)
     return written(arguments, scores, {"model": source, **facts}, table, means)
 
@@ -105,7 +107,7 @@ def evaluate_detector(arguments: EvaluateArguments) -> dict[str, Any]:
     from .detection import DETECTOR, images_with_objects
 
     model, processor, source = open_model(arguments.model, DETECTOR)
-    data = open_coco(arguments.data, "val")
+    data = open_coco(arguments.data, "val", **rgb_reading(arguments, arguments.model))
     scores, facts = scored(arguments, model, processor, data, images_with_objects, score_objects)
     rows = [
         [markdown_text(row["name"]), percent(row["box_ap"]), percent(row["mask_ap"]), f"{row['support']:,}"]
@@ -138,7 +140,6 @@ def scored(
         The scores, with `not_scored` if images could not be scored, and what the files say of the evaluation.
     """
     match_classes(model, data)
-    data.pixel_limit = arguments.pixel_limit or data.pixel_limit
     accelerator = Accelerator(cpu=arguments.cpu)
     started = time.perf_counter()
     images = progress(loader(data, processor, accelerator, arguments.workers, (Exception,)), unit="batch")

@@ -18,6 +18,7 @@ OF_ANY_TASK = {
     "workers",
     "cpu",
     "traceback",
+    "value_range",
     "pixel_limit",
     "task",
     "sample",

@@ -58,9 +58,13 @@ def config_class_of(kind: ModelKind, name: str) -> type[PreTrainedConfig]:
     Raises ValueError if there is no such model of this kind.
     """
     if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in kind.classes:
-        known = sorted(config.model_type for config in kind.classes)
-        raise ValueError(f"no model '{name}' for {kind.purpose}. Known: {', '.join(known)}.")
+        raise ValueError(f"no model '{name}' for {kind.purpose}. Known: {known_types(kind)}.")
     return CONFIG_MAPPING[name]
+
+
+def known_types(kind: ModelKind) -> str:
+    """Returns the model types of a kind, for messages."""
+    return ", ".join(sorted(config.model_type for config in kind.classes))
 
 
 def ignore_index_field(config: PreTrainedConfig) -> str:
@@ -114,13 +118,25 @@ def open_model(name: str, kind: ModelKind = SEGMENTER) -> tuple[PreTrainedModel,
         The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
 
     Raises:
-        ValueError: If a file is damaged, or weights are missing or not finite.
+        ValueError: If the model is of another kind, a file is damaged, or weights are missing or not finite.
     """
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
+    check_model_files(Path(source))
     with explained_absence(source):
+        check_kind(AutoConfig.from_pretrained(source), kind, name)
         model = load_model(kind.auto_class, source)
         return model, load_processor(source), source
+
+
+def check_kind(config: PreTrainedConfig, kind: ModelKind, name: str) -> None:
+    """Raises ValueError if the model `name` with this configuration is not of the kind."""
+    if type(config) not in kind.classes:
+        architecture = (config.architectures or [f"model of type '{config.model_type}'"])[0]
+        raise ValueError(
+            f"{name} holds a {architecture}, which this command cannot use for {kind.purpose}. Types of models that "
+            f"it can use: {known_types(kind)}."
+        )
 
 
 def check_classes(model: PreTrainedModel, data: Any) -> list[str]:

@@ -13,7 +13,7 @@ from .crop_options import CropOptions
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
 from .option_values import check_order
-from .reading_options import ReadingOptions
+from .reading_options import ReadingOptions, RgbOptions
 from .tuning_options import TuningOptions
 
 
@@ -250,7 +250,7 @@ class SegmentationArguments(
 
 
 @dataclass(kw_only=True)
-class ClassificationArguments(TrainArguments, SampleOptions):
+class ClassificationArguments(TrainArguments, RgbOptions, SampleOptions):
     _argument_group_name = "Classification"
     task = "classification"
 
@@ -273,7 +273,7 @@ class ClassificationArguments(TrainArguments, SampleOptions):
 
 
 @dataclass(kw_only=True)
-class DetectionArguments(TrainArguments):
+class DetectionArguments(TrainArguments, RgbOptions):
     _argument_group_name = "Detection"
     task = "detection"
     default_model = "mask_rcnn"

@@ -20,7 +20,7 @@ class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
         False,
         "also write the images overlaid with class colors, or with objects, to overlays/ in the output folder",
     )
-    threshold: float = option(0.5, "smallest score of an object that a detector writes")
+    threshold: float = option(0.5, "a detector writes objects with a score above this")
     confidence: bool = option(
         False, "also write the probability of the predicted class to confidence/: 16-bit PNG, 65535 is 1"
     )

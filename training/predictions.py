@@ -7,7 +7,6 @@ from accelerate import Accelerator
 
 from ..processing.class_prediction import ClassPredictor
 from ..processing.failures import concerns_every_file, reason, telling
-from ..processing.image_opening import PIXEL_LIMIT
 from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
 from ..processing.prediction_maps import MAPS
@@ -16,7 +15,7 @@ from .explaining import chosen_explanations
 from .inference_options import check_task
 from .models import CLASSIFIER, open_model, task_of_model
 from .prediction_options import PredictArguments
-from .stored_reading import set_reading
+from .stored_reading import rgb_reading, set_reading
 
 
 def predict(arguments: PredictArguments) -> list[str]:
@@ -31,7 +30,7 @@ def predict(arguments: PredictArguments) -> list[str]:
     check_task(arguments, task)
     predictor = PREDICTORS[task](arguments)
     done = run_all(predictor, jobs, failures, arguments)
-    print(f"{done} of {len(jobs)} images {predictor.done} into {arguments.output}")
+    print(f"{done} of {len(jobs)} images {predictor.done}; the results are in {arguments.output}")
     return failures
 
 
@@ -53,8 +52,8 @@ def segmenter(arguments: PredictArguments) -> FilePredictor:
 def classifier(arguments: PredictArguments) -> FilePredictor:
     model, processor, _ = open_model(arguments.model, CLASSIFIER)
     model.to(Accelerator(cpu=arguments.cpu).device)
-    limit = arguments.pixel_limit or PIXEL_LIMIT
-    return ClassPredictor(model, processor, Path(arguments.output), pixel_limit=limit)
+    reading = rgb_reading(arguments, arguments.model)
+    return ClassPredictor(model, processor, Path(arguments.output), reading)
 
 
 def detector(arguments: PredictArguments) -> FilePredictor:
@@ -67,9 +66,9 @@ def detector(arguments: PredictArguments) -> FilePredictor:
         model,
         processor,
         Path(arguments.output),
+        rgb_reading(arguments, arguments.model),
         threshold=arguments.threshold,
         overlay=arguments.overlay,
-        pixel_limit=arguments.pixel_limit or PIXEL_LIMIT,
     )
 
 
@@ -89,7 +88,7 @@ def run_all(
     def state() -> str:
         named = "".join(f"\n{message}" for message in failures)
         return (
-            f"{done} of {len(jobs)} images are {predictor.done} into {arguments.output}, each result complete. "
+            f"{done} of {len(jobs)} images are {predictor.done}; the results in {arguments.output} are complete. "
             f"Run the command again for all.{named}"
         )
 

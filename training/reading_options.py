@@ -11,15 +11,11 @@ from .option_texts import value_limits
 
 
 @dataclass(kw_only=True)
-class PixelOptions:
-    """Options that concern images only: all that `contextseg-predict` needs."""
+class RgbOptions:
+    """Options of images that are read as RGB: all that classification and detection need."""
 
     _argument_group_name = "Reading"
 
-    num_channels: int | None = option(
-        None,
-        "channels of the images (default: those of the model; of a new model 3, to which every image is converted)",
-    )
     value_range: str | None = option(
         None,
         "values of black and white in images that are not 8-bit (default: 0 65535 for 16-bit images; others need it)",
@@ -30,9 +26,9 @@ class PixelOptions:
     )
 
     def keywords(self) -> dict[str, Any]:
-        """Returns the given options as arguments of `open_data`."""
+        """Returns the given options as arguments of `read_image`."""
         limits = self.value_range and value_limits(self.value_range)
-        options = {"num_channels": self.num_channels, "value_range": limits, "pixel_limit": self.pixel_limit}
+        options = {"value_range": limits, "pixel_limit": self.pixel_limit}
         return {name: value for name, value in options.items() if value is not None}
 
     def words(self) -> str:
@@ -45,6 +41,21 @@ class PixelOptions:
             for name, value in given.items()
             if value is not None
         )
+
+
+@dataclass(kw_only=True)
+class PixelOptions(RgbOptions):
+    """Options that concern images only: all that `contextseg-predict` needs."""
+
+    num_channels: int | None = option(
+        None,
+        "channels of the images (default: those of the model; of a new model 3, to which every image is converted)",
+    )
+
+    def keywords(self) -> dict[str, Any]:
+        """Returns the given options as arguments of `open_data`."""
+        channels = {} if self.num_channels is None else {"num_channels": self.num_channels}
+        return channels | super().keywords()
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,9 @@ from typing import Any
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.data.class_table import ClassTable
+from ..processing.image_processor_options import REDUCED_LABELS
 from .models import channels_of, class_names
-from .reading_options import PixelOptions, ReadingOptions, reading_names
+from .reading_options import PixelOptions, ReadingOptions, RgbOptions, reading_names
 from .records import read_json
 
 
@@ -36,12 +37,15 @@ def reading_for(
         ValueError: If the given number of channels is not that of the model.
     """
     check_channels(options, model)
-    palette = getattr(processor, "palette", None)
+    palette, reduces_labels = (
+        getattr(processor, "palette", None),
+        getattr(processor, "do_reduce_labels", False),
+    )
     table = ClassTable(
         class_names(model),
         palette and [tuple(color) for color in palette],
         getattr(processor, "ignore_index", None),
-        getattr(processor, "label_map", None),
+        getattr(processor, "label_map", None) or (REDUCED_LABELS if reduces_labels else None),
     )
     stored = reading_of_run(run).keywords()
     if "classes" in stored and not Path(stored["classes"]).is_file():
@@ -52,6 +56,16 @@ def reading_for(
         if (value := getattr(processor, name, None)) is not None
     }
     return {**stored, "default_table": table, **options.keywords(), "num_channels": channels_of(model.config)}
+
+
+def rgb_reading(options: RgbOptions, run: str) -> dict[str, Any]:
+    """Returns arguments of `read_image` that read images as a classifier or detector was trained.
+
+    Args:
+        options: The given options, which come first.
+        run: Name of the model, as given.
+    """
+    return reading_of_run(run).keywords() | options.keywords()
 
 
 def set_reading(options: PixelOptions, model: PreTrainedModel, processor: BaseImageProcessor) -> None:

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ..coco_masks import coco_masks
 from ..image_files import same_name
-from ..image_opening import PIXEL_LIMIT, ImageReadError, open_image
+from ..image_opening import PIXEL_LIMIT, ImageReadError, read_orientation
 from ..image_reading import read_image
-from ..orientation import UPRIGHT
+from ..orientation import swaps_sides, turn_back
 from .datasets import split_source
 from .pairing import contents, listed
 
@@ -59,11 +60,13 @@ class CocoData(Dataset):
         images: Iterable[Mapping[str, Any]],
         classes: list[str],
         folder: Path,
+        *,
+        value_range: tuple[float, float] | None = None,
         pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
         self.rows, self.classes, self.folder = Packed(images), classes, folder
         self.numbers = list(range(len(classes)))  # label of each class index in the rows
-        self.pixel_limit = pixel_limit
+        self.reading = {"value_range": value_range, "pixel_limit": pixel_limit}  # for `read_image`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,7 +74,7 @@ class CocoData(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         file = stored_file(self.folder, row["file"])
-        image = read_as_annotated(file, (row["height"], row["width"]), self.pixel_limit)
+        image = read_as_annotated(file, (row["height"], row["width"]), **self.reading)
         objects = [{**found, "class": self.numbers[found["class"]]} for found in row["objects"]]
         return {"image": image, "objects": objects, "name": row["file"]}
 
@@ -84,13 +87,20 @@ class CocoData(Dataset):
         return self.rows[index]["file"]
 
 
-def open_coco(source: str, split: str, *, pixel_limit: int = PIXEL_LIMIT) -> CocoData:
+def open_coco(
+    source: str,
+    split: str,
+    *,
+    value_range: tuple[float, float] | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+) -> CocoData:
     """Opens a folder in COCO format, or a split of COCO as published.
 
     Args:
         source: The folder. The split may follow after a colon, as in "coco:val".
         split: "train" leaves out images without an object to learn from, as the common toolboxes do; "val"
             keeps all images. Also the split to open if `source` names none.
+        value_range: (low, high), black and white in images that are not 8-bit.
         pixel_limit: Most pixels of an image; reading a larger one raises `ImageReadError`.
 
     Raises:
@@ -104,7 +114,7 @@ def open_coco(source: str, split: str, *, pixel_limit: int = PIXEL_LIMIT) -> Coc
         images = [row for row in images if learnable(row["objects"], (row["height"], row["width"]))]
     if not images:
         raise ValueError(f"no image of '{file}' has an object with a mask. Annotate some objects.")
-    return CocoData(images, classes, folder, pixel_limit)
+    return CocoData(images, classes, folder, value_range=value_range, pixel_limit=pixel_limit)
 
 
 def find_files(root: Path, split: str) -> tuple[Path, Path]:
@@ -274,14 +284,19 @@ def stored_file(folder: Path, name: str) -> Path:
     return next(same, file)
 
 
-def read_as_annotated(path: Path, size: tuple[int, int], pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+def read_as_annotated(
+    path: Path,
+    size: tuple[int, int],
+    *,
+    value_range: tuple[float, float] | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+) -> Image.Image:
     """Reads an RGB image upright, or without its EXIF rotation if only that matches the annotated `size`."""
-    stored, orientation, *_ = open_image(path, pixel_limit)
-    image = read_image(stored)
+    image = read_image(path, value_range=value_range, pixel_limit=pixel_limit)
     if image.size == size[::-1]:
         return image
-    if orientation != UPRIGHT and stored.size == size[::-1]:
-        return stored.convert("RGB")
+    if image.size == size and swaps_sides(orientation := read_orientation(path, pixel_limit)):
+        return Image.fromarray(turn_back(torch.from_numpy(np.array(image)), orientation).numpy())
     raise ImageReadError(
         f"'{path}' is {image.width}x{image.height} (width x height), but its annotations are for "
         f"{size[1]}x{size[0]}. Use the image that was annotated."

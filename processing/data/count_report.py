@@ -1,23 +1,23 @@
 """Checks of data for classification and detection: unreadable images, sizes, and how often each class occurs."""
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..failures import reason
+from ..failures import reason, telling
 from ..plain_text import one_line
+from ..progress import progress as progress_of
 from .labeled_images import LabeledImages
 from .pairing import listed
-from .report import sizes_text
+from .report import in_threads, sizes_text
 
 if TYPE_CHECKING:
     from .coco import CocoData
 
-THREADS = 8
 BAR = 30  # characters
 
 
@@ -87,7 +87,7 @@ class CountReport:
 
 
 def check_labeled_images(
-    data: LabeledImages, sample: int | None = None, *, name: str = "data"
+    data: LabeledImages, sample: int | None = None, *, name: str = "data", progress: bool = False
 ) -> CountReport:
     """Counts the images of each class, and reads images.
 
@@ -95,27 +95,35 @@ def check_labeled_images(
         data: Data set from `open_labeled_images`.
         sample: Number of evenly spaced images to read. Default: all.
         name: Name of the data in the report.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The report. An image that cannot be read is a problem, a class without images a warning: training data
-        needs images of every class, validation data does not.
+        The report. An image that cannot be read or has no label is a problem, a class without images a warning:
+        training data needs images of every class, validation data does not.
     """
     report = CountReport(name, data.classes, "images", len(data))
-    labels = (data.source(index)[1] for index in range(len(data)))
-    report.counts.update(labels)
-    read_images(report, data, sample)
-    if absent := [label for index, label in enumerate(data.classes) if not report.counts[index]]:
-        report.warnings.append(f"{len(absent)} classes have no images: {listed(absent)}.")
+    unlabeled = []
+    for index in range(len(data)):
+        try:
+            report.counts[data.source(index)[1]] += 1
+        except ValueError as error:  # a row without an image or a label
+            unlabeled.append(reason(error, data.name_of(index)))
+    read_images(report, data, sample, progress)
+    report.unreadable += [message for message in unlabeled if message not in report.unreadable]
+    conclude(report)
     return report
 
 
-def check_objects(data: "CocoData", sample: int | None = None, *, name: str = "data") -> CountReport:
+def check_objects(
+    data: "CocoData", sample: int | None = None, *, name: str = "data", progress: bool = False
+) -> CountReport:
     """Counts the annotated objects of each class, and reads images.
 
     Args:
         data: Data set from `open_coco`, opened as "val", so that it has all images.
         sample: Number of evenly spaced images to read. Default: all.
         name: Name of the data in the report.
+        progress: Whether to show a progress bar.
 
     Returns:
         The report. An image that cannot be read or differs in size from its annotations is a problem; images
@@ -129,33 +137,45 @@ def check_objects(data: "CocoData", sample: int | None = None, *, name: str = "d
         kept = learnable(row["objects"], (row["height"], row["width"]))
         report.counts.update(found["class"] for found in kept)
         empty, left_out = empty + (not kept), left_out + len(row["objects"]) - len(kept)
-    read_images(report, data, sample)
+    read_images(report, data, sample, progress)
     if not report.counts:
         report.problems.append("no image has an object to learn from. Annotate some objects.")
     elif empty:
-        report.warnings.append(f"{empty} images have no object to learn from; training leaves them out.")
+        report.warnings.append(
+            f"{empty} of {len(data)} images have no object to learn from; training leaves them out."
+        )
     if left_out:
         report.warnings.append(
-            f"{left_out} objects are not learned: they are crowds, or have no mask or a box of less than a pixel."
+            f"{left_out} of {left_out + report.counts.total()} objects are not learned: they are crowds, or have no "
+            "mask or a box of less than a pixel."
         )
-    if absent := [label for index, label in enumerate(data.classes) if not report.counts[index]]:
-        report.warnings.append(f"{len(absent)} classes have no objects: {listed(absent)}.")
+    conclude(report)
     return report
 
 
-def read_images(report: CountReport, data: Dataset, sample: int | None) -> None:
+def read_images(report: CountReport, data: Dataset, sample: int | None, progress: bool) -> None:
     """Reads `sample` evenly spaced images; adds sizes, errors and the number of images read to the report."""
     count = len(data) if sample is None else min(sample, len(data))
     indices = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
-    with ThreadPoolExecutor(THREADS) as threads:
-        for found in threads.map(lambda index: size_or_error(data, index), indices):
-            if isinstance(found, str):
-                report.unreadable.append(found)
+    state = f"{{}} of {count} images of {report.name} were checked. Run the command again.".format
+    with (
+        telling(lambda: state(report.num_checked)),
+        closing(in_threads(size_or_error, data, indices)) as found,
+    ):
+        for size in progress_of(found, total=count, unit="image", desc="checking", disable=not progress):
+            report.num_checked += 1
+            if isinstance(size, str):
+                report.unreadable.append(size)
             else:
-                report.sizes[found] += 1
-    report.num_checked = count
+                report.sizes[size] += 1
+
+
+def conclude(report: CountReport) -> None:
+    """Derives problems and warnings from the counts."""
     if report.unreadable:
         report.problems.append(f"{len(report.unreadable)} unreadable: " + " ".join(report.unreadable[:3]))
+    if absent := [name for index, name in enumerate(report.classes) if not report.counts[index]]:
+        report.warnings.append(f"classes without {report.counted}: {listed(absent)}.")
 
 
 def size_or_error(data: Dataset, index: int) -> tuple[int, int] | str:

@@ -31,6 +31,7 @@ class LabeledImages(Dataset, ABC):
     """Base of the classification datasets; subclasses implement `__len__` and `source`."""
 
     classes: list[str]
+    value_range: tuple[float, float] | None = None  # black and white in images that are not 8-bit
     pixel_limit: int = PIXEL_LIMIT  # most pixels of a file
     numbers: Sequence[int] | None = None  # label of each class index of `source`, after `number_classes_as`
 
@@ -52,7 +53,8 @@ class LabeledImages(Dataset, ABC):
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, label, name = self.source(index)
         label = label if self.numbers is None else self.numbers[label]
-        return {"image": read_image(source, pixel_limit=self.pixel_limit), "label": label, "name": name}
+        image = read_image(source, value_range=self.value_range, pixel_limit=self.pixel_limit)
+        return {"image": image, "label": label, "name": name}
 
     def number_classes_as(self, names: Sequence[str]) -> None:
         """Numbers the classes, all of which are among `names`, by their positions there."""
@@ -164,7 +166,11 @@ def unreadable(data: Dataset, sample: int) -> list[str]:
 
 
 def open_labeled_images(
-    source: str, split: str | None = None, *, pixel_limit: int = PIXEL_LIMIT
+    source: str,
+    split: str | None = None,
+    *,
+    value_range: tuple[float, float] | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
 ) -> LabeledImages:
     """Opens a dataset for image classification.
 
@@ -172,20 +178,21 @@ def open_labeled_images(
         source: Folder with one subfolder per class, folder that `datasets` can load, or name of a dataset on
             the Hub. The split may follow after a colon, as in "me/birds:train".
         split: Name of the split; for a folder with one subfolder per class, a subfolder.
+        value_range: (low, high), black and white in images that are not 8-bit.
         pixel_limit: Most pixels of an image; reading a larger one raises `ImageReadError`.
 
     Raises:
         ValueError: If the source does not exist, or has no images or no labels.
     """
-    source, split = split_source(source, split)
+    source, split = split_source(str(source), split)
     folder = Path(source).expanduser()
     if split and (folder / split).is_dir():
         folder, split = folder / split, None
-    if is_path(folder) and not is_known_to_datasets(folder):
+    if is_path(source) and not is_known_to_datasets(folder):
         data = ClassFolders(folder)
     else:
         data = LabeledRows(load_rows(folder if folder.exists() else source, split), source)
-    data.pixel_limit = pixel_limit
+    data.value_range, data.pixel_limit = value_range, pixel_limit
     return data
 
 

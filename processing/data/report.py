@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,10 +22,16 @@ from .pairing import listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 RARE_SHARE = 0.001
-DOUBTS = {
-    "turned": "are turned upright by their EXIF orientation, which their masks do not have. Check that these masks "
-    "fit the upright images",
-    "frames": "have several frames, of which only the first is used",
+DOUBTS = {  # what may be wrong with pairs
+    "turned": "images are turned upright by their EXIF orientation, which their masks do not have. Check that these "
+    "masks fit the upright images",
+    "turned mask": "masks are turned upright by an EXIF orientation that their images do not have. Check that the "
+    "upright masks fit these images",
+    "frames": "images have several frames, of which only the first is used",
+    "transparent": "masks have transparent pixels, which get the class of their id or color all the same. If they have "
+    "no label, fill them with the ignore index or an ignored color",
+    "other colors": "palette masks have none of the colors of the classes, so their indices are used as ids. Check that "
+    "index and class agree, or give the classes the colors of the masks",
 }
 
 
@@ -170,18 +176,21 @@ def check_data(
     count = len(dataset) if sample is None else min(sample, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     state = f"{{}} of {count} pairs of {name} were checked. Run the command again.".format
-    with telling(lambda: state(report.num_checked)), closing(findings(dataset, indices)) as found:
+    with (
+        telling(lambda: state(report.num_checked)),
+        closing(in_threads(inspect_pair, dataset, indices)) as found,
+    ):
         for finding in with_progress(found, count, progress):
             add_finding(report, finding, dataset.decoder)
     conclude(report, dataset)
     return report
 
 
-def findings(dataset: SegmentationData, indices: list[int]) -> Iterator[Finding]:
-    """One finding per index, in order; files are decoded by several threads."""
+def in_threads(inspect: Callable[[Any, int], Any], dataset: Any, indices: list[int]) -> Iterator[Any]:
+    """`inspect(dataset, index)` for each index, in order; files are decoded by several threads."""
     threads = ThreadPoolExecutor(THREADS)
     try:
-        yield from threads.map(lambda index: inspect_pair(dataset, index), indices)
+        yield from threads.map(lambda index: inspect(dataset, index), indices)
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -244,7 +253,7 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
     if report.unknown_ids:
         report.problems.append(unknown_ids_text(report))
     report.warnings += [
-        f"{len(names)} images {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
+        f"{len(names)} {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
     ]
     add_range_findings(report, dataset)
     add_class_findings(report, dataset)

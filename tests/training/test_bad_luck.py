@@ -140,7 +140,11 @@ def flip_a_bit(state):
     return state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :]
 
 
-@each("damage", [cut_off, flip_a_bit, lambda _: b""])
+def flip_names(state):
+    return state.replace(b"training_state/", b"training_state\xff")
+
+
+@each("damage", [cut_off, flip_a_bit, flip_names, lambda _: b""])
 def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_path):
     run = shutil.copytree(stored, tmp_path / "run")
     state = run / "last" / "training_state.pt"

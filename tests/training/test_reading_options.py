@@ -53,7 +53,7 @@ def test_what_is_no_range_is_answered_in_words(text):
 def test_only_given_options_are_passed_on():
     options = ReadingOptions(num_channels=4, value_range="-1,1")
     assert options.keywords() == {"num_channels": 4, "value_range": (-1.0, 1.0)}
-    assert options.words() == " --num-channels 4 --value-range=-1,1"
+    assert options.words() == " --value-range=-1,1 --num-channels 4"
 
 
 def written_run(folder, **arguments):
