@@ -21,11 +21,13 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
 from transformers import HfArgumentParser
 
+from ..configuration.ranges import Range
 from ..processing.plain_text import printable
 from ..processing.progress import hide_other_bars
 from .option_texts import number
@@ -34,16 +36,10 @@ from .option_values import RANGES, check_not_empty, check_option, check_options
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
 PAIRS = ("--value-range", "--value_range")  # options with two numbers, which may be negative
 NUMBERS = {int: "N", float: "X"}  # placeholders in the help text
+LARGE = 10**6
 MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
-
-FREEZE_HELP = (
-    "backbone, or a module such as stages.0, that is not trained and stays in evaluation mode; takes several values, and may "
-    "be repeated"
-)
-LORA_HELP = "rank of the LoRA updates of the backbone's linear layers; 0 trains all weights"
-CROPS_HELP = "crops taken from each image in an epoch, for few large images"
 
 
 class CommandError(RuntimeError):
@@ -153,7 +149,7 @@ class CommandLine(HfArgumentParser):
         if any(action.dest == field.name for action in self._actions):
             return
         self.declared[field.name] = field
-        text = field.metadata["help"].replace("%", "%%") + default_text(field)
+        text = help_text(field).replace("%", "%%")
         names = [f"--{field.name.replace('_', '-')}", *[f"--{field.name}"] * ("_" in field.name)]
         if field.metadata.get("positional"):
             count = "+" if typing.get_origin(field.type) is list else None
@@ -223,16 +219,28 @@ class OptionsFormatter(argparse.HelpFormatter):
         return super()._format_action_invocation(shown)
 
 
-def default_text(field: dataclasses.Field) -> str:
-    """Returns text such as " (default: 4; from 1 to 64)".
+def help_text(field: dataclasses.Field) -> str:
+    """Returns the help text with its notes, such as "number of images (default: 4; from 1 to 64)".
 
-    Without the default if the option is off by default or the help text names it.
+    Without the default if the option is off by default, or the text names it at its end.
     """
-    notes = [RANGES[field.name].bounds()] if field.name in RANGES else []
+    text, named, default = field.metadata["help"].partition(" (default: ")
     is_off = any(field.default is nothing for nothing in (dataclasses.MISSING, None, "", False))
-    if not is_off and "(default:" not in field.metadata["help"]:
-        notes.insert(0, f"default: {'yes' if field.default is True else field.default}")
-    return f" ({'; '.join(notes)})" if notes else ""
+    if named:
+        default = default.removesuffix(")")
+    elif not is_off:
+        default = "yes" if field.default is True else str(field.default)
+    notes = [f"default: {default}"] if default else []
+    if bounds := bounds_to_show(RANGES.get(field.name, Range())):
+        notes.append(bounds)
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def bounds_to_show(allowed: Range) -> str:
+    """Returns bounds in words, without those that go without saying: at least 0 or 1, and large upper ones."""
+    is_large = allowed.maximum is not None and allowed.maximum >= LARGE
+    words = (replace(allowed, maximum=None) if is_large else allowed).bounds()
+    return "" if words in ("at least 0", "at least 1") else words
 
 
 @contextmanager

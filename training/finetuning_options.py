@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandOptions, option, required
+from .command_line import MODEL_HELP, CommandOptions, option, required
+from .crop_options import CropOptions
 from .loss_options import LossOptions
 from .option_values import check_order
 from .reading_options import ReadingOptions
+from .tuning_options import TuningOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(CommandOptions, ReadingOptions, LossOptions):
+class FinetuneOptions(CommandOptions, ReadingOptions, TuningOptions, LossOptions, CropOptions):
     """Checkpoint, data, augmentation and output folder of a fine-tuning."""
 
     init_from: str = required(
@@ -32,22 +34,12 @@ class FinetuneOptions(CommandOptions, ReadingOptions, LossOptions):
         True, "scale, mirror and recolor training images at random; without it they are only cropped"
     )
     horizontal_flip: bool = option(True, "mirror half of the training images left to right")
-    crop_size: str = option("512", "side of a training sample in pixels, or HEIGHTxWIDTH")
-    crops_per_image: int = option(1, CROPS_HELP)
-    min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
-    max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
-    rotation: float = option(
-        0.0,
-        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
-        metavar="DEGREES",
-    )
+    crop_size: str = option("512", "side of a training sample in pixels, or HEIGHTxWIDTH", metavar="SIZE")
     early_stopping: int | None = option(
         None,
         "end the run after this many evaluations without a better --metric_for_best_model, such as mean_iou; needs --val and "
         "--load_best_model_at_end (default: never)",
     )
-    freeze: list[str] = option([], FREEZE_HELP, metavar="MODULE")
-    lora: int = option(0, LORA_HELP)
     license: str | None = option(
         None, "license of the weights for the model card, in the Hub's spelling, such as apache-2.0"
     )

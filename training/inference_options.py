@@ -54,6 +54,7 @@ class WindowOptions:
     window: str | None = option(
         None,
         "sliding-window inference with windows of this side in pixels, or HEIGHTxWIDTH (default: the whole image at once)",
+        metavar="SIZE",
     )
     overlap: float = option(0.5, "share of a window that overlaps with the next one")
     blend: Literal["gaussian", "constant"] = option(

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .command_line import CROPS_HELP, FREEZE_HELP, LORA_HELP, MODEL_HELP, CommandLine, CommandOptions, option
+from .command_line import MODEL_HELP, CommandLine, CommandOptions, option
+from .crop_options import CropOptions
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
 from .option_values import check_order
 from .reading_options import ReadingOptions, RgbOptions
+from .tuning_options import TuningOptions
 
 
 @dataclass(kw_only=True)
@@ -50,11 +52,13 @@ class DataOptions:
 
 
 @dataclass(kw_only=True)
-class CropOptions:
+class SampleOptions:
     _argument_group_name = "Segmentation and classification"
 
     crop_size: str = option(
-        "512", "side of a training sample in pixels, or HEIGHTxWIDTH (default: 512; for classification, 224)"
+        "512",
+        "side of a training sample in pixels, or HEIGHTxWIDTH (default: 512; for classification, 224)",
+        metavar="SIZE",
     )
 
 
@@ -86,13 +90,11 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
-class TuningOptions:
+class DecayOptions(TuningOptions):
     """Options for runs that start from pretrained weights."""
 
     _argument_group_name = "Fine-tuning"
 
-    freeze: list[str] = option([], FREEZE_HELP, metavar="MODULE")
-    lora: int = option(0, LORA_HELP)
     layer_decay: float | None = option(
         None,
         "factor of the learning rate from each layer of the backbone to the one before it, such as 0.75 (default: 1)",
@@ -155,7 +157,9 @@ class MachineOptions:
     )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
     timeout: float = option(
-        30.0, "minutes until a process ends that waits for another one, which has died or hangs"
+        30.0,
+        "time until a process ends that waits for another one, which has died or hangs",
+        metavar="MINUTES",
     )
     sync_batch_norm: bool = option(
         True, "with several GPUs, compute batch norm over the images of all of them"
@@ -169,7 +173,7 @@ class RunOptions:
     recipe: str | None = option(
         None,
         "take options from a built-in recipe, a YAML file, or the run.json of a run, which starts it again in a new --output; "
-        "options given on the command line override it",
+        "options given on the command line override it; also called --config",
         aliases=["--config"],
         metavar="FILE",
     )
@@ -198,15 +202,12 @@ class RunOptions:
     dry_run: bool = option(False, "build everything, try it on two samples, print the plan, and exit")
 
 
-SHARED = (DataOptions, ModelOptions, TuningOptions, OptimizationOptions, MachineOptions, RunOptions)
-
-
 @dataclass(kw_only=True)
 class TrainArguments(
     CommandOptions,
     DataOptions,
     ModelOptions,
-    TuningOptions,
+    DecayOptions,
     OptimizationOptions,
     MachineOptions,
     RunOptions,
@@ -231,18 +232,12 @@ class TrainArguments(
 
 
 @dataclass(kw_only=True)
-class SegmentationArguments(TrainArguments, ReadingOptions, CropOptions, LossOptions, WindowOptions):
+class SegmentationArguments(
+    TrainArguments, ReadingOptions, SampleOptions, LossOptions, CropOptions, WindowOptions
+):
     _argument_group_name = "Segmentation"
     task = "segmentation"
 
-    crops_per_image: int = option(1, CROPS_HELP)
-    min_scale: float = option(0.5, "smallest factor of the random resizing before the crop")
-    max_scale: float = option(2.0, "largest factor of the random resizing before the crop")
-    rotation: float = option(
-        0.0,
-        "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
-        metavar="DEGREES",
-    )
     base_size: str | None = option(
         None,
         "resize images to fit these edges before the random resizing, and for evaluation",
@@ -255,13 +250,15 @@ class SegmentationArguments(TrainArguments, ReadingOptions, CropOptions, LossOpt
 
 
 @dataclass(kw_only=True)
-class ClassificationArguments(TrainArguments, RgbOptions, CropOptions):
+class ClassificationArguments(TrainArguments, RgbOptions, SampleOptions):
     _argument_group_name = "Classification"
     task = "classification"
 
     crop_size: str = option("224", "side of a training sample in pixels, or HEIGHTxWIDTH")
     min_area: float = option(0.08, "smallest share of the image area that a random crop covers")
-    rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment in timm's notation, or none")
+    rand_augment: str = option(
+        "rand-m9-mstd0.5-inc1", "RandAugment in timm's notation, or none", metavar="POLICY"
+    )
     color_jitter: float = option(
         0.4, "strength of color jitter, which, as in timm, is used only without RandAugment"
     )
@@ -282,7 +279,9 @@ class DetectionArguments(TrainArguments, RgbOptions):
     default_model = "mask_rcnn"
 
     shorter_side: str = option(
-        "800", "resize images to this shorter side, or to one drawn from a range such as 480-800"
+        "800",
+        "resize images to this shorter side, or to one drawn from a range such as 480-800",
+        metavar="PIXELS",
     )
     longer_side: int = option(1333, "maximum of the longer side; the shorter side is reduced if necessary")
 
@@ -293,12 +292,8 @@ ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationA
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:
     """Returns the command line with the options of all tasks."""
     kinds = [
-        TaskOptions,
-        CommandOptions,
-        *SHARED,
-        ReadingOptions,
-        CropOptions,
-        LossOptions,
+        *(TaskOptions, CommandOptions, DataOptions, ReadingOptions, ModelOptions, DecayOptions),
+        *(OptimizationOptions, LossOptions, RunOptions, MachineOptions, SampleOptions, CropOptions),
         *ARGUMENTS.values(),
     ]
     parser = CommandLine(kinds, program, description)

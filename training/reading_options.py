@@ -19,7 +19,7 @@ class RgbOptions:
     value_range: str | None = option(
         None,
         "values of black and white in images that are not 8-bit (default: 0 65535 for 16-bit images; others need it)",
-        metavar="LOW,HIGH",
+        metavar="LOW HIGH",
     )
     pixel_limit: int | None = option(
         None, "most pixels of an image; larger ones are refused (default: 178956970)"
