@@ -9,7 +9,7 @@ from .checked_config import choose
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
-from .field_rules import check_encoder_sizes
+from .field_rules import run_check
 
 # Not looked up in transformers' registry, which holds other copies of these classes if code was loaded from
 # the Hub.
@@ -37,7 +37,7 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
             f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "
             "or pass a configuration object."
         )
-    check_encoder_sizes(settings)
+    run_check("encoder", settings)
     return AutoConfig.for_model(model_type, **settings)
 
 

@@ -62,26 +62,6 @@ MOST_WEIGHTS = 10**9  # parameters; the largest published size has 0.2 billion
 WORDS = {bool: "True or False", str: "a text", dict: "a dictionary"}
 
 
-def checked(config_class: type) -> type:
-    """Decorator for configurations: `strict` of huggingface_hub, and the rules of this module.
-
-    Whatever is wrong raises a ValueError with the field, the value and what is required.
-    """
-    config_class = strict(config_class)
-    initialize = config_class.__init__
-
-    @wraps(initialize)
-    def __init__(self: Any, *arguments: Any, **options: Any) -> None:  # noqa: N807
-        check_fields(config_class, options)
-        try:
-            initialize(self, *arguments, **options)
-        except StrictDataclassError as error:
-            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
-
-    config_class.__init__ = __init__
-    return config_class
-
-
 def check_fields(config_class: type, options: Mapping[str, Any]) -> None:
     """Raises ValueError for the first of the given options whose value its field cannot have."""
     fields, aliases = own_fields(config_class), getattr(config_class, "attribute_map", {})
@@ -127,3 +107,33 @@ def check_encoder_sizes(options: Mapping[str, Any]) -> None:
         if value is not None:
             check = check_numbers if isinstance(value, list | tuple) else check_number
             check(name, value, allowed)
+
+
+# The code in a Hub repository comes without them: the configuration that it loads has passed them.
+CHECKS = {"fields": check_fields, "encoder": check_encoder_sizes}
+
+
+def run_check(name: str, *arguments: Any) -> None:
+    """Calls a function of `CHECKS` where it exists."""
+    if CHECKS[name] is not NotImplemented:
+        CHECKS[name](*arguments)
+
+
+def checked(config_class: type) -> type:
+    """Decorator for configurations: `strict` of huggingface_hub, and the rules of this module.
+
+    Whatever is wrong raises a ValueError with the field, the value and what is required.
+    """
+    config_class = strict(config_class)
+    initialize = config_class.__init__
+
+    @wraps(initialize)
+    def __init__(self: Any, *arguments: Any, **options: Any) -> None:  # noqa: N807
+        run_check("fields", config_class, options)
+        try:
+            initialize(self, *arguments, **options)
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+
+    config_class.__init__ = __init__
+    return config_class

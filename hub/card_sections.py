@@ -141,7 +141,8 @@ def label_table(config: Mapping[str, Any], processor: Mapping[str, Any], scores:
     for index, name in labels_of(config).items():
         color = "#{:02x}{:02x}{:02x}".format(*palette[index]) if index < len(palette) else ""
         row = measured.get(name, {})
-        rows.append([index, name, *[color] * bool(palette), *(number(row.get(column)) for column in columns)])
+        cells = [index, markdown_text(name), *[color] * bool(palette)]
+        rows.append([*cells, *(number(row.get(column)) for column in columns)])
     return table(["id", "label", *["color"] * bool(palette), *(COLUMNS[name] for name in columns)], rows)
 
 
@@ -226,8 +227,9 @@ def logits_size(config: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a table whose cells are Markdown of one line; names from data go through `markdown_text` first."""
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(markdown_text(str(cell)) for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in cells)
 
 
 def number(value: Any) -> str:

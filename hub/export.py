@@ -63,38 +63,50 @@ def export_repository(
     Raises:
         ValueError: If `example` is given and the model does not take RGB images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for record in RECORDS:
-        content = read_settings(records_of / record) or read_settings(records_of.parent / record)
+    records = {
+        record: read_settings(records_of / record) or read_settings(records_of.parent / record)
+        for record in RECORDS
+    }
+    image = example_image(folder, example, draw_example, getattr(model.config, "num_channels", 3))
+    folder.mkdir(parents=True, exist_ok=True)  # only now, when nothing that is given can be at fault
+    for record, content in records.items():
         if content:
             write_text(folder / record, json.dumps(without_own_folders(content), indent=1) + "\n")
-    write_example(folder, example, draw_example, getattr(model.config, "num_channels", 3))
+    if image is not None:
+        write_example(folder, *image)
     write_prediction(folder, model, processor)
     model.save_pretrained(folder, license=license)
     processor.save_pretrained(folder, license=license)
 
 
-def write_example(
+def example_image(
     folder: Path, example: str | None, draw: Callable[[], np.ndarray] | None, num_channels: int
-) -> None:
-    """Writes the example image for the model's page: the given one or a drawn one, as data may be private."""
+) -> tuple[np.ndarray, str | None] | None:
+    """Returns the example image for the model's page, and its title: the given one or a drawn one, as data may be private.
+
+    None if the folder keeps what it has, or the model takes no RGB images.
+    """
     if num_channels != 3:
         if example:
             raise ValueError(
                 f"--example is an RGB image, but the model takes {num_channels} channels. Leave it out."
             )
-        return
-    title = PngInfo()
+        return None
     if example:
-        pixels = np.asarray(read_image(example))  # pixels only: the metadata of a photo may hold its location
-    elif draw is None or (folder / EXAMPLE_NAME).exists():
-        return
-    else:
-        pixels = draw()
-        title.add_text("Title", "Generated scene, not from the training data")
+        return np.asarray(read_image(example)), None
+    if draw is None or (folder / EXAMPLE_NAME).exists():
+        return None
+    return draw(), "Generated scene, not from the training data"
+
+
+def write_example(folder: Path, pixels: np.ndarray, title: str | None) -> None:
+    """Writes the example image: its pixels only, as the metadata of a photo may hold its location."""
+    metadata = PngInfo()
+    if title:
+        metadata.add_text("Title", title)
     image = Image.fromarray(pixels)
     image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-    image.save(folder / EXAMPLE_NAME, pnginfo=title)
+    image.save(folder / EXAMPLE_NAME, pnginfo=metadata)
 
 
 def write_prediction(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) -> None:

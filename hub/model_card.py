@@ -179,18 +179,21 @@ def without_own_folders(value: Any) -> Any:
 def read_settings(path: Path) -> dict[str, Any]:
     """Reads a JSON object; empty if there is no such file. Raises ValueError, with the path, if it is damaged."""
     try:
-        text = read_text(path)
-        content = json.loads(text) if text else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Copy it again, or remove it.") from error
+        reason = error if path.stat().st_size else "it is empty"
+        raise ValueError(f"{path} is damaged: {reason}. Copy it again, or remove it.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it does not hold a JSON object. Copy it again, or remove it.")
     return content
 
 
 def read_text(path: Path) -> str:
-    """Returns the text of a file, "" if it does not exist."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    """Returns the text of a file, "" if it does not exist. Raises ValueError, with the path, if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}). Copy it again, or remove it.") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -49,6 +49,7 @@ def choices(config: dict[str, Any], config_class: type) -> dict[str, str]:
     }
     model_type = (config.get("backbone_config") or {}).get("model_type", "")
     return chosen | {
+        "CHECKS": "none",
         "OWN_BACKBONES": model_type,
         "UNETS": "pyramid" if "backbone_config" in fields else "mirrored",
         "BACKBONE_BUILDERS": "ours" if model_type in OWN_BACKBONES else "foreign",

@@ -18,7 +18,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 # Options of `from_pretrained` that concern where the final model is placed, not how its checkpoint is read.
 PLACEMENT = {
     "device_map",
@@ -28,7 +27,7 @@ PLACEMENT = {
     "quantization_config",
     "tp_plan",
 }
-CHANNELS = "num_channels"
+MOST_CHANNELS = 4096
 
 
 def fit_channels(kernel: Tensor, num_channels: int) -> Tensor:
@@ -77,11 +76,15 @@ def fit_stem(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict
 def with_num_channels(config: PreTrainedConfig, num_channels: int) -> PreTrainedConfig:
     """A copy of a configuration, or of the backbone's inside it, with this number of channels.
 
-    Raises ValueError if it has no such field.
+    Raises ValueError if it has no such field, or the number is out of range.
     """
+    if not isinstance(num_channels, int) or not 1 <= num_channels <= MOST_CHANNELS:
+        raise ValueError(
+            f"num_channels is {num_channels}, but must be a whole number from 1 to {MOST_CHANNELS}."
+        )
     config = deepcopy(config)
     backbone = getattr(config, "backbone_config", None) or config
-    if not hasattr(backbone, CHANNELS):
+    if not hasattr(backbone, "num_channels"):
         raise ValueError(
             f"the configuration of '{backbone.model_type}' has no num_channels, so that its input is fixed. Leave "
             "num_channels out, or use another encoder."
@@ -111,35 +114,21 @@ def adapt_channels(
     return adapted
 
 
-def load_for_channels(
-    load: Callable[..., Any], config_class: type[PreTrainedConfig], name: Any, *args: Any, **options: Any
-) -> Any:
-    """Loads a checkpoint with `load`, a `from_pretrained`, for the number of channels in its options.
+def load_for_channels(load: Callable[..., Any], stored: int, name: Any, *args: Any, **options: Any) -> Any:
+    """Loads a checkpoint for another number of channels than it was trained on.
 
     Args:
-        load: Loads a checkpoint of the stored number of channels.
-        config_class: Class of the model's configuration.
-        name: Local folder, or name on the Hub; None if the options have a `state_dict`.
+        load: `from_pretrained` of transformers.
+        stored: Number of channels of the checkpoint.
+        name: Local folder, or name on the Hub.
         *args: Further arguments of `load`.
-        **options: Options of `load`; `num_channels`, or that of a `config`, is adapted to.
+        **options: Options of `load`, with the wanted number as `num_channels` or in a `config`.
     """
-    config = options.get("config")
-    config = config if isinstance(config, PreTrainedConfig) else None
-    wanted = options.pop(CHANNELS, getattr(config, CHANNELS, None))
-    if name is None or wanted is None:
-        return load(name, *args, **options)
-    hub = {option: options[option] for option in HUB_OPTIONS & options.keys()}
-    stored = stored_channels(config_class.get_config_dict(name, **hub)[0])
-    if wanted == stored:
-        return load(name, *args, **options)
-    if config is not None:
-        options["config"] = with_num_channels(config, stored)
+    wanted = options.pop("num_channels", None)
+    if "config" in options:
+        wanted = wanted or options["config"].num_channels
+        options["config"] = with_num_channels(options["config"], stored)
     reading = {option: value for option, value in options.items() if option not in PLACEMENT}
     model, info = load(name, *args, **reading, output_loading_info=True)
     placement = {option: options[option] for option in (PLACEMENT | {"dtype"}) & options.keys()}
     return adapt_channels(model, wanted, info["missing_keys"], **placement)
-
-
-def stored_channels(content: Mapping[str, Any]) -> int:
-    """The number of channels in the contents of a configuration file; 3 if it is not stored."""
-    return (content.get("backbone_config") or content).get(CHANNELS, 3)

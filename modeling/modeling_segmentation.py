@@ -23,10 +23,9 @@ from ..configuration.label_names import labels_of
 from .blocks import Decoded
 from .decoder_upernet import FcnHead
 from .decoders import DECODERS
-from .input_channels import HUB_OPTIONS
 from .label_rows import LabelClassifier, LabelRows, rows_of_equal_names
 from .losses import check_label_size, parse_terms, segmentation_loss
-from .pretrained import ContextsegPreTrainedModel
+from .pretrained import HUB_OPTIONS, ContextsegPreTrainedModel
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
 """Base class of all models: initialization, input checks, saving and pushing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from importlib import import_module
 from json import JSONDecodeError
 from types import ModuleType
@@ -15,8 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import install_output_capuring_hook, maybe_install_capturing_hooks
 
-from .input_channels import load_for_channels
-
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has them
 
 # Pipelines look for the name of a model's class in these tables; without it they log an error, although it works.
@@ -72,10 +72,14 @@ class ContextsegPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: If a file of the checkpoint is missing or damaged.
+            ImportError: If the number of channels differs, and the library is not installed.
         """
         load, source = super().from_pretrained, pretrained_model_name_or_path
+        stored = other_channels(cls.config_class, source, kwargs)
+        if stored is not None:
+            load = partial(library_module("modeling.input_channels").load_for_channels, load, stored)
         try:
-            return load_for_channels(load, cls.config_class, source, *args, **kwargs)
+            return load(source, *args, **kwargs)
         except (SafetensorError, JSONDecodeError) as error:
             raise OSError(
                 f"the weights in {source} (model*.safetensors) are damaged: {error}. "
@@ -168,6 +172,17 @@ def remove_capturing_hooks(model: nn.Module) -> None:
                 del module._forward_hooks[key]
         if getattr(module, HOOKED, False):
             setattr(module, HOOKED, False)
+
+
+def other_channels(config_class: type[PreTrainedConfig], name: Any, options: Mapping[str, Any]) -> int | None:
+    """Returns the number of channels of a checkpoint if options of `from_pretrained` ask for another one."""
+    wanted = options.get("num_channels", getattr(options.get("config"), "num_channels", None))
+    if name is None or wanted is None:
+        return None
+    hub = {option: options[option] for option in HUB_OPTIONS & options.keys()}
+    content = config_class.get_config_dict(name, **hub)[0]
+    stored = (content.get("backbone_config") or content).get("num_channels", 3)
+    return stored if stored != wanted else None
 
 
 def library_module(name: str) -> ModuleType:

@@ -1,16 +1,17 @@
 """Reads files whose pixels Pillow cannot hold: .npy, TIFF with other channels or types, and 16-bit color.
 
 Pillow keeps at most four channels of 8 bits: it refuses other files, drops channels, or keeps only the upper
-half of 16-bit colors. TIFF is read by tifffile, and 16-bit color PNG by torchvision.
+half of 16-bit colors. TIFF is read by tifffile; 16-bit color PNG by Pillow twice, once for each half (torchvision's
+decoder ends the process at some damaged files).
 
 Legend: H height, W width, C channels.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from .image_opening import (
     describe,
     explained,
     identified,
+    open_image,
     opened_file,
-    read_orientation,
 )
 from .orientation import TURNS, UPRIGHT, turn_upright
 
@@ -31,10 +32,6 @@ try:
     import tifffile
 except ImportError:
     tifffile = None
-try:
-    from torchvision.io import ImageReadMode, decode_png
-except ImportError:
-    decode_png = None
 
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -45,14 +42,19 @@ INSTALL = "Run: pip install 'contextseg[tiff]'"
 COLOR_PNG = (2, 6)  # RGB and RGBA
 
 
-def stored_array(source: Source, pixel_limit: int, num_channels: int | None = None) -> np.ndarray | None:
+Reader = Callable[[BinaryIO, str, int], tuple[np.ndarray, int]]
+
+
+def stored_array(
+    source: Source, pixel_limit: int, num_channels: int | None = None, *, only: Reader | None = None
+) -> np.ndarray | None:
     """Reads the pixels of a file that Pillow cannot hold, upright; otherwise as `oriented_array`."""
-    found = oriented_array(source, pixel_limit, num_channels)
+    found = oriented_array(source, pixel_limit, num_channels, only=only)
     return found and found[0]
 
 
 def oriented_array(
-    source: Source, pixel_limit: int, num_channels: int | None = None
+    source: Source, pixel_limit: int, num_channels: int | None = None, *, only: Reader | None = None
 ) -> tuple[np.ndarray, int] | None:
     """Reads the pixels of a file that Pillow cannot hold, and the EXIF orientation of the file.
 
@@ -61,6 +63,7 @@ def oriented_array(
         pixel_limit: Most pixels of a file; larger ones are rejected before they are decoded.
         num_channels: Channels that the image should have, to tell (C, H, W) from (H, W, C) in .npy files. By
             default, the shorter of the first and last axis.
+        only: The one function of this module that may read the file; None for all.
 
     Returns:
         (H, W) or (H, W, C), upright, of the stored type, and the orientation (1 to 8) that the file had; None for
@@ -83,7 +86,7 @@ def oriented_array(
             file.seek(start)
             read = reader_of(head, file) if isinstance(head, bytes) else None
             file.seek(start)
-            if read is None:
+            if read is None or only not in (None, read):
                 return None
             array, orientation = read(file, name, pixel_limit)
     except ImageReadError:
@@ -98,11 +101,11 @@ def oriented_array(
     return (array if orientation == UPRIGHT else turn_upright(array, orientation)), orientation
 
 
-def reader_of(head: bytes, file: BinaryIO) -> Callable[[BinaryIO, str, int], tuple[np.ndarray, int]] | None:
+def reader_of(head: bytes, file: BinaryIO) -> Reader | None:
     """The function that reads a file with these first bytes; None if Pillow reads it."""
     if head.startswith(NPY):
         return read_npy
-    if head.startswith(PNG) and head[24] == 16 and head[25] in COLOR_PNG and decode_png is not None:
+    if head.startswith(PNG) and head[24] == 16 and head[25] in COLOR_PNG:
         return read_png
     if head.startswith(TIFF) and is_too_much_for_pillow(file):
         return read_tiff
@@ -135,11 +138,14 @@ def read_npy(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, i
 
 
 def read_png(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, int]:
-    data = file.read()
-    width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
-    check_array((height, width), np.dtype(np.uint16), name, pixel_limit)
-    pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
-    return pixels.permute(1, 2, 0).numpy(), read_orientation(data, pixel_limit)
+    high, low = (open_image(file, pixel_limit, partial(keep, half), name=name) for half in ("16B", "16L"))
+    pixels = np.asarray(high.image).astype(np.uint16) << 8 | np.asarray(low.image)
+    return pixels, high.orientation
+
+
+def keep(half: str, image: Image.Image, _: BinaryIO | None) -> None:
+    """Lets Pillow keep one byte of each sample of 16 bits: the upper one ("16B") or the lower one ("16L")."""
+    image.tile = [tile._replace(args=tile.args.replace("16B", half)) for tile in image.tile]
 
 
 def read_tiff(file: BinaryIO, name: str, pixel_limit: int) -> tuple[np.ndarray, int]:

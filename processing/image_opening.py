@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import threading
+import tokenize
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ DECODING_ERRORS = (  # which Pillow raises for damaged files
     MemoryError,
     RuntimeError,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
     Image.DecompressionBombError,
 )
@@ -71,6 +73,13 @@ class ImageReadError(ValueError):
     """An image or mask cannot be read; the message names it and says what to do."""
 
 
+class BoundedReader(io.BufferedReader):
+    """A file that never allocates more than its size, whatever length a damaged header states."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None else min(size, os.fstat(self.fileno()).st_size))
+
+
 class Decoded(NamedTuple):
     """A loaded image with its pixels as Pillow returns them, and the EXIF orientation that they still have."""
 
@@ -80,7 +89,13 @@ class Decoded(NamedTuple):
     inspected: Any = None
 
 
-def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT, inspect: Callable | None = None) -> Decoded:
+def open_image(
+    source: Source,
+    pixel_limit: int = PIXEL_LIMIT,
+    inspect: Callable | None = None,
+    *,
+    name: str | None = None,
+) -> Decoded:
     """Decodes the first frame of any source but arrays, in its stored mode and not yet upright.
 
     Args:
@@ -88,11 +103,12 @@ def open_image(source: Source, pixel_limit: int = PIXEL_LIMIT, inspect: Callable
         pixel_limit: Most pixels of a file; larger ones are rejected before they are decoded.
         inspect: Called before decoding with the image and its file (None for PIL images); what it returns
             becomes `inspected`.
+        name: Name of the image in messages. Default: that of the source.
 
     Raises:
         ImageReadError: If the image is missing, damaged, too large, or not a regular file.
     """
-    return _decode(source, pixel_limit, inspect)[0]
+    return _decode(source, pixel_limit, inspect, name)[0]
 
 
 def open_upright(source: Source, pixel_limit: int = PIXEL_LIMIT) -> tuple[Image.Image, int]:
@@ -167,9 +183,11 @@ def describe(source: Source) -> str:
     )
 
 
-def _decode(source: Source, pixel_limit: int, inspect: Callable | None) -> tuple[Decoded, int]:
+def _decode(
+    source: Source, pixel_limit: int, inspect: Callable | None, name: str | None = None
+) -> tuple[Decoded, int]:
     """What `open_image` returns, and the orientation of the file: they differ for TIFF, which Pillow turns."""
-    name = describe(source)
+    name = name or describe(source)
     with _opened(source, name, pixel_limit) as (image, file):
         stored = _tiff_orientation(image)
         inspected = inspect and inspect(image, file)
@@ -228,7 +246,9 @@ def _open_regular(path: str | os.PathLike) -> BinaryIO:
             "Give the path of a regular file."
         )
     # O_NONBLOCK: should a named pipe take the place of the file just now, opening it would wait for a writer.
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    return BoundedReader(
+        io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    )
 
 
 def _stream(source: BinaryIO, limit: int) -> bytes:

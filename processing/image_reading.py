@@ -77,8 +77,9 @@ def read_channels(
     if image.mode in ("LA", "RGBA") and num_channels == channels.shape[-1] - 1:
         channels = channels[..., :-1]
     if num_channels not in (None, channels.shape[-1]):
+        of_first = f" in the first of its {frames} frames" if frames > 1 else ""
         raise ImageReadError(
-            f"{name} has {channels.shape[-1]} channels, but {num_channels} are needed. Give the file that has all "
+            f"{name} has {channels.shape[-1]} channels{of_first}, but {num_channels} are needed. Give the file that has all "
             f"channels, or pass {channel_option(channels.shape[-1])}."
         )
     return turn_upright(channels, orientation)

@@ -259,9 +259,14 @@ def _look_up(
             f"{name} has {len(missing)} values that are not in label_map: "
             f"{shown}{', ...' if len(missing) > 10 else ''}. "
             'Add each to label_map with its class or "ignore"; '
-            f"known values: {', '.join(map(show, sorted(known))) or 'none'}.{hint}"
+            f"known values: {_listed([show(value) for value in sorted(known)])}.{hint}"
         )
     return np.array([*known.values(), 0], dtype=np.int64)[positions]
+
+
+def _listed(values: list[str]) -> str:
+    """The values for a message: all of them, or the first ones and the last one."""
+    return ", ".join(values if len(values) <= 40 else [*values[:30], "...", values[-1]]) or "none"
 
 
 def _positions(values: np.ndarray, keys: tuple[int, ...]) -> np.ndarray:

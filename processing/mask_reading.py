@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .array_files import stored_array
+from .array_files import read_npy, stored_array
 from .frames import count_frames
 from .image_reading import PIXEL_LIMIT, ImageReadError, Source, channels_last, describe, open_image, to_numpy
 from .label_maps import LabelMap
@@ -47,10 +47,10 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
             hold class ids.
         PaletteError: If indices and colors of a palette image contradict each other.
     """
-    if str(source).lower().endswith(".npy"):
-        return _mask_array(stored_array(source, pixel_limit), describe(source))
-    if isinstance(source, np.ndarray | Tensor):
-        return _mask_array(source, describe(source))
+    is_array = isinstance(source, np.ndarray | Tensor)
+    array = source if is_array else stored_array(source, pixel_limit, only=read_npy)
+    if array is not None:
+        return _mask_array(array, describe(source))
     image, orientation, name, stored = open_image(source, pixel_limit, _inspect)
     _check(image, stored, name)
     if image.mode in ("P", "PA"):

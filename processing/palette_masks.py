@@ -54,11 +54,21 @@ def decode_palette(image: Image.Image, table: LabelMap | None, name: str) -> np.
     return indices
 
 
+def has_other_colors(image: Image.Image, table: LabelMap) -> bool:
+    """Whether the used entries of a palette image have colors, but none that the table maps."""
+    indices = np.asarray(image)
+    used = np.unique(indices[..., 0] if image.mode == "PA" else indices)
+    palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    colors = palette[used[used < len(palette)]]
+    is_colored = (colors != colors[:, :1]).any()
+    return bool(is_colored) and not any(_as_number(color) in table.colors for color in colors.tolist())
+
+
 def colors_decide(used: list[int], palette: np.ndarray, table: LabelMap, name: str) -> bool:
     """Whether the colors of a palette (N, 3) are the classes, by the rule of this module."""
     if not table.has_ids:
         return True
-    colors = [red << 16 | green << 8 | blue for red, green, blue in palette.tolist()]
+    colors = [_as_number(color) for color in palette.tolist()]
     entries = [_entry(index, colors, table) for index in used]
     known = [entry for entry in entries if entry.by_color is not None]
     if not known or _is_gray_ramp(colors, used):
@@ -73,6 +83,12 @@ def colors_decide(used: list[int], palette: np.ndarray, table: LabelMap, name: s
     ):
         raise PaletteError(_contradiction(entries, name))
     return True
+
+
+def _as_number(color: list[int]) -> int:
+    """[red, green, blue] -> 0xRRGGBB."""
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
 
 
 def _entry(index: int, colors: list[int], table: LabelMap) -> Entry:

@@ -38,10 +38,6 @@ NUMBER_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rescale_factor": (is_positive, "a number above 0"),
     "value_range": (is_range, "(low, high), two numbers of which the first is smaller"),
     "pixel_limit": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
-    "ignore_index": (
-        lambda value: is_whole(value) and -(2**31) <= value < 2**31,
-        "a whole number of 32 bits",
-    ),
     "resample": (lambda value: is_whole(value) and 0 <= value <= 5, "one of PIL's filters, 0 to 5"),
     **dict.fromkeys(
         ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),

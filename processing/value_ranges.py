@@ -8,6 +8,7 @@ import numpy as np
 from .image_opening import ImageReadError
 
 USUAL_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
+PART = 0.25  # of the range of a number of bits, below which it is not used from 0 on
 OUTLIERS = 0.1  # percent of the pixels that may be brighter, such as hot pixels of a camera
 
 
@@ -33,7 +34,7 @@ class StoredValues(NamedTuple):
         return StoredValues(kind, low, high, max(self.highest, other.highest))
 
     def suggestion(self) -> tuple[float, float]:
-        """(low, high), the range that the values probably have: 0..1, -1..1, or that of a number of bits."""
+        """(low, high), the range that the values probably have: 0..1, -1..1, a number of bits, or a part of one."""
         if "float" in self.kind:
             for limits in ((0.0, 1.0), (-1.0, 1.0)):
                 if limits[0] <= self.low and self.high <= limits[1]:
@@ -41,7 +42,11 @@ class StoredValues(NamedTuple):
         if self.low < 0:
             return self.low, max(self.high, self.low + 1)
         fitting = (2**bits - 1 for bits in USUAL_BITS if self.high <= 2**bits - 1)
-        return 0, next(fitting, self.high)
+        white = next(fitting, self.high)
+        is_part = (
+            self.high - self.low < white * PART and white > 255
+        )  # such as signed values on an offset of 32768
+        return (self.low, max(self.high, self.low + 1)) if is_part else (0, white)
 
     def option(self) -> str:
         """How to pass the suggested range, for messages."""

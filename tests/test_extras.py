@@ -66,7 +66,7 @@ def test_all_brings_every_extra_and_dev_brings_all():
 
 
 def test_without_pycocotools_detection_names_its_extra(monkeypatch):
-    modules = ("processing.data.coco", "training.coco_scores", "training.detection")
+    modules = ("processing.coco_masks", "processing.data.coco", "training.detection")
     with pytest.raises(ImportError, match=r"pip install 'contextseg\[detection\]'"):
         import_without(monkeypatch, "pycocotools", *(f"contextseg.{name}" for name in modules))
 

@@ -9,7 +9,9 @@ a power cut does not leave empty files.
 import os
 import random
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,6 +28,18 @@ from .model_names import check_path
 
 STATE_FILE = "training_state.pt"
 CHECKPOINTS = ("best", "last")
+# What zipfile and pickle raise, besides errors of their own, for files with wrong bytes.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 class CheckpointError(CommandError):
@@ -128,12 +142,18 @@ def model_folder(name: str) -> str:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
 
     Raises:
-        ValueError: If `name` is a folder without a model, or a path that does not exist.
+        ValueError: If `name` is a folder without a model, a run whose checkpoint is incomplete, or a path that does
+            not exist.
     """
     folder = Path(name)
     for checkpoint in (newest(folder / checkpoint) for checkpoint in CHECKPOINTS):
         if (checkpoint / "config.json").is_file():
             return str(checkpoint)
+        if checkpoint.is_dir() and not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{checkpoint} lacks its config.json. Copy it again from where it was intact, or give another checkpoint, such "
+                f"as {folder / 'last'}."
+            )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} has no config.json, no best/ and no last/. "
@@ -189,7 +209,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     check_intact(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError) as error:
+    except (UnpicklingError, *DAMAGE) as error:
         raise CheckpointError(damaged_state(path, " ".join(str(error).split())[:200])) from error
 
 
@@ -198,8 +218,8 @@ def check_intact(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as records:
             damaged = records.testzip()  # reads everything and compares checksums
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        damaged = str(error)
+    except (zipfile.BadZipFile, *DAMAGE) as error:
+        damaged = " ".join(str(error).split())[:200]
     if damaged is None:
         return
     raise CheckpointError(damaged_state(path, damaged))

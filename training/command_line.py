@@ -29,7 +29,7 @@ from transformers import HfArgumentParser
 from ..processing.plain_text import printable
 from ..processing.progress import hide_other_bars
 from .option_texts import number
-from .option_values import RANGES, check_option, check_options
+from .option_values import RANGES, check_not_empty, check_option, check_options
 
 WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited)")
 PAIRS = ("--value-range", "--value_range")  # options with two numbers, which may be negative
@@ -190,6 +190,7 @@ class CommandLine(HfArgumentParser):
         values, others = super().parse_known_args(args, namespace)
         try:
             for name in vars(values).keys() & self.declared.keys():
+                check_not_empty(name, getattr(values, name))
                 check_option(self.declared[name], self.declared[name].type, getattr(values, name))
         except ValueError as error:
             self.error(str(error))

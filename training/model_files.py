@@ -88,6 +88,12 @@ def check_model_files(folder: Path) -> None:
         headers(path)
 
 
+def check_all_settings(folder: Path) -> None:
+    """Raises ValueError if the settings of a saved model or of its image processor are damaged."""
+    check_settings(folder / CONFIG_NAME, "model_type")
+    check_settings(folder / IMAGE_PROCESSOR_NAME, "image_processor_type")
+
+
 def check_settings(path: Path, kind: str) -> None:
     """Raises ValueError if a JSON file of settings exists and is damaged; `kind` is its key that holds a text."""
     if path.exists() and not isinstance(read_json(path).get(kind, ""), str):

@@ -22,7 +22,7 @@ from .option_texts import (
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
 RATE = Range(minimum=0, maximum=1e30)  # AdamW divides it, and float32 ends at 3e38
 SHARE = Range(minimum=0, maximum=1)
-SCALE = Range(above=0, maximum=100)
+SCALE = Range(minimum=0.001, maximum=100)
 SCENE = whole(32, 4096)  # pixels
 
 # Every option that is a number, of all commands: a name means the same in each.
@@ -35,7 +35,7 @@ RANGES = {
     "distance": Range(minimum=0, maximum=4096),
     "ema": Range(above=0, below=1),
     "epochs": Range(above=0, maximum=10**6),
-    "crops_per_image": COUNT,
+    "crops_per_image": whole(1, 10**4),  # the order of all crops of an epoch is kept in memory
     "early_stopping": COUNT,
     "eval_interval": COUNT,
     "head_lr_factor": Range(minimum=0, maximum=10**6),
@@ -115,8 +115,9 @@ def check_option(field: dataclasses.Field, kind: Any, value: Any) -> None:
             cannot be parsed.
     """
     name = f"--{field.name.replace('_', '-')}"
-    if value is None and field.default is None:
+    if value == field.default and value in (None, ""):
         return
+    check_not_empty(field.name, value)
     kinds = [plain for plain in get_args(kind) if plain is not type(None)] if is_optional(kind) else [kind]
     plain = kinds[0]
     if get_origin(plain) is Literal:
@@ -127,10 +128,15 @@ def check_option(field: dataclasses.Field, kind: Any, value: Any) -> None:
     elif not is_of_type(value, plain):
         wanted = "true or false" if plain is bool else "a list of texts" if get_origin(plain) else "a text"
         raise ValueError(f"{name} is {shown(value)}, but must be {wanted}.")
-    parse = PARSERS.get(field.name)
-    if parse and value:
-        for text in value if isinstance(value, list) else [value]:
-            parse(text, name)
+    if field.name in PARSERS:
+        for text in as_list(value):
+            PARSERS[field.name](text, name)
+
+
+def check_not_empty(option: str, value: Any) -> None:
+    """Raises ValueError for an empty text, as a variable of a shell script gives it that was never set."""
+    if any(isinstance(text, str) and not text.strip() for text in as_list(value)):
+        raise ValueError(f"--{option.replace('_', '-')} is empty. Give a value, or leave it out.")
 
 
 def check_order(options: Any, lower: str, upper: str) -> None:
@@ -139,6 +145,11 @@ def check_order(options: Any, lower: str, upper: str) -> None:
     if least > most:
         names = [f"--{name.replace('_', '-')}" for name in (lower, upper)]
         raise ValueError(f"{names[0]} {least} is larger than {names[1]} {most}. Give a smaller one.")
+
+
+def as_list(value: Any) -> list[Any]:
+    """Returns a list as it is, and anything else as a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
 def is_optional(kind: Any) -> bool:

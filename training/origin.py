@@ -62,7 +62,7 @@ def public_data(source: str) -> str | None:
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
         return layout.hub_name
-    return None if is_path(folder) or folder.exists() else source
+    return None if is_path(source) or folder.exists() else source
 
 
 def public_model(name: str | None) -> str | None:

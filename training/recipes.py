@@ -161,11 +161,15 @@ def recorded_options(path: Path) -> dict[str, Any]:
     try:
         arguments = json.loads(path.read_text(encoding="utf-8"))["arguments"]
         task = arguments["task"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not the run.json of a run of contextseg-train. Give one, a YAML file, or the name of a recipe."
         ) from error
-    kept = {name: value for name, value in arguments.items() if name not in OF_ONE_RUN and value is not None}
+    kept = {
+        name: value
+        for name, value in arguments.items()
+        if name not in OF_ONE_RUN and value not in (None, [], "")
+    }
     return {"task": task} | {name.replace("_", "-"): value for name, value in kept.items()}
 
 

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -25,7 +26,7 @@ from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from .checkpoints import model_folder
-from .model_files import check_finite, explained_damage
+from .model_files import check_all_settings, check_finite, explained_damage
 from .model_names import explained_absence
 from .models import ModelKind, channels_of, config_class_of
 
@@ -143,6 +144,7 @@ def channels_of_checkpoint(source: str | None) -> int:
 
 def read_config(source: str, folder: str) -> PreTrainedConfig:
     """Reads the configuration of a checkpoint. Raises ValueError if there is none that transformers knows."""
+    check_all_settings(Path(folder))
     try:
         with explained_absence(folder):
             return AutoConfig.from_pretrained(folder)

@@ -86,6 +86,8 @@ def problem_of_progress(progress: Any, steps: int) -> str | None:
         return "it lacks the progress of the run"
     if progress["step"] not in whole(0, steps):
         return f"it claims step {progress['step']} of a run of {steps} steps"
+    if progress.get("evaluations_since_best", 0) not in whole(0, steps):
+        return f"it claims {progress['evaluations_since_best']} evaluations without a better score"
     if progress["seconds"] not in Range(minimum=0):
         return f"it claims a training of {progress['seconds']} seconds"
     return None

@@ -20,9 +20,9 @@ from transformers.training_args import trainer_log_levels
 from ..configuration.ranges import Range, check_number, whole
 from ..hub.model_card import ask_for_license
 from ..hub.repositories import complete_card
+from ..modeling.losses import segmentation_loss
 from ..processing.metrics import PADDING, reduce_logits
 from .command_line import option
-from .label_smoothing import smoothed_loss
 from .model_files import check_finite
 from .models import ignore_index_field
 
@@ -232,6 +232,23 @@ class SegmentationTrainer(Trainer):
             complete_card(Path(self.args.output_dir))
             if self.args.push_to_hub:
                 ask_for_license(Path(self.args.output_dir))
+
+
+def smoothed_loss(loss: Tensor, logits: Tensor, labels: Tensor, factor: float, ignore_index: int) -> Tensor:
+    """Mixes a loss with the cross-entropy towards equal probabilities of all classes.
+
+    For the mean cross-entropy this is `torch.nn.CrossEntropyLoss(label_smoothing=factor)`; other terms, such as
+    the loss of an auxiliary head, keep the share 1 - factor.
+
+    Args:
+        loss: Scalar, the loss of the model.
+        logits: Logits (B, K, h, w) of the model, at any stride.
+        labels: Class ids (B, H, W).
+        factor: Share of the uniform distribution, from 0 to 1.
+        ignore_index: Label of pixels that are not counted.
+    """
+    uniform = segmentation_loss(logits, labels, ignore_index=ignore_index, label_smoothing=1.0)
+    return (1 - factor) * loss + factor * uniform
 
 
 def joined(batches: Any) -> Any:

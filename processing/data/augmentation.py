@@ -88,7 +88,7 @@ class JointAugmentation:
         seed: Seed of all random draws.
 
     Raises:
-        ValueError: If `rotation` is outside its range.
+        ValueError: If `scale_range` or `rotation` is outside its range.
     """
 
     crop_size: tuple[int, int]
@@ -103,6 +103,10 @@ class JointAugmentation:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0.001 <= self.scale_range[0] <= self.scale_range[1] <= 1000:
+            raise ValueError(
+                f"scale_range={self.scale_range} is not a range of resize factors. Give two from 0.001 to 1000, the smaller first."
+            )
         if not 0 <= self.rotation <= 180:
             raise ValueError(
                 f"rotation={self.rotation} is not an angle from 0 to 180 degrees. 0 turns nothing."

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..image_files import same_name
 from ..label_maps import ID, LARGEST_MASK_ID
 from ..palettes import check_palette, parse_color, shown
 
@@ -146,7 +147,7 @@ def _row(row: Any, place: int) -> Row:
             f"it has {shown(index)} as the index of {shown(name)}. An index is an integer, 0 or more."
         )
     colors = [parse_color(row[key]) for key in COLOR_KEYS if key in row]
-    return Row(index, name, colors[0] if colors else None)
+    return Row(index, same_name(name.strip()), colors[0] if colors else None)
 
 
 def _palette(rows: list[Row], given: Any) -> list[Color] | None:

@@ -18,6 +18,7 @@ TABLES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }  # by suffix: the builder of `datasets` that reads the files
+PATHS = ("string", "large_string")  # types of a column with the paths of images
 ENCODED = ("binary", "large_binary")  # types of a column with whole image files
 
 
@@ -63,7 +64,9 @@ def split_names(folder: Path) -> list[str]:
 
 
 def table_suffix(folder: Path) -> str | None:
-    """The suffix of the tables in a folder, such as ".parquet", also one or two folders deeper; or None."""
+    """The suffix of a table, or of the tables in a folder or up to two folders deeper, such as ".parquet"; or None."""
+    if folder.is_file():
+        return folder.suffix if folder.suffix in TABLES else None
     if (folder / "state.json").is_file():
         return None
     places = ("", "*/", "*/*/")
@@ -71,13 +74,15 @@ def table_suffix(folder: Path) -> str | None:
 
 
 def load_tables(folder: Path, suffix: str) -> "datasets.DatasetDict":
-    """Loads a folder of parquet or arrow files, as downloaded from the Hub.
+    """Loads a parquet or arrow file, or a folder of them, as downloaded from the Hub.
 
     The files of each split come from the README.md if it lists them, else from their names.
     """
     import datasets
     from datasets.data_files import DataFilesDict, get_data_patterns
 
+    if folder.is_file():
+        return datasets.load_dataset(TABLES[suffix], data_files=str(folder))
     if lists_files(folder / "README.md"):
         return datasets.load_dataset(str(folder))
     patterns = get_data_patterns(str(folder))
@@ -96,10 +101,14 @@ def lists_files(card: Path) -> bool:
 
 
 def check_rows(dataset: Any, name: str) -> None:
-    """Raises ValueError for anything but a `datasets.Dataset`."""
+    """Raises ValueError for anything but a `datasets.Dataset` with rows."""
     import datasets
 
     if isinstance(dataset, datasets.Dataset):
+        if not len(dataset):
+            raise ValueError(
+                f"{name} has no rows. Choose another split, or check how its rows were selected."
+            )
         return
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
@@ -146,11 +155,21 @@ def array_type(feature: Any) -> str | None:
 
 
 def undecoded(rows: "datasets.Dataset", column: str) -> "datasets.Dataset":
-    """The rows with a column of image files as bytes or paths, so that errors can name the row."""
+    """The rows with a column of image files as bytes or paths, so that errors can name the row.
+
+    Raises ValueError for a column of anything but images, paths and arrays.
+    """
     from datasets import Image
 
-    is_array = array_type(rows.features[column]) is not None
-    return rows if is_array else rows.cast_column(column, Image(decode=False))
+    feature = rows.features[column]
+    if array_type(feature) is not None:
+        return rows
+    if not is_encoded(feature) and getattr(feature, "dtype", None) not in PATHS:
+        raise ValueError(
+            f"column '{column}' has values of the type {getattr(feature, 'dtype', feature)}, not images. Choose a column of "
+            "images, of paths to images, or of arrays."
+        )
+    return rows.cast_column(column, Image(decode=False))
 
 
 def row_source(rows: "datasets.Dataset", index: int, column: str, name: str) -> Source:

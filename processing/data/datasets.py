@@ -5,6 +5,7 @@ datasets have the attributes `classes` (names), `palette`, `ignore_index` and `l
 file that cannot be read.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -204,7 +205,7 @@ def open_data(
 
     Args:
         source: One of: a folder with images/ and masks/; the folder of ADE20K, Cityscapes or COCO-Stuff as
-            published; a folder that `datasets` can load; the name of a dataset on the Hub. The split may
+            published; a folder or parquet file that `datasets` can load; the name of a dataset on the Hub. The split may
             follow after a colon, as in "me/streets:train".
         split: Name of the split; for a folder with images/ and masks/, a subfolder.
         classes: Class names, or path of a `classes.json`. Defaults to the one in the folder or its parent, or
@@ -232,7 +233,7 @@ def open_data(
         return open_official(layout, folder, split, classes, needs_all_pairs=needs_all_pairs, **reading)
     if split and (folder / split).is_dir():
         folder, split = folder / split, None
-    if (folder / "images").is_dir() or (is_path(folder) and not is_known_to_datasets(folder)):
+    if (folder / "images").is_dir() or (is_path(source) and not is_known_to_datasets(folder)):
         check_place(folder)
         classes = default_table if classes is None and find_class_table(folder, None) is None else classes
         return SegmentationFolder(folder, classes, needs_all_pairs=needs_all_pairs, **reading)
@@ -270,15 +271,20 @@ def split_source(source: str, split: str | None) -> tuple[str, str | None]:
     return source, split
 
 
-def is_path(folder: Path) -> bool:
-    """Whether this is a path and not a name on the Hub: its first part exists, or it has three or more."""
+def is_path(source: str) -> bool:
+    """Whether this is a path and not a name on the Hub: it starts with a dot, "~" or "/", its first part exists, or
+    it has three or more.
+    """
+    folder = Path(source)
     return (
-        folder.is_absolute() or len(folder.parts) > 2 or any(Path(part).exists() for part in folder.parts[:1])
+        source.startswith((".", "~", "/"))
+        or len(folder.parts) > 2
+        or any(map(os.path.exists, folder.parts[:1]))
     )
 
 
 def is_known_to_datasets(folder: Path) -> bool:
-    """Whether the folder was written by `save_to_disk`, has parquet files, or is an imagefolder with metadata."""
+    """Whether it is a table, or a folder that was written by `save_to_disk`, has tables, or is an imagefolder with metadata."""
     marks = ("dataset_info.json", "dataset_dict.json", "state.json")
     if any((folder / mark).is_file() for mark in marks) or table_suffix(folder):
         return True

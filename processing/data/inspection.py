@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from ..failures import reason
-from ..image_opening import ImageReadError, read_frames, read_orientation
+from ..image_opening import ImageReadError, Source, open_image, read_frames, read_mode, read_orientation
 from ..image_reading import image_size, read_stored
 from ..orientation import UPRIGHT, swaps_sides
-from ..palette_masks import PaletteError
+from ..palette_masks import PaletteError, has_other_colors
 from ..samples import check_sizes
 from ..value_ranges import OUTLIERS, StoredValues, UnknownRangeError, values_of
 from .datasets import SegmentationData
@@ -61,20 +61,50 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
         check_sizes(size, mask.shape[:2], name)
     except ValueError as error:
         return finding._replace(mismatch=str(error))
-    return finding._replace(doubts=tuple(doubts_of(pair, size)))
+    return finding._replace(doubts=tuple(doubts_of(dataset, pair, finding)))
 
 
-def doubts_of(pair: Pair, size: tuple[int, int]) -> Iterator[str]:
+def doubts_of(dataset: SegmentationData, pair: Pair, finding: Finding) -> Iterator[str]:
     """The keys of `DOUBTS` that apply to a pair of equal sizes."""
-    try:
-        turn, frames = read_orientation(pair.image), read_frames(pair.image)
-    except ImageReadError:  # Pillow does not read this format, whose files have neither
-        return
-    fits_unturned = size[0] == size[1] or not swaps_sides(turn)
-    if turn != UPRIGHT and fits_unturned and read_orientation(pair.mask) != turn:
-        yield "turned"
+    turn, frames = turn_and_frames(pair.image)
+    mask_turn, _ = turn_and_frames(pair.mask)
     if frames > 1:
         yield "frames"
+    if turn != mask_turn and fits_unturned(turn if turn != UPRIGHT else mask_turn, finding.size):
+        yield "turned" if turn != UPRIGHT else "turned mask"
+    mode = kind_of(pair.mask, dataset.pixel_limit)
+    is_by_index = mode in ("P", "PA") and dataset.decoder.colors and not finding.is_colored
+    image = open_image(pair.mask, dataset.pixel_limit).image if is_by_index or "A" in mode else None
+    if "A" in mode and is_transparent(image):
+        yield "transparent"
+    if is_by_index and has_other_colors(image, dataset.decoder):
+        yield "other colors"
+
+
+def turn_and_frames(source: Source) -> tuple[int, int]:
+    """The EXIF orientation of an image, and its number of frames."""
+    try:
+        return read_orientation(source), read_frames(source)
+    except ImageReadError:  # Pillow does not read this format, whose files have neither
+        return UPRIGHT, 1
+
+
+def fits_unturned(turn: int, size: tuple[int, int]) -> bool:
+    """Whether an image of this upright (height, width) has the same size as stored."""
+    return size[0] == size[1] or not swaps_sides(turn)
+
+
+def kind_of(source: Source, pixel_limit: int) -> str:
+    """Pillow's name for the kind of pixels of a mask; "" for what Pillow does not read."""
+    try:
+        return "" if isinstance(source, np.ndarray) else read_mode(source, pixel_limit)
+    except ImageReadError:
+        return ""
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel of an image with an alpha channel is not opaque."""
+    return image.getchannel("A").getextrema()[0] < 255
 
 
 def count_values(mask: np.ndarray) -> dict[int, int]:
@@ -100,8 +130,9 @@ def lost_values(
     """
     pixels = np.asarray(image)
     is_dark = np.count_nonzero(pixels > DARK) <= OUTLIERS / 100 * pixels.size
+    is_flat = np.ptp(pixels) < DARK
     is_white = dataset.value_range is not None and np.count_nonzero(pixels >= WHITE) > pixels.size / 2
-    if not (is_dark or is_white):
+    if not (is_dark or is_flat or is_white):
         return None
     stored = read_stored(pair.image, dataset.pixel_limit, dataset.num_channels)
     return None if stored is None else values_of(stored)

@@ -184,11 +184,11 @@ def open_labeled_images(
     Raises:
         ValueError: If the source does not exist, or has no images or no labels.
     """
-    source, split = split_source(source, split)
+    source, split = split_source(str(source), split)
     folder = Path(source).expanduser()
     if split and (folder / split).is_dir():
         folder, split = folder / split, None
-    if is_path(folder) and not is_known_to_datasets(folder):
+    if is_path(source) and not is_known_to_datasets(folder):
         data = ClassFolders(folder)
     else:
         data = LabeledRows(load_rows(folder if folder.exists() else source, split), source)

@@ -104,10 +104,12 @@ def same_names(one: Path, other: Path) -> str:
 
 
 def differing_in_case(images: Sequence[str], masks: Sequence[str]) -> str:
-    """A sentence about an image and a mask whose names differ only in upper and lower case, or nothing."""
-    by_name = {Path(mask).stem.casefold(): mask for mask in masks}
+    """A sentence about an image and a mask that differ only in upper and lower case or in their folder, or nothing."""
+    by_name = {same_name(Path(mask).stem).casefold(): mask for mask in masks}
     for image in images:
-        if mask := by_name.get(Path(image).stem.casefold()):
+        if mask := by_name.get(same_name(Path(image).stem).casefold()):
+            if same_name(Path(mask).stem) == same_name(Path(image).stem):
+                return f" '{image}' and '{mask}' lie in different subfolders: move one of them."
             return f" '{image}' and '{mask}' differ in upper and lower case: rename one of them."
     return ""
 

@@ -22,10 +22,16 @@ from .pairing import listed
 
 THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 RARE_SHARE = 0.001
-DOUBTS = {
-    "turned": "are turned upright by their EXIF orientation, which their masks do not have. Check that these masks "
-    "fit the upright images",
-    "frames": "have several frames, of which only the first is used",
+DOUBTS = {  # what may be wrong with pairs
+    "turned": "images are turned upright by their EXIF orientation, which their masks do not have. Check that these "
+    "masks fit the upright images",
+    "turned mask": "masks are turned upright by an EXIF orientation that their images do not have. Check that the "
+    "upright masks fit these images",
+    "frames": "images have several frames, of which only the first is used",
+    "transparent": "masks have transparent pixels, which get the class of their id or color all the same. If they have "
+    "no label, fill them with the ignore index or an ignored color",
+    "other colors": "palette masks have none of the colors of the classes, so their indices are used as ids. Check that "
+    "index and class agree, or give the classes the colors of the masks",
 }
 
 
@@ -247,7 +253,7 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
     if report.unknown_ids:
         report.problems.append(unknown_ids_text(report))
     report.warnings += [
-        f"{len(names)} images {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
+        f"{len(names)} {DOUBTS[doubt]}: {listed(names)}." for doubt, names in report.doubts.items()
     ]
     add_range_findings(report, dataset)
     add_class_findings(report, dataset)

@@ -159,7 +159,7 @@ def test_the_record_of_a_run_need_not_be_ours(folder):
     assert "by hand" in card_of(folder).text
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
 def test_a_damaged_record_is_named(content, tmp_path):
     (tmp_path / "evaluation.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):

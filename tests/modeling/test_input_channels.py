@@ -12,12 +12,13 @@ from transformers import (
 )
 
 from contextseg import (
+    GlamSwinConfig,
     GlamSwinForSemanticSegmentation,
     MaskRcnnConfig,
     SegDeformerConfig,
     SegDeformerForSemanticSegmentation,
 )
-from contextseg.modeling.input_channels import fit_channels, fit_stem
+from contextseg.modeling.input_channels import fit_channels, fit_stem, with_num_channels
 
 SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 STEM = "backbone.encoder.patch_embed.projection.weight"
@@ -97,3 +98,9 @@ def test_num_channels_is_an_option_that_the_backbone_stores(config_class, tmp_pa
 def test_sizes_that_channels_do_not_explain_are_refused():
     with pytest.raises(ValueError, match="no choice of channels"):
         fit_stem({"a": torch.zeros(4, 3, 2, 2)}, {"a": torch.zeros(4, 5, 3, 3)})
+
+
+@each("num_channels", (0, -1, 2.5))
+def test_an_impossible_number_of_channels_is_refused(num_channels):
+    with pytest.raises(ValueError, match="num_channels is .* a whole number from 1 to 4096"):
+        with_num_channels(GlamSwinConfig(), num_channels)

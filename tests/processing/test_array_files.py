@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from cases import each
+from PIL import Image
 
 from contextseg.processing import array_files
 from contextseg.processing.image_opening import ImageReadError
@@ -92,6 +93,15 @@ def test_masks_can_be_npy_files(tmp_path):
 def test_files_that_cannot_be_used_are_answered_in_words(file, message):
     with pytest.raises(ImageReadError, match=message):
         read_image(file, pixel_limit=1000)
+
+
+def test_a_file_that_is_called_npy_but_is_not_one_is_read_as_what_it_is(tmp_path):
+    path = tmp_path / "mask.npy"
+    Image.fromarray(np.eye(3, dtype=np.uint8)).save(path, format="PNG")
+    np.testing.assert_array_equal(read_mask(path), np.eye(3))
+    path.write_bytes(b"PK\3\4 an archive")
+    with pytest.raises(ImageReadError, match="mask.npy' is empty, damaged"):
+        read_mask(path)
 
 
 def test_without_tifffile_the_error_names_its_extra(monkeypatch):

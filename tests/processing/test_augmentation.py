@@ -355,6 +355,12 @@ def test_without_rotation_every_draw_is_that_of_before():
     assert np.array_equal(plain[1], turned[1])
 
 
+@each("scale_range", [(5e-324, 1), (0, 1), (2, 1), (1, float("inf")), (float("nan"), 1)])
+def test_impossible_resize_factors_are_refused(scale_range):
+    with pytest.raises(ValueError, match="not a range of resize factors"):
+        JointAugmentation((8, 8), scale_range=scale_range)
+
+
 @each("rotation", [-1, 181, float("nan")])
 def test_an_impossible_angle_is_refused(rotation):
     with pytest.raises(ValueError, match="not an angle from 0 to 180 degrees"):

@@ -114,6 +114,8 @@ def test_further_keys_are_notes(tmp_path):
         (["a", " "], "has ' ' as the name of class 1"),
         ({"classes": ["a", "b"], "num_classes": 3}, "num_classes=3, but lists 2"),
         ({"classes": ["a", "a"]}, "name 'a' to two classes"),
+        (["a", "a "], "name 'a' to two classes"),
+        (["e\u0301", "\u00e9"], "to two classes"),
         ({"classes": [{"index": 1, "name": "a"}, {"index": 1, "name": "b"}]}, "index 1 to two classes"),
         ({"classes": [{"index": 1.5, "name": "a"}]}, "has 1.5 as the index of 'a'"),
         ({"classes": [{"index": -1, "name": "a"}]}, "has -1 as the index of 'a'"),

@@ -263,6 +263,11 @@ def test_the_check_goes_through_all_splits_of_a_folder_for_datasets(rows, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_table_opens_by_its_own_path(rows, tmp_path):
+    rows.to_parquet(tmp_path / "streets.parquet")
+    assert open_data(tmp_path / "streets.parquet")[1]["mask"].shape == (6, 8)
+
+
 def test_a_dataset_card_says_which_files_are_the_splits(rows, tmp_path):
     rows.to_parquet(tmp_path / "set" / "all" / "a.parquet")
     files = "configs:\n- config_name: default\n  data_files:\n  - split: night\n    path: all/*\n"
@@ -300,11 +305,16 @@ def test_masks_in_columns_of_any_kind_are_read(kind, cell):
             "without streaming",
         ),
         "a list": (list, "not a datasets.Dataset"),
+        "no rows": (lambda rows: rows.select([]), "has no rows"),
+        "numbers as masks": (
+            lambda rows: rows.remove_columns("mask").add_column("mask", [1, 2, 3]),
+            "'mask' has values of the type int64, not images",
+        ),
     },
 )
 def test_what_is_not_rows_is_answered_in_words(convert, message, rows):
     with pytest.raises(ValueError, match=message):
-        DatasetPairs(convert(rows), ClassTable(CLASSES))
+        DatasetPairs(convert(rows), ClassTable(CLASSES), mask_column="mask")
 
 
 def test_rows_without_class_names_are_answered_with_a_proposal(rows):
@@ -365,6 +375,12 @@ def test_a_split_can_be_part_of_the_source(source, expected):
 
 def test_a_split_of_a_folder_is_its_subfolder(folder):
     assert len(open_data(folder.parent, "train")) == 3
+
+
+def test_the_current_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must have a folder images/ and a folder masks/"):
+        open_data(".")
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(folder, monkeypatch):

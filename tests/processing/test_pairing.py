@@ -56,6 +56,12 @@ def test_names_that_differ_in_case_are_not_matched_but_shown(touch, tmp_path):
     )
 
 
+def test_names_in_different_subfolders_are_not_said_to_differ_in_case(touch, tmp_path):
+    touch("images/day/p.png", "masks/p.png")
+    with pytest.raises(ValueError, match="p.png' lie in different subfolders: move one"):
+        pair_files(tmp_path)
+
+
 def test_a_link_to_a_missing_folder_is_not_passed_over(touch, tmp_path):
     touch("images/a.png", "masks/a.png")
     for kind in ("images", "masks"):

@@ -37,6 +37,7 @@ def with_hot_pixel(pixels):
         "integers": (levels(4000, "int32"), (0, 4095)),
         "Hounsfield units": (np.array([[-1024, 3071]], "int16"), (-1024, 3071)),
         "more than 16 bits": (np.array([[0, 100_000]], "int32"), (0, 100_000)),
+        "an offset of 32768": (np.array([[32768, 33668]], "uint16"), (32768, 33668)),
         "partly NaN": (np.array([[np.nan, 0.5]]), (0, 1)),
     },
 )
@@ -65,6 +66,7 @@ def data_of(folder, pixels, **reading):
             "outliers up to 65535.*--value-range 0 4095",
         ),
         "another range": (levels(4095), {"value_range": (0, 1)}, "--value-range 0 4095"),
+        "an offset": (levels(255) + 32768, {}, "--value-range 32768 33023"),
     },
 )
 def test_few_gray_levels_are_a_warning_with_the_option_to_pass(pixels, reading, option, tmp_path):

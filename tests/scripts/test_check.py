@@ -186,6 +186,46 @@ def test_a_turn_by_exif_that_the_mask_does_not_have_is_a_warning(folder, code, s
     assert "EXIF" not in report_of(folder).text()
 
 
+@pytest.mark.parametrize(("code", "size"), [(8, (10, 10)), (4, (10, 20))])
+def test_a_turn_by_exif_that_the_image_does_not_have_is_a_warning(folder, code, size):
+    save(folder / "images" / "0.png", np.zeros((*size[::-1], 3)))
+    exif = Image.Exif()
+    exif[0x0112] = code
+    Image.fromarray(np.ones(size[::-1], np.uint8)).save(folder / "masks" / "0.png", exif=exif)
+    assert "1 masks are turned upright by an EXIF orientation that their images do not have" in " ".join(
+        report_of(folder).warnings
+    )
+
+
+def test_transparent_pixels_of_a_mask_are_a_warning(folder):
+    alpha = np.full((10, 10), 255, np.uint8)
+    for count in (0, 1):
+        alpha[:count] = 0
+        mask = np.dstack([np.ones((10, 10), np.uint8), alpha])
+        Image.fromarray(mask, "LA").save(folder / "masks" / "0.png")
+        assert ("1 masks have transparent pixels" in " ".join(report_of(folder).warnings)) == count
+
+
+@each(
+    ("colors", "is_doubtful"),
+    {
+        "others": ([1, 2, 3, 4, 5, 6], True),
+        "those of the classes": ([0, 0, 0, 0, 0, 255], False),
+        "grays": ([9, 9, 9, 99, 99, 99], False),
+    },
+)
+def test_a_palette_without_the_colors_of_the_classes_is_a_warning(folder, colors, is_doubtful):
+    (folder.parent / "classes.json").write_text(
+        '{"classes": ["sky", "road"], "palette": [[0, 0, 0], [0, 0, 255]]}'
+    )
+    mask = Image.fromarray(np.eye(10, dtype=np.uint8))
+    mask.putpalette(colors)
+    mask.save(folder / "masks" / "0.png")
+    report = report_of(folder)
+    assert ("1 palette masks have none of the colors" in " ".join(report.warnings)) == is_doubtful
+    assert report.problems == []
+
+
 def test_a_mask_of_the_upright_photo_is_no_reason_for_a_warning(folder):
     turned_photo(folder / "images" / "0.png", 6, (20, 10))
     save(folder / "masks" / "0.png", np.ones((20, 10)))

@@ -140,7 +140,11 @@ def flip_a_bit(state):
     return state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :]
 
 
-@each("damage", [cut_off, flip_a_bit, lambda _: b""])
+def flip_names(state):
+    return state.replace(b"training_state/", b"training_state\xff")
+
+
+@each("damage", [cut_off, flip_a_bit, flip_names, lambda _: b""])
 def test_a_damaged_state_of_training_is_never_resumed_from(damage, stored, tmp_path):
     run = shutil.copytree(stored, tmp_path / "run")
     state = run / "last" / "training_state.pt"
@@ -175,6 +179,10 @@ REFUSED = {
     "a negative step": (with_progress(step=-1), "claims step -1 of a run of 1 steps"),
     "a step beyond the end": (with_progress(step=10**9), "claims step 1000000000"),
     "a step that is not a number": (with_progress(step=float("nan")), "claims step nan"),
+    "too many evaluations": (
+        with_progress(evaluations_since_best=5),
+        "claims 5 evaluations without a better score",
+    ),
     "a negative time": (with_progress(seconds=-1.0), "a training of -1.0 seconds"),
 }
 

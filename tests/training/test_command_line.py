@@ -228,6 +228,11 @@ OUTSIDE = {
     "a huge side": ("--base-size", "64x999999999999"),
     "a range of sides": ("--shorter-side", "1-9999999"),
     "an epoch": ("--milestones", "inf"),
+    "scaled to nothing": ("--min-scale", "5e-324"),
+    "an order that fills the memory": ("--crops-per-image", "1000000000"),
+    "an empty size": ("--window", ""),
+    "an empty text": ("--val", ""),
+    "an empty module": ("--freeze", " "),
 }
 
 
@@ -252,6 +257,8 @@ WRONG = {
     "in the wrong order": {"min_scale": 3.0},
     "more than the peak": {"min_learning_rate": 1.0},
     "both": {"steps": 3, "epochs": 2},
+    "empty": {"base_size": ""},
+    "empty in a list": {"freeze": ["backbone", ""]},
 }
 
 

@@ -14,8 +14,9 @@ from transformers import AutoModelForSemanticSegmentation
 from contextseg import GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 from contextseg.training.model_files import first_not_finite, load_model
 from contextseg.training.models import open_model
-from contextseg.training.publishing import open_trained
+from contextseg.training.publishing import ExportArguments, export_to, open_trained
 from contextseg.training.records import read_json
+from contextseg.training.starting_points import read_config
 
 WEIGHTS, INDEX, CONFIG, PROCESSOR = (
     *("model.safetensors", "model.safetensors.index.json"),
@@ -105,6 +106,22 @@ def test_a_damaged_model_is_never_used(damage, message, whole, tmp_path):
 def test_a_damaged_model_is_never_exported(damage, message, whole, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_trained(str(damaged(whole, tmp_path / "model", damage)))
+
+
+@each(("damage", "message"), [DAMAGES[name] for name in ("half a config", "a list", "null", "binary")])
+def test_nothing_starts_from_damaged_settings(damage, message, whole, tmp_path):
+    folder = str(damaged(whole, tmp_path / "model", damage))
+    with pytest.raises(ValueError, match=message):
+        read_config(folder, folder)
+
+
+@each("record", ["", "[" * 99999])
+def test_a_damaged_record_is_named_before_anything_is_exported(record, whole, tmp_path):
+    model = shutil.copytree(whole, tmp_path / "model")
+    (model / "run.json").write_text(record)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        export_to(tmp_path / "new", ExportArguments(str(model)))
+    assert not (tmp_path / "new").exists()
 
 
 SHARDS = {

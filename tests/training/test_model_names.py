@@ -33,6 +33,16 @@ def test_a_run_that_does_not_exist_is_a_missing_folder(name, said):
         model_folder(name)
 
 
+def test_the_last_checkpoint_is_never_taken_in_silence_for_a_damaged_best_one(tmp_path):
+    for name in ("best", "last"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "last" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="best lacks its config.json.*such as .*last"):
+        model_folder(str(tmp_path))
+    (tmp_path / "best").rmdir()
+    assert model_folder(str(tmp_path)) == str(tmp_path / "last")
+
+
 @each("name", ["me/model", "gpt2", "photos/model"])
 def test_a_name_that_can_be_one_of_the_hub_is_left_to_it(name):
     assert model_folder(name) == name

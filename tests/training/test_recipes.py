@@ -25,7 +25,7 @@ from contextseg.training.recipes import (
     recipe_names,
     with_recipe,
 )
-from contextseg.training.records import read_json
+from contextseg.training.records import read_json, write_json
 from contextseg.training.starting_points import configuration
 
 # The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
@@ -237,8 +237,11 @@ def test_the_record_of_a_run_starts_it_again(tmp_path):
     from tiny_runs import TINY_MODEL, run_options, write_data
 
     data, first = write_data(tmp_path / "data"), tmp_path / "first run"
-    changes = ["--steps", "2", "--no-augmentation", "--weight-decay", "0.02", "--loss", "dice", "--push", ""]
+    changes = ["--steps", "2", "--no-augmentation", "--weight-decay", "0.02", "--loss", "dice"]
     assert main([*run_options(data, first, TINY_MODEL), *changes]) == 0
+    record = read_json(first / "run.json")
+    record["arguments"]["push"] = "me/streets"
+    write_json(first / "run.json", record)
     assert main(["--config", str(first / "run.json"), "--output", str(tmp_path / "second")]) == 0
     again = ["--config", str(first), "--output", str(tmp_path / "third"), "--steps", "1", "--seed", "5"]
     assert main(again) == 0
@@ -258,7 +261,7 @@ def test_a_run_is_started_again_into_a_new_folder_only(tmp_path):
         main(["--config", str(tmp_path / "run.json")])
 
 
-@each("content", ["", "{", "[]", "{}", '{"arguments": {"weights": "a"}}'])
+@each("content", ["", "{", "[]", "[" * 100_000, "{}", '{"arguments": {"weights": "a"}}'])
 def test_a_file_that_is_no_record_of_a_run_is_refused(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(SystemExit, match="is not the run.json of a run of contextseg-train"):

@@ -63,7 +63,7 @@ def finish(data, output, seconds=90):
 def assert_same_run(one, other):
     for folder in (one, other):
         assert sorted(path.name for path in folder.iterdir()) == [
-            *(".lock", "best", "last", "log.jsonl", "run.json")
+            *(".lock", "best", "last", "log.jsonl", "loss.png", "run.json")
         ]
     for checkpoint in ("best", "last"):
         assert_same(*(load_file(folder / checkpoint / "model.safetensors") for folder in (one, other)))

@@ -234,7 +234,11 @@ FAULTS = {
     "whole dataset": (None, ["--train", "{folder}"], r"holds splits, not classes. Give one of them"),
     "no folder": (None, ["--train", "./nowhere/train"], r"nowhere/train' is not a folder"),
     "unknown model": (None, ["--model", "glam_swim"], r"no model 'glam_swim' for image classification"),
-    "high floor": (None, ["--min-learning-rate", "1"], r"is not between 0 and --learning-rate"),
+    "high floor": (
+        None,
+        ["--min-learning-rate", "1"],
+        r"--min-learning-rate 1.0 is larger than --learning-rate",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from contextseg import (
     TrainerScores,
     reduce_logits,
 )
-from contextseg.training.label_smoothing import smoothed_loss
+from contextseg.training.trainer import smoothed_loss
 
 SIZES = [(16, 20), (16, 20), (24, 12)]
 
