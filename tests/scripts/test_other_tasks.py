@@ -366,6 +366,26 @@ def test_a_damaged_image_and_a_row_without_a_label_are_problems_with_their_names
     assert (sampled["checked"], [row["images"] for row in sampled["classes"]]) == (1, [2, 2])
 
 
+def test_images_without_a_known_range_or_with_lost_gray_levels_are_found(tmp_path, shapes, capsys):
+    folder = write_class_folders(tmp_path / "folder", ["ant", "bee"])
+    noise = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        for index in range(2):  # of a 12-bit microscope
+            pixels = noise.integers(0, 4096, (24, 20), dtype=np.uint16)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    (one,) = report(capsys, folder, "--task", "classification")
+    assert "4 of 4 images have uint16 values" in one["warnings"][0]
+    assert "Pass --value-range 0 4095" in one["warnings"][0]
+    (one,) = report(capsys, folder, "--task", "classification", "--value-range", "0", "4095")
+    assert one["warnings"] == []
+    objects = shutil.copytree(shapes, tmp_path / "shapes")
+    Image.fromarray(noise.random((64, 64), dtype=np.float32)).save(tmp_path / "one.tif")
+    (tmp_path / "one.tif").rename(objects / "images" / "image0.png")
+    (one,) = report(capsys, objects, "--task", "detection", code=1)
+    assert "Pass --value-range 0 1" in one["problems"][0]
+    report(capsys, objects, "--task", "detection", "--value-range", "0", "1")
+
+
 def test_a_check_counts_objects_and_what_is_not_learned(shapes, tmp_path, capsys):
     folder = shutil.copytree(shapes, tmp_path / "shapes")
     content = json.loads((folder / "annotations.json").read_text())
