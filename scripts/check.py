@@ -1,6 +1,7 @@
-"""contextseg-check: checks every image and mask of a dataset before training.
+"""contextseg-check: checks every image and mask, label or object of a dataset before training.
 
     contextseg-check data/train
+    contextseg-check data --task classification
 
 Heavy imports follow the parsing of the command line, so that `--help` answers at once.
 """
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 PROGRAM = "contextseg-check"
 SPLITS = ("train", "val", "valid", "validation", "test")
 DESCRIPTION = """Read all images and masks of a dataset and report pairs, sizes, class shares, unknown ids and unreadable
-files. Exits with 1 if there is a problem that would stop training. A folder of splits (train/, val/) is checked split by split."""
+files. Exits with 1 if there is a problem that would stop training. A folder of splits (train/, val/) is checked split by split.
+For classification and detection, images are read, and the images or objects of each class are counted."""
 
 
 @dataclass

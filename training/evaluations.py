@@ -80,7 +80,7 @@ def evaluate_classifier(arguments: EvaluateArguments) -> dict[str, Any]:
     from .classification import central_crops
 
     model, processor, source = open_model(arguments.model, CLASSIFIER)
-    data = open_labeled_images(arguments.data, **rgb_reading(arguments, arguments.model))
+    data = open_labeled_images(arguments.data, **rgb_reading(arguments, arguments.model, model))
     scores, facts = scored(arguments, model, processor, data, central_crops, score_classes)
     rows = [
         [markdown_text(row["name"]), percent(row["top_1"]), f"{row['images']:,}"]
@@ -107,7 +107,7 @@ def evaluate_detector(arguments: EvaluateArguments) -> dict[str, Any]:
     from .detection import DETECTOR, images_with_objects
 
     model, processor, source = open_model(arguments.model, DETECTOR)
-    data = open_coco(arguments.data, "val", **rgb_reading(arguments, arguments.model))
+    data = open_coco(arguments.data, "val", **rgb_reading(arguments, arguments.model, model))
     scores, facts = scored(arguments, model, processor, data, images_with_objects, score_objects)
     rows = [
         [markdown_text(row["name"]), percent(row["box_ap"]), percent(row["mask_ap"]), f"{row['support']:,}"]

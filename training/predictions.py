@@ -52,7 +52,7 @@ def segmenter(arguments: PredictArguments) -> FilePredictor:
 def classifier(arguments: PredictArguments) -> FilePredictor:
     model, processor, _ = open_model(arguments.model, CLASSIFIER)
     model.to(Accelerator(cpu=arguments.cpu).device)
-    reading = rgb_reading(arguments, arguments.model)
+    reading = rgb_reading(arguments, arguments.model, model)
     return ClassPredictor(model, processor, Path(arguments.output), reading)
 
 
@@ -66,7 +66,7 @@ def detector(arguments: PredictArguments) -> FilePredictor:
         model,
         processor,
         Path(arguments.output),
-        rgb_reading(arguments, arguments.model),
+        rgb_reading(arguments, arguments.model, model),
         threshold=arguments.threshold,
         overlay=arguments.overlay,
     )

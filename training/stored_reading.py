@@ -58,13 +58,22 @@ def reading_for(
     return {**stored, "default_table": table, **options.keywords(), "num_channels": channels_of(model.config)}
 
 
-def rgb_reading(options: RgbOptions, run: str) -> dict[str, Any]:
+def rgb_reading(options: RgbOptions, run: str, model: PreTrainedModel) -> dict[str, Any]:
     """Returns arguments of `read_image` that read images as a classifier or detector was trained.
 
     Args:
         options: The given options, which come first.
         run: Name of the model, as given.
+        model: The model.
+
+    Raises:
+        ValueError: If the model does not take RGB images.
     """
+    if (needed := channels_of(model.config)) != 3:
+        raise ValueError(
+            f"{run} takes images with {needed} channels, but classifiers and detectors are given RGB images. Use a model "
+            "with 3 channels."
+        )
     return reading_of_run(run).keywords() | options.keywords()
 
 

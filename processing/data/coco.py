@@ -55,6 +55,8 @@ class CocoData(Dataset):
     (polygons or RLE), `iscrowd`, and `area`, which is None if the file does not state it.
     """
 
+    num_channels = 3  # every image is read as RGB
+
     def __init__(
         self,
         images: Iterable[Mapping[str, Any]],
@@ -66,21 +68,29 @@ class CocoData(Dataset):
     ) -> None:
         self.rows, self.classes, self.folder = Packed(images), classes, folder
         self.numbers = list(range(len(classes)))  # label of each class index in the rows
-        self.reading = {"value_range": value_range, "pixel_limit": pixel_limit}  # for `read_image`
+        self.value_range, self.pixel_limit = value_range, pixel_limit
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        file = stored_file(self.folder, row["file"])
-        image = read_as_annotated(file, (row["height"], row["width"]), **self.reading)
+        image = read_as_annotated(
+            stored_file(self.folder, row["file"]),
+            (row["height"], row["width"]),
+            value_range=self.value_range,
+            pixel_limit=self.pixel_limit,
+        )
         objects = [{**found, "class": self.numbers[found["class"]]} for found in row["objects"]]
         return {"image": image, "objects": objects, "name": row["file"]}
 
     def number_classes_as(self, names: Sequence[str]) -> None:
         """Numbers the classes, all of which are among `names`, by their positions there."""
         self.numbers, self.classes = [list(names).index(name) for name in self.classes], list(names)
+
+    def image_source(self, index: int) -> Path:
+        """The file of an image."""
+        return stored_file(self.folder, self.rows[index]["file"])
 
     def name_of(self, index: int) -> str:
         """The name of an image in messages."""

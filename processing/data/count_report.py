@@ -11,9 +11,11 @@ from torch.utils.data import Dataset
 from ..failures import reason, telling
 from ..plain_text import one_line
 from ..progress import progress as progress_of
+from ..value_ranges import StoredValues, UnknownRangeError
+from .inspection import Finding, lost_values
 from .labeled_images import LabeledImages
 from .pairing import listed
-from .report import in_threads, sizes_text
+from .report import add_range_findings, in_threads, sizes_text
 
 if TYPE_CHECKING:
     from .coco import CocoData
@@ -34,6 +36,8 @@ class CountReport:
         counts: Class index -> number of images or objects.
         sizes: (height, width) in pixels -> number of images.
         unreadable: Error messages of images that cannot be read.
+        unknown_ranges: Values of images whose black and white are unknown, by name.
+        lost_values: Values of images of which hardly any gray levels are left as they are read, by name.
         problems: What would stop training.
         warnings: What may reduce the quality of the trained model.
     """
@@ -46,6 +50,8 @@ class CountReport:
     counts: Counter = field(default_factory=Counter)
     sizes: Counter = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
+    unknown_ranges: dict[str, StoredValues] = field(default_factory=dict)
+    lost_values: dict[str, StoredValues] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -160,14 +166,19 @@ def read_images(report: CountReport, data: Dataset, sample: int | None, progress
     state = f"{{}} of {count} images of {report.name} were checked. Run the command again.".format
     with (
         telling(lambda: state(report.num_checked)),
-        closing(in_threads(size_or_error, data, indices)) as found,
+        closing(in_threads(inspect_image, data, indices)) as found,
     ):
-        for size in progress_of(found, total=count, unit="image", desc="checking", disable=not progress):
+        for finding in progress_of(found, total=count, unit="image", desc="checking", disable=not progress):
             report.num_checked += 1
-            if isinstance(size, str):
-                report.unreadable.append(size)
-            else:
-                report.sizes[size] += 1
+            if finding.values:
+                (report.unknown_ranges if finding.unreadable else report.lost_values)[finding.name] = (
+                    finding.values
+                )
+            elif finding.unreadable:
+                report.unreadable.append(finding.unreadable)
+            if finding.size:
+                report.sizes[finding.size] += 1
+    add_range_findings(report, data)
 
 
 def conclude(report: CountReport) -> None:
@@ -178,9 +189,15 @@ def conclude(report: CountReport) -> None:
         report.warnings.append(f"classes without {report.counted}: {listed(absent)}.")
 
 
-def size_or_error(data: Dataset, index: int) -> tuple[int, int] | str:
-    """(height, width) of an image, or the message of the error that reading it raises."""
+def inspect_image(data: Any, index: int) -> Finding:
+    """Reads an image; errors become part of the finding."""
+    name = data.name_of(index)
     try:
-        return data[index]["image"].size[::-1]
+        image = data[index]["image"]
+        return Finding(
+            name, image.size[::-1], values=lost_values(data, lambda: data.image_source(index), image)
+        )
+    except UnknownRangeError as error:
+        return Finding(name, unreadable=str(error), values=error.values)
     except Exception as error:
-        return reason(error, data.name_of(index))
+        return Finding(name, unreadable=reason(error, name))

@@ -1,13 +1,21 @@
 """Inspects one pair of image and mask: what the report of `contextseg-check` is made from."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..failures import reason
-from ..image_opening import ImageReadError, Source, open_image, read_frames, read_mode, read_orientation
+from ..image_opening import (
+    ImageReadError,
+    Source,
+    Source,
+    open_image,
+    read_frames,
+    read_mode,
+    read_orientation,
+)
 from ..image_reading import image_size, read_stored
 from ..mask_encoding import encoding_of
 from ..orientation import UPRIGHT, swaps_sides
@@ -50,7 +58,11 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
         size = image_size(image)
         mask = dataset.read_stored_mask(pair.mask)
         finding = Finding(
-            name, size, count_values(mask), mask.ndim == 3, values=lost_values(dataset, pair, image)
+            name,
+            size,
+            count_values(mask),
+            mask.ndim == 3,
+            values=lost_values(dataset, lambda: pair.image, image),
         )
     except UnknownRangeError as error:
         return Finding(name, unreadable=str(error), values=error.values)
@@ -122,13 +134,13 @@ def count_values(mask: np.ndarray) -> dict[int, int]:
 
 
 def lost_values(
-    dataset: SegmentationData, pair: Pair, image: Image.Image | np.ndarray
+    dataset: Any, source: Callable[[], Source], image: Image.Image | np.ndarray
 ) -> StoredValues | None:
     """The values of an image that is not 8-bit, if hardly any gray levels of it are left.
 
     Args:
-        dataset: The dataset of the pair.
-        pair: The pair.
+        dataset: The dataset of the image, for `value_range`, `pixel_limit` and `num_channels`.
+        source: Returns the file of the image, or a file object; called only if needed.
         image: The image as it is read, on the scale 0..255.
     """
     pixels = np.asarray(image)
@@ -137,5 +149,5 @@ def lost_values(
     is_white = dataset.value_range is not None and np.count_nonzero(pixels >= WHITE) > pixels.size / 2
     if not (is_dark or is_flat or is_white):
         return None
-    stored = read_stored(pair.image, dataset.pixel_limit, dataset.num_channels)
+    stored = read_stored(source(), dataset.pixel_limit, dataset.num_channels)
     return None if stored is None else values_of(stored)

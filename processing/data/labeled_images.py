@@ -31,6 +31,7 @@ class LabeledImages(Dataset, ABC):
     """Base of the classification datasets; subclasses implement `__len__` and `source`."""
 
     classes: list[str]
+    num_channels = 3  # every image is read as RGB
     value_range: tuple[float, float] | None = None  # black and white in images that are not 8-bit
     pixel_limit: int = PIXEL_LIMIT  # most pixels of a file
     numbers: Sequence[int] | None = None  # label of each class index of `source`, after `number_classes_as`
@@ -45,6 +46,10 @@ class LabeledImages(Dataset, ABC):
     @abstractmethod
     def name_of(self, index: int) -> str:
         """The name of an image in messages."""
+
+    def image_source(self, index: int) -> Source:
+        """The file of an image, or a file object."""
+        return self.source(index)[0]
 
     def empty_classes(self) -> list[str]:
         """Names of the classes that are known to have no images."""

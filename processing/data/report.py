@@ -262,7 +262,7 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
     report.warnings += share_warnings(report)
 
 
-def add_range_findings(report: CheckReport, dataset: SegmentationData) -> None:
+def add_range_findings(report: Any, dataset: Any) -> None:
     """Adds that black and white of the images are unknown, or not those of their pixels, and the option to pass."""
     if report.unknown_ranges:
         values = reduce(StoredValues.joined, report.unknown_ranges.values())

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from coco_shapes import write_shapes
 from safetensors.torch import load_file
+from task_models import save_classifier, save_detector, write_class_folders
 from tiny_runs import TINY_MODEL, TINY_RUN, write_data, write_pairs
 from torch import nn
 
@@ -176,6 +178,25 @@ def test_when_a_process_hangs_the_others_stop_after_the_timeout(data, tmp_path):
     assert "process 0 stops because another process of this run has ended or does not respond" in output
     assert "Traceback" not in output.partition("contextseg-train: process 0")[0]
     assert read_json(run / "run.json")["steps_done"] == 3  # the checkpoint before
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_two_processes_score_other_tasks_as_one_does(task, tmp_path):
+    if task == "classification":
+        data = write_class_folders(tmp_path / "data", ["ant", "bee", "cat"], count=3)
+        (data / "bee" / "1.png").write_text("no image")
+        model, code = save_classifier(tmp_path / "model"), 1
+    else:
+        data, model, code = write_shapes(tmp_path / "data", 3), save_detector(tmp_path / "model"), 0
+    command = [str(model), "--data", str(data), "--cpu", "--workers", "0", "--output"]
+    assert evaluate([*command, str(tmp_path / "one")]) == code
+    process = launch("ddp.yaml", ["-m", "contextseg.scripts.evaluate", *command, str(tmp_path / "two")])
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode != 0) == bool(code), output[-4000:]
+    one, two = (read_json(tmp_path / name / "evaluation.json") for name in ("one", "two"))
+    differing = {name for name in one if one[name] != two[name]}
+    assert differing <= {"seconds"}
 
 
 @pytest.mark.processes
