@@ -12,7 +12,6 @@ from functools import partial
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 

@@ -116,7 +116,9 @@ def tiff_images() -> dict[str, bytes]:
         "five-bands.tif": tiff(NOISE, photometric="minisblack", planarconfig="contig"),
         "planes.tif": tiff(np.moveaxis(NOISE, -1, 0), photometric="minisblack", planarconfig="separate"),
         "double.tif": tiff(NOISE[..., 0] / 255.0, compression="lzw", predictor=True),
-        "signed.tif": tiff(np.moveaxis(NOISE[..., :2], -1, 0).astype(np.int16), tile=(16, 16), planarconfig="separate"),
+        "signed.tif": tiff(
+            np.moveaxis(NOISE[..., :2], -1, 0).astype(np.int16), tile=(16, 16), planarconfig="separate"
+        ),
     }
 
 

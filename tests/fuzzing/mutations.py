@@ -122,8 +122,13 @@ def change_pixels(data: bytes, other: bytes, rng: Random) -> bytes:
             try:
                 rows = zlib.decompress(content)
             except zlib.error:
+                rows = b""
+            if not rows:
                 return data
-            parts[place] = kind, zlib.compress(rng.choice((flip_bits, cut_end, insert, blank))(rows, other, rng))
+            parts[place] = (
+                kind,
+                zlib.compress(rng.choice((flip_bits, cut_end, insert, blank))(rows, other, rng)),
+            )
             return from_chunks(parts)
     return data
 
@@ -163,7 +168,19 @@ def change_tag(data: bytes, _: bytes, rng: Random) -> bytes:
 
 Way = Callable[[bytes, bytes, Random], bytes]
 WAYS: tuple[Way, ...] = (
-    *(flip_bits, set_bytes, set_number, set_number, cut_end, cut_middle, insert, repeat, blank, swap_blocks, splice),
+    *(
+        flip_bits,
+        set_bytes,
+        set_number,
+        set_number,
+        cut_end,
+        cut_middle,
+        insert,
+        repeat,
+        blank,
+        swap_blocks,
+        splice,
+    ),
     digits,
 )
 CHUNK_WAYS: tuple[Way, ...] = (change_chunk,) * 6 + (change_pixels, move_chunk) * 2

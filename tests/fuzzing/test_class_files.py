@@ -41,7 +41,9 @@ def content(number: int) -> bytes:
         table = json_value(rng)
     data = json.dumps(table, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     if rng.random() < 0.05:
-        data = rng.choice((b"[" * 10**5, b'{"classes":' * 10**5, b"[" + b"9" * 10**6 + b"]", b"", b"\xef\xbb\xbf" + data))
+        data = rng.choice(
+            (b"[" * 10**5, b'{"classes":' * 10**5, b"[" + b"9" * 10**6 + b"]", b"", b"\xef\xbb\xbf" + data)
+        )
     if rng.random() < 0.2 and data:
         data = rng.choice(WAYS)(data, b'{"classes": ["a", "a"], "classes": 3}', rng)
     return data
@@ -71,7 +73,9 @@ def use(table: ClassTable) -> None:
 
 
 def run(numbers: range, folder: Path) -> None:
-    Outcomes("classes.json", SECONDS, MEGABYTES).run(lambda number: case(folder / "classes.json", number), numbers)
+    Outcomes("classes.json", SECONDS, MEGABYTES).run(
+        lambda number: case(folder / "classes.json", number), numbers
+    )
 
 
 def test_20_damaged_class_files_are_read_or_refused(tmp_path):
