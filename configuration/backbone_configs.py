@@ -10,6 +10,7 @@ from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
 from .field_rules import run_check
+from .ranges import shown
 
 # Not looked up in transformers' registry, which holds other copies of these classes if code was loaded from
 # the Hub.
@@ -34,7 +35,7 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
         return config_class.from_dict(settings) if is_stored else config_class(**settings)
     if model_type is None:
         raise ValueError(
-            f"backbone_config has no 'model_type', only {sorted(settings)}. Add it, such as 'model_type': 'swin', "
+            f"backbone_config has no 'model_type', only {shown(sorted(map(str, settings)))}. Add it, such as 'model_type': 'swin', "
             "or pass a configuration object."
         )
     run_check("encoder", settings)

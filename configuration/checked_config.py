@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from .field_rules import checked
 from .label_names import LABEL_OPTIONS, labels_in_file, labels_of
+from .ranges import shown
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def reject_unknown_options(owner: str, options: Iterable[str], known: Iterable[s
     known = set(known)
     for name in options:
         if name not in known:
-            raise ValueError(f"{owner} has no option '{name}'{did_you_mean(name, known)}")
+            raise ValueError(f"{owner} has no option {shown(name)}{did_you_mean(name, known)}")
 
 
 def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
@@ -72,7 +73,7 @@ def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
             code.
     """
     if name not in table:
-        raise ValueError(f"no {kind} '{name}'{did_you_mean(name, table)}")
+        raise ValueError(f"no {kind} {shown(name)}{did_you_mean(name, table)}")
     if table[name] is NotImplemented:
         held = " and ".join(f"'{key}'" for key, entry in table.items() if entry is not NotImplemented)
         raise ValueError(

@@ -59,6 +59,8 @@ ENCODER_RANGES = {
     **dict.fromkeys(("intermediate_size", "image_size"), whole(1, 65536)),
 }
 MOST_WEIGHTS = 10**9  # parameters; the largest published size has 0.2 billion
+SWITCHES = ("output_hidden_states", "output_attentions", "return_dict")  # of transformers' base class
+DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double")
 WORDS = {bool: "True or False", str: "a text", dict: "a dictionary"}
 
 
@@ -71,6 +73,17 @@ def check_fields(config_class: type, options: Mapping[str, Any]) -> None:
             check_field(name, field, value)
         elif name == "num_labels":
             check_number(name, value, FIELD_RANGES[name])
+        elif name in SWITCHES and not (value is None or isinstance(value, bool)):
+            raise ValueError(f"{name} is {shown(value)}, but must be True or False.")
+        elif name in ("dtype", "torch_dtype") and not is_dtype(value):
+            raise ValueError(f"{name} is {shown(value)}. Use one of {', '.join(DTYPES)}.")
+
+
+def is_dtype(value: Any) -> bool:
+    """Whether transformers can take the value as the type of weights; torch, which is not imported here, has others."""
+    if isinstance(value, str):
+        return value in DTYPES
+    return value is None or isinstance(value, dict) or type(value).__name__ == "dtype"
 
 
 def own_fields(config_class: type) -> dict[str, dataclasses.Field]:
@@ -133,7 +146,8 @@ def checked(config_class: type) -> type:
         try:
             initialize(self, *arguments, **options)
         except StrictDataclassError as error:
-            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+            text = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(text if len(text) <= 600 else f"{text[:300]} ... {text[-200:]}") from error
 
     config_class.__init__ = __init__
     return config_class

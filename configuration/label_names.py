@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from operator import index
 from typing import Any
 
+from .ranges import shown
+
 LABEL_OPTIONS = ("id2label", "label2id", "num_labels")
 
 
@@ -66,7 +68,9 @@ def label_count(num_labels: Any) -> int:
     except TypeError:
         count = 0
     if count < 1:
-        raise ValueError(f"num_labels is {num_labels!r}. Give the number of classes, a whole number from 1.")
+        raise ValueError(
+            f"num_labels is {shown(num_labels)}. Give the number of classes, a whole number from 1."
+        )
     return count
 
 
@@ -80,7 +84,7 @@ def pairs_of(field: str, given: Any, names_first: bool = False) -> list[tuple[An
         pairs = []
     if not pairs:
         example = '{"road": 0, "car": 1}' if names_first else '{0: "road", 1: "car"}'
-        raise ValueError(f"{field} is {given!r}. Give one entry per class, such as {example}.")
+        raise ValueError(f"{field} is {shown(given)}. Give one entry per class, such as {example}.")
     return pairs
 
 
@@ -89,13 +93,10 @@ def names_by_id(field: str, pairs: list[tuple[Any, Any]]) -> dict[int, str]:
     names: dict[int, str] = {}
     for number, name in pairs:
         number = class_id(field, number)
-        if not isinstance(name, str):
-            raise ValueError(
-                f"{field} has {name!r} as a class name, which is not text. Write it as '{name}'."
-            )
+        check_name(field, name)
         if number in names:
             raise ValueError(
-                f"{field} has id {number} twice: '{names[number]}' and '{name}'. Keep one of them."
+                f"{field} has id {shown(number)} twice: {shown(names[number])} and {shown(name)}. Keep one of them."
             )
         names[number] = name
     names = dict(sorted(names.items()))
@@ -108,6 +109,14 @@ def names_by_id(field: str, pairs: list[tuple[Any, Any]]) -> dict[int, str]:
     return names
 
 
+def check_name(field: str, name: Any) -> None:
+    """Raises ValueError for a class name that is not text."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{field} has {shown(name)} as a class name, which is not text. Write it as '{shown(name)}'."
+        )
+
+
 def class_id(field: str, number: Any) -> int:
     """An id as an int; text such as "7" becomes one. Raises ValueError for anything else."""
     try:
@@ -116,18 +125,20 @@ def class_id(field: str, number: Any) -> int:
         return int(number) if isinstance(number, str) else index(number)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{field} has {number!r} as a class id, which is not a whole number. "
+            f"{field} has {shown(number)} as a class id, which is not a whole number. "
             "id2label maps ids to names, and label2id names to ids."
         ) from None
 
 
 def checked_inverse(names: Mapping[int, str], pairs: list[tuple[Any, Any]]) -> dict[str, int]:
     """Pairs (id, name) -> label2id. Raises ValueError unless they agree with id2label and have all its names."""
+    for _, name in pairs:
+        check_name("label2id", name)
     ids = {name: class_id("label2id", number) for number, name in pairs}
     for name, number in ids.items():
         if names.get(number) != name:
             raise ValueError(
-                f"label2id has '{name}' as class {number}, but id2label has {names.get(number, 'no name')!r} "
+                f"label2id has {shown(name)} as class {shown(number)}, but id2label has {shown(names.get(number, 'no name'))} "
                 "there. Leave out one of them: each follows from the other."
             )
     if missing := set(names.values()) - ids.keys():
@@ -143,7 +154,7 @@ def check_unique(names: Mapping[int, str]) -> None:
     if count > 1:
         ids = [number for number, known in names.items() if known == name]
         raise ValueError(
-            f"id2label calls the classes {listed_names(ids)} '{name}'. Give each class a name of its own: weights and "
+            f"id2label calls the classes {listed_names(ids)} {shown(name)}. Give each class a name of its own: weights and "
             "scores are found by name."
         )
 
@@ -151,4 +162,4 @@ def check_unique(names: Mapping[int, str]) -> None:
 def listed_names(values: Any) -> str:
     """The first values, for a message."""
     values = list(values)
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    return ", ".join(shown(value).strip("'") for value in values[:8]) + (", ..." if len(values) > 8 else "")

@@ -1,6 +1,6 @@
 """Ranges of numbers: what each numeric field of a configuration, and each numeric option of a command, may be."""
 
-import math
+import sys
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -25,7 +25,7 @@ class Range:
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        return math.isfinite(value) and not (
+        return abs(value) <= sys.float_info.max and not (
             (self.minimum is not None and value < self.minimum)
             or (self.maximum is not None and value > self.maximum)
             or (self.above is not None and value <= self.above)

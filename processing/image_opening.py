@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from .frames import count_frames, say_first_frame
-from .orientation import TURNS, UPRIGHT
+from .orientation import TRANSPOSITIONS, TURNS, UPRIGHT
 from .png_rows import has_late_metadata, misses_rows
 
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
@@ -50,15 +50,6 @@ DECODING_ERRORS = (  # which Pillow raises for damaged files
     zlib.error,
     Image.DecompressionBombError,
 )
-TRANSPOSITIONS = {  # EXIF code -> what makes the stored pixels upright, as `orientation.TURNS` for Pillow
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 HOLDERS_OF_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 SPECIAL_FILES = {
     stat.S_IFDIR: "a folder",
@@ -205,7 +196,7 @@ def _decode(
 @contextmanager
 def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
     """The image, not yet decoded and within the limit, and its file. Explains errors of the block, too."""
-    try:
+    with explaining(name):
         if isinstance(source, Image.Image):
             _check_size(source, name, pixel_limit)
             yield source, None
@@ -214,6 +205,13 @@ def _opened(source: Source, name: str, pixel_limit: int) -> Iterator[tuple[Image
             image = identified(file, name)
             _check_size(image, name, pixel_limit)
             yield image, file
+
+
+@contextmanager
+def explaining(name: str) -> Iterator[None]:
+    """Context manager that turns what Pillow raises for a damaged image into an ImageReadError with its name."""
+    try:
+        yield
     except ImageReadError:
         raise
     except DECODING_ERRORS as error:

@@ -173,12 +173,23 @@ class SegmentationOptions:
                 raise ValueError(
                     f"{name}={kwargs[name]} is not supported. Crop or pad images before the processor."
                 )
-        mean = kwargs["image_mean"]
-        if kwargs["do_normalize"] and kwargs["do_convert_rgb"] and isinstance(mean, tuple) and len(mean) != 3:
-            raise ValueError(
-                f"image_mean has {len(mean)} entries, but do_convert_rgb=True gives every image 3 channels. "
-                "Pass do_convert_rgb=False."
-            )
+        if kwargs["do_normalize"]:
+            check_channels(kwargs["image_mean"], kwargs["image_std"], kwargs["do_convert_rgb"])
+
+
+def check_channels(mean: Any, std: Any, is_rgb: bool) -> None:
+    """Raises ValueError unless mean and standard deviation are for the same number of channels, for RGB for three."""
+    numbers = [len(value) for value in (mean, std) if isinstance(value, tuple)]
+    if is_rgb and any(number != 3 for number in numbers):
+        name = "image_mean" if isinstance(mean, tuple) and len(mean) != 3 else "image_std"
+        raise ValueError(
+            f"{name} has {len(mean if name == 'image_mean' else std)} entries, but do_convert_rgb=True gives every image "
+            "3 channels. Pass do_convert_rgb=False."
+        )
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            f"image_mean has {numbers[0]} entries and image_std {numbers[1]}. Give one for each channel to both."
+        )
 
 
 def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:

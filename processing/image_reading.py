@@ -14,7 +14,16 @@ from torch import Tensor
 
 from .array_files import oriented_array, stored_array
 from .frames import count_frames, say_first_frame
-from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe, open_image, open_upright, read_mode
+from .image_opening import (
+    PIXEL_LIMIT,
+    ImageReadError,
+    Source,
+    describe,
+    explaining,
+    open_image,
+    open_upright,
+    read_mode,
+)
 from .orientation import UPRIGHT, turn_upright
 from .value_ranges import unknown_range
 
@@ -129,14 +138,16 @@ def channel_option(number: int) -> str:
 
 
 def to_rgb(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> Image.Image:
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA").convert("RGB")  # straight to RGB warns about transparency
+    """The image as RGB, a copy also of an RGB image. Raises ImageReadError, for example for a damaged palette."""
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these
         return Image.fromarray(_rounded(_on_8_bit_scale(_pixels(image), value_range, name))).convert("RGB")
-    return image.convert("RGB")  # a copy, also of an RGB image
+    with explaining(name):
+        if image.mode == "LAB":
+            lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        if image.mode in ("P", "PA"):
+            return image.convert("RGBA").convert("RGB")  # straight to RGB warns about transparency
+        return image.convert("RGB")
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -1,6 +1,7 @@
 """EXIF orientation: rotates images upright, and masks back to the pixels as stored."""
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 UPRIGHT = 1
@@ -14,6 +15,15 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     6: (True, (1,)),
     7: (True, (0, 1)),
     8: (True, (0,)),
+}
+TRANSPOSITIONS = {  # EXIF code -> what makes the stored pixels upright, as `TURNS`, for Pillow
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -44,7 +45,7 @@ def load_model(auto_class: type, source: str) -> PreTrainedModel:
     Raises:
         WeightsError: If a file is damaged, or weights are missing, of another size or type, or not finite.
     """
-    with explained_damage(source):
+    with explained_values(source), explained_damage(source):
         model, found = auto_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -66,15 +67,25 @@ def explained_damage(source: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def explained_values(source: str) -> Iterator[None]:
+    """Context manager for the reading of a saved model's settings, that raises ValueError with their path."""
+    try:
+        yield
+    except (ValueError, StrictDataclassError) as error:
+        text = " ".join(str(error).split())
+        if source in text and text == str(error):
+            raise
+        raise ValueError(text if source in text else f"{source} cannot be loaded: {text}") from error
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{source} is damaged ({brief(error)}). {COPY_AGAIN}") from error
+
+
 def load_processor(source: str) -> BaseImageProcessor:
     """Loads the image processor of a model. Raises ValueError if its file is damaged."""
     check_settings(Path(source) / IMAGE_PROCESSOR_NAME, "image_processor_type")
-    try:
+    with explained_values(str(Path(source) / IMAGE_PROCESSOR_NAME)):
         return AutoImageProcessor.from_pretrained(source)
-    except (TypeError, AttributeError, LookupError) as error:
-        raise ValueError(
-            f"{IMAGE_PROCESSOR_NAME} of {source} is damaged ({brief(error)}). {COPY_AGAIN}"
-        ) from error
 
 
 def check_model_files(folder: Path) -> None:

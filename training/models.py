@@ -24,9 +24,10 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
+from ..configuration.ranges import shown
 from ..processing.image_files import same_name
 from .checkpoints import model_folder
-from .model_files import check_model_files, load_model, load_processor
+from .model_files import check_model_files, explained_values, load_model, load_processor
 from .model_names import explained_absence
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def task_of_model(name: str) -> str:
     """
     source = model_folder(name)
     check_model_files(Path(source))
-    with explained_absence(source):
+    with explained_values(source), explained_absence(source):
         return task_of_config(AutoConfig.from_pretrained(source))
 
 
@@ -220,7 +221,7 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals or not name:
             raise ValueError(
-                f"--set {setting} has no value. Write --set NAME=VALUE, such as --set embed_dim=32."
+                f"--set {shown(setting)} has no value. Write --set NAME=VALUE, such as --set embed_dim=32."
             )
         overrides[name.strip().replace("-", "_")] = parse_value(text.strip())
     return overrides

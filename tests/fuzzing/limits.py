@@ -7,20 +7,23 @@ without the name that it should have, more time or memory than the limits, and a
 
 import faulthandler
 import logging
+import re
 import resource
 import signal
+import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+ERROR_TYPE = re.compile(r": [A-Z]\w*(Error|Exception|Warning):")  # how `reason` tells an unexpected error
 MEGABYTE = 1 << 20
-LONGEST_MESSAGE = 1000  # characters
+LONGEST_MESSAGE = 1400  # characters
 OUT_OF_MEMORY = ("does not fit into memory", "allocate", "out of memory", "bad_alloc", "MemoryError")
 
 
@@ -40,17 +43,21 @@ class Outcomes:
     warned: Counter = field(default_factory=Counter)
     slowest: float = 0.0
 
-    def run(self, case: Callable[[int], str], numbers: range) -> None:
+    def run(
+        self, case: Callable[[int], str], numbers: range, capture: pytest.CaptureFixture | None = None
+    ) -> None:
         """Runs the cases with these numbers; each returns what it ended with. Fails with all that have a fault."""
         lowest, start = reset_peak(), time.process_time()
         for number in numbers:
             self.add(number, case)
         used = time.process_time() - start
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.most_common())
-        print(
+        summary = (
             f"\n{self.kind}: {len(numbers)} cases: {counts}; {used:.0f} s of processor time, slowest case {self.slowest:.2f} s, "
             f"peak memory {peak() - lowest:.0f} MB above the start, warnings {dict(self.warned)}"
         )
+        with capture.disabled() if capture else nullcontext():
+            print(summary)  # noqa: T201 - shown by `pytest -s`
         if self.faults:
             lines = [f"{self.kind} case {number}: {text}" for number, text in self.faults.items()]
             pytest.fail(f"{len(lines)} of {len(numbers)} cases have a fault\n" + "\n".join(lines))
@@ -85,7 +92,9 @@ def limited(seconds: int, megabytes: int) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, end)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(10 * seconds, exit=True)  # where Python does not get its turn
+    faulthandler.dump_traceback_later(
+        10 * seconds, exit=True, file=sys.__stderr__
+    )  # where Python does not get its turn
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + megabytes * MEGABYTE, hard))
     try:
         yield
@@ -103,6 +112,7 @@ def check_message(message: str, *names: str) -> None:
     assert len(message.splitlines()) == 1, f"the message has several lines: {message!r}"
     assert len(message) <= LONGEST_MESSAGE, f"the message has {len(message)} characters: {message[:300]!r}"
     assert not any(words in message for words in OUT_OF_MEMORY), f"memory ran out: {message!r}"
+    assert not ERROR_TYPE.search(message), f"an unexpected error: {message!r}"
     assert not names or any(name in message for name in names), (
         f"the message does not name {names}: {message!r}"
     )

@@ -122,6 +122,8 @@ def change_pixels(data: bytes, other: bytes, rng: Random) -> bytes:
             try:
                 rows = zlib.decompress(content)
             except zlib.error:
+                rows = b""
+            if not rows:
                 return data
             parts[place] = (
                 kind,

@@ -112,7 +112,7 @@ def changed(value: Any, rng: Random) -> Any:
         elif isinstance(copy, list):
             copy.insert(rng.randint(0, len(copy)), rng.choice((value[place], json_value(rng))))
         else:
-            key = rng.choice((*TEXTS, place.upper(), place[:-1], place + "s"))
+            key = rng.choice((*TEXTS, str(place).upper(), str(place)[:-1], f"{place}s"))
             copy[key] = copy.pop(place) if way == 4 else json_value(rng)
         return copy
     near = (

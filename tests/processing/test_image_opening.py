@@ -14,7 +14,6 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from contextseg import Inference, SegmentationImageProcessor
 from contextseg.processing.image_opening import (
-    TRANSPOSITIONS,
     ImageReadError,
     open_image,
     open_upright,
@@ -22,6 +21,7 @@ from contextseg.processing.image_opening import (
 )
 from contextseg.processing.image_reading import read_image
 from contextseg.processing.mask_reading import read_mask
+from contextseg.processing.orientation import TRANSPOSITIONS
 
 READERS = (read_image, read_mask, read_orientation, open_upright)
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
