@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 
 import pytest
@@ -59,6 +60,21 @@ def test_an_encoder_alone_follows_the_configuration_too():
     assert len(run(encoder).hidden_states) == 3
     encoder.config.return_dict = False
     assert isinstance(run(encoder), tuple)
+
+
+def test_a_list_of_names_in_config_json_is_read(tmp_path):
+    SEGMENTERS["glam_swin"]().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"id2label": ["a", "b", "c"], "label2id": None})
+    )
+    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path).config.label2id == {
+        "a": 0,
+        "b": 1,
+        "c": 2,
+    }
+    fewer = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, id2label=["c", "d"])
+    assert (fewer.config.id2label, fewer.classifier.out_channels) == ({0: "c", 1: "d"}, 2)
 
 
 def by_torch(model):

@@ -504,6 +504,14 @@ def test_the_pipeline_segments_images_of_mixed_sizes(tiny_segformer, processor_c
         assert {found["mask"].size for found in segments} == {image.size}
 
 
+def test_options_of_the_model_reach_the_pipeline_past_the_image_processor(saved):
+    for option in ("device_map", "num_labels", "offload_folder", "output_hidden_states"):
+        _, options = SegmentationImageProcessor.get_image_processor_dict(
+            saved, _from_pipeline="image-segmentation", **{option: "auto", "do_resize": False}
+        )
+        assert options == {"do_resize": False}
+
+
 def test_the_colors_of_a_label_map_color_predictions():
     processor = SegmentationImageProcessor(label_map={"#ff0000": 1, "0,0,255": 0, "#000000": "ignore"})
     assert processor.palette == [[0, 0, 255], [255, 0, 0]]
