@@ -54,6 +54,14 @@ def test_return_dict_of_the_configuration_gives_tuples_unless_the_call_says_othe
     torch.testing.assert_close(run(model, return_dict=True).logits, logits, rtol=0, atol=0)
 
 
+@each_model
+def test_a_model_in_half_precision_takes_images_in_full_precision(build):
+    model = build().to(torch.bfloat16).eval()
+    with torch.no_grad():
+        logits = model(torch.ones(1, 3, 20, 24, dtype=torch.bfloat16)).logits
+    torch.testing.assert_close(run(model).logits, logits, rtol=0, atol=0)
+
+
 def test_an_encoder_alone_follows_the_configuration_too():
     encoder = GlamSwinModel(tiny_classifier().config)
     encoder.config.output_hidden_states = True
