@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .checked_config import choose
+from .checked_config import check_field_range, choose
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
@@ -55,6 +55,7 @@ class BackboneChannels:
 
     @num_channels.setter
     def num_channels(self, number: int) -> None:
+        check_field_range("num_channels", number)
         if number != self.num_channels:
             self.backbone_config = deepcopy(self.backbone_config)  # the caller's stays as it is
             self.backbone_config.num_channels = number

@@ -8,8 +8,9 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
-from .field_rules import checked
+from .field_rules import FIELD_RANGES, checked
 from .label_names import LABEL_OPTIONS, labels_in_file, labels_of
+from .ranges import check_number
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,11 @@ def choose(kind: str, name: str, table: Mapping[str, object]) -> object:
             "has all of them: install it, and use `import contextseg` instead of trust_remote_code=True."
         )
     return table[name]
+
+
+def check_field_range(name: str, value: Any) -> None:
+    """Raises ValueError if the value of a numeric field is out of its range."""
+    check_number(name, value, FIELD_RANGES[name])
 
 
 @checked

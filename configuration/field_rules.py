@@ -57,6 +57,7 @@ ENCODER_RANGES = {
     **dict.fromkeys(("depths", "num_hidden_layers", "num_layers", "num_encoder_blocks"), whole(0, 256)),
     **dict.fromkeys(("embed_dim", "hidden_size", "hidden_sizes", "decoder_hidden_size"), WIDTH),
     **dict.fromkeys(("intermediate_size", "image_size"), whole(1, 65536)),
+    "num_channels": FIELD_RANGES["num_channels"],
 }
 MOST_WEIGHTS = 10**9  # parameters; the largest published size has 0.2 billion
 WORDS = {bool: "True or False", str: "a text", dict: "a dictionary"}

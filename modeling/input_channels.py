@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..configuration.checked_config import check_field_range
+
 logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
@@ -77,8 +79,9 @@ def fit_stem(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict
 def with_num_channels(config: PreTrainedConfig, num_channels: int) -> PreTrainedConfig:
     """A copy of a configuration, or of the backbone's inside it, with this number of channels.
 
-    Raises ValueError if it has no such field.
+    Raises ValueError if it has no such field, or the number is out of range.
     """
+    check_field_range(CHANNELS, num_channels)
     config = deepcopy(config)
     backbone = getattr(config, "backbone_config", None) or config
     if not hasattr(backbone, CHANNELS):
