@@ -322,6 +322,19 @@ def test_scores_are_those_of_transformers_own_post_processing(sizes):
         torch.testing.assert_close(one.segmentation_scores, other.segmentation_scores)
 
 
+@each("size", [(8, 8, 3), 8, (0, 8), (8, -1), None, ("a", "b")])
+def test_target_sizes_that_are_not_height_and_width_are_refused(size):
+    with pytest.raises(ValueError, match=r"target_sizes has .*, but must have \(height, width\)"):
+        SegmentationImageProcessor().post_process_semantic_segmentation(outputs(1, 3, 4, 4), [size])
+
+
+def test_an_orientation_that_exif_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="orientations has 9"):
+        SegmentationImageProcessor().post_process_semantic_segmentation(
+            outputs(1, 3, 4, 4), [(8, 8)], orientations=[9]
+        )
+
+
 @each("orientation", range(1, 9))
 def test_scores_of_rotated_photographs_fit_their_masks(orientation):
     (output,) = SegmentationImageProcessor().post_process_semantic_segmentation(
