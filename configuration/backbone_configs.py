@@ -56,6 +56,7 @@ class BackboneChannels:
 
     @num_channels.setter
     def num_channels(self, number: int) -> None:
+        run_check("range", "num_channels", number)
         if number != self.num_channels:
             self.backbone_config = deepcopy(self.backbone_config)  # the caller's stays as it is
             self.backbone_config.num_channels = number

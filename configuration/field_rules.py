@@ -57,6 +57,7 @@ ENCODER_RANGES = {
     **dict.fromkeys(("depths", "num_hidden_layers", "num_layers", "num_encoder_blocks"), whole(0, 256)),
     **dict.fromkeys(("embed_dim", "hidden_size", "hidden_sizes", "decoder_hidden_size"), WIDTH),
     **dict.fromkeys(("intermediate_size", "image_size"), whole(1, 65536)),
+    "num_channels": FIELD_RANGES["num_channels"],
 }
 MOST_WEIGHTS = 10**9  # parameters; the largest published size has 0.2 billion
 SWITCHES = ("output_hidden_states", "output_attentions", "return_dict")  # of transformers' base class
@@ -122,8 +123,13 @@ def check_encoder_sizes(options: Mapping[str, Any]) -> None:
             check(name, value, allowed)
 
 
+def check_field_range(name: str, value: Any) -> None:
+    """Raises ValueError if the value of a numeric field is out of its range."""
+    check_number(name, value, FIELD_RANGES[name])
+
+
 # The code in a Hub repository comes without them: the configuration that it loads has passed them.
-CHECKS = {"fields": check_fields, "encoder": check_encoder_sizes}
+CHECKS = {"fields": check_fields, "encoder": check_encoder_sizes, "range": check_field_range}
 
 
 def run_check(name: str, *arguments: Any) -> None:

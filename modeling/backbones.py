@@ -24,7 +24,7 @@ from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone
 from .modeling_maformer import MaformerBackbone
 from .plain_vit_pyramid import PlainVitPyramid
-from .pretrained import check_images
+from .pretrained import as_weights, check_images
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class AnyBackbone(nn.Module):
             "output_attentions": output_attentions,
         }
         options = {name: options[name] for name in self.takes if options[name] is not None}
-        outputs = self.encoder(self.pad(pixel_values), **options)
+        outputs = self.encoder(as_weights(self.encoder, self.pad(pixel_values)), **options)
         return BackboneOutput(
             feature_maps=self.finished(outputs.feature_maps, *pixel_values.shape[-2:]),
             hidden_states=(outputs.hidden_states or outputs.feature_maps) if output_hidden_states else None,

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..configuration.field_rules import check_field_range
+
 logger = logging.getLogger(__name__)
 
 # Options of `from_pretrained` that concern where the final model is placed, not how its checkpoint is read.
@@ -27,7 +29,6 @@ PLACEMENT = {
     "quantization_config",
     "tp_plan",
 }
-MOST_CHANNELS = 4096
 
 
 def fit_channels(kernel: Tensor, num_channels: int) -> Tensor:
@@ -78,10 +79,7 @@ def with_num_channels(config: PreTrainedConfig, num_channels: int) -> PreTrained
 
     Raises ValueError if it has no such field, or the number is out of range.
     """
-    if not isinstance(num_channels, int) or not 1 <= num_channels <= MOST_CHANNELS:
-        raise ValueError(
-            f"num_channels is {num_channels}, but must be a whole number from 1 to {MOST_CHANNELS}."
-        )
+    check_field_range("num_channels", num_channels)
     config = deepcopy(config)
     backbone = getattr(config, "backbone_config", None) or config
     if not hasattr(backbone, "num_channels"):

@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.checked_config import choose
 from ..configuration.decoding import DecodingConfig
-from ..configuration.label_names import labels_of
+from ..configuration.label_names import labels_in_file, labels_of
 from .blocks import Decoded
 from .decoder_upernet import FcnHead
 from .decoders import DECODERS
@@ -163,9 +163,9 @@ class SegmentationModel(ContextsegPreTrainedModel):
             wanted = {option: kwargs.pop(option) for option in label_options | fields}
             kwargs["config"] = cls.config_class.from_pretrained(config, **hub, **wanted)
         stored, _ = cls.config_class.get_config_dict(name, **hub)
-        stored = {int(index): label for index, label in stored.get("id2label", {}).items()}
-        wanted_labels = dict(kwargs["config"].id2label)
-        return (stored, wanted_labels) if stored else (None, None)
+        if not stored.get("id2label"):
+            return None, None
+        return labels_in_file(stored["id2label"])[0], dict(kwargs["config"].id2label)
 
     def replace_labels(self, id2label: Mapping[int, str]) -> None:
         """Resizes the classifiers to new labels (id -> name); classes of known names keep their weights."""

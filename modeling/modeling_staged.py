@@ -15,7 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.staged import StagedConfig
 from .blocks import Encoded
-from .pretrained import ContextsegPreTrainedModel, check_images
+from .pretrained import ContextsegPreTrainedModel, as_weights, check_images
 
 
 class StagedModel(ContextsegPreTrainedModel):
@@ -58,7 +58,7 @@ class StagedModel(ContextsegPreTrainedModel):
         """
         output_hidden_states, output_attentions = self.asked_outputs(output_hidden_states, output_attentions)
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
-        encoded = self.encoder(pixel_values, pixel_mask)
+        encoded = self.encoder(as_weights(self, pixel_values), pixel_mask)
         features = self.norm(encoded.outputs[-1]).flatten(1, 2)
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
@@ -123,7 +123,7 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         """
         output_hidden_states, output_attentions = self.asked_outputs(output_hidden_states, output_attentions)
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
-        encoded = self.encoder(pixel_values, pixel_mask)
+        encoded = self.encoder(as_weights(self, pixel_values), pixel_mask)
         return BackboneOutput(
             feature_maps=channels_first(self.feature_maps(encoded)),
             hidden_states=channels_first(pyramid(encoded)) if output_hidden_states else None,

@@ -114,9 +114,7 @@ class SegmentationOptions:
                 f"preprocessor_config.json of {name} is damaged: it is not a JSON object. Copy it again."
             )
         if in_pipeline:
-            options = {
-                option: value for option, value in options.items() if nearest(option, cls.known_options())
-            }
+            options = {name: value for name, value in options.items() if name in cls.known_options()}
         return settings, options
 
     @classmethod

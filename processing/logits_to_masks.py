@@ -6,6 +6,7 @@ Legend: B batch, K classes, h, w cells of the logits, H, W pixels.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ except ImportError:  # older versions of transformers have no such output
     from transformers.image_processing_utils import BatchFeature as SemanticSegmentationPostProcessorOutput
 
 from .image_opening import Source, read_orientation
-from .orientation import UPRIGHT, swaps_sides, turn_back
+from .orientation import TURNS, UPRIGHT, swaps_sides, turn_back
 from .palettes import colorize
 from .tiling import RowReader
 
@@ -110,6 +111,26 @@ def scores_of(logits: Tensor, size: Sequence[int], orientation: int) -> Tensor:
     return turn_back(resized.movedim(0, -1), orientation).movedim(-1, 0)
 
 
+def checked_sizes(target_sizes: Sequence[Any] | Tensor, orientations: Sequence[int]) -> list[tuple[int, int]]:
+    """The sizes as pairs of ints. Raises ValueError for one that is not (height, width), or a wrong orientation."""
+    for code in orientations:
+        if code not in TURNS:
+            raise ValueError(f"orientations has {code!r}; an EXIF orientation is a whole number from 1 to 8.")
+    sizes = []
+    for size in target_sizes:
+        try:
+            height, width = (int(side) for side in size)
+        except (TypeError, ValueError):
+            height = width = 0
+        if min(height, width) < 1:
+            raise ValueError(
+                f"target_sizes has {size!r:.80} for an image, but must have (height, width), in pixels from 1. Pass for "
+                "example [(375, 500)] for one image."
+            )
+        sizes.append((height, width))
+    return sizes
+
+
 class SemanticPostProcessing:
     """Post-processing methods of an image processor; needs an attribute `palette`."""
 
@@ -142,7 +163,7 @@ class SemanticPostProcessing:
             mask, and `segmentation_scores` (K, H, W).
 
         Raises:
-            ValueError: If an argument does not have one entry per image.
+            ValueError: If an argument does not have one entry per image, or an entry is invalid.
         """
         logits = list(outputs.logits)
         for_each = {"target_sizes": target_sizes, "pixel_mask": pixel_mask, "orientations": orientations}
@@ -157,7 +178,7 @@ class SemanticPostProcessing:
             views = [(image_logits, image_logits.shape[1:], UPRIGHT) for image_logits in logits]
         else:
             codes = [UPRIGHT] * len(logits) if orientations is None else orientations
-            views = list(zip(logits, target_sizes, codes, strict=True))
+            views = list(zip(logits, checked_sizes(target_sizes, codes), codes, strict=True))
         masks = [mask_of(*view) for view in views]
         if not return_segmentation_scores:
             return masks

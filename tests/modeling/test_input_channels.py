@@ -95,6 +95,18 @@ def test_num_channels_is_an_option_that_the_backbone_stores(config_class, tmp_pa
     assert config_class.from_pretrained(tmp_path, num_channels=4).num_channels == 4
 
 
+@each("num_channels", (0, -1, 2.5, "5", True))
+def test_numbers_of_channels_that_make_no_sense_are_refused_before_any_weight_is_adapted(
+    num_channels, tmp_path
+):
+    tiny_mit().save_pretrained(tmp_path)
+    SEGMENTERS["glam_swin"]().save_pretrained(tmp_path / "glam")
+    with pytest.raises(ValueError, match="num_channels is .*, but must be a whole number from 1"):
+        GlamSwinForSemanticSegmentation.from_pretrained(tmp_path / "glam", num_channels=num_channels)
+    with pytest.raises(ValueError, match="num_channels is .*, but must be a whole number from 1"):
+        SegDeformerConfig(backbone_config=tiny_mit(), num_channels=num_channels)
+
+
 def test_sizes_that_channels_do_not_explain_are_refused():
     with pytest.raises(ValueError, match="no choice of channels"):
         fit_stem({"a": torch.zeros(4, 3, 2, 2)}, {"a": torch.zeros(4, 5, 3, 3)})

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 
 import pytest
@@ -53,12 +54,35 @@ def test_return_dict_of_the_configuration_gives_tuples_unless_the_call_says_othe
     torch.testing.assert_close(run(model, return_dict=True).logits, logits, rtol=0, atol=0)
 
 
+@each_model
+def test_a_model_in_half_precision_takes_images_in_full_precision(build):
+    model = build().to(torch.bfloat16).eval()
+    with torch.no_grad():
+        logits = model(torch.ones(1, 3, 20, 24, dtype=torch.bfloat16)).logits
+    torch.testing.assert_close(run(model).logits, logits, rtol=0, atol=0)
+
+
 def test_an_encoder_alone_follows_the_configuration_too():
     encoder = GlamSwinModel(tiny_classifier().config)
     encoder.config.output_hidden_states = True
     assert len(run(encoder).hidden_states) == 3
     encoder.config.return_dict = False
     assert isinstance(run(encoder), tuple)
+
+
+def test_a_list_of_names_in_config_json_is_read(tmp_path):
+    SEGMENTERS["glam_swin"]().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"id2label": ["a", "b", "c"], "label2id": None})
+    )
+    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path).config.label2id == {
+        "a": 0,
+        "b": 1,
+        "c": 2,
+    }
+    fewer = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, id2label=["c", "d"])
+    assert (fewer.config.id2label, fewer.classifier.out_channels) == ({0: "c", 1: "d"}, 2)
 
 
 def by_torch(model):

@@ -322,6 +322,19 @@ def test_scores_are_those_of_transformers_own_post_processing(sizes):
         torch.testing.assert_close(one.segmentation_scores, other.segmentation_scores)
 
 
+@each("size", [(8, 8, 3), 8, (0, 8), (8, -1), None, ("a", "b")])
+def test_target_sizes_that_are_not_height_and_width_are_refused(size):
+    with pytest.raises(ValueError, match=r"target_sizes has .*, but must have \(height, width\)"):
+        SegmentationImageProcessor().post_process_semantic_segmentation(outputs(1, 3, 4, 4), [size])
+
+
+def test_an_orientation_that_exif_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="orientations has 9"):
+        SegmentationImageProcessor().post_process_semantic_segmentation(
+            outputs(1, 3, 4, 4), [(8, 8)], orientations=[9]
+        )
+
+
 @each("orientation", range(1, 9))
 def test_scores_of_rotated_photographs_fit_their_masks(orientation):
     (output,) = SegmentationImageProcessor().post_process_semantic_segmentation(
@@ -502,6 +515,14 @@ def test_the_pipeline_segments_images_of_mixed_sizes(tiny_segformer, processor_c
             expected = classes == tiny_segformer.config.label2id[found["label"]]
             np.testing.assert_array_equal(np.asarray(found["mask"]) == 255, expected)
         assert {found["mask"].size for found in segments} == {image.size}
+
+
+def test_options_of_the_model_reach_the_pipeline_past_the_image_processor(saved):
+    for option in ("device_map", "num_labels", "offload_folder", "output_hidden_states"):
+        _, options = SegmentationImageProcessor.get_image_processor_dict(
+            saved, _from_pipeline="image-segmentation", **{option: "auto", "do_resize": False}
+        )
+        assert options == {"do_resize": False}
 
 
 def test_the_colors_of_a_label_map_color_predictions():
