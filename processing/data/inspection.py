@@ -10,7 +10,6 @@ from ..failures import reason
 from ..image_opening import (
     ImageReadError,
     Source,
-    Source,
     open_image,
     read_frames,
     read_mode,
