@@ -224,6 +224,8 @@ def opened_file(source: Source, pixel_limit: int) -> Iterator[BinaryIO]:
     if isinstance(source, bytes | bytearray):
         yield io.BytesIO(source)
     elif hasattr(source, "read"):
+        if isinstance(source, io.TextIOBase):
+            raise ImageReadError(f"{describe(source)} is open as text. Open it in binary mode, 'rb'.")
         can_seek = getattr(source, "seekable", lambda: False)()
         yield source if can_seek else io.BytesIO(_stream(source, BYTES_PER_PIXEL * pixel_limit))
     elif str(source).startswith(("http://", "https://")):

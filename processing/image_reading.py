@@ -25,6 +25,7 @@ from .image_opening import (
     read_mode,
 )
 from .orientation import UPRIGHT, turn_upright
+from .processor_numbers import check_processor_numbers
 from .value_ranges import unknown_range
 
 WIDE_MODES = ("F", "I")  # beginnings of Pillow's names for more than 8 bits
@@ -179,7 +180,7 @@ def channels_last(
     array: np.ndarray, accepted: tuple[int, ...], data_format: str | None, is_tensor: bool, name: str
 ) -> np.ndarray:
     """(H, W), (H, W, C) or (C, H, W) -> (H, W, C)."""
-    if array.ndim == 2 and 1 in accepted:
+    if array.ndim == 2 and 1 in accepted and 0 not in array.shape:
         return array[..., None]
     fits = {"channels_first": array.ndim == 3 and array.shape[0] in accepted}
     fits["channels_last"] = array.ndim == 3 and array.shape[-1] in accepted
@@ -203,6 +204,10 @@ def channels_last(
 
 def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
     """uint8 unchanged, everything else as float32 in 0..255."""
+    if values.dtype.kind not in "biuf":
+        raise ImageReadError(
+            f"{name} has dtype {values.dtype}, but pixels are numbers. Convert the array first."
+        )
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if values.dtype == np.uint8:
@@ -213,6 +218,7 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
         raise unknown_range(values, name)
     if not np.isfinite(values).all():
         raise ImageReadError(f"{name} has NaN or infinite values. Replace them before reading.")
+    check_processor_numbers({"value_range": value_range})
     low, high = value_range
     return np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
 

@@ -1,4 +1,4 @@
-"""Checks of an image processor's numbers and switches, which would otherwise give NaN, or fail far from the cause."""
+"""Checks of the numbers and switches of image processors and of reading, which would otherwise give NaN, or fail far from the cause."""
 
 from collections.abc import Callable, Mapping
 from math import isfinite
@@ -37,7 +37,10 @@ NUMBER_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_std": (each_channel(is_positive), "a number above 0, or one for each channel"),
     "rescale_factor": (is_positive, "a number above 0"),
     "value_range": (is_range, "(low, high), two numbers of which the first is smaller"),
-    "pixel_limit": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
+    **dict.fromkeys(
+        ("pixel_limit", "num_channels"),
+        (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
+    ),
     "resample": (lambda value: is_whole(value) and 0 <= value <= 5, "one of PIL's filters, 0 to 5"),
     **dict.fromkeys(
         ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),

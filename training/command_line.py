@@ -303,6 +303,8 @@ def plain_message(error: BaseException) -> str:
             "Use fewer --workers (0 starts no process), or give the container more shared memory (docker run --shm-size). "
             "Training continues with --resume."
         )
+    if isinstance(error, PermissionError) and error.filename:
+        return f"permission denied for '{error.filename}'. Change its permissions, or give another path."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         text += ". Free some space, then run the command again; training continues with --resume."
     return text

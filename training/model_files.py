@@ -129,8 +129,11 @@ def weight_files(folder: Path) -> list[Path]:
 def headers(path: Path) -> dict[str, str]:
     """Returns the type of each tensor in a .safetensors file, such as "F32". Raises WeightsError if it is damaged."""
     try:
+        path.open("rb").close()  # safetensors says of a file without permission that it does not exist
         with safe_open(path, framework="pt") as tensors:
             return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    except PermissionError as error:
+        raise WeightsError(f"{path} cannot be read: permission denied. Change its permissions.") from error
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path} is damaged ({brief(error)}; it has {path.stat().st_size} bytes). {COPY_AGAIN}"

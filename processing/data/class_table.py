@@ -42,7 +42,8 @@ class ClassTable:
         ignored_colors: RGB colors of unlabeled pixels in color masks.
 
     Raises:
-        ValueError: If `ignore_index` is not an integer, or is a class id.
+        ValueError: If the names are not different texts, `palette` has another number of colors, or `ignore_index` is
+            not an integer, or is a class id.
     """
 
     names: list[str]
@@ -52,7 +53,12 @@ class ClassTable:
     ignored_colors: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        count = len(self.names)
+        names, count = self.names, len(self.names)
+        is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        if not is_list or not names or len(set(names)) < count:
+            raise ValueError(f"names={shown(names)} is not a list of different class names.")
+        if self.palette is not None and len(self.palette) != count:
+            raise ValueError(f"there are {len(self.palette)} colors for {count} classes. Give one per class.")
         given = default_ignore_index(count) if self.ignore_index is None else self.ignore_index
         object.__setattr__(self, "ignore_index", check_ignore_index(given, count))
 
@@ -69,7 +75,7 @@ class ClassTable:
 
 def find_class_table(
     folder: Path,
-    classes: "str | Path | Sequence[str] | ClassTable | None",
+    classes: "str | Path | Sequence[str] | Mapping[int, str] | ClassTable | None",
     label_map: Mapping | None = None,
 ) -> ClassTable | None:
     """Finds the class table of a dataset.
@@ -77,7 +83,7 @@ def find_class_table(
     Args:
         folder: Folder of the dataset, in which (or in whose parent) `classes.json` is looked for if `classes`
             is None.
-        classes: Class names, path of a file that lists them, or the table itself.
+        classes: Class names, names by id, path of a file that lists them, or the table itself.
         label_map: Replaces the label map of the table.
 
     Returns:
@@ -91,7 +97,9 @@ def find_class_table(
     if isinstance(classes, str | Path):
         return read_class_table(Path(classes), label_map)
     if classes is not None:
-        return class_table(list(classes), label_map, "classes")
+        return class_table(
+            dict(classes) if isinstance(classes, Mapping) else list(classes), label_map, "classes"
+        )
     for place in (folder, folder.resolve().parent):
         if folder.exists() and (place / FILE_NAME).is_file():
             return read_class_table(place / FILE_NAME, label_map)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read_image
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
+from ..processor_numbers import check_processor_numbers
 from ..samples import MASK_COLUMNS, SCALE, VALUE_RANGE, check_sizes
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
@@ -54,6 +55,9 @@ class SegmentationData(Dataset, ABC):
         value_range: tuple[float, float] | None = None,
         pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
+        check_processor_numbers(
+            {"num_channels": num_channels, "value_range": value_range, "pixel_limit": pixel_limit}
+        )
         self.table = table
         self.num_channels = num_channels
         self.value_range = value_range
@@ -191,10 +195,10 @@ class DatasetPairs(SegmentationData):
 
 
 def open_data(
-    source: str | Path,
+    source: "str | Path | datasets.Dataset",
     split: str | None = None,
     *,
-    classes: Sequence[str] | str | Path | None = None,
+    classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
     image_column: str | None = None,
     mask_column: str | None = None,
     needs_all_pairs: bool = True,
@@ -205,11 +209,11 @@ def open_data(
 
     Args:
         source: One of: a folder with images/ and masks/; the folder of ADE20K, Cityscapes or COCO-Stuff as
-            published; a folder or parquet file that `datasets` can load; the name of a dataset on the Hub. The split may
-            follow after a colon, as in "me/streets:train".
+            published; a folder or parquet file that `datasets` can load; a `datasets.Dataset`; the name of a
+            dataset on the Hub. The split may follow after a colon, as in "me/streets:train".
         split: Name of the split; for a folder with images/ and masks/, a subfolder.
-        classes: Class names, or path of a `classes.json`. Defaults to the one in the folder or its parent, or
-            to the class names of the dataset.
+        classes: Class names, names by id, or path of a `classes.json`. Defaults to the one in the folder or its
+            parent, or to the class names of the dataset.
         image_column: Column of the images in a dataset of `datasets`. Found by type and name by default.
         mask_column: Column of the masks, in the same way.
         needs_all_pairs: Whether an image without a mask, or a mask without an image, is an error.
@@ -227,6 +231,10 @@ def open_data(
     Raises:
         ValueError: If the source does not exist, has no class names, or its files do not form pairs.
     """
+    columns = {"image_column": image_column, "mask_column": mask_column}
+    if not isinstance(source, str | Path):
+        table = None if classes is None else find_class_table(Path(), classes)
+        return DatasetPairs(source, table or default_table, **columns, **reading)
     source, split = split_source(str(source), split)
     folder = Path(source).expanduser()
     if layout := find_layout(folder):
@@ -239,7 +247,6 @@ def open_data(
         return SegmentationFolder(folder, classes, needs_all_pairs=needs_all_pairs, **reading)
     rows = load_rows(folder if folder.exists() else source, split)
     table = find_class_table(folder, classes) or table_of_features(rows) or default_table
-    columns = {"image_column": image_column, "mask_column": mask_column}
     return DatasetPairs(rows, table, name=source, **columns, **reading)
 
 

@@ -173,6 +173,10 @@ def check_data(
         The report. `problems` would stop or break training, `warnings` may reduce the quality of the trained
         model; `text()` and `as_dict()` give the whole report.
     """
+    if not isinstance(dataset, SegmentationData):
+        raise TypeError(
+            f"check_data got a {type(dataset).__name__}. Give it the dataset that open_data(SOURCE) returns."
+        )
     report = CheckReport(name, dataset.classes, len(dataset), skip_unreadable)
     report.problems += getattr(getattr(dataset, "pairing", None), "problems", [])
     count = len(dataset) if sample is None else min(sample, len(dataset))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from contextseg.processing.data.class_table import find_class_table, read_class_table
+from contextseg.processing.data.class_table import ClassTable, find_class_table, read_class_table
 
 
 @pytest.fixture
@@ -167,6 +167,20 @@ def test_the_default_ignore_index_is_not_a_class(table_of, count, ignore_index):
     assert table.ignore_index == ignore_index
     ids = np.array([[0, count - 1, ignore_index]])
     np.testing.assert_array_equal(table.decoder().decode(ids), ids)
+
+
+@pytest.mark.parametrize(
+    ("names", "palette", "message"),
+    [
+        ("abc", None, "names='abc' is not a list of different class names"),
+        ([], None, "is not a list of different"),
+        (["a", "a"], None, "is not a list of different"),
+        (["a", "b"], [(0, 0, 0)], "1 colors for 2 classes"),
+    ],
+)
+def test_a_table_made_in_python_is_checked_too(names, palette, message):
+    with pytest.raises(ValueError, match=message):
+        ClassTable(names, palette)
 
 
 def test_a_negative_ignore_index_is_kept(table_of):

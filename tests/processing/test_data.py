@@ -21,6 +21,7 @@ from contextseg.processing.data.datasets import (
     split_source,
 )
 from contextseg.processing.data.pairing import listed
+from contextseg.processing.data.report import check_data
 from contextseg.processing.image_reading import ImageReadError
 from contextseg.scripts import check
 
@@ -263,6 +264,31 @@ def test_the_check_goes_through_all_splits_of_a_folder_for_datasets(rows, tmp_pa
 
 
 @pytest.mark.slow
+@each("classes", [CLASSES, dict(enumerate(CLASSES))])
+def test_an_opened_dataset_and_names_in_any_form_are_taken_as_they_are(classes, rows):
+    data = open_data(rows, classes=classes)
+    assert (data.classes, data[1]["mask"].shape) == (CLASSES, (6, 8))
+
+
+@each(
+    ("reading", "message"),
+    {
+        "empty": ({"value_range": (5, 5)}, "value_range is .* the first is smaller"),
+        "NaN": ({"value_range": (float("nan"), 1)}, "value_range is"),
+        "no channels": ({"num_channels": 0}, "num_channels is 0, but must be a whole number above 0"),
+        "no pixels": ({"pixel_limit": -1}, "pixel_limit is -1"),
+    },
+)
+def test_options_of_reading_out_of_range_are_refused_at_once(reading, message, folder):
+    with pytest.raises(ValueError, match=message):
+        open_data(folder, **reading)
+
+
+def test_the_check_of_anything_but_a_dataset_says_what_to_give(folder):
+    with pytest.raises(TypeError, match="got a str. Give it the dataset that open_data"):
+        check_data(str(folder))
+
+
 def test_a_table_opens_by_its_own_path(rows, tmp_path):
     rows.to_parquet(tmp_path / "streets.parquet")
     assert open_data(tmp_path / "streets.parquet")[1]["mask"].shape == (6, 8)

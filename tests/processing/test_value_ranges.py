@@ -92,6 +92,11 @@ def test_unknown_black_and_white_are_a_problem_with_the_option_to_pass(tmp_path)
     assert report.unreadable == []
 
 
+def test_a_range_without_width_is_refused():
+    with pytest.raises(ValueError, match="value_range is .* the first is smaller"):
+        read_image(levels(4000), value_range=(5, 5))
+
+
 def test_the_error_of_one_image_names_the_option_too():
     with pytest.raises(UnknownRangeError, match=r"--value-range 0 4095"):
         read_image(levels(4000, "int32"))

@@ -123,6 +123,11 @@ def test_a_full_disk_is_reported_with_advice(tmp_path):
     assert "Free some space, then run the command again" in plain_message(caught.value)
 
 
+def test_a_folder_without_permission_is_named_in_words(tmp_path):
+    error = PermissionError(13, "Permission denied", str(tmp_path))
+    assert plain_message(error).startswith(f"permission denied for '{tmp_path}'. Change its permissions")
+
+
 @pytest.fixture(scope="module")
 def stored(data, tmp_path_factory):
     """A run with a checkpoint."""

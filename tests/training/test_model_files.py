@@ -1,8 +1,10 @@
 """Models that are damaged, incomplete or not finite are refused by every command, in one sentence with the path."""
 
+import errno
 import json
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tiny import tiny_glam_swin
 from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import GlamSwinForSemanticSegmentation, SegmentationImageProcessor
-from contextseg.training.model_files import first_not_finite, load_model
+from contextseg.training.model_files import WeightsError, first_not_finite, headers, load_model
 from contextseg.training.models import open_model
 from contextseg.training.publishing import ExportArguments, export_to, open_trained
 from contextseg.training.records import read_json
@@ -100,6 +102,15 @@ def test_a_damaged_model_is_never_used(damage, message, whole, tmp_path):
         open_model(str(folder))
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_weights_without_permission_are_not_said_to_be_damaged(whole, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(WeightsError, match=f"{WEIGHTS} cannot be read: permission denied"):
+        headers(whole / WEIGHTS)
 
 
 @each(("damage", "message"), [DAMAGES[name] for name in ("not a number", "an empty config")])
