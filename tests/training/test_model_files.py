@@ -110,7 +110,7 @@ def test_a_damaged_model_is_never_used(damage, message, whole, tmp_path):
 
 
 def test_what_a_damaged_model_does_is_answered_with_its_path(whole, tmp_path):
-    damage = content(CONFIG, lambda data: data.replace(b"{", b'{"auto_map": "AutoConfig",', 1))
+    damage = content(CONFIG, lambda data: json.dumps(json.loads(data) | {"auto_map": "AutoConfig"}).encode())
     folder = damaged(whole, tmp_path / "model", damage)
     with pytest.raises(ValueError, match="is damaged") as caught:
         task_of_model(str(folder))
