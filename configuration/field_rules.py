@@ -60,8 +60,12 @@ ENCODER_RANGES = {
     "num_channels": FIELD_RANGES["num_channels"],
 }
 MOST_WEIGHTS = 10**9  # parameters; the largest published size has 0.2 billion
-SWITCHES = ("output_hidden_states", "output_attentions", "return_dict")  # of transformers' base class
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double")
+# Fields of transformers' base class, whose types it does not check.
+BASE_TYPES = {
+    **dict.fromkeys(("output_hidden_states", "output_attentions", "return_dict"), bool),
+    "problem_type": str,
+}
 WORDS = {bool: "True or False", str: "a text", dict: "a dictionary"}
 
 
@@ -74,8 +78,8 @@ def check_fields(config_class: type, options: Mapping[str, Any]) -> None:
             check_field(name, field, value)
         elif name == "num_labels":
             check_number(name, value, FIELD_RANGES[name])
-        elif name in SWITCHES and not (value is None or isinstance(value, bool)):
-            raise ValueError(f"{name} is {shown(value)}, but must be True or False.")
+        elif name in BASE_TYPES and not (value is None or isinstance(value, BASE_TYPES[name])):
+            raise ValueError(f"{name} is {shown(value)}, but must be {WORDS[BASE_TYPES[name]]}.")
         elif name in ("dtype", "torch_dtype") and not is_dtype(value):
             raise ValueError(f"{name} is {shown(value)}. Use one of {', '.join(DTYPES)}.")
 
@@ -84,7 +88,9 @@ def is_dtype(value: Any) -> bool:
     """Whether transformers can take the value as the type of weights; torch, which is not imported here, has others."""
     if isinstance(value, str):
         return value in DTYPES
-    return value is None or isinstance(value, dict) or type(value).__name__ == "dtype"
+    if isinstance(value, dict):  # of the parts of a model
+        return all(isinstance(part, str) for part in value)
+    return value is None or type(value).__name__ == "dtype"
 
 
 def own_fields(config_class: type) -> dict[str, dataclasses.Field]:

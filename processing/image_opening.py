@@ -68,7 +68,9 @@ class BoundedReader(io.BufferedReader):
     """A file that never allocates more than its size, whatever length a damaged header states."""
 
     def read(self, size: int | None = -1) -> bytes:
-        return super().read(size if size is None else min(size, os.fstat(self.fileno()).st_size))
+        if size is not None and size > STREAM_BLOCK:
+            size = min(size, os.fstat(self.fileno()).st_size)
+        return super().read(size)
 
 
 class Decoded(NamedTuple):

@@ -220,7 +220,8 @@ def _on_8_bit_scale(values: np.ndarray, value_range: tuple[float, float] | None,
         raise ImageReadError(f"{name} has NaN or infinite values. Replace them before reading.")
     check_processor_numbers({"value_range": value_range})
     low, high = value_range
-    return np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is black or white
+        return np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

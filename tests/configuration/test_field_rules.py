@@ -62,12 +62,23 @@ REFUSED = {
     "a number for a switch": {"use_global_attention": 1},
     "a number for text": {"decoder": 3},
     "none": {"loss": None},
+    "more than a float holds": {"auxiliary_loss_weight": 10**400},
+    "an unknown type of weights": {"dtype": "1e9"},
+    "a list for a type": {"dtype": [1]},
+    "a range for a switch of transformers": {"output_hidden_states": range(3)},
+    "a set for a text of transformers": {"problem_type": {1}},
+    "a tuple for a part of the model": {"dtype": {(1,): None}},
+    "a dictionary for a class name": {"id2label": {0: "a"}, "label2id": [{}]},
+    "a class name of two lines twice": {"id2label": ["a\nb", "a\nb"]},
+    "long class names": {"id2label": {0: ["x" * 3000]}},
 }
 
 
 @each("options", REFUSED)
 def test_a_value_that_cannot_be_is_refused_in_one_sentence(options):
-    with pytest.raises(ValueError, match="must be|has|have|weights|which leaves") as caught:
+    with pytest.raises(
+        ValueError, match="must be|has|have|weights|which leaves|Use one of|id2label"
+    ) as caught:
         GlamSwinConfig(**options)
     text = str(caught.value)
     assert "\n" not in text

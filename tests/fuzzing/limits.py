@@ -8,7 +8,6 @@ without the name that it should have, more time or memory than the limits, and a
 import faulthandler
 import logging
 import re
-import resource
 import signal
 import sys
 import time
@@ -20,6 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+if sys.platform != "linux":
+    pytest.skip("limits of memory need Linux", allow_module_level=True)
+import resource  # here because Windows has none
 
 ERROR_TYPE = re.compile(r": [A-Z]\w*(Error|Exception|Warning):")  # how `reason` tells an unexpected error
 MEGABYTE = 1 << 20

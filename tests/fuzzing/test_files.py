@@ -118,6 +118,10 @@ def test_the_images_are_of_every_ending_and_whole(tmp_path):
         assert pixels.shape[:2] in ((HEIGHT, WIDTH), (WIDTH, HEIGHT)), name
 
 
+def test_one_damaged_file_of_each_kind_is_read_or_refused(tmp_path):
+    run(range(len(IMAGES)), tmp_path)
+
+
 @pytest.mark.slow
 def test_3000_damaged_files_are_read_or_refused(tmp_path):
     run(range(3000), tmp_path)

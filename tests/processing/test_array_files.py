@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -30,11 +31,11 @@ def as_tiff(array, **options):
     return file.getvalue()
 
 
-def as_png(colors):
-    """A PNG with 16 bits for each of three channels, which Pillow cannot write."""
-    height, width, _ = colors.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in colors.astype(">u2"))
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+def as_png(colors, filter_byte=b"\0"):
+    """A PNG with 16 bits for each of three or four channels, which Pillow cannot write."""
+    height, width, channels = colors.shape
+    rows = b"".join(filter_byte + row.tobytes() for row in colors.astype(">u2"))
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -70,9 +71,31 @@ def test_colors_of_16_bits_keep_their_lower_bits(file):
     np.testing.assert_array_equal(read_image(file, value_range=(0, 255)), BANDS[..., :3].clip(max=255))
 
 
-def test_masks_can_be_npy_files(tmp_path):
+def test_the_alpha_channel_of_16_bits_keeps_its_lower_bits():
+    pixels = read_channels(as_png(BANDS[..., :4]), 4, value_range=(0, 255))
+    np.testing.assert_array_equal(pixels, BANDS[..., :4].clip(max=255))
+
+
+def test_masks_can_be_npy_files_whatever_their_name(tmp_path):
     np.save(tmp_path / "mask.npy", BANDS[..., 0])
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.npy"), BANDS[..., 0])
+    np.testing.assert_array_equal(read_mask((tmp_path / "mask.npy").read_bytes()), BANDS[..., 0])
+    (tmp_path / "text.npy").write_text("0 0 1")
+    with pytest.raises(ImageReadError, match=r"text\.npy' is empty, damaged at its start"):
+        read_mask(tmp_path / "text.npy")
+
+
+@each(
+    "file",
+    {"npy": as_npy(BANDS)[:8] + b"\xff\xff", "PNG": as_png(BANDS[..., :3])[:33] + b"\xff\xff\xff\xffIDAT"},
+)
+def test_a_stated_length_of_gigabytes_allocates_nothing(file, tmp_path):
+    (tmp_path / "image").write_bytes(file.replace(b"NUMPY\1\0\xff\xff", b"NUMPY\3\0\xff\xff\xff\xff"))
+    tracemalloc.start()
+    with pytest.raises(ImageReadError, match="cannot be decoded"):
+        read_image(tmp_path / "image")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @each(
@@ -82,6 +105,8 @@ def test_masks_can_be_npy_files(tmp_path):
         "no image": (as_npy(np.zeros((2, 3, 4, 5))), r"shape \(2, 3, 4, 5\).*an image is"),
         "no numbers": (as_npy(np.array([[None]])), "the type object"),
         "cut": (as_npy(BANDS)[:300], "cannot be decoded"),
+        "an unfinished header": (as_npy(BANDS).replace(b"}", b" "), "cannot be decoded"),
+        "an unknown filter of rows": (as_png(BANDS[..., :3], b"\x09"), "cannot be decoded"),
         "cut TIFF": (SAME_IMAGE["TIFF, pixels"][:200], "cannot be decoded"),
         "too large": (as_npy(np.zeros((40, 40, 5), np.uint8)), "above the limit of 1000 pixels"),
         "too large TIFF": (

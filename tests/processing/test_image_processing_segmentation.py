@@ -529,3 +529,15 @@ def test_the_colors_of_a_label_map_color_predictions():
     processor = SegmentationImageProcessor(label_map={"#ff0000": 1, "0,0,255": 0, "#000000": "ignore"})
     assert processor.palette == [[0, 0, 255], [255, 0, 0]]
     assert processor.colorize(np.array([[1, 0]])).convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+@each(
+    ("options", "message"),
+    [
+        ({"image_std": [1, 1, 1, 1]}, "image_std has 4 entries, but do_convert_rgb=True"),
+        ({"image_std": [1, 1], "image_mean": [0] * 5, "do_convert_rgb": False}, "5 entries and image_std 2"),
+    ],
+)
+def test_mean_and_deviation_are_for_the_channels_of_the_image(options, message):
+    with pytest.raises(ValueError, match=message):
+        SegmentationImageProcessor(**options)(np.zeros((8, 8, 5), np.uint8), return_tensors="pt")

@@ -299,3 +299,8 @@ def test_an_orientation_that_does_not_exist_is_upright(code):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = code
     assert read_orientation(encoded(Image.new("L", (3, 2)), "JPEG", exif=exif)) == 1
+
+
+def test_values_beyond_float32_are_black_or_white():
+    pixels = read_channels(np.array([[-1e300, 0.5, 1e300]]), 1, value_range=(0, 1))
+    np.testing.assert_array_equal(pixels[..., 0], [[0, 127.5, 255]])

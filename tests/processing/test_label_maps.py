@@ -47,6 +47,11 @@ def test_unknown_ids_are_named_with_their_pixel_count():
         LabelMap({1: 0}).decode(mask, "a.png")
 
 
+def test_of_many_known_ids_the_first_and_the_last_are_named():
+    with pytest.raises(ValueError, match=r"known values: 0, 1, .*28, 29, \.\.\., 299\.$"):
+        LabelMap({value: value for value in range(300)}, 999).decode(np.array([[300]]))
+
+
 def test_unknown_colors_are_named_with_their_pixel_count():
     with pytest.raises(ValueError, match=r"#010203 \(4 pixels\)"):
         LabelMap(COLORS).decode(np.full((2, 2, 3), (1, 2, 3), np.uint8))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from cases import each
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from contextseg.processing.data import report
 from contextseg.processing.data.datasets import SegmentationFolder
@@ -285,3 +285,14 @@ def test_every_pixel_of_300_classes_counts(folder):
         Image.fromarray(np.arange(200, 300, dtype=np.uint16).reshape(10, 10)).save(path)
     report = report_of(folder)
     assert (report.ignored_pixels, report.pixels[255], report.problems) == (0, 4, [])
+
+
+def test_the_mask_of_a_turned_image_can_be_npy(folder):
+    for image in (folder / "images").iterdir():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 3
+        Image.open(image).save(image, exif=exif)
+        mask = folder / "masks" / image.name
+        np.save(mask.with_suffix(".npy"), np.asarray(Image.open(mask)))
+        mask.unlink()
+    assert "are turned upright by their EXIF orientation" in " ".join(report_of(folder).warnings)

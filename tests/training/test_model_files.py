@@ -15,7 +15,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import GlamSwinForSemanticSegmentation, SegmentationImageProcessor
 from contextseg.training.model_files import WeightsError, first_not_finite, headers, load_model
-from contextseg.training.models import open_model
+from contextseg.training.models import open_model, task_of_model
 from contextseg.training.publishing import ExportArguments, export_to, open_trained
 from contextseg.training.records import read_json
 from contextseg.training.starting_points import read_config
@@ -86,6 +86,14 @@ DAMAGES = {
     "a list": (content(CONFIG, lambda _: b"[]"), f"{CONFIG} is damaged: .* object"),
     "binary": (content(PROCESSOR, lambda _: b"\xff\xfe\x00"), f"{PROCESSOR} is damaged"),
     "a number for the type": (content(CONFIG, lambda _: b'{"model_type": 5}'), f"{CONFIG} .*its model_type"),
+    "a value out of range": (
+        content(CONFIG, lambda data: data.replace(b'"patch_size": 4', b'"patch_size": 0')),
+        "cannot be loaded: patch_size is 0",
+    ),
+    "a number for a switch": (
+        content(PROCESSOR, lambda data: data.replace(b'"do_rescale": true', b'"do_rescale": 7')),
+        f"{PROCESSOR} cannot be loaded: do_rescale is 7",
+    ),
     "null": (content(PROCESSOR, lambda _: b"null"), f"{PROCESSOR} is damaged"),
 }
 
@@ -111,6 +119,14 @@ def test_weights_without_permission_are_not_said_to_be_damaged(whole, monkeypatc
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(WeightsError, match=f"{WEIGHTS} cannot be read: permission denied"):
         headers(whole / WEIGHTS)
+
+
+def test_what_a_damaged_model_does_is_answered_with_its_path(whole, tmp_path):
+    damage = content(CONFIG, lambda data: json.dumps(json.loads(data) | {"auto_map": "AutoConfig"}).encode())
+    folder = damaged(whole, tmp_path / "model", damage)
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        task_of_model(str(folder))
+    assert str(folder) in str(caught.value)
 
 
 @each(("damage", "message"), [DAMAGES[name] for name in ("not a number", "an empty config")])
