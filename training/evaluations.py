@@ -17,9 +17,10 @@ from ..processing.failures import telling
 from ..processing.metrics import ConfusionMatrix, percent
 from ..processing.plain_text import markdown_table, markdown_text
 from ..processing.progress import progress
+from .class_matching import check_classes, match_classes
 from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
-from .models import CLASSIFIER, check_classes, match_classes, open_model
+from .models import CLASSIFIER, open_model
 from .scoring import count_or_name, whole_images
 from .stored_reading import reading_for, rgb_reading
 

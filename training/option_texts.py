@@ -1,11 +1,14 @@
-"""Parsers of options that hold numbers in a text, such as 360x480, 0.75,1,1.25, or global_tokens=10.
+"""Parsers of options that hold values in a text, such as 360x480, 0.75,1,1.25, or global_tokens=10.
 
-Each is called with the text and, for its messages, the name of the option; each raises ValueError.
+Most are called with the text and, for their messages, the name of the option; all raise ValueError.
 """
 
+import ast
+import json
 import math
+from typing import Any
 
-from ..configuration.ranges import Range, check_number, whole
+from ..configuration.ranges import Range, check_number, shown, whole
 
 SIDE = whole(1, 32768)  # pixels of a crop, a window or a resized image
 SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
@@ -103,6 +106,29 @@ def value_limits(text: str, option: str = "--value-range") -> tuple[float, float
     if limits[0] >= limits[1]:
         raise ValueError(f"{option} {brief(text)} does not begin with the smaller value. Write LOW HIGH.")
     return tuple(limits)
+
+
+def parse_overrides(settings: list[str]) -> dict[str, Any]:
+    """Parses --set: `["embed_dim=32", "depths=[2,2,2,2]"]` -> values by field name."""
+    overrides = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(
+                f"--set {shown(setting)} has no value. Write --set NAME=VALUE, such as --set embed_dim=32."
+            )
+        overrides[name.strip().replace("-", "_")] = parse_value(text.strip())
+    return overrides
+
+
+def parse_value(text: str) -> Any:
+    """Parses a number, list, boolean or null, in JSON or Python syntax; otherwise a string."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def is_count(text: str) -> bool:

@@ -21,8 +21,7 @@ from contextseg.processing.data.batches import SampleStream, TrainingSamples, tr
 from contextseg.scripts.train import main
 from contextseg.training import loop
 from contextseg.training.checkpoints import CheckpointError, newest, write_folder
-from contextseg.training.models import parse_overrides
-from contextseg.training.option_texts import crop_size
+from contextseg.training.option_texts import crop_size, parse_overrides
 from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.segmentation import SegmentationTask, new_augmentation
