@@ -55,7 +55,9 @@ class ClassPredictor(FilePredictor):
         self.rows.append(row)
 
     def close(self) -> None:
-        """Writes the table of all images classified so far."""
+        """Writes the table of all images classified so far, if there are any."""
+        if not self.rows:
+            return
         ranks = range(1, min(MOST_CLASSES, len(self.names)) + 1)
         header = ["image", *(column for rank in ranks for column in (f"class_{rank}", f"probability_{rank}"))]
         self.table.parent.mkdir(parents=True, exist_ok=True)

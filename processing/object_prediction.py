@@ -75,7 +75,9 @@ class ObjectPredictor(FilePredictor):
             self.annotations.append({**numbers, **annotation})
 
     def close(self) -> None:
-        """Writes the annotations of all images so far."""
+        """Writes the annotations of all images so far, if there are any."""
+        if not self.images:
+            return
         categories = [{"id": index, "name": name} for index, name in enumerate(self.names)]
         content = {"images": self.images, "annotations": self.annotations, "categories": categories}
         self.file.parent.mkdir(parents=True, exist_ok=True)

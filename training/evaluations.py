@@ -145,7 +145,7 @@ def scored(
     started = time.perf_counter()
     images = progress(loader(data, processor, accelerator, arguments.workers, (Exception,)), unit="batch")
     failed = UnreadableImages(skip=True, quiet=True)
-    with telling(lambda: "The evaluation was interrupted; no results were written."):
+    with telling(lambda: "No results were written."):
         scores = score(model.to(accelerator.device), failed.filter(images), accelerator)
     failed.collect(accelerator)
     not_scored = list(failed.times.elements())

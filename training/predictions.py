@@ -30,7 +30,8 @@ def predict(arguments: PredictArguments) -> list[str]:
     check_task(arguments, task)
     predictor = PREDICTORS[task](arguments)
     done = run_all(predictor, jobs, failures, arguments)
-    print(f"{done} of {len(jobs)} images {predictor.done}; the results are in {arguments.output}")
+    place = f"; the results are in {arguments.output}" if done else ""
+    print(f"{done} of {len(jobs)} images {predictor.done}{place}")
     return failures
 
 

@@ -174,6 +174,10 @@ def test_a_classifier_writes_the_five_most_probable_classes_of_any_image(classif
     for name, row in rows.items():
         best = ranking(classifier, read_image(odd / name))[:5]
         assert [row[f"class_{rank}"] for rank in range(1, 6)] == best
+    options = ["--pixel-limit", "9"]
+    assert predicted(classifier, odd, tmp_path / "out", *options, code=1) == rows, (
+        "the former table, as none is new"
+    )
     same = [list(rows[name].values())[1:] for name in ("upright.png", "turned.png", "array.npy")]
     assert same[0] == same[1] == same[2]
 
