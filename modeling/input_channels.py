@@ -122,10 +122,10 @@ def load_for_channels(load: Callable[..., Any], stored: int, name: Any, *args: A
         *args: Further arguments of `load`.
         **options: Options of `load`, with the wanted number as `num_channels` or in a `config`.
     """
-    wanted = options.pop("num_channels", None)
-    if "config" in options:
-        wanted = wanted or options["config"].num_channels
-        options["config"] = with_num_channels(options["config"], stored)
+    config = options.get("config")
+    wanted = options.pop("num_channels", getattr(config, "num_channels", None))
+    if isinstance(config, PreTrainedConfig):
+        options["config"] = with_num_channels(config, stored)
     reading = {option: value for option, value in options.items() if option not in PLACEMENT}
     model, info = load(name, *args, **reading, output_loading_info=True)
     placement = {option: options[option] for option in (PLACEMENT | {"dtype"}) & options.keys()}

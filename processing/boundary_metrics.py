@@ -10,8 +10,10 @@ Legend: B batch, H, W image axes, K classes, N boundary pixels; `ids` are intege
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,7 +29,53 @@ DENSE = 1 / 4  # share of boundary pixels above which comparing whole images is 
 UNIT = 2**32  # sums of scores are integers, so that they do not depend on order or processes
 
 
-class BoundaryIoU:
+class BoundaryScore(ABC):
+    """Counts over images that can be summed over processes. Subclasses implement `_count` and `compute`.
+
+    Args:
+        num_labels: Number of classes.
+        ignore_index: Label of pixels that are not counted; None is 255, or 65535 where 255 is a class.
+        counts: Zeros, int64, to which images are added.
+    """
+
+    def __init__(self, num_labels: int, ignore_index: int | None, counts: Tensor) -> None:
+        self.num_labels, self.counts = num_labels, counts
+        self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
+
+    def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
+        """Adds one whole image or a batch of them.
+
+        Args:
+            prediction: Predicted class ids (..., H, W).
+            labels: Class ids (..., H, W) of the same shape.
+
+        Raises:
+            ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
+        """
+        for predicted, labeled in without_void(prediction, labels, self.num_labels, self.ignore_index):
+            counts = self._count(predicted, labeled)
+            self.counts = self.counts.to(counts.device) + counts
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> Self:
+        """Returns the sum over processes; this object keeps its own counts.
+
+        Args:
+            reduce: Sums a tensor over all processes, such as `accelerator.reduce`.
+        """
+        other = copy(self)
+        other.counts = reduce(self.counts.clone())
+        return other
+
+    @abstractmethod
+    def compute(self) -> dict[str, Any]:
+        """Returns the scores of all images so far."""
+
+    @abstractmethod
+    def _count(self, predicted: Tensor, labeled: Tensor) -> Tensor:
+        """Two (H, W) -> what an image adds to `counts`; both are `num_labels` where pixels are not counted."""
+
+
+class BoundaryIoU(BoundaryScore):
     """IoU of the pixels within a distance of the class boundaries, pooled over images.
 
     The distance is `dilation_ratio` of the image diagonal, at least one pixel. The image border counts as a
@@ -45,24 +93,9 @@ class BoundaryIoU:
     def __init__(
         self, num_labels: int, ignore_index: int | None = None, dilation_ratio: float = 0.02
     ) -> None:
-        self.num_labels = num_labels
-        self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
         self.dilation_ratio = dilation_ratio
-        self.counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
-
-    def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
-        """Adds the boundary pixels of one whole image or a batch.
-
-        Args:
-            prediction: Predicted class ids (..., H, W).
-            labels: Class ids (..., H, W) of the same shape.
-
-        Raises:
-            ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
-        """
-        for predicted, labeled in without_void(prediction, labels, self.num_labels, self.ignore_index):
-            radius = max(1, round(self.dilation_ratio * math.hypot(*labeled.shape)))
-            self.counts = self.counts.to(labeled.device) + self._count(predicted, labeled, radius)
+        counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
+        super().__init__(num_labels, ignore_index, counts)
 
     def compute(self) -> dict[str, Any]:
         """Returns `boundary_iou`, the mean over classes that occur, and `per_class_boundary_iou`, a list."""
@@ -70,18 +103,9 @@ class BoundaryIoU:
         per_class = intersection / (both - intersection)
         return {"boundary_iou": per_class.nanmean().item(), "per_class_boundary_iou": per_class.tolist()}
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "BoundaryIoU":
-        """Returns the sum over processes; this object keeps its own counts.
-
-        Args:
-            reduce: Sums a tensor over all processes, such as `accelerator.reduce`.
-        """
-        other = BoundaryIoU(self.num_labels, self.ignore_index, self.dilation_ratio)
-        other.counts = reduce(self.counts.clone())
-        return other
-
-    def _count(self, predicted: Tensor, labeled: Tensor, radius: int) -> Tensor:
+    def _count(self, predicted: Tensor, labeled: Tensor) -> Tensor:
         """Two (H, W) -> (2, K): the boundary pixels in both, and the sum of those in each."""
+        radius = max(1, round(self.dilation_ratio * math.hypot(*labeled.shape)))
         count = self.num_labels
         label_edge = (labeled != count) & boundary(labeled, radius)
         predicted_edge = (labeled != count) & boundary(predicted, radius)
@@ -90,7 +114,7 @@ class BoundaryIoU:
         return torch.stack([count_ids(labeled, shared, count), both])
 
 
-class BoundaryF:
+class BoundaryF(BoundaryScore):
     """Boundary F score: precision and recall of boundary pixels within a distance, and their harmonic mean.
 
     A boundary pixel of a class is one of its pixels with a pixel of another class above, below, left or
@@ -109,25 +133,9 @@ class BoundaryF:
     """
 
     def __init__(self, num_labels: int, ignore_index: int | None = None, tolerance: float = 0.0075) -> None:
-        self.num_labels = num_labels
-        self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
         self.tolerance = tolerance
         # Of F, precision and recall: the sum over images in units, and the number of images.
-        self.counts = torch.zeros(2, 3, num_labels, dtype=torch.int64)
-
-    def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
-        """Adds the scores of one whole image or a batch of them.
-
-        Args:
-            prediction: Predicted class ids (..., H, W).
-            labels: Class ids (..., H, W) of the same shape.
-
-        Raises:
-            ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
-        """
-        for predicted, labeled in without_void(prediction, labels, self.num_labels, self.ignore_index):
-            distance = max(1.0, self.tolerance * math.hypot(*labeled.shape))
-            self.counts += self._scores(predicted, labeled, distance)
+        super().__init__(num_labels, ignore_index, torch.zeros(2, 3, num_labels, dtype=torch.int64))
 
     def compute(self) -> dict[str, Any]:
         """Computes the scores of all images so far.
@@ -141,18 +149,9 @@ class BoundaryF:
         means = {f"boundary_{name}": values.nanmean().item() for name, values in per_class.items()}
         return means | {f"per_class_boundary_{name}": values.tolist() for name, values in per_class.items()}
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "BoundaryF":
-        """Returns the sum over processes; this object keeps its own counts.
-
-        Args:
-            reduce: Sums a tensor over all processes, such as `accelerator.reduce`.
-        """
-        other = BoundaryF(self.num_labels, self.ignore_index, self.tolerance)
-        other.counts = reduce(self.counts.clone())
-        return other
-
-    def _scores(self, predicted: Tensor, labeled: Tensor, distance: float) -> Tensor:
+    def _count(self, predicted: Tensor, labeled: Tensor) -> Tensor:
         """Two (H, W) -> (2, 3, K) on the CPU: what one image adds to `counts`."""
+        distance = max(1.0, self.tolerance * math.hypot(*labeled.shape))
         count = self.num_labels
         edges = [torch.where(contour(ids), ids, count) for ids in (predicted, labeled)]  # others are void
         found, present = (count_ids(edge, edge < count, count).cpu() for edge in edges)

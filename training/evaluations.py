@@ -17,9 +17,10 @@ from ..processing.failures import telling
 from ..processing.metrics import ConfusionMatrix, percent
 from ..processing.plain_text import markdown_table, markdown_text
 from ..processing.progress import progress
+from .class_matching import check_classes, match_classes
 from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
-from .models import CLASSIFIER, check_classes, match_classes, open_model
+from .models import CLASSIFIER, open_model
 from .scoring import count_or_name, whole_images
 from .stored_reading import reading_for, rgb_reading
 
@@ -47,20 +48,10 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
-    if len(not_scored) == len(data):
-        raise ValueError(f"none of the {len(data)} images can be scored. The first error: {not_scored[0]}")
     scores = confusion.compute(names)
     add_boundaries(scores, *(metric.compute() for metric in boundaries))
-    facts = {
-        "model": source,
-        "data": arguments.data,
-        "images": len(data) - len(not_scored),
-        "protocol": f"{inference}, one image at a time",
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    if not_scored:
-        facts["images that could not be scored"] = len(not_scored)
-        scores["not_scored"] = not_scored
+    facts = {"model": source, **facts_of(arguments, scores, not_scored, len(data), started)}
+    facts["protocol"] = f"{inference}, one image at a time"
     if accelerator.is_main_process:
         report(scores, facts, confusion, arguments.output_folder())
     accelerator.end_training()  # threads of its process group can abort a process that ends while they run
@@ -148,17 +139,31 @@ def scored(
         scores = score(model.to(accelerator.device), failed.filter(images), accelerator)
     failed.collect(accelerator)
     not_scored = list(failed.times.elements())
-    if len(not_scored) == len(data):
-        raise ValueError(f"none of the {len(data)} images can be scored. The first error: {not_scored[0]}")
+    return scores, facts_of(arguments, scores, not_scored, len(data), started)
+
+
+def facts_of(
+    arguments: EvaluateArguments,
+    scores: dict[str, Any],
+    not_scored: list[str],
+    num_images: int,
+    started: float,
+) -> dict[str, Any]:
+    """Returns what the files say of an evaluation, and adds `not_scored` to the scores unless it is empty.
+
+    Raises ValueError if no image could be scored.
+    """
+    if len(not_scored) == num_images:
+        raise ValueError(f"none of the {num_images} images can be scored. The first error: {not_scored[0]}")
     facts = {
         "data": arguments.data,
-        "images": len(data) - len(not_scored),
+        "images": num_images - len(not_scored),
         "seconds": round(time.perf_counter() - started, 1),
     }
     if not_scored:
         facts["images that could not be scored"] = len(not_scored)
         scores["not_scored"] = not_scored
-    return scores, facts
+    return facts
 
 
 def written(

@@ -22,6 +22,7 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
+from ..processing.plain_text import one_line
 from .records import read_json
 
 COPY_AGAIN = "Copy it again from where it was intact."
@@ -196,4 +197,4 @@ def floating_tensors(weights: nn.Module | Mapping[str, Tensor]) -> Iterator[tupl
 
 def brief(error: Exception) -> str:
     """Returns an error's message on one line, shortened if it is long."""
-    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"
+    return one_line(str(error), 200) or type(error).__name__

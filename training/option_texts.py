@@ -1,12 +1,17 @@
-"""Parsers of options that hold numbers in a text, such as 360x480, 0.75,1,1.25, or global_tokens=10.
+"""Parsers of options that hold values in a text, such as 360x480, 0.75,1,1.25, or global_tokens=10.
 
-Each is called with the text and, for its messages, the name of the option; each raises ValueError.
+Most are called with the text and, for their messages, the name of the option; all raise ValueError.
 """
 
+import ast
+import json
 import math
+from typing import Any
 
-from ..configuration.ranges import Range, check_number, whole
+from ..configuration.ranges import Range, check_number, shown, whole
+from ..processing.plain_text import one_line
 
+LONGEST = 80  # characters of an option in a message
 SIDE = whole(1, 32768)  # pixels of a crop, a window or a resized image
 SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
 FACTOR = Range(above=0, maximum=1000)
@@ -19,7 +24,9 @@ def height_and_width(text: str, option: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(is_count(part) for part in parts):
-        raise ValueError(f"{option} {brief(text)} is not a size. Write a number of pixels, or HEIGHTxWIDTH.")
+        raise ValueError(
+            f"{option} {one_line(text, LONGEST)} is not a size. Write a number of pixels, or HEIGHTxWIDTH."
+        )
     for part in parts:
         check_number(option, int(part), SIDE)
     return int(parts[0]), int(parts[-1])
@@ -35,7 +42,7 @@ def shorter_sides(text: str, option: str = "--shorter-side") -> tuple[int, ...]:
     parts = text.split("-")
     if len(parts) > 2 or not all(is_count(part) for part in parts):
         raise ValueError(
-            f"{option} {brief(text)} is not a length. Write a number of pixels, or a range such as 480-800."
+            f"{option} {one_line(text, LONGEST)} is not a length. Write a number of pixels, or a range such as 480-800."
         )
     first, last = int(parts[0]), int(parts[-1])
     if first > last:
@@ -48,7 +55,9 @@ def integers(text: str, option: str) -> list[int]:
     """Parses numbers of pixels, of images, ...: `"1,2"` -> [1, 2]."""
     parts = text.split(",")
     if not all(is_count(part) for part in parts):
-        raise ValueError(f"{option} is '{brief(text)}'. Give whole numbers separated by commas, such as 1,2.")
+        raise ValueError(
+            f"{option} is '{one_line(text, LONGEST)}'. Give whole numbers separated by commas, such as 1,2."
+        )
     for part in parts:
         check_number(option, int(part), SIDE)
     return [int(part) for part in parts]
@@ -58,7 +67,9 @@ def factors(text: str, option: str = "--scales") -> tuple[float, ...]:
     """Parses the value of --scales: `"0.75,1,1.25"` -> (0.75, 1.0, 1.25)."""
     numbers = [number(part) for part in text.split(",")]
     if None in numbers:
-        raise ValueError(f"{option} {brief(text)} is not a list of factors. Write them as 0.75,1,1.25.")
+        raise ValueError(
+            f"{option} {one_line(text, LONGEST)} is not a list of factors. Write them as 0.75,1,1.25."
+        )
     for value in numbers:
         check_number(option, value, FACTOR)
     return tuple(numbers)
@@ -70,7 +81,7 @@ def part_and_factor(text: str, option: str = "--lr-factor") -> tuple[str, float]
     factor = number(written)
     if factor is None or not part:
         raise ValueError(
-            f"{option} {brief(text)} is not PART=FACTOR. Write for example {option} global_tokens=10."
+            f"{option} {one_line(text, LONGEST)} is not PART=FACTOR. Write for example {option} global_tokens=10."
         )
     check_number(f"the factor of {option} {text}", factor, Range(minimum=0, maximum=1e6))
     return part, factor
@@ -80,7 +91,7 @@ def milestone(text: str, option: str = "--milestones") -> float:
     """Parses one value of --milestones, an epoch or a step."""
     place = number(text)
     if place is None or not math.isfinite(place):
-        raise ValueError(f"{option} {brief(text)} is not a number. Give epochs or steps.")
+        raise ValueError(f"{option} {one_line(text, LONGEST)} is not a number. Give epochs or steps.")
     check_number(option, place, Range(above=0))
     return place
 
@@ -90,7 +101,7 @@ def parse_position(text: str, option: str = "--explain") -> tuple[int, int]:
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(
-            f"{option} {brief(text)} is not a position. Write X,Y in pixels from the left and the top, such as 120,45."
+            f"{option} {one_line(text, LONGEST)} is not a position. Write X,Y in pixels from the left and the top, such as 120,45."
         )
     return int(parts[0]), int(parts[1])
 
@@ -99,10 +110,37 @@ def value_limits(text: str, option: str = "--value-range") -> tuple[float, float
     """Parses the values of black and white: `"0,4095"` or `"0 4095"` -> (0.0, 4095.0)."""
     limits = [number(part) for part in text.replace(",", " ").split()]
     if len(limits) != 2 or not all(limit is not None and math.isfinite(limit) for limit in limits):
-        raise ValueError(f"{option} {brief(text)} is not a range. Write LOW HIGH, such as {option} 0 4095.")
+        raise ValueError(
+            f"{option} {one_line(text, LONGEST)} is not a range. Write LOW HIGH, such as {option} 0 4095."
+        )
     if limits[0] >= limits[1]:
-        raise ValueError(f"{option} {brief(text)} does not begin with the smaller value. Write LOW HIGH.")
+        raise ValueError(
+            f"{option} {one_line(text, LONGEST)} does not begin with the smaller value. Write LOW HIGH."
+        )
     return tuple(limits)
+
+
+def parse_overrides(settings: list[str]) -> dict[str, Any]:
+    """Parses --set: `["embed_dim=32", "depths=[2,2,2,2]"]` -> values by field name."""
+    overrides = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(
+                f"--set {shown(setting)} has no value. Write --set NAME=VALUE, such as --set embed_dim=32."
+            )
+        overrides[name.strip().replace("-", "_")] = parse_value(text.strip())
+    return overrides
+
+
+def parse_value(text: str) -> Any:
+    """Parses a number, list, boolean or null, in JSON or Python syntax; otherwise a string."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def is_count(text: str) -> bool:
@@ -117,9 +155,3 @@ def number(text: str) -> float | None:
         return float(text)
     except (TypeError, ValueError):
         return None
-
-
-def brief(text: str) -> str:
-    """Returns the text on one line, shortened if it is long."""
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

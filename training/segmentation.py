@@ -24,8 +24,8 @@ from ..processing.image_opening import PIXEL_LIMIT
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.metrics import percent
 from .loss_fields import loss_fields
-from .models import SEGMENTER, class_names, ignore_index_field, parse_overrides
-from .option_texts import crop_size, height_and_width
+from .models import SEGMENTER, class_names, ignore_index_field
+from .option_texts import crop_size, height_and_width, parse_overrides
 from .scoring import score, whole_images
 from .setup import CHECKED_SAMPLES
 from .starting_points import channels_of_checkpoint, checkpoint_of

@@ -23,9 +23,8 @@ from .determinism import use_deterministic_kernels
 from .layer_decay import layer_factors
 from .loop import Schedule, Training
 from .loss_fields import check_loss_is_ours
-from .models import parse_overrides
 from .optim import parameter_groups
-from .option_texts import milestone, part_and_factor
+from .option_texts import milestone, parse_overrides, part_and_factor
 from .options import ARGUMENTS, TrainArguments, fields_of, train_arguments
 from .processes import num_processes, quiet_unless_first
 from .records import read_json

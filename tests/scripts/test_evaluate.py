@@ -16,7 +16,8 @@ from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.processing.inference import Inference
 from contextseg.scripts.evaluate import main
 from contextseg.scripts.train import main as train
-from contextseg.training.models import check_classes, open_model
+from contextseg.training.class_matching import check_classes
+from contextseg.training.models import open_model
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from contextseg.modeling.modeling_maformer import (
     MaformerForSemanticSegmentation,
 )
 from contextseg.scripts.train import main
-from contextseg.training.models import SEGMENTER, describe, parse_overrides
+from contextseg.training.models import SEGMENTER, describe
 from contextseg.training.optim import learning_rate_factor
+from contextseg.training.option_texts import parse_overrides
 from contextseg.training.options import train_arguments, train_parser
 from contextseg.training.recipes import (
     FOLDER,

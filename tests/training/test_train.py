@@ -21,8 +21,7 @@ from contextseg.processing.data.batches import SampleStream, TrainingSamples, tr
 from contextseg.scripts.train import main
 from contextseg.training import loop
 from contextseg.training.checkpoints import CheckpointError, newest, write_folder
-from contextseg.training.models import parse_overrides
-from contextseg.training.option_texts import crop_size
+from contextseg.training.option_texts import crop_size, parse_overrides
 from contextseg.training.options import ARGUMENTS, SegmentationArguments
 from contextseg.training.records import Log, read_json, read_log
 from contextseg.training.segmentation import SegmentationTask, new_augmentation
@@ -232,17 +231,12 @@ def test_any_segmenter_of_transformers_trains(data, tmp_path):
 
 
 ERRORS = {
-    "no --train": (["--train", ""], "--train is missing"),
     "missing folder": (["--train", "./nowhere/train"], "nowhere/train"),
     "unknown model": (["--model", "glam_swim"], "no model 'glam_swim'"),
     "unknown preset": (["--preset", "huge"], "no preset 'huge'"),
     "unknown field": (["--set", "window_sizee=4"], "did you mean 'window_size'"),
     "no value": (["--set", "window_size"], "--set NAME=VALUE"),
     "two starts": (["--preset", "nano", "--init-from", "b"], "Give only one of them"),
-    "early stopping alone": (
-        ["--val", "", "--early-stopping", "2"],
-        "--early-stopping compares validation scores",
-    ),
     "two lengths": (["--epochs", "3"], "--steps and --epochs"),
     "bad crop": (["--crop-size", "12by4"], "HEIGHTxWIDTH"),
     "bad factor": (["--lr-factor", "decoder"], "PART=FACTOR"),
@@ -256,6 +250,28 @@ def test_an_error_says_what_to_do_and_leaves_no_run_behind(changes, message, dat
     options = run_options(data, tmp_path / "run", model=[] if "./nowhere" in changes else TINY_MODEL)
     with pytest.raises(SystemExit) as caught:
         main([*options, *changes])
+    assert message in f"{caught.value} {capsys.readouterr().err}"
+    assert not (tmp_path / "run").exists()
+
+
+@each(
+    ("option", "changes", "message"),
+    {
+        "training data": ("--train", [], "--train is missing"),
+        "early stopping alone": (
+            "--val",
+            ["--early-stopping", "2"],
+            "--early-stopping compares validation scores",
+        ),
+    },
+)
+def test_a_missing_option_is_named_before_anything_is_written(
+    option, changes, message, data, tmp_path, capsys
+):
+    options = run_options(data, tmp_path / "run")
+    place = options.index(option)
+    with pytest.raises(SystemExit) as caught:
+        main([*options[:place], *options[place + 2 :], *changes])
     assert message in f"{caught.value} {capsys.readouterr().err}"
     assert not (tmp_path / "run").exists()
 
