@@ -11,6 +11,7 @@ Legend: B batch, H, W image axes, K classes, N boundary pixels; `ids` are intege
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,10 @@ class BoundaryIoU:
     Args:
         num_labels: Number of classes.
         ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
-        dilation_ratio: The distance as a fraction of the image diagonal. Default: 0.02.
+        dilation_ratio: The distance as a fraction of the image diagonal, from 0 to 1. Default: 0.02.
+
+    Raises:
+        ValueError: If `dilation_ratio` is out of its range.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class BoundaryIoU:
     ) -> None:
         self.num_labels = num_labels
         self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
-        self.dilation_ratio = dilation_ratio
+        self.dilation_ratio = checked_fraction("dilation_ratio", dilation_ratio)
         self.counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
 
     def update(self, prediction: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
@@ -105,13 +109,16 @@ class BoundaryF:
     Args:
         num_labels: Number of classes.
         ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
-        tolerance: The distance as a fraction of the image diagonal. Default: 0.0075, as in the paper.
+        tolerance: The distance as a fraction of the image diagonal, from 0 to 1. Default: 0.0075, as in the paper.
+
+    Raises:
+        ValueError: If `tolerance` is out of its range.
     """
 
     def __init__(self, num_labels: int, ignore_index: int | None = None, tolerance: float = 0.0075) -> None:
         self.num_labels = num_labels
         self.ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
-        self.tolerance = tolerance
+        self.tolerance = checked_fraction("tolerance", tolerance)
         # Of F, precision and recall: the sum over images in units, and the number of images.
         self.counts = torch.zeros(2, 3, num_labels, dtype=torch.int64)
 
@@ -166,6 +173,13 @@ class BoundaryF:
         f_score = torch.where(both > 0, 2 * precision * recall / both, 0.0)  # NaN > 0 is false
         values = torch.stack([torch.where(either, f_score, torch.nan), precision, recall])
         return torch.stack([(values.nan_to_num() * UNIT).round().long(), (~values.isnan()).long()])
+
+
+def checked_fraction(name: str, value: float) -> float:
+    """The value. Raises ValueError unless it is a number from 0 to 1."""
+    if not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}, but must be a fraction of the image diagonal, from 0 to 1.")
+    return value
 
 
 def without_void(
