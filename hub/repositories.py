@@ -27,7 +27,17 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..modeling.pretrained import ContextsegPreTrainedModel
 from .card_data import EXAMPLE_NAME, PREDICTION_NAME, card_tags
 from .errors import explained
-from .model_card import CARD_NAME, RECORDS, ask_for_license, read_settings, read_text, write_model_card
+from .model_card import (
+    CARD_NAME,
+    RECORDS,
+    TRAINER_LOG,
+    ask_for_license,
+    read_settings,
+    read_text,
+    true_part,
+    write_model_card,
+    write_text,
+)
 from .repository_code import (
     PACKAGE,
     code_files,
@@ -271,6 +281,8 @@ def downloaded(api: HfApi, repo_id: str, revision: str | None, file: str) -> str
 
 
 def complete_card(folder: Path, **options: Any) -> None:
-    """Writes the model card if the folder has a model of this package."""
+    """Writes the model card if the folder has a model of this package; else corrects Trainer's, if there is one."""
     if model_classes(read_settings(folder / CONFIG_NAME)):
         write_model_card(folder, **options)
+    elif TRAINER_LOG in (card := read_text(folder / CARD_NAME)):
+        write_text(folder / CARD_NAME, true_part(card))

@@ -111,15 +111,17 @@ def run(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Sequence[Tensor
 def score_of(logits: Tensor, label: int, region: Tensor | None) -> Tensor:
     """Logits (B, K, h, w) -> scalar: the sum of a class's logits over the region of each image."""
     batch, num_labels = logits.shape[:2]
-    if not 0 <= label < num_labels:
-        raise ValueError(f"there is no class {label}. Choose 0 to {num_labels - 1}.")
+    if isinstance(label, str) or not 0 <= label < num_labels:
+        raise ValueError(
+            f"there is no class {label!r}. Choose an id from 0 to {num_labels - 1}, for a name model.config.label2id[name]."
+        )
     if region is None:
         share = (logits.argmax(dim=1) == label).float()
         share = torch.where(share.any(dim=(1, 2), keepdim=True), share, 1.0)
     else:
         region = torch.as_tensor(region, device=logits.device).float()
-        region = region if region.ndim == 3 else region.expand(batch, *region.shape)
-        if len(region) != batch or not region.any():
+        region = region.expand(batch, *region.shape) if region.ndim == 2 else region
+        if region.ndim != 3 or len(region) != batch or not region.any():
             raise ValueError(
                 f"a region of shape {tuple(region.shape)} with {int(region.count_nonzero())} pixels does not suit a batch "
                 f"of {batch}. Pass (H, W) or (B, H, W) with at least one pixel."

@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -87,13 +88,16 @@ class BoundaryIoU(BoundaryScore):
     Args:
         num_labels: Number of classes.
         ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
-        dilation_ratio: The distance as a fraction of the image diagonal. Default: 0.02.
+        dilation_ratio: The distance as a fraction of the image diagonal, from 0 to 1. Default: 0.02.
+
+    Raises:
+        ValueError: If `dilation_ratio` is out of its range.
     """
 
     def __init__(
         self, num_labels: int, ignore_index: int | None = None, dilation_ratio: float = 0.02
     ) -> None:
-        self.dilation_ratio = dilation_ratio
+        self.dilation_ratio = checked_fraction("dilation_ratio", dilation_ratio)
         counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
         super().__init__(num_labels, ignore_index, counts)
 
@@ -129,11 +133,14 @@ class BoundaryF(BoundaryScore):
     Args:
         num_labels: Number of classes.
         ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
-        tolerance: The distance as a fraction of the image diagonal. Default: 0.0075, as in the paper.
+        tolerance: The distance as a fraction of the image diagonal, from 0 to 1. Default: 0.0075, as in the paper.
+
+    Raises:
+        ValueError: If `tolerance` is out of its range.
     """
 
     def __init__(self, num_labels: int, ignore_index: int | None = None, tolerance: float = 0.0075) -> None:
-        self.tolerance = tolerance
+        self.tolerance = checked_fraction("tolerance", tolerance)
         # Of F, precision and recall: the sum over images in units, and the number of images.
         super().__init__(num_labels, ignore_index, torch.zeros(2, 3, num_labels, dtype=torch.int64))
 
@@ -165,6 +172,13 @@ class BoundaryF(BoundaryScore):
         f_score = torch.where(both > 0, 2 * precision * recall / both, 0.0)  # NaN > 0 is false
         values = torch.stack([torch.where(either, f_score, torch.nan), precision, recall])
         return torch.stack([(values.nan_to_num() * UNIT).round().long(), (~values.isnan()).long()])
+
+
+def checked_fraction(name: str, value: float) -> float:
+    """The value. Raises ValueError unless it is a number from 0 to 1."""
+    if not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}, but must be a fraction of the image diagonal, from 0 to 1.")
+    return value
 
 
 def without_void(

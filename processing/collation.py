@@ -96,6 +96,12 @@ class SegmentationCollator:
 
 def check_keys(samples: list[dict[str, Any]]) -> None:
     """Raises ValueError unless every sample has an image, and all or none have a mask."""
+    for sample in samples:
+        if not isinstance(sample, Mapping):
+            raise ValueError(
+                f"a sample is of type {type(sample).__name__}, but must be a dict with 'image' and 'mask'. Convert it, "
+                "such as {'image': sample[0], 'mask': sample[1]}."
+            )
     with_mask = sum("mask" in sample for sample in samples)
     for sample in samples:
         found = ", ".join(f"'{key}'" for key in sample) or "no keys"

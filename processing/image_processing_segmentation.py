@@ -125,8 +125,7 @@ class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedW
         sizes = [tuple(image.shape[-2:]) for image in processed]
         labels = None
         if segmentation_maps is not None:
-            masks = list(segmentation_maps) if is_batch else [segmentation_maps]
-            labels = self._labels(masks, sources, sizes, options)
+            labels = self._labels(_masks(segmentation_maps, is_batch), sources, sizes, options)
         processed = self._preprocess(processed, **options)
         data = {"pixel_values": processed}
         sizes = [tuple(image.shape[-2:]) for image in processed]
@@ -261,6 +260,16 @@ def _as_list(images: Source | Sequence[Source]) -> tuple[list[Source], bool]:
     if not sources:
         raise ValueError("got an empty batch. Give at least one image.")
     return sources, is_batch
+
+
+def _masks(segmentation_maps: Source | Sequence[Source], is_batch: bool) -> list[Source]:
+    """The masks as a list; a single mask may belong to a list of one image, as in transformers."""
+    is_stack = is_batch and isinstance(segmentation_maps, np.ndarray | Tensor) and segmentation_maps.ndim > 2
+    return (
+        list(segmentation_maps)
+        if is_stack or isinstance(segmentation_maps, list | tuple)
+        else [segmentation_maps]
+    )
 
 
 def _resize_nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -184,13 +184,15 @@ def channels_last(
         return array[..., None]
     fits = {"channels_first": array.ndim == 3 and array.shape[0] in accepted}
     fits["channels_last"] = array.ndim == 3 and array.shape[-1] in accepted
+    given = data_format
     if data_format is None:  # where both fit: channels first in torch, last in numpy
         custom, other = ("channels_first", "channels_last")[:: 1 if is_tensor else -1]
         data_format = custom if fits[custom] else other
     if not fits[data_format] or 0 in array.shape:
         needed = " or ".join(str(number) for number in sorted(accepted))
         if array.ndim == 3 and 0 not in array.shape:
-            found = min(array.shape[0], array.shape[-1])
+            sides = {"channels_first": array.shape[0], "channels_last": array.shape[-1]}
+            found = min(sides.values()) if given is None else sides[given]
             raise ImageReadError(
                 f"{name} has {found} channels, but {needed} are needed. Pass {channel_option(found)}; an image processor "
                 "takes do_convert_rgb=False and an image_mean and image_std for each channel."

@@ -31,6 +31,7 @@ def is_range(value: Any) -> bool:
     return is_list(value) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
 
 
+DATA_FORMATS = ("channels_first", "channels_last")
 # Option: what it may be, if it is not None; and that in words.
 NUMBER_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_mean": (each_channel(is_number), "a number, or one for each channel"),
@@ -42,8 +43,10 @@ NUMBER_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
     ),
     "resample": (lambda value: is_whole(value) and 0 <= value <= 5, "one of PIL's filters, 0 to 5"),
+    "input_data_format": (lambda value: value in DATA_FORMATS, "channels_first or channels_last"),
+    "data_format": (lambda value: value == "channels_first", "channels_first, which models take"),
     **dict.fromkeys(
-        ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),
+        ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad", "do_reduce_labels"),
         (lambda value: isinstance(value, bool), "True or False"),
     ),
 }

@@ -95,6 +95,10 @@ class SegmentationMetric(Metric):
         Raises:
             ValueError: If the numbers of images differ, or `add` rejects one.
         """
+        if len(predictions) != len(references):
+            raise ValueError(
+                f"got {len(predictions)} predictions and {len(references)} references. Give one reference for each image."
+            )
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 

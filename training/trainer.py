@@ -89,8 +89,8 @@ class SegmentationTrainingArguments(TrainingArguments):
     """TrainingArguments with defaults for segmentation. All other fields are those of transformers.
 
     Raises:
-        ValueError: If a number is out of range, `remove_unused_columns` is true or `batch_eval_metrics` is
-            false.
+        ValueError: If a number is out of range, an option is for texts, `remove_unused_columns` is true or
+            `batch_eval_metrics` is false.
     """
 
     remove_unused_columns: bool = option(False, "must stay false: the collator reads images and masks")
@@ -109,6 +109,11 @@ class SegmentationTrainingArguments(TrainingArguments):
             if field.name in TRAINER_RANGES and value != field.default:
                 check_number(f"--{field.name}", value, TRAINER_RANGES[field.name])
         super().__post_init__()
+        if self.neftune_noise_alpha or getattr(self, "train_sampling_strategy", None) == "group_by_length":
+            raise ValueError(
+                "--neftune_noise_alpha and --train_sampling_strategy group_by_length are for texts: images have neither "
+                "embeddings of tokens nor input_ids. Leave out both options."
+            )
         if self.remove_unused_columns or not self.batch_eval_metrics:
             raise ValueError(
                 "the collator needs --remove_unused_columns false, and the metrics need --batch_eval_metrics true. "

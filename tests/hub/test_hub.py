@@ -25,6 +25,7 @@ from contextseg import (
     SegmentationImageProcessor,
 )
 from contextseg.hub.model_card import BEGIN, END, TRAINER_LOG, ask_for_license, write_model_card
+from contextseg.hub.repositories import complete_card
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests"
@@ -307,6 +308,17 @@ def test_trainers_card_says_only_what_is_known(base, data, sentence, tmp_path):
     assert card.data.base_model == (base if base and base.startswith("me/") else None)
     assert "More information needed" not in card.text
     assert {"- Loss: 1.0", "- seed: 42", "## Labels"} <= set(card.text.splitlines())
+
+
+@each("config", ["{}", '{"architectures": ["SegformerForSemanticSegmentation"]}'])
+def test_trainers_card_is_corrected_without_a_model_of_ours_too(config, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    summary = TrainingSummary("streets", finetuned_from="/home/me/runs", hyperparameters={"seed": 42})
+    (tmp_path / "README.md").write_text(summary.to_model_card())
+    complete_card(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "- seed: 42" in card
+    assert not any(text in card for text in ("This model is", "More information needed", "## Labels"))
 
 
 def test_a_model_of_others_gets_no_card(tmp_path):

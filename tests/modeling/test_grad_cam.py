@@ -123,10 +123,12 @@ def test_inference_mode_of_the_caller_is_undone():
 @each(
     ("options", "message"),
     [
-        ({"label": 3}, "no class 3. Choose 0 to 2"),
+        ({"label": 3}, "no class 3. Choose an id from 0 to 2"),
         ({"label": 0, "level": 2}, "feature map 2 does not exist. Choose 0 to 1"),
         ({"label": 0, "region": torch.zeros(8, 8)}, "with at least one pixel"),
         ({"label": 0, "region": torch.ones(3, 8, 8)}, "does not suit a batch of 1"),
+        ({"label": 0, "region": torch.ones(8)}, "does not suit a batch of 1"),
+        ({"label": "road"}, "label2id"),
     ],
 )
 def test_what_does_not_exist_is_refused(options, message):

@@ -146,6 +146,13 @@ def test_the_boundary_f_of_a_missed_class_is_zero_and_that_of_a_class_without_bo
     assert math.isnan(score.compute()["boundary_precision"])
 
 
+@pytest.mark.parametrize("distance", [-1, 1.5, math.nan, "0.1"])
+@pytest.mark.parametrize(("build", "name"), [(BoundaryIoU, "dilation_ratio"), (BoundaryF, "tolerance")])
+def test_a_distance_that_is_no_fraction_of_the_diagonal_is_refused(build, name, distance):
+    with pytest.raises(ValueError, match=f"{name} is .*fraction of the image diagonal"):
+        build(3, **{name: distance})
+
+
 @pytest.mark.parametrize("build", [BoundaryIoU, BoundaryF])
 def test_boundary_scores_of_two_processes_add_up_and_leave_void_out(build):
     prediction, labels = random_images((40, 48))

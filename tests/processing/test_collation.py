@@ -91,6 +91,8 @@ def test_samples_without_masks_are_inputs_for_prediction():
             {"image": Image.new("RGB", (2, 2)), "label": IDS},
             "'image', 'label'; 'image' and 'mask'",
         ),
+        "a tuple": ((IDS, IDS), "of type tuple, but must be a dict"),
+        "an array": (IDS, "of type ndarray, but must be a dict"),
         "columns removed": ({}, "no keys.*remove_unused_columns=False"),
         "another size": ({"image": Image.new("RGB", (2, 2)), "mask": IDS}, "is 3x2, but its image is 2x2"),
         "no ids": ({"image": Image.new("RGB", (3, 2)), "mask": IDS / 2}, "class ids are integers"),

@@ -224,6 +224,19 @@ def test_a_batch_may_be_one_array():
     np.testing.assert_array_equal(batch.labels, masks)
 
 
+@each("images", [lambda i: i, lambda i: [i], lambda i: np.stack([i])])
+@each("masks", [lambda m: m, lambda m: [m], Image.fromarray, lambda m: [Image.fromarray(m)]])
+def test_one_image_and_one_mask_may_come_alone_or_in_a_list(images, masks):
+    image, ids = random_image(4, 6), mask(4, 6).astype(np.uint8)
+    batch = SegmentationImageProcessor()(images(image), masks(ids), return_tensors="pt")
+    np.testing.assert_array_equal(batch.labels, ids[None])
+
+
+def test_a_layout_of_arrays_that_was_given_is_what_the_message_counts():
+    with pytest.raises(ValueError, match="has 40 channels"):
+        SegmentationImageProcessor()(random_image(40, 50), input_data_format="channels_first")
+
+
 def test_unknown_options_fail_with_a_suggestion():
     with pytest.raises(ValueError, match="no option 'label_maps', did you mean 'label_map'"):
         SegmentationImageProcessor(label_maps={})
@@ -355,6 +368,9 @@ WRONG_NUMBERS = {
     "no pixels": {"pixel_limit": 0},
     "no filter": {"resample": 17},
     "text for a switch": {"do_normalize": "no"},
+    "text for reduced labels": {"do_reduce_labels": "yes"},
+    "an unknown layout": {"input_data_format": "hwc"},
+    "a layout that no model takes": {"data_format": "channels_last"},
 }
 
 

@@ -44,6 +44,12 @@ def test_a_metric_over_several_processes_says_what_to_do_instead(tmp_path):
         SegmentationMetric(num_labels=3, num_process=2, cache_dir=str(tmp_path))
 
 
+def test_another_number_of_references_is_refused_before_anything_is_counted(metric, images):
+    with pytest.raises(ValueError, match="got 2 predictions and 1 references"):
+        metric.compute(predictions=images[0], references=images[1][:1])
+    assert metric.confusion.matrix.sum() == 0
+
+
 def test_boundary_scores_come_with_the_others_on_request_and_start_afresh(images, tmp_path):
     metric = SegmentationMetric(num_labels=3, boundaries=True, cache_dir=str(tmp_path))
     first, second = (metric.compute(predictions=images[0], references=images[1]) for _ in range(2))

@@ -315,6 +315,8 @@ def test_a_token_never_gets_into_the_record():
 ERRORS = {
     "missing folder": ({"train": "./nowhere/train"}, "nowhere/train"),
     "columns": ({"remove_unused_columns": True}, "Leave out both options"),
+    "noise of token embeddings": ({"neftune_noise_alpha": 5}, "are for texts"),
+    "lengths of texts": ({"train_sampling_strategy": "group_by_length"}, "are for texts"),
     "early stopping alone": (
         {"early_stopping": 2},
         "--early-stopping needs --val and --load_best_model_at_end",
