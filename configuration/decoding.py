@@ -62,16 +62,8 @@ class DecodingConfig(CheckedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """Builds the configuration of a published size.
-
-        Args:
-            name: A key of `presets`.
-            **overrides: Fields to change.
-
-        Raises:
-            ValueError: If there is no such preset or field.
-        """
-        if overrides.get("decoder") == "unet":  # the widths of presets are those of other decoders
+        """As in `CheckedConfig`; the width of the decoder "unet" does not come from the preset."""
+        if overrides.get("decoder") == "unet":
             overrides = {"decoder_hidden_size": None, **overrides}
         return super().preset(name, **overrides)
 
