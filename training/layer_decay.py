@@ -23,8 +23,12 @@ def layer_factors(model: PreTrainedModel, decay: float) -> dict[str, float]:
         decay: Factor from each layer to the one before it, above 0 and at most 1.
 
     Raises:
-        ValueError: If the backbone has no repeated blocks.
+        ValueError: If the backbone has no repeated blocks, or is frozen.
     """
+    if not any(weight.requires_grad for weight in model.get_submodule(backbone_name(model)).parameters()):
+        raise ValueError(
+            "--layer-decay changes nothing in a backbone that is frozen. Leave it out, or freeze less."
+        )
     layers = layer_of_parameters(model)
     count = max(layers.values())
     if not count:

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from ..configuration.checked_config import did_you_mean
+from ..processing.plain_text import printable
 from .options import train_parser
 
 LARGEST_FILE = 1 << 20  # bytes
@@ -30,6 +31,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 RECORD = "run.json"
 # Options of a run that one that repeats it must not take over.
 OF_ONE_RUN = {"task", "output", "resume", "push", "recipe", "dry_run", "traceback"}
+NOT_IN_RECIPES = {"recipe", "config", "help"}
 STARTING_POINTS = {"preset", "init_from"}  # each determines the model's size
 
 
@@ -44,7 +46,8 @@ class Recipe:
     def __str__(self) -> str:
         name = self.path if self.path.suffix == ".json" else self.path.stem
         lines = [f"recipe {name}: {shlex.join(self.command_line())}"]
-        return "\n".join([*lines, *(f"  paper: {name}: {value}" for name, value in self.paper.items())])
+        lines += [f"  paper: {name}: {value}" for name, value in self.paper.items()]
+        return "\n".join(map(printable, lines))
 
     def command_line(self) -> list[str]:
         """Returns the options as words of a command line."""
@@ -106,9 +109,13 @@ def read_recipe(name: str) -> Recipe:
     paper = content.pop("paper", None) or {}
     if not isinstance(paper, dict):
         raise ValueError(f"'paper' in the recipe {path} is not a mapping. Indent its 'name: value' lines.")
+    spellings: dict[str, str] = {}
     for option, value in content.items():
-        if not isinstance(option, str):
-            raise ValueError(f"{option!r} in the recipe {path} is not the name of an option.")
+        if not isinstance(option, str) or option in NOT_IN_RECIPES:
+            raise ValueError(f"{option!r} in the recipe {path} is not an option that a recipe can set.")
+        name = option.replace("_", "-").removeprefix("no-")
+        if spellings.setdefault(name, option) != option:
+            raise ValueError(f"the recipe {path} has '{spellings[name]}' and '{option}'. Remove one of them.")
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(single, str | int | float) for single in values):
             raise ValueError(

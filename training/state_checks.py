@@ -40,14 +40,18 @@ def check_weights_to_save(
         step: Number of the last step.
         run: Folder of the run.
     """
-    averages = {
+    if name := first_not_finite({**weights, **averages_by_name(optimizer)}):
+        raise NonFiniteWeightsError(not_finite(f"after step {step}, {name}", run))
+
+
+def averages_by_name(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the tensors in an optimizer's state, by name of the weight and of the average."""
+    return {
         f"{name} ({what} of the optimizer)": value
         for name, values in optimizer.items()
         for what, value in values.items()
         if isinstance(value, Tensor)
     }
-    if name := first_not_finite({**weights, **averages}):
-        raise NonFiniteWeightsError(not_finite(f"after step {step}, {name}", run))
 
 
 def not_finite(what: str, run: Path) -> str:
@@ -71,11 +75,13 @@ def intact_checkpoint(run: Path) -> str:
 def check_state(state: Any, model: nn.Module, steps: int, path: Path) -> None:
     """Checks a stored training state against the model and the length of the run.
 
-    Raises CheckpointError if it lacks a weight, has one of another shape, or claims an impossible step.
+    Raises CheckpointError if it lacks a weight, has one of another shape or type or that is not finite, or claims
+    an impossible step.
     """
     problem = problem_of_progress(state.get("progress") if isinstance(state, dict) else None, steps)
     if problem is None and "engine" not in state:  # DeepSpeed checks its own files
-        problem = problem_of_weights(state.get("model"), model) or problem_of_averages(state.get("optimizer"))
+        weights, optimizer = state.get("model"), state.get("optimizer")
+        problem = problem_of_weights(weights, model) or problem_of_averages(optimizer, weights)
     if problem is not None:
         raise CheckpointError(refusal(path, problem))
 
@@ -90,7 +96,18 @@ def problem_of_progress(progress: Any, steps: int) -> str | None:
         return f"it claims {progress['evaluations_since_best']} evaluations without a better score"
     if progress["seconds"] not in Range(minimum=0):
         return f"it claims a training of {progress['seconds']} seconds"
+    if not all(are_scores(progress[name], progress["step"]) for name in ("scores", "best")):
+        return "it has damaged scores"
     return None
+
+
+def are_scores(scores: Any, step: int) -> bool:
+    """Whether these can be the scores of an evaluation up to a step; without validation data they are empty."""
+    return isinstance(scores, dict) and (
+        not scores
+        or scores.get("step") in whole(0, step)
+        and not any(value is None or isinstance(value, str) for value in scores.values())
+    )
 
 
 def problem_of_weights(weights: Any, model: nn.Module) -> str | None:
@@ -101,13 +118,14 @@ def problem_of_weights(weights: Any, model: nn.Module) -> str | None:
         found = weights.get(name)
         if not isinstance(found, Tensor):
             return f"it lacks the weight {name}"
-        if found.shape != tensor.shape:
-            return f"it has another shape of the weight {name}"
-    return None
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            return f"it has another shape or type of the weight {name}"
+    name = first_not_finite(weights)
+    return f"it has values of {name} that are not finite" if name else None
 
 
-def problem_of_averages(optimizer: Any) -> str | None:
-    """Returns what an optimizer's state lacks, if anything: it has the same averages for each weight."""
+def problem_of_averages(optimizer: Any, weights: Mapping[str, Tensor]) -> str | None:
+    """Returns what is wrong with an optimizer's state, if anything: it has the same averages for each weight."""
     averages = optimizer.get("state") if isinstance(optimizer, dict) else None
     if not isinstance(averages, dict) or not all(isinstance(values, dict) for values in averages.values()):
         return "it lacks the state of the optimizer"
@@ -115,7 +133,11 @@ def problem_of_averages(optimizer: Any) -> str | None:
     for name, values in averages.items():
         if missing := kinds - values.keys():
             return f"it lacks {min(missing)} of the optimizer for {name}"
-    return None
+        for what, value in values.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != weights[name].shape:
+                return f"it has another shape of {what} of the optimizer for {name}"
+    name = first_not_finite(averages_by_name(averages))
+    return f"it has values of {name} that are not finite" if name else None
 
 
 @contextmanager

@@ -172,13 +172,37 @@ def without_an_average(state):
     del state["optimizer"]["state"]["classifier.weight"]["exp_avg"]
 
 
+def with_value(value, name):
+    return lambda state: state["model"][name].fill_(value)
+
+
+def with_another_type(state):
+    state["model"]["classifier.weight"] = state["model"]["classifier.weight"].int()
+
+
+def with_an_average_of(value):
+    return lambda state: state["optimizer"]["state"]["classifier.weight"].update(exp_avg=torch.tensor(value))
+
+
 def with_progress(**changes):
     return lambda state: state["progress"].update(changes)
 
 
 REFUSED = {
     "it lacks a weight": (without_a_weight, "lacks the weight classifier.weight"),
-    "a weight of another shape": (with_another_shape, "another shape of the weight classifier.weight"),
+    "a weight of another shape": (
+        with_another_shape,
+        "another shape or type of the weight classifier.weight",
+    ),
+    "a weight of another type": (with_another_type, "another shape or type of the weight classifier.weight"),
+    "NaN": (with_value(torch.nan, "classifier.bias"), "values of classifier.bias that are not finite"),
+    "infinity": (with_value(torch.inf, "classifier.bias"), "values of classifier.bias that are not finite"),
+    "an average that is NaN": (with_an_average_of(torch.nan), "values of classifier.weight .exp_avg"),
+    "an average of another shape": (with_an_average_of([1.0]), "another shape of exp_avg"),
+    "no scores": (with_progress(scores=None), "damaged scores"),
+    "a list of scores": (with_progress(best=[1]), "damaged scores"),
+    "scores of no step": (with_progress(best={"mean_iou": 0.5}), "damaged scores"),
+    "scores that are text": (with_progress(scores={"step": 1, "mean_iou": "x"}), "damaged scores"),
     "it lacks an average": (without_an_average, "lacks exp_avg of the optimizer for classifier.weight"),
     "it lacks the progress": (lambda state: state.pop("progress"), "lacks the progress"),
     "a negative step": (with_progress(step=-1), "claims step -1 of a run of 1 steps"),

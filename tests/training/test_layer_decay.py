@@ -120,3 +120,10 @@ class OneConvolution(nn.Module):
 
     def forward(self, pixel_values):
         return self.convolution(pixel_values)
+
+
+def test_a_frozen_backbone_has_no_layers_to_decay():
+    model = tiny_glam_swin()
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match="--layer-decay changes nothing in a backbone that is frozen"):
+        layer_factors(model, 0.5)

@@ -279,7 +279,11 @@ FAULTS = {
     "no value": ("epochs:", None, "'epochs' in the recipe .* is neither a value nor a list"),
     "an alias bomb": ("\n".join(BOMB), None, "has the alias .* Write the values out"),
     "a key twice": ("epochs: 3\nsteps: 4\nepochs: 5", None, "has 'epochs' twice"),
-    "a number for a name": ("3: 4", None, "3 in the recipe .* is not the name of an option"),
+    "a number for a name": ("3: 4", None, "3 in the recipe .* is not an option that a recipe can set"),
+    "help": ("help: true", None, "'help' in the recipe .* is not an option that a recipe can set"),
+    "another recipe": ("recipe: cswin", None, "'recipe' in the recipe .* is not an option"),
+    "two spellings": ("weight-decay: 1\nweight_decay: 2", None, "has 'weight-decay' and 'weight_decay'"),
+    "on and off": ("augmentation: true\nno-augmentation: true", None, "'augmentation' and 'no-augmentation'"),
     "a nested list": ("set: [[a]]", None, "'set' in the recipe .* is neither a value nor a list"),
     "a date": ("epochs: 2020-01-01", None, "'epochs' in the recipe .* is neither a value nor a list"),
     "deeply nested": ("a: " + "[" * 5000, None, "is not valid YAML"),
@@ -291,6 +295,11 @@ FAULTS = {
     "two values for one option": ("epochs: [1, 2]", None, "'epochs' in the recipe .* takes a single value"),
     "paper is text": ("paper: table 1", None, "'paper' in the recipe .* is not a mapping"),
 }
+
+
+def test_the_summary_of_a_recipe_has_no_control_characters(tmp_path):
+    path = write(tmp_path, 'license: "a\\e[31mb"\npaper: {"top\\e[2J": "\\e]0;title"}')
+    assert not set("\x1b\x07") & set(str(read_recipe(path)))
 
 
 @each(("text", "code", "message"), FAULTS)
