@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from .field_rules import checked
-from .label_names import LABEL_OPTIONS, labels_in_file, labels_of
+from .label_names import LABEL_OPTIONS, label_count, labels_in_file, labels_of
 from .ranges import shown
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ class CheckedConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a field; `id2label` and `label2id` follow each other, once the configuration is built."""
+        if name == "num_labels":
+            label_count(value)
         if name in LABEL_OPTIONS and value is not None and vars(self).get("label2id") is not None:
             names, ids = labels_of(**{name: value})
             if name != "num_labels" or len(names) != self.num_labels:  # the same number keeps the names

@@ -97,7 +97,11 @@ class ContextsegPreTrainedModel(PreTrainedModel):
                 distributed runs.
             **options: `license` of the weights for the model card, in the Hub's spelling; `push_to_hub=True`
                 with the options of `push_to_hub`; and those of transformers, such as `max_shard_size`.
+
+        Raises:
+            ValueError: If the configuration was given another number of labels than the classifier has.
         """
+        check_label_count(self)
         write = super().save_pretrained
         if self.hub_hooks is None or not is_main_process or options.get("distributed_checkpoint"):
             write(save_directory, is_main_process, **options)
@@ -162,6 +166,17 @@ class ContextsegPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if hasattr(module, "reset_own_weights"):
             module.reset_own_weights(self.config.initializer_range)
+
+
+def check_label_count(model: PreTrainedModel) -> None:
+    """Raises ValueError if the classifier of a model has another number of labels than its configuration."""
+    classifier, labels = getattr(model, "classifier", None), model.config.num_labels
+    rows = getattr(classifier, "out_channels", getattr(classifier, "out_features", labels))
+    if rows != labels:
+        raise ValueError(
+            f"the configuration has {labels} labels, but the classifier of the model has {rows}, so that the saved files "
+            "could not be loaded. Change the labels of a segmenter with model.replace_labels(id2label)."
+        )
 
 
 def remove_capturing_hooks(model: nn.Module) -> None:

@@ -88,6 +88,13 @@ def test_the_same_number_of_classes_keeps_their_names_and_another_one_does_not(s
     assert list(config.label2id) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
+def test_no_number_of_labels_cannot_be_assigned():
+    config = GlamSwinConfig.preset("nano")
+    for number in (None, 0, "3", 2.0):
+        with pytest.raises(ValueError, match="num_labels is .* a whole number from 1"):
+            config.num_labels = number
+
+
 def test_weights_of_the_classes_change_together_with_their_names(tmp_path):
     GlamSwinConfig.preset("nano", id2label=["a", "b", "c"], class_weights=[1, 2, 3]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="class_weights has 3 entries for 2 labels"):

@@ -94,3 +94,16 @@ def test_all_heads_keep_the_rows_of_equal_names(name):
         for key, value in module.state_dict().items():
             assert torch.equal(value[[0, 2]], before[path][key][[2, 0]]), (path, key)
             assert not torch.equal(value[1], before[path][key][1]), (path, key)
+
+
+def test_a_model_is_not_saved_with_another_number_of_labels_than_its_classifier_has(tmp_path):
+    model = SEGMENTERS["glam_swin"](id2label=dict(enumerate("abc")), class_weights=None)
+    model.config.id2label = ["a", "b"]
+    with pytest.raises(
+        ValueError, match="has 2 labels, but the classifier of the model has 3.*replace_labels"
+    ):
+        model.save_pretrained(tmp_path)
+    model.config.id2label = ["x", "y", "z"]
+    model.replace_labels({0: "z", 1: "x"})
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.id2label == {0: "z", 1: "x"}
