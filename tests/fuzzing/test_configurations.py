@@ -27,7 +27,7 @@ from contextseg import (
     SegDeformerForSemanticSegmentation,
 )
 from contextseg.configuration.field_rules import own_fields
-from contextseg.training.models import parse_overrides
+from contextseg.training.option_texts import parse_overrides
 
 SECONDS, MEGABYTES = 20, 1024
 MOST_WEIGHTS, MOST_WEIGHTS_OF_DETECTOR = 3_000_000, 30_000_000  # of a model that is run
