@@ -6,7 +6,7 @@ from math import ceil
 import pytest
 import torch
 from cases import each, slow_but
-from tiny import CLASSIFIER_OPTIONS, LABELS, OTHER_VALUES, SEGMENTERS
+from tiny import CLASSIFIER_OPTIONS, LABELS, OTHER_VALUES, REPRESENTATIVES, SEGMENTERS
 from transformers import PreTrainedConfig
 
 VARIANTS = [
@@ -67,6 +67,10 @@ def build(request):
     return SEGMENTERS[request.param]
 
 
+# For what hardly depends on the decoder.
+each_encoder = pytest.mark.parametrize("build", slow_but(SEGMENTERS, *REPRESENTATIVES), indirect=True)
+
+
 def batch(count=2, height=21, width=34, channels=3):
     pixels = torch.randn(count, channels, height, width)
     return pixels, torch.randint(0, len(LABELS), (count, height, width))
@@ -106,6 +110,7 @@ def test_gradients_reach_every_parameter_with_a_value(build):
     assert [key for key in silent if not key.endswith("k_proj.bias")] == []
 
 
+@each_encoder
 def test_an_all_ignored_batch_has_loss_zero_and_keeps_its_graph(build):
     model = build().train()
     pixels, labels = batch()
@@ -115,6 +120,7 @@ def test_an_all_ignored_batch_has_loss_zero_and_keeps_its_graph(build):
     assert all(value.grad is not None and not value.grad.any() for value in model.parameters())
 
 
+@each_encoder
 @each("dtype", [torch.bfloat16, torch.float16])
 def test_the_loss_is_float32_and_finite_under_autocast(build, dtype):
     pixels, labels = batch()
@@ -126,6 +132,7 @@ def test_the_loss_is_float32_and_finite_under_autocast(build, dtype):
     assert loss.isfinite()
 
 
+@each_encoder
 def test_a_label_out_of_range_is_named_and_counted(build):
     pixels, labels = batch()
     labels[0, 0, :5] = 77
@@ -133,6 +140,7 @@ def test_a_label_out_of_range_is_named_and_counted(build):
         build()(pixels, labels=labels)
 
 
+@each_encoder
 def test_new_labels_keep_the_rows_of_classes_with_equal_names(build, tmp_path):
     old = build()
     old.save_pretrained(tmp_path)
@@ -142,12 +150,14 @@ def test_new_labels_keep_the_rows_of_classes_with_equal_names(build, tmp_path):
     torch.testing.assert_close(new.backbone.state_dict(), old.backbone.state_dict())
 
 
+@each_encoder
 def test_new_labels_go_with_other_options(build, tmp_path):
     build().save_pretrained(tmp_path)
     model = type(build()).from_pretrained(tmp_path, num_labels=4, loss="dice")
     assert (model.config.num_labels, model.config.loss) == (4, "dice")
 
 
+@each_encoder
 def test_new_labels_are_announced_in_one_line(build, tmp_path, caplog):
     build().save_pretrained(tmp_path)
     type(build()).from_pretrained(tmp_path, num_labels=7)
@@ -213,9 +223,10 @@ def test_exports_with_free_batch_height_and_width(build):
     model, free = build().eval(), torch.export.Dim.AUTO
     sizes = {"pixel_values": {0: free, 2: free, 3: free}}
     program = torch.export.export(model, (torch.randn(2, 3, 37, 53),), dynamic_shapes=sizes, strict=False)
+    exported = program.module()
     for size in [(1, 3, 64, 64), (3, 3, 37, 70), (2, 3, 128, 100)]:
         pixels = torch.randn(size)
-        torch.testing.assert_close(program.module()(pixels).logits, segment(model, pixels).logits)
+        torch.testing.assert_close(exported(pixels).logits, segment(model, pixels).logits)
 
 
 def test_results_do_not_depend_on_earlier_inputs(build):
@@ -237,6 +248,7 @@ def test_a_mask_of_ones_changes_nothing(build):
     torch.testing.assert_close(masked, segment(model, pixels).logits)
 
 
+@each_encoder
 def test_a_saved_model_loads_to_the_same_bits(build, tmp_path):
     model, (pixels, _) = build(), batch()
     model.save_pretrained(tmp_path)
@@ -250,6 +262,7 @@ def test_a_saved_model_loads_to_the_same_bits(build, tmp_path):
     torch.testing.assert_close(segment(first, pixels).logits, segment(model, pixels).logits)
 
 
+@each_encoder
 def test_nothing_missing_or_unexpected_when_loading(build, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
@@ -257,6 +270,7 @@ def test_nothing_missing_or_unexpected_when_loading(build, tmp_path):
     assert not any(info.values())
 
 
+@each_encoder
 def test_parameters_missing_in_a_checkpoint_are_initialized(build):
     model = build()
     fresh = type(model).from_pretrained(None, config=model.config, state_dict={})
@@ -265,6 +279,7 @@ def test_parameters_missing_in_a_checkpoint_are_initialized(build):
         assert value.dim() == 1 or value.std() > 1e-3, key
 
 
+@each_encoder
 def test_tuples_are_returned_on_request(build):
     pixels, labels = batch()
     loss, logits = build()(pixels, labels=labels, return_dict=False)[:2]
@@ -338,7 +353,7 @@ each_configuration = pytest.mark.parametrize(
 )
 
 
-@each_configuration
+@pytest.mark.parametrize("name", slow_but(SEGMENTERS, "glam_swin", "segdeformer"))
 def test_no_option_leaves_a_parameter_unused(name):
     """DistributedDataParallel would wait for its gradient."""
     unused = {}

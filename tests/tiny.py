@@ -147,6 +147,9 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "segdeformer_unet": tiny_segdeformer_unet,
 }
 
+# Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
+REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer")
+
 OTHER_UPSAMPLING = {
     "upsampling": UNET,
     "nonlocal_bias": {**UNET, "nonlocal_bias": "official", "initializer_range": 0.2},

@@ -204,18 +204,33 @@ def test_two_processes_find_what_one_finds():
         assert alone[network] == shared[network]
 
 
-def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_images(tmp_path):
+NONE_AND_BOTH = (
+    (0, True, 2),
+    (10, False, 2),
+    (10, True, 2),
+)  # no tokens; ten without, and with, global attention
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [NONE_AND_BOTH, pytest.param(context_task.NETWORKS, marks=pytest.mark.slow)],
+    ids=["three", "all"],
+)
+def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_images(
+    networks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(context_task, "NETWORKS", networks)
     output = tmp_path / "new" / "context.md"
     assert context_task.main(["--quick", "--output", str(output)]) == 0
     page = output.read_text()
-    for options in context_task.NETWORKS:
+    for options in networks:
         assert page.count(f"| {Network(*options).title} |") == 3
     assert "sees at most 31 pixels far" in page
     assert (tmp_path / "new" / "images" / "context_curves.png").exists()
     assert (tmp_path / "new" / "images" / "context_scenes.png").exists()
 
 
-@each("edges", ["", "0,12,eight", "8,16", "0,16,16", "0,24,12", "0,96"])
+@each("edges", ["0,12,eight", "8,16", "0,16,16", "0,24,12", "0,96"])
 def test_columns_that_do_not_fit_are_refused(tmp_path, edges):
     with pytest.raises(SystemExit, match="Give increasing distances below 96 that start with 0"):
         context_task.main(["--edges", edges, "--output", str(tmp_path / "context.md")])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import slow_but
 from tiny import LABELS, SEGMENTERS, tiny_mit, tiny_segdeformer
 from transformers import (
     ResNetConfig,
@@ -32,7 +33,7 @@ def switched_off(request):
     return CONTEXTS[request.param]
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", slow_but(SEGMENTERS, "glam_swin", "segdeformer_glam"))
 def test_models_are_built_and_loaded_without_gradients(name, switched_off, tmp_path):
     pixels = torch.randn(1, 3, 20, 28)
     with switched_off():

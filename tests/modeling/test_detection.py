@@ -50,6 +50,9 @@ def batch(count):
 
 
 each_detector = pytest.mark.parametrize("build", [mask_rcnn, cascade_mask_rcnn])
+each_detector_but_slow = pytest.mark.parametrize(
+    "build", [mask_rcnn, pytest.param(cascade_mask_rcnn, marks=pytest.mark.slow)]
+)
 
 
 def count(module):
@@ -235,7 +238,7 @@ def test_any_size_gives_boxes_and_masks_in_the_images_own_pixels(finds_everythin
         assert ((found["masks"] >= 0) & (found["masks"] <= 1)).all()
 
 
-@each_detector
+@each_detector_but_slow
 def test_saved_weights_give_the_same_detections(build, tmp_path):
     options = {"box_score_thresh": 0.0, "box_detections_per_img": 5}
     model, other = (tiny_detector(build, **options).eval() for _ in range(2))

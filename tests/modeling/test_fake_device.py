@@ -8,8 +8,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from cases import slow_but
 from coco_shapes import FEW
-from tiny import LABELS, SEGMENTERS, UNET, tiny_cswin, tiny_glam_swin, tiny_maformer, tiny_segdeformer
+from tiny import (
+    LABELS,
+    REPRESENTATIVES,
+    SEGMENTERS,
+    UNET,
+    tiny_cswin,
+    tiny_glam_swin,
+    tiny_maformer,
+    tiny_segdeformer,
+)
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoBackbone, AutoModelForImageClassification
@@ -87,7 +97,7 @@ def devices(*tensors: Tensor) -> set[str]:
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", slow_but(SEGMENTERS, *REPRESENTATIVES))
 def test_a_segmenter_and_its_loss_stay_on_the_device(name):
     model, inputs = on_cuda(SEGMENTERS[name]), images()
     for is_training in (True, False):

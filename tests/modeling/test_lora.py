@@ -4,9 +4,9 @@ from copy import deepcopy
 
 import pytest
 import torch
-from cases import each, slow_but
+from cases import slow_but
 from peft import PeftModel
-from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
+from tiny import FOREIGN_SEGMENTERS, REPRESENTATIVES, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, SwinModel
 
 from contextseg import add_lora
@@ -69,7 +69,9 @@ def test_an_adapter_changes_nothing_until_trained_and_merges_and_reloads_to_the_
 
 
 # All but UPerNet: transformers' Swin has a norm that nothing reads.
-@each("name", sorted(MODELS.keys() - {"upernet"}))
+@pytest.mark.parametrize(
+    "name", slow_but(sorted(MODELS.keys() - {"upernet"}), *REPRESENTATIVES, "segdeformer_convnext")
+)
 def test_gradient_goes_to_lora_head_norms_and_bare_parameters_and_nowhere_else(name, images):
     model = add_lora(MODELS[name](), r=2)
     frozen = {

@@ -57,6 +57,9 @@ def model():
 
 
 each_head = pytest.mark.parametrize("use_cascade", [False, True], ids=["mask_rcnn", "cascade"])
+each_head_but_slow = pytest.mark.parametrize(  # the cascade of three heads is three times as dear
+    "use_cascade", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["mask_rcnn", "cascade"]
+)
 
 
 def torchvisions(model, **options):
@@ -105,7 +108,7 @@ def test_losses_are_torchvisions(use_cascade):
     torch.testing.assert_close(outputs.loss, sum(expected.values()), rtol=1e-4, atol=1e-5)
 
 
-@each_head
+@each_head_but_slow
 @torch.no_grad()
 def test_detections_are_torchvisions(use_cascade):
     model = detector(use_cascade=use_cascade).eval()
@@ -159,7 +162,7 @@ def test_presets_have_the_parameters_of_the_detectors_they_wrap(preset, options,
     assert count == expected
 
 
-@each_head
+@each_head_but_slow
 def test_fresh_weights_are_spread_as_torchvisions(use_cascade):
     ours = detector(use_cascade=use_cascade)
     theirs = (cascade_mask_rcnn if use_cascade else mask_rcnn)(detector().backbone, 2)
@@ -187,7 +190,7 @@ def test_new_labels_leave_the_rest_as_it_was_and_draw_new_predictors(model, tmp_
 # -- as a model of transformers
 
 
-@each_head
+@each_head_but_slow
 @torch.no_grad()
 def test_a_saved_detector_opens_by_the_auto_class_and_finds_the_same(use_cascade, tmp_path):
     model = detector(use_cascade=use_cascade).eval()
@@ -311,12 +314,16 @@ def test_stochastic_depth_can_be_changed_on_a_checkpoint(model, tmp_path):
     assert MaskRcnnForObjectDetection.from_pretrained(tmp_path).backbone.config.drop_path_rate == 0.4
 
 
-@each(
+@pytest.mark.parametrize(
     "backbone_config",
     [
-        GlamSwinConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, num_global_tokens=2),
         ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"),
+        pytest.param(
+            GlamSwinConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, num_global_tokens=2),
+            marks=pytest.mark.slow,
+        ),
     ],
+    ids=["resnet", "glam_swin"],
 )
 def test_any_backbone_detects(backbone_config, tmp_path):
     model = detector(backbone_config=backbone_config)

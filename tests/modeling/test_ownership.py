@@ -13,8 +13,9 @@ from types import ModuleType
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
+from cases import slow_but
 from peft import LoraConfig, get_peft_model
-from tiny import SEGMENTERS, tiny_segdeformer
+from tiny import REPRESENTATIVES, SEGMENTERS, tiny_segdeformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -42,6 +43,7 @@ BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
     "segdeformer_momentum": lambda: tiny_segdeformer(external_tokens="momentum", internal_mlp=True),
     "segdeformer_fpn": lambda: tiny_segdeformer(decoder="semantic_fpn", use_auxiliary_head=True),
 }
+each_builder = pytest.mark.parametrize("name", slow_but(BUILDERS, *REPRESENTATIVES, "segdeformer_momentum"))
 
 
 def foreign_reads(tree: ast.AST, may_write: bool = False) -> Iterator[str]:
@@ -123,15 +125,13 @@ def offloaded(model: PreTrainedModel, folder: Path) -> Iterator[tuple[str, nn.Mo
         yield f"{child} on disk", parts, parts.get_submodule(child)
 
 
-def test_offloading_any_part_gives_the_logits_of_the_whole_model(images, tmp_path):
-    for name in BUILDERS:
-        model = build(name)
-        expected = logits(model, images)
-        for place, parts, without_data in offloaded(model, tmp_path / name):
-            assert all(parameter.is_meta for parameter in without_data.parameters()), (name, place)
-            torch.testing.assert_close(
-                logits(parts, images), expected, rtol=0, atol=1e-5, msg=f"{name}, {place}"
-            )
+@each_builder
+def test_offloading_any_part_gives_the_logits_of_the_whole_model(name, images, tmp_path):
+    model = build(name)
+    expected = logits(model, images)
+    for place, parts, without_data in offloaded(model, tmp_path / name):
+        assert all(parameter.is_meta for parameter in without_data.parameters()), (name, place)
+        torch.testing.assert_close(logits(parts, images), expected, rtol=0, atol=1e-5, msg=f"{name}, {place}")
 
 
 def adaptable_layers(model: nn.Module) -> list[str]:
@@ -144,20 +144,20 @@ def adaptable_layers(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("choose_targets", [lambda _: "all-linear", adaptable_layers], ids=["linear", "all"])
-def test_every_adapter_of_peft_trains_and_merges_to_the_same_logits(choose_targets, images):
+@each_builder
+def test_every_adapter_of_peft_trains_and_merges_to_the_same_logits(name, choose_targets, images):
     labels = torch.randint(0, 3, (2, 24, 32), generator=torch.Generator().manual_seed(1))
-    for name in BUILDERS:
-        model, images = build(name).double(), images.double()  # so that merging shows errors, not rounding
-        before, targets = logits(model, images), choose_targets(model)
-        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
-        adapted.train()(images, labels=labels).loss.backward()
-        adapters = {key: weight for key, weight in adapted.named_parameters() if "lora_" in key}
-        assert any(".backbone." in key for key in adapters), name
-        assert [key for key, weight in adapters.items() if weight.grad is None or not weight.grad.any()] == []
-        expected = logits(adapted, images)
-        assert (expected - before).abs().max() > 1e-3, name
-        merged = logits(adapted.merge_and_unload(), images)
-        torch.testing.assert_close(merged, expected, rtol=1e-8, atol=1e-8, msg=name)
+    model, images = build(name).double(), images.double()  # so that merging shows errors, not rounding
+    before, targets = logits(model, images), choose_targets(model)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    adapted.train()(images, labels=labels).loss.backward()
+    adapters = {key: weight for key, weight in adapted.named_parameters() if "lora_" in key}
+    assert any(".backbone." in key for key in adapters), name
+    assert [key for key, weight in adapters.items() if weight.grad is None or not weight.grad.any()] == []
+    expected = logits(adapted, images)
+    assert (expected - before).abs().max() > 1e-3, name
+    merged = logits(adapted.merge_and_unload(), images)
+    torch.testing.assert_close(merged, expected, rtol=1e-8, atol=1e-8, msg=name)
 
 
 @pytest.fixture
@@ -176,19 +176,19 @@ def with_rounded_weights(model: PreTrainedModel, rounded: PreTrainedModel) -> Pr
     return copy
 
 
-def test_int8_weights_of_torchao_are_the_weights_rounded(torchao, images):
-    for name in BUILDERS:
-        model, int8 = build(name), build(name)
-        torchao.quantize_(int8, torchao.Int8WeightOnlyConfig())
-        expected = logits(with_rounded_weights(model, int8), images)
-        assert (logits(int8, images) - expected).norm() < 1e-4 * expected.norm(), name
+@each_builder
+def test_int8_weights_of_torchao_are_the_weights_rounded(name, torchao, images):
+    model, int8 = build(name), build(name)
+    torchao.quantize_(int8, torchao.Int8WeightOnlyConfig())
+    expected = logits(with_rounded_weights(model, int8), images)
+    assert (logits(int8, images) - expected).norm() < 1e-4 * expected.norm(), name
 
 
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
-def test_int8_of_torchao_gives_the_logits_within_its_rounding(kind, torchao, images):
-    for name in BUILDERS:
-        model, int8 = build(name), build(name)
-        torchao.quantize_(int8, getattr(torchao, kind)())
-        expected = logits(model, images)
-        error = logits(int8, images) - expected
-        assert 0 < error.norm() < 0.1 * expected.norm(), name
+@each_builder
+def test_int8_of_torchao_gives_the_logits_within_its_rounding(name, kind, torchao, images):
+    model, int8 = build(name), build(name)
+    torchao.quantize_(int8, getattr(torchao, kind)())
+    expected = logits(model, images)
+    error = logits(int8, images) - expected
+    assert 0 < error.norm() < 0.1 * expected.norm(), name

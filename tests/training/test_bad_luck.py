@@ -216,14 +216,18 @@ REFUSED = {
 }
 
 
+@pytest.fixture(scope="module")
+def stored_model(stored):
+    return AutoModelForSemanticSegmentation.from_pretrained(stored / "last")
+
+
 @each(("change", "message"), REFUSED)
-def test_a_state_that_does_not_fit_the_run_is_refused(change, message, stored):
+def test_a_state_that_does_not_fit_the_run_is_refused(change, message, stored, stored_model):
     state = load_state(stored / "last")
-    model = AutoModelForSemanticSegmentation.from_pretrained(stored / "last")
-    check_state(state, model, 1, stored / "state.pt")
+    check_state(state, stored_model, 1, stored / "state.pt")
     change(state)
     with pytest.raises(CheckpointError, match=f"state.pt does not fit this run: it .*{message}"):
-        check_state(state, model, 1, stored / "state.pt")
+        check_state(state, stored_model, 1, stored / "state.pt")
 
 
 def test_a_run_does_not_resume_from_a_step_after_its_end(stored, tmp_path):
