@@ -215,7 +215,7 @@ def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_images(
     assert (tmp_path / "new" / "images" / "context_scenes.png").exists()
 
 
-@each("edges", ["", "0,12,eight", "8,16", "0,16,16", "0,24,12", "0,96"])
+@each("edges", ["0,12,eight", "8,16", "0,16,16", "0,24,12", "0,96"])
 def test_columns_that_do_not_fit_are_refused(tmp_path, edges):
     with pytest.raises(SystemExit, match="Give increasing distances below 96 that start with 0"):
         context_task.main(["--edges", edges, "--output", str(tmp_path / "context.md")])
