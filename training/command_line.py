@@ -269,6 +269,7 @@ def is_expected(error: BaseException) -> bool:
         or is_missing_extra(error)
         or is_wrong_setting(error)
         or is_death_of_a_worker(error)
+        or is_failed_write(error)
     )
 
 
@@ -292,6 +293,11 @@ def is_death_of_a_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and WORKER_DIED.search(str(error)) is not None
 
 
+def is_failed_write(error: BaseException) -> bool:
+    """Whether safetensors could not write a file, as on a full disk; its error is not an OSError."""
+    return type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
+
+
 def plain_message(error: BaseException) -> str:
     """Returns the message, without the traceback that a data loader process puts before its own."""
     text = str(error.__cause__ if is_wrong_setting(error) else error)
@@ -305,6 +311,7 @@ def plain_message(error: BaseException) -> str:
         )
     if isinstance(error, PermissionError) and error.filename:
         return f"permission denied for '{error.filename}'. Change its permissions, or give another path."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or is_failed_write(error):
         text += ". Free some space, then run the command again; training continues with --resume."
     return text

@@ -216,7 +216,6 @@ class TrainArguments(
 
     task: ClassVar[str]
     default_model: ClassVar[str] = "glam_swin"  # without --init-from
-    crops_per_image: ClassVar[int] = 1  # an option of segmentation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,6 +252,7 @@ class SegmentationArguments(
 class ClassificationArguments(TrainArguments, RgbOptions, SampleOptions):
     _argument_group_name = "Classification"
     task = "classification"
+    crops_per_image: ClassVar[int] = 1  # an option of segmentation
 
     crop_size: str = option("224", "side of a training sample in pixels, or HEIGHTxWIDTH")
     min_area: float = option(0.08, "smallest share of the image area that a random crop covers")
@@ -277,6 +277,7 @@ class DetectionArguments(TrainArguments, RgbOptions):
     _argument_group_name = "Detection"
     task = "detection"
     default_model = "mask_rcnn"
+    crops_per_image: ClassVar[int] = 1  # an option of segmentation
 
     shorter_side: str = option(
         "800",

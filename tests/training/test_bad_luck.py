@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from cases import each
 from PIL import Image
+from safetensors import SafetensorError
 from tiny_runs import CLASSES, run_options, write_data
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation
@@ -28,7 +29,7 @@ from contextseg.processing.image_processing_segmentation import SegmentationImag
 from contextseg.processing.image_reading import ImageReadError
 from contextseg.scripts.train import main
 from contextseg.training.checkpoints import CheckpointError, load_state
-from contextseg.training.command_line import plain_message
+from contextseg.training.command_line import is_expected, plain_message
 from contextseg.training.loop import Schedule, Training, optimizer_step
 from contextseg.training.optim import ModelEma
 from contextseg.training.options import SegmentationArguments
@@ -126,6 +127,13 @@ def test_a_full_disk_is_reported_with_advice(tmp_path):
 def test_a_folder_without_permission_is_named_in_words(tmp_path):
     error = PermissionError(13, "Permission denied", str(tmp_path))
     assert plain_message(error).startswith(f"permission denied for '{tmp_path}'. Change its permissions")
+
+
+def test_weights_that_cannot_be_written_are_reported_with_advice():
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert is_expected(error)
+    assert "Free some space, then run the command again" in plain_message(error)
+    assert not is_expected(SafetensorError("a fault of ours"))
 
 
 @pytest.fixture(scope="module")
