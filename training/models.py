@@ -117,8 +117,10 @@ def open_model(name: str, kind: ModelKind = SEGMENTER) -> tuple[PreTrainedModel,
     disable_progress_bar()  # that of transformers; loading takes a moment
     source = model_folder(name)
     check_model_files(Path(source))
+    with explained_values(source), explained_absence(source):
+        config = AutoConfig.from_pretrained(source)
+    check_kind(config, kind, name)
     with explained_absence(source):
-        check_kind(AutoConfig.from_pretrained(source), kind, name)
         model = load_model(kind.auto_class, source)
         return model, load_processor(source), source
 
