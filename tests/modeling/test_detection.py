@@ -213,7 +213,7 @@ def test_an_image_without_objects_trains(build):
     assert losses["loss_classifier"].isfinite()
 
 
-@pytest.fixture(scope="module", params=[mask_rcnn, cascade_mask_rcnn])
+@pytest.fixture(scope="module", params=[mask_rcnn, pytest.param(cascade_mask_rcnn, marks=pytest.mark.slow)])
 def finds_everything(request):
     return tiny_detector(request.param, box_score_thresh=0.0, box_detections_per_img=5).eval()
 
