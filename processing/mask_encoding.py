@@ -83,16 +83,16 @@ def _lossy(image: Image.Image, file: BinaryIO | None) -> str:
         return f"block-compressed {image.format}"
     compression = image.info.get("compression")
     if image.format == "TIFF" and compression in LOSSY_TIFF:
-        return f"TIFF ({LOSSY_TIFF[compression]})"
+        return f"{LOSSY_TIFF[compression]} in TIFF"
     if file is None:  # a PIL image that is loaded already
         return ""
     position = file.tell()
     try:
         if image.format == "TIFF" and compression == "webp":
             start = next(image.tag_v2[tag] for tag in TIFF_OFFSETS if tag in image.tag_v2)
-            return "TIFF (lossy WebP)" if _is_lossy_webp(file, *_arguments(start)[:1]) else ""
+            return "WebP in TIFF" if _is_lossy_webp(file, *_arguments(start)[:1]) else ""
         if image.format == "WEBP":
-            return "lossy WebP" if _is_lossy_webp(file) else ""
+            return "WebP" if _is_lossy_webp(file) else ""
         if image.format == "JPEG2000":
             return "irreversible JPEG 2000" if _is_irreversible_jpeg2000(file) else ""
         return ""

@@ -70,7 +70,7 @@ def _check(image: Image.Image, stored: Stored, name: str) -> None:
     """Raises ImageReadError if the file cannot be a mask."""
     if stored.encoding.lossy:
         raise ImageReadError(
-            f"{name} is a {stored.encoding.lossy} mask: lossy compression changes class ids at every edge. {EXPORT_AGAIN}"
+            f"{name} is a mask with lossy compression ({stored.encoding.lossy}), which changes class ids at every edge. {EXPORT_AGAIN}"
         )
     if stored.frames > 1:
         raise ImageReadError(

@@ -108,7 +108,7 @@ def test_array_masks_may_have_an_axis_of_one(shape):
 
 
 def test_a_jpeg_mask_is_refused():
-    with pytest.raises(ImageReadError, match="JPEG mask: lossy"):
+    with pytest.raises(ImageReadError, match=r"lossy compression \(JPEG\)"):
         read_mask(encoded(Image.new("L", (8, 8)), "JPEG"))
 
 
@@ -129,7 +129,7 @@ def test_a_mask_is_turned_by_its_own_orientation():
 def test_a_mask_of_several_jpeg_frames_is_refused_too():
     frame = Image.new("RGB", (8, 8))
     file = encoded(frame, "MPO", save_all=True, append_images=[frame])
-    with pytest.raises(ImageReadError, match="MPO mask: lossy"):
+    with pytest.raises(ImageReadError, match=r"lossy compression \(MPO\)"):
         read_mask(file)
 
 
@@ -162,7 +162,7 @@ def test_the_samples_of_a_16_bit_pgm_are_the_ids():
 
 
 def test_textures_are_refused():
-    with pytest.raises(ImageReadError, match="block-compressed DDS mask"):
+    with pytest.raises(ImageReadError, match=r"lossy compression \(block-compressed DDS\)"):
         read_mask(encoded(Image.fromarray(photo()), "DDS", pixel_format="DXT1"))
 
 
@@ -222,7 +222,7 @@ LOSSLESS = {"TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}, "JP
 @each("format", list(LOSSY))
 def test_masks_are_refused_by_their_codec_and_not_by_their_format(format, wrap):
     colors = Image.fromarray(COLORS[np.kron(IDS, np.ones((8, 8), np.uint8))])
-    with pytest.raises(ImageReadError, match="lossy compression changes class ids"):
+    with pytest.raises(ImageReadError, match="lossy compression .*changes class ids"):
         read_mask(wrap(encoded(colors, format, **LOSSY[format])))
     np.testing.assert_array_equal(read_mask(wrap(encoded(colors, format, **LOSSLESS[format]))), colors)
 
@@ -241,7 +241,7 @@ def test_lossy_gray_tiff_and_raw_codestreams_are_refused():
 def test_lossy_webp_with_transparency_and_metadata_is_refused():
     image = Image.fromarray(photo()).convert("RGBA")
     image.putalpha(Image.fromarray(photo()[..., 0]))
-    with pytest.raises(ImageReadError, match="lossy WebP mask"):
+    with pytest.raises(ImageReadError, match=r"lossy compression \(WebP\)"):
         read_mask(encoded(image, "WEBP", quality=80, exif=b"Exif\0\0"))
     assert read_mask(encoded(image, "WEBP", lossless=True, exact=True, exif=b"Exif\0\0")).shape == (12, 16, 3)
 
