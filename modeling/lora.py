@@ -7,6 +7,7 @@ parameters and running statistics are neither, so `LoraSegmenter` saves them its
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,9 @@ def add_lora(
         **options,
     )
     config.base_model_name_or_path = model.config._name_or_path or None
-    adapted = LoraSegmenter(model, config)
+    with warnings.catch_warnings():  # peft reads a property by the name that transformers will drop
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = LoraSegmenter(model, config)
     for parameter in trained:
         parameter.requires_grad_(True)
     return adapted

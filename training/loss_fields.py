@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..configuration.decoding import DecodingConfig
+from ..modeling.losses import parse_terms
 from ..processing.data.datasets import SegmentationData
 from ..processing.data.pairing import listed
 from ..processing.data.report import check_data
@@ -23,20 +24,36 @@ AUTO = "auto"
 
 
 LOSS_FIELDS = {"loss", "class_weights", "label_smoothing"}
+TERMS_WITH = {
+    "class_weights": ("cross_entropy", "focal", "boundary"),
+    "label_smoothing": ("cross_entropy",),
+}
 
 
 def loss_fields(options: LossOptions, data: SegmentationData) -> dict[str, Any]:
     """Returns the configuration fields that the options set; empty if none is given.
 
     Raises:
-        ValueError: If the class weights cannot be read, or do not fit the classes.
+        ValueError: If the class weights cannot be read, or do not fit the classes; or if no term of --loss uses them.
     """
+    check_terms_use(options)
     given = {
         "loss": options.loss,
         "class_weights": options.class_weights and class_weights(options.class_weights, data),
         "label_smoothing": options.label_smoothing,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def check_terms_use(options: LossOptions) -> None:
+    """Raises ValueError for class weights or label smoothing that change no term of the given loss."""
+    names = {name for factor, name in parse_terms(options.loss) if factor} if options.loss else set()
+    for field, terms in TERMS_WITH.items():
+        if names and getattr(options, field) and names.isdisjoint(terms):
+            raise ValueError(
+                f"--{field.replace('_', '-')} has no effect on --loss {options.loss}. Leave it out, or add "
+                f"{' or '.join(terms)} to --loss."
+            )
 
 
 def check_loss_is_ours(model: PreTrainedModel, fields: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_BACKBONE_MAPPING,
@@ -112,11 +113,24 @@ def started(kind: ModelKind, name: str | None, source: str, options: dict[str, A
     """
     folder = checkpoint_of(source)
     if is_timm_name(source):
-        return converted(kind, name, folder, "timm", METHODS[2:], options)
+        return started_from_timm(kind, name, source, options)
     config = read_config(source, folder)
     if config.model_type == (name or config.model_type) and type(config) in kind.classes:
         return continued(kind, source, folder, config, options)
     return converted(kind, name, folder, config.model_type, methods_for(config), options)
+
+
+def started_from_timm(
+    kind: ModelKind, name: str | None, source: str, options: dict[str, Any]
+) -> PreTrainedModel:
+    """Starts one of our models from timm's weights. Raises ValueError if they cannot be downloaded."""
+    try:
+        return converted(kind, name, source, "timm", METHODS[2:], options)
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"--init-from {source}: the weights of this model of timm are not on this machine, and the Hub does not "
+            "answer. Run this once with a connection, or start from a folder."
+        ) from error
 
 
 @contextmanager

@@ -334,9 +334,15 @@ def share_warnings(report: CheckReport) -> list[str]:
     shares = dict(zip(report.classes, report.shares(), strict=True))
     absent = [name for name, share in shares.items() if share == 0]
     rare = [f"{name} ({100 * share:.3f} %)" for name, share in shares.items() if 0 < share < RARE_SHARE]
-    warnings = [f"{len(absent)} classes never occur: {listed(absent)}."] if absent else []
+    warnings = [counted(absent, "class never occurs", "classes never occur")] if absent else []
     if rare:
         warnings.append(
-            f"{len(rare)} classes are rare: {listed(rare)}. --class-weights auto or --loss cross_entropy+dice may help."
+            f"{counted(rare, 'class is rare', 'classes are rare')} --class-weights auto or --loss cross_entropy+dice may "
+            "help."
         )
     return warnings
+
+
+def counted(names: list[str], one: str, several: str) -> str:
+    """Number of the names, what is said of one or of several, and the names themselves."""
+    return f"{len(names)} {one if len(names) == 1 else several}: {listed(names)}."

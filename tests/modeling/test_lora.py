@@ -1,5 +1,6 @@
 """LoRA on the backbones of our segmenters and of transformers' own."""
 
+import warnings
 from copy import deepcopy
 
 import pytest
@@ -102,6 +103,12 @@ def test_few_weights_are_trained():
     model = add_lora(tiny_segdeformer(backbone_config=SwinConfig(depths=[2, 2], num_heads=[3, 6])), r=4)
     share = model.get_nb_trainable_parameters()[0] / model.get_nb_trainable_parameters()[1]
     assert share < 0.15
+
+
+def test_no_warning_of_peft_reaches_the_user():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(tiny_glam_swin(), r=2)
 
 
 def test_updates_are_scaled_by_one_by_default():

@@ -50,7 +50,7 @@ def test_shares_are_of_labeled_pixels(folder):
 
 def test_a_class_that_never_occurs_is_a_warning(folder):
     report = report_of(folder)
-    assert (report.warnings, report.problems) == (["1 classes never occur: car."], [])
+    assert (report.warnings, report.problems) == (["1 class never occurs: car."], [])
 
 
 def test_a_sample_does_not_show_which_classes_never_occur(folder):

@@ -23,6 +23,23 @@ def test_no_option_sets_no_field(pairs):
     assert loss_fields(LossOptions(), pairs) == {}
 
 
+@each(
+    ("options", "message"),
+    {
+        "weights": (LossOptions(loss="dice+0*focal", class_weights="1,1,2"), "--class-weights has no effect"),
+        "smoothing": (LossOptions(loss="focal", label_smoothing=0.1), "--label-smoothing has no effect"),
+    },
+)
+def test_an_option_that_no_term_uses_is_refused(options, message, pairs):
+    with pytest.raises(ValueError, match=f"{message} on --loss .* add .*cross_entropy.* to --loss"):
+        loss_fields(options, pairs)
+
+
+def test_options_that_one_term_uses_are_taken(pairs):
+    options = LossOptions(loss="dice+0.5*cross_entropy", class_weights="1,1,2", label_smoothing=0.1)
+    assert loss_fields(options, pairs)["class_weights"] == [1, 1, 2]
+
+
 def test_automatic_weights_are_enets_and_average_to_one_per_pixel(pairs, caplog):
     weights = class_weights("auto", pairs)
     labeled = [sample["mask"][sample["mask"] != 255] for sample in pairs]
@@ -107,11 +124,11 @@ def test_the_options_are_saved_with_the_model_and_give_way_to_no_setting(data, t
         "--tracker",
         "none",
         "--loss",
-        "tversky",
+        "tversky+cross_entropy",
     ]
     with pytest.raises(SystemExit, match="--loss and --set loss=... set the same field. Give only --loss"):
         main([*options, "--set", "loss=dice"])
     assert main([*options, "--class-weights", "auto", "--label-smoothing", "0.1"]) == 0
     config = json.loads((tmp_path / "run" / "last" / "config.json").read_text())
-    assert (config["loss"], config["label_smoothing"]) == ("tversky", 0.1)
+    assert (config["loss"], config["label_smoothing"]) == ("tversky+cross_entropy", 0.1)
     assert config["class_weights"] == class_weights("auto", open_data(data / "train"))

@@ -2,10 +2,12 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from cases import each
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tiny import tiny_glam_swin, tiny_mit, tiny_segdeformer, tiny_segformer, tiny_upernet
 from transformers import (
     AutoImageProcessor,
@@ -151,6 +153,15 @@ def test_a_timm_name_starts_the_model_that_takes_any_encoder(monkeypatch):
     )
     assert type(model).__name__ == "SegDeformerForSemanticSegmentation"
     assert model.config.backbone_config.backbone == "resnet18.a1_in1k"
+
+
+def test_weights_of_timm_without_a_connection_are_named(monkeypatch):
+    no_answer = Mock(
+        side_effect=LocalEntryNotFoundError("cannot find the requested files in the local cache")
+    )
+    monkeypatch.setattr(pretrained_backbones, "build_encoder", no_answer)
+    with pytest.raises(ValueError, match="--init-from resnet18: the weights .* the Hub does not answer"):
+        build_model(SEGMENTER, None, None, class_names=["a", "b"], options=SMALL, init_from="resnet18")
 
 
 def without_download(*arguments, pretrained=False):  # noqa: ARG001
