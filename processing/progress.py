@@ -63,7 +63,7 @@ class PlainProgress:
     def line(self, seconds: float) -> str:
         """The state after this many seconds."""
         of_all = f" of {self.total}" if self.total else ""
-        parts = [f"{self.n}{of_all} {self.unit}s", f"{seconds / 60:.1f} minutes"]
+        parts = [f"{self.n}{of_all} {plural(self.unit)}", f"{seconds / 60:.1f} minutes"]
         if self.total and self.n > self.initial:
             left = (self.total - self.n) * seconds / (self.n - self.initial)
             parts.append(f"{left / 60:.1f} minutes left")
@@ -109,3 +109,8 @@ def hide_other_bars() -> None:
     if not are_progress_bars_disabled():
         disable_progress_bars()
     disable_progress_bar()
+
+
+def plural(noun: str) -> str:
+    """ "image" -> "images", "batch" -> "batches"."""
+    return f"{noun}es" if noun.endswith("ch") else f"{noun}s"

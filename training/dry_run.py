@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..processing.data.unreadable import UnreadableImages
 from . import setup
 from .loop import Schedule
-from .models import describe
+from .models import counted, describe
 from .recipes import Recipe
 from .tasks import task_of
 
@@ -51,7 +51,7 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     batch_of_two = samples.collate([samples[0, index] for index in range(SAMPLES)])
     UnreadableImages(skip=task.skips_unreadable).check(batch_of_two)
     trial = try_batch(model, batch_of_two)
-    print(f"{describe(model)}, {len(data.classes)} classes")
+    print(f"{describe(model)}, {counted(len(data.classes), 'class', 'classes')}")
     print(data_line(batch_of_two, num_images))
     print(schedule_line(arguments, schedule, num_images, accelerator.num_processes))
     print(optimizer_line(optimizer))

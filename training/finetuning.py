@@ -20,7 +20,7 @@ from ..processing.data.datasets import SegmentationData
 from ..processing.metrics import TrainerScores, percent, scores_table
 from .command_line import CommandError
 from .loss_fields import check_loss_is_ours, loss_fields
-from .models import SEGMENTER, describe, ignore_index_field
+from .models import SEGMENTER, describe_with_data, ignore_index_field
 from .options import SegmentationArguments
 from .origin import public_data, public_model
 from .plots import plot_curves
@@ -144,7 +144,7 @@ def new_trainer(
         # Checkpoints hold adapters only; the published model is merged.
         arguments.hub_strategy = HubStrategy.END
     if arguments.process_index == 0:
-        print(f"{describe(model)}, {len(train.classes)} classes, {len(train)} images")
+        print(describe_with_data(model, len(train.classes), len(train)))
     return SegmentationTrainer(
         model,
         arguments,

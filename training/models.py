@@ -139,3 +139,14 @@ def describe(model: nn.Module) -> str:
     """Returns class name and number of parameters."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return f"{type(model).__name__}, {millions:.1f} M parameters"
+
+
+def describe_with_data(model: nn.Module, num_classes: int, num_images: int) -> str:
+    """Returns the line that begins a run: the model, its classes, and the images that it learns from."""
+    data = (counted(num_classes, "class", "classes"), counted(num_images, "image", "images"))
+    return ", ".join([describe(model), *data])
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """Returns a number with its noun: "1 class", "9 classes"."""
+    return f"{number} {one if number == 1 else several}"

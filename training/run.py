@@ -5,7 +5,7 @@ from pathlib import Path
 from . import setup
 from .determinism import explained_missing_kernel
 from .loop import Meter, Training, train_loop
-from .models import describe
+from .models import describe_with_data
 from .optim import ModelEma
 from .options import TrainArguments
 from .processes import explained_loss_of_a_peer, spread_random_numbers, with_synchronized_batch_norm
@@ -28,7 +28,7 @@ def train(arguments: TrainArguments) -> int:
         model = setup.new_model(task, train_data)
         processor = task.new_processor()
         samples = task.new_samples(processor)
-        accelerator.print(f"{describe(model)}, {len(train_data.classes)} classes, {len(train_data)} images")
+        accelerator.print(describe_with_data(model, len(train_data.classes), len(train_data)))
         if arguments.sync_batch_norm:
             model = with_synchronized_batch_norm(accelerator, model)
         model, optimizer = accelerator.prepare(model, setup.new_optimizer(arguments, model))

@@ -64,9 +64,10 @@ def frozen_modules(model: PreTrainedModel, names: Sequence[str]) -> list[nn.Modu
         fitting = [module for at, module in model.named_modules() if at == path or at.endswith(f".{path}")]
         if not fitting:
             parts = ", ".join(part for part, _ in model.named_children())
+            inside = next(at for at, _ in model.named_modules() if at.count(".") > 1)
             raise ValueError(
                 f"--freeze {name}: no module of {type(model).__name__} has this name. Its parts are {parts}; name one of them, "
-                "or a module inside, such as stages.0."
+                f"or a module inside, such as {inside}."
             )
         found += fitting
     return found

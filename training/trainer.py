@@ -25,6 +25,7 @@ from ..processing.metrics import PADDING, reduce_logits
 from .command_line import option
 from .model_files import check_finite
 from .models import ignore_index_field
+from .renamed_weights import LoadsRenamedWeights
 
 
 class SetEpoch(TrainerCallback):
@@ -121,7 +122,7 @@ class SegmentationTrainingArguments(TrainingArguments):
             )
 
 
-class SegmentationTrainer(Trainer):
+class SegmentationTrainer(LoadsRenamedWeights, Trainer):
     """Trainer for semantic segmentation, with evaluation on images of any size and several processes.
 
     Predictions are resized to their masks before they are padded and gathered. Trainer itself pads the height

@@ -216,7 +216,10 @@ def class_folders(path: Path) -> list[Path]:
     if names <= {"train", "val", "valid", "validation", "test"}:
         raise ValueError(f"'{path}' holds splits, not classes. Give one of them, such as '{folders[0]}'.")
     if names == {"images", "masks"}:
-        raise ValueError(f"'{path}' is for segmentation: it has images/ and masks/. Leave out --task.")
+        raise ValueError(
+            f"'{path}' is for segmentation: it has images/ and masks/. Give a folder of images per class, or leave out "
+            "--task where it was given."
+        )
     return folders
 
 

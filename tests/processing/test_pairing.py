@@ -82,3 +82,10 @@ def test_an_annotated_file_is_found_in_the_other_normal_form(touch, tmp_path):
     touch(f"images/{form('NFD')}.png")
     assert stored_file(tmp_path / "images", f"{form('NFC')}.png").is_file()
     assert not stored_file(tmp_path / "images", "other.png").exists()
+
+
+def test_a_folder_for_segmentation_is_no_folder_of_classes(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ValueError, match="is for segmentation: .* Give a folder of images per class"):
+        ClassFolders(tmp_path)

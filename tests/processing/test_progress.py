@@ -34,6 +34,12 @@ def test_plain_progress_passes_its_items_on_and_counts_those_without_a_length(cl
     assert capsys.readouterr().err == "evaluating: 2 images, 0.5 minutes\nevaluating: 3 images, 1.0 minutes\n"
 
 
+def test_batches_are_spelled_right(clock, capsys):
+    for item in progress(range(3), unit="batch"):
+        clock[0] = 31.0 * item
+    assert "2 of 3 batches, " in capsys.readouterr().err
+
+
 def test_a_disabled_progress_writes_no_lines_but_messages(clock, capsys):
     bar = PlainProgress(range(2), disable=True)
     for _ in bar:

@@ -15,7 +15,7 @@ from contextseg.modeling.modeling_maformer import (
     MaformerForSemanticSegmentation,
 )
 from contextseg.scripts.train import main
-from contextseg.training.models import SEGMENTER, describe
+from contextseg.training.models import SEGMENTER, describe, describe_with_data
 from contextseg.training.optim import learning_rate_factor
 from contextseg.training.option_texts import parse_overrides
 from contextseg.training.options import train_arguments, train_parser
@@ -169,6 +169,12 @@ def test_a_given_starting_point_takes_the_place_of_the_recipes():
     for option in STARTING_POINTS:
         given, _ = with_recipe({"recipe": "segdeformer_mit_b1_ade20k", option: "this"})
         assert {name: given[name] for name in STARTING_POINTS & given.keys()} == {option: "this"}
+
+
+def test_one_class_and_one_image_are_in_the_singular():
+    model = torch.nn.Linear(2, 3)
+    assert describe_with_data(model, 1, 1) == "Linear, 0.0 M parameters, 1 class, 1 image"
+    assert describe_with_data(model, 2, 10) == "Linear, 0.0 M parameters, 2 classes, 10 images"
 
 
 def test_a_segmentation_recipe_of_maformer_starts_from_its_classifier(tmp_path, capsys):

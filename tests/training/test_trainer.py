@@ -104,3 +104,20 @@ def test_other_metrics_get_one_array_as_from_trainer(tmp_path):
     trainer = new_trainer(tmp_path, scores=lambda given: shapes.append(given.predictions.shape) or {})
     trainer.evaluate()
     assert shapes == [(3, 24, 20)]
+
+
+def test_a_checkpoint_with_other_names_is_loaded_whole(tmp_path):
+    model = tiny_segformer()
+    model.save_pretrained(tmp_path / "checkpoint-1")
+    expected = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trainer = new_trainer(tmp_path, model=model)
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    for load in (
+        trainer._load_best_model,
+        lambda: trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1")),
+    ):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(1)
+        load()
+        assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
