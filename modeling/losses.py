@@ -21,6 +21,7 @@ from .upsampling import upsample
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
 BOUNDARY_RADIUS = 3  # pixels on each side of a boundary
+USUAL_IGNORE_INDEX = 255
 
 
 def check_labels(labels: Tensor, num_labels: int, ignore_index: int) -> None:
@@ -84,12 +85,24 @@ def check_label_size(pixel_values: Tensor, labels: Tensor | None) -> None:
         )
 
 
-def warn_of_one_class(logits: Tensor) -> None:
-    """Warns if there is only one class: its softmax is 1 whatever the logits, so nothing is learned."""
-    if logits.shape[1] == 1 and not torch.compiler.is_compiling():
+def warn_of_lost_classes(logits: Tensor, ignore_index: int) -> None:
+    """(B, K, H, W). Warns of classes that cannot be learned.
+
+    The softmax of a single class is 1 whatever the logits. And the usual ignore index, 255, is a class itself
+    where there are more of them.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if logits.shape[1] == 1:
         warnings.warn(
             "the model has only one class, so its loss is 0 and nothing is learned. Add a class for everything else, "
             "and label it in the masks: num_labels=2.",
+            stacklevel=3,
+        )
+    if logits.shape[1] > ignore_index == USUAL_IGNORE_INDEX:
+        warnings.warn(
+            f"class {ignore_index} is not learned: pixels with this label are ignored. Set semantic_loss_ignore_index, and "
+            "ignore_index of the image processor, to a number that is not a class, such as 65535.",
             stacklevel=3,
         )
 
@@ -276,7 +289,7 @@ def segmentation_loss(
     if reduction not in ("valid", "all"):
         raise ValueError(f"no reduction '{reduction}'. Known: 'valid', 'all'.")
     check_shapes(logits, labels)
-    warn_of_one_class(logits)
+    warn_of_lost_classes(logits, ignore_index)
     labels, factors = labels.long(), parse_terms(terms)
     check_labels(labels, logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):

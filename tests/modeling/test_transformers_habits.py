@@ -12,6 +12,7 @@ from tiny import LABELS, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
 from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import GlamSwinConfig, GlamSwinForImageClassification, GlamSwinModel
+from contextseg.modeling.losses import segmentation_loss
 
 FAMILIES = ("glam_swin", "maformer", "cswin", "segdeformer")
 
@@ -151,6 +152,14 @@ def test_a_loaded_model_keeps_the_weights_of_classes_by_name_in_every_spelling(t
     assert loaded.classifier.out_channels == 2
     model.replace_labels(["sky", "road"])
     assert (model.config.label2id, model.classifier.out_channels) == ({"sky": 0, "road": 1}, 2)
+
+
+def test_a_class_that_is_the_ignore_index_is_told():
+    logits, labels = torch.randn(1, 300, 2, 2), torch.tensor([[[255, 299], [0, 1]]])
+    with pytest.warns(UserWarning, match="class 255 is not learned.*semantic_loss_ignore_index"):
+        segmentation_loss(logits, labels)
+    segmentation_loss(logits, labels, ignore_index=65535)
+    segmentation_loss(logits[:, :255], labels.clamp(max=254))
 
 
 def test_training_with_one_class_warns_that_nothing_is_learned():
