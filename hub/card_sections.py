@@ -149,7 +149,7 @@ def label_table(config: Mapping[str, Any], processor: Mapping[str, Any], scores:
 def score_paragraphs(scores: Mapping[str, Any]) -> list[str]:
     rows = [[name, number(scores[key])] for key, (_, name) in METRICS.items() if scores.get(key) is not None]
     if not rows:
-        return ["Not measured."]
+        return ["This folder holds no scores."]
     images = f", {scores['images']} images" if "images" in scores else ""
     protocol = f": {scores['protocol']}" if "protocol" in scores else ""
     data = one_line(str(scores.get("data", "unnamed data"))).replace("`", "'")
@@ -159,7 +159,7 @@ def score_paragraphs(scores: Mapping[str, Any]) -> list[str]:
 def training(run: Mapping[str, Any]) -> list[str]:
     """Returns command, cost and settings of the run, from `run.json`."""
     if not run:
-        return ["There is no record of the training run of these weights."]
+        return ["This folder holds no record of the training run."]
     paragraphs = [f"```\n{one_line(shlex.join(run['command']))}\n```"] if run.get("command") else []
     if "seconds" in run:
         paragraphs.append(cost(run))

@@ -220,7 +220,7 @@ def test_the_card_lists_labels_in_the_processors_colors(repository):
 
 
 def test_an_unmeasured_model_is_called_so(repository):
-    assert "Not measured." in (repository / "README.md").read_text()
+    assert "This folder holds no scores." in (repository / "README.md").read_text()
 
 
 def test_scores_and_recipe_come_from_the_json_files_in_the_folder(tmp_path):
