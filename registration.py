@@ -30,6 +30,7 @@ def register() -> None:
             function()
         else:
             sys.meta_path.insert(0, AfterImport(module, function))
+    sys.meta_path.insert(0, AfterConfigurations(register_models))
 
 
 class AfterImport(MetaPathFinder):
@@ -54,6 +55,44 @@ class AfterImport(MetaPathFinder):
             execute(module)
             self.function()
             sys.meta_path.remove(self)
+
+        spec.loader.exec_module = execute_and_call
+        return spec
+
+
+class AfterConfigurations(MetaPathFinder):
+    """Calls a function once, right after the first import of a configuration or model and of all that it imports.
+
+    `ranges`, which the commands read to show their help, is not a configuration.
+    """
+
+    PREFIXES = (f"{PACKAGE}.configuration.", f"{PACKAGE}.modeling")
+    OTHERS = (f"{PACKAGE}.configuration.ranges",)
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function, self.depth = function, 0
+        self.is_asking_others = False
+
+    def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
+        """Returns the module's own spec, with the call added to its loader; None for other modules."""
+        if not name.startswith(self.PREFIXES) or name in self.OTHERS or self.is_asking_others:
+            return None
+        self.is_asking_others = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self.is_asking_others = False
+        execute = spec.loader.exec_module
+
+        def execute_and_call(module: ModuleType) -> None:
+            self.depth += 1
+            try:
+                execute(module)
+            finally:
+                self.depth -= 1
+            if self.depth == 0 and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.function()
 
         spec.loader.exec_module = execute_and_call
         return spec
@@ -146,7 +185,6 @@ def save_image_processors_with_code() -> None:
 AFTER_IMPORT: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": announce_configurations,
     "transformers.models.auto.image_processing_auto": announce_image_processors,
-    f"{PACKAGE}.configuration": register_models,
     f"{PACKAGE}.modeling.pretrained": save_models_with_code,
     f"{PACKAGE}.processing.saving": save_image_processors_with_code,
 }

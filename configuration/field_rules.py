@@ -155,6 +155,8 @@ def checked(config_class: type) -> type:
     @wraps(initialize)
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:  # noqa: N807
         run_check("fields", config_class, options)
+        if isinstance(options.get("id2label"), list | tuple):  # whose type older versions check before us
+            options["id2label"] = dict(enumerate(options["id2label"]))
         try:
             initialize(self, *arguments, **options)
         except StrictDataclassError as error:

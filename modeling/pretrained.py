@@ -244,8 +244,10 @@ def check_images(
 
 def as_weights(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """The images in the floating-point type of the weights, as Trainer's fp16_full_eval and bf16_full_eval need."""
-    types = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
-    return pixel_values.to(next(types, pixel_values.dtype))
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            return pixel_values.to(weight.dtype)
+    return pixel_values
 
 
 def check_pixels(pixel_values: Tensor, num_channels: int) -> None:
