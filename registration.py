@@ -1,10 +1,11 @@
 """What `import contextseg` sets up: Auto classes of transformers know our types, and saves include code.
 
 All of it is lazy. Our `model_type`s are registered when transformers' AutoConfig is imported, and our classes
-are imported when one of them is looked up or a configuration is imported. So `import contextseg` does not
+are imported when one of them is looked up, or a configuration or model is imported. So `import contextseg` does not
 import torch, and `--help` of the commands is fast.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.abc import MetaPathFinder
@@ -24,58 +25,30 @@ CONFIGURATIONS = {
 
 
 def register() -> None:
-    """Calls each function of `AFTER_IMPORT` right after its module is imported, or now if it already is."""
-    for module, function in AFTER_IMPORT.items():
-        if module in sys.modules:
+    """Calls each function of `AFTER_IMPORT` right after one of its modules is imported, or now if one already is."""
+    for modules, function in AFTER_IMPORT.items():
+        if any(re.fullmatch(modules, name) for name in sys.modules):
             function()
         else:
-            sys.meta_path.insert(0, AfterImport(module, function))
-    sys.meta_path.insert(0, AfterConfigurations(register_models))
+            sys.meta_path.insert(0, AfterImport(modules, function))
 
 
 class AfterImport(MetaPathFinder):
-    """Calls a function once, right after the first import of a module."""
+    """Calls a function once, right after the first import of one of several modules, and of those that it imports.
 
-    def __init__(self, module: str, function: Callable[[], None]) -> None:
-        self.module, self.function = module, function
-        self.is_asking_others = False
-
-    def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
-        """Returns the module's own spec, with the call added to its loader; None for other modules."""
-        if name != self.module or self.is_asking_others:
-            return None
-        self.is_asking_others = True
-        try:
-            spec = find_spec(name)
-        finally:
-            self.is_asking_others = False
-        execute = spec.loader.exec_module
-
-        def execute_and_call(module: ModuleType) -> None:
-            execute(module)
-            self.function()
-            sys.meta_path.remove(self)
-
-        spec.loader.exec_module = execute_and_call
-        return spec
-
-
-class AfterConfigurations(MetaPathFinder):
-    """Calls a function once, right after the first import of a configuration or model and of all that it imports.
-
-    `ranges`, which the commands read to show their help, is not a configuration.
+    Args:
+        modules: Regular expression of the names of the modules.
+        function: The function.
     """
 
-    PREFIXES = (f"{PACKAGE}.configuration.", f"{PACKAGE}.modeling")
-    OTHERS = (f"{PACKAGE}.configuration.ranges",)
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self.function, self.depth = function, 0
+    def __init__(self, modules: str, function: Callable[[], None]) -> None:
+        self.modules, self.function = re.compile(modules), function
+        self.depth = 0  # how many of the modules are being imported, each by the one before
         self.is_asking_others = False
 
     def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
         """Returns the module's own spec, with the call added to its loader; None for other modules."""
-        if not name.startswith(self.PREFIXES) or name in self.OTHERS or self.is_asking_others:
+        if self.is_asking_others or not self.modules.fullmatch(name):
             return None
         self.is_asking_others = True
         try:
@@ -182,9 +155,12 @@ def save_image_processors_with_code() -> None:
     SavedWithCode.hub_hooks = HubHooks(save, push)
 
 
+# Regular expressions of module names. The ranges of numbers, which the commands read for their help, are no
+# configuration.
 AFTER_IMPORT: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.configuration_auto": announce_configurations,
-    "transformers.models.auto.image_processing_auto": announce_image_processors,
-    f"{PACKAGE}.modeling.pretrained": save_models_with_code,
-    f"{PACKAGE}.processing.saving": save_image_processors_with_code,
+    r"transformers\.models\.auto\.configuration_auto": announce_configurations,
+    r"transformers\.models\.auto\.image_processing_auto": announce_image_processors,
+    rf"{PACKAGE}\.(configuration\.(?!ranges$).+|modeling(\..+)?)": register_models,
+    rf"{PACKAGE}\.modeling\.pretrained": save_models_with_code,
+    rf"{PACKAGE}\.processing\.saving": save_image_processors_with_code,
 }
