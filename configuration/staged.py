@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .decoding import UnetDecodingConfig
+from .decoding import SINGLE_MAP_DECODERS, UnetDecodingConfig
 from .field_rules import checked
 
 
@@ -45,7 +45,9 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
         kwargs.pop("stage_names", None)  # of a file; they follow from `depths`
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         if out_features is None and out_indices is None:
-            out_features = self.stage_names[1:]  # decoders take every stage
+            out_features = self.stage_names[1:]  # most decoders take every stage
+            if self.decoder in SINGLE_MAP_DECODERS:
+                out_features = out_features[-2 if self.use_auxiliary_head else -1 :]
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
 
