@@ -144,7 +144,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         Raises:
             ValueError: If both a config object and labels are given.
         """
-        stored, wanted = cls.stored_and_wanted_labels(pretrained_model_name_or_path, kwargs)
+        stored, wanted = stored_and_wanted_labels(cls.config_class, pretrained_model_name_or_path, kwargs)
         if stored == wanted:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         kwargs["config"] = deepcopy(kwargs["config"])
@@ -152,27 +152,6 @@ class SegmentationModel(ContextsegPreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if type(loaded) is tuple else loaded).replace_labels(wanted)  # with output_loading_info
         return loaded
-
-    @classmethod
-    def stored_and_wanted_labels(
-        cls, name: Any, kwargs: dict[str, Any]
-    ) -> tuple[dict[int, str] | None, dict[int, str] | None]:
-        """Returns the labels of a checkpoint and those requested, or twice None; sets `kwargs["config"]`."""
-        label_options = {"id2label", "label2id", "num_labels"} & kwargs.keys()
-        if name is None or not (label_options or isinstance(kwargs.get("config"), PreTrainedConfig)):
-            return None, None
-        hub = {option: kwargs[option] for option in HUB_OPTIONS & kwargs.keys()}
-        if label_options:
-            config = kwargs.get("config") or name
-            if isinstance(config, PreTrainedConfig):
-                raise ValueError(f"got a config and {sorted(label_options)}. Set the labels in the config.")
-            fields = kwargs.keys() & cls.config_class.__dataclass_fields__.keys()
-            wanted = {option: kwargs.pop(option) for option in label_options | fields}
-            kwargs["config"] = cls.config_class.from_pretrained(config, **hub, **wanted)
-        stored, _ = cls.config_class.get_config_dict(name, **hub)
-        if not stored.get("id2label"):
-            return None, None
-        return labels_in_file(stored["id2label"])[0], dict(kwargs["config"].id2label)
 
     def replace_labels(self, id2label: Mapping[int, str]) -> None:
         """Resizes the classifiers to new labels (id -> name); classes of known names keep their weights."""
@@ -187,6 +166,27 @@ class SegmentationModel(ContextsegPreTrainedModel):
             len(rows), kept, len(rows) - kept,
         )  # fmt: skip
         vars(self.config).update(id2label=id2label, label2id=label2id)
+
+
+def stored_and_wanted_labels(
+    config_class: type[PreTrainedConfig], name: Any, kwargs: dict[str, Any]
+) -> tuple[dict[int, str] | None, dict[int, str] | None]:
+    """Returns the labels of a checkpoint and those requested, or twice None; sets `kwargs["config"]`."""
+    label_options = {"id2label", "label2id", "num_labels"} & kwargs.keys()
+    if name is None or not (label_options or isinstance(kwargs.get("config"), PreTrainedConfig)):
+        return None, None
+    hub = {option: kwargs[option] for option in HUB_OPTIONS & kwargs.keys()}
+    if label_options:
+        config = kwargs.get("config") or name
+        if isinstance(config, PreTrainedConfig):
+            raise ValueError(f"got a config and {sorted(label_options)}. Set the labels in the config.")
+        fields = kwargs.keys() & config_class.__dataclass_fields__.keys()
+        wanted = {option: kwargs.pop(option) for option in label_options | fields}
+        kwargs["config"] = config_class.from_pretrained(config, **hub, **wanted)
+    stored, _ = config_class.get_config_dict(name, **hub)
+    if not stored.get("id2label"):
+        return None, None
+    return labels_in_file(stored["id2label"])[0], dict(kwargs["config"].id2label)
 
 
 def check_channels(config: DecodingConfig, channels: tuple[int, ...]) -> None:
