@@ -7,4 +7,11 @@ from .configuration_mask_rcnn import MaskRcnnConfig
 from .configuration_relay import RelayConfig
 from .configuration_segdeformer import SegDeformerConfig
 
-__all__ = ["CswinConfig", "GlamSwinConfig", "MaformerConfig", "MaskRcnnConfig", "RelayConfig", "SegDeformerConfig"]
+__all__ = [
+    "CswinConfig",
+    "GlamSwinConfig",
+    "MaformerConfig",
+    "MaskRcnnConfig",
+    "RelayConfig",
+    "SegDeformerConfig",
+]

@@ -104,9 +104,7 @@ class RelayConfig(StageRules, DecodingConfig):
 
     def validate_encoder_type(self) -> None:
         if self.encoder_type not in ENCODER_TYPES:
-            raise ValueError(
-                f"encoder_type is '{self.encoder_type}'. Use one of {', '.join(ENCODER_TYPES)}."
-            )
+            raise ValueError(f"encoder_type is '{self.encoder_type}'. Use one of {', '.join(ENCODER_TYPES)}.")
         if self.encoder_type == "vit" and len(self.depths) != 1:
             raise ValueError(
                 f"depths has {len(self.depths)} entries, but encoder_type 'vit' has one stage. Give one entry."

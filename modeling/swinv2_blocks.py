@@ -165,9 +165,7 @@ class SwinV2Block(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(
-        self, features: Tensor, extra_tokens: Tensor, window_cut: WindowCut
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, extra_tokens: Tensor, window_cut: WindowCut) -> tuple[Tensor, Tensor]:
         """(B, h, w, C), (B, E, C) for all windows or (B, W, E, C) -> the same shapes; E may be 0."""
         tokens = joined(features, extra_tokens)
         mixed = joined(*self.mix_within_windows(features, extra_tokens, window_cut))
