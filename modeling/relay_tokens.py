@@ -24,11 +24,17 @@ class TwoScales(NamedTuple):
 
 
 class EncodedScales(NamedTuple):
-    """Features (B, h, w, C) of both crops after the patch embedding and after each stage or block."""
+    """Features (B, h, w, C) of both crops after the patch embedding and after each block or stage."""
 
     local: list[Tensor]
     context: list[Tensor]
     relay_tokens: Tensor  # (B, R, C), after the last block
+
+
+def encoded_scales(passed: list[TwoScales]) -> EncodedScales:
+    """What the patch embedding and each block or stage returned -> the same by crop."""
+    local, context, relay_tokens = zip(*passed, strict=True)
+    return EncodedScales(list(local), list(context), relay_tokens[-1])
 
 
 # One branch of a block: features (B, h, w, C), relay tokens (B, R, C) -> the same shapes.
