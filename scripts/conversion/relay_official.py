@@ -152,13 +152,8 @@ def encoder_weights(encoder: Mapping[str, Tensor], config: RelayConfig) -> State
     table = ENCODERS[config.encoder_type]
     if config.share_patch_embedding:
         table = table.with_dropped([r"^patch_embed\.1\.", r"^pos_embed\.1$"])
-    weights = table.apply(encoder)
+    weights = flat_scales(table.apply(encoder))
     tokens = config.num_relay_tokens
-    for name in weights:
-        if name.endswith("log_scale"):
-            weights[name] = weights[name].flatten()
-        if name.endswith("position.table"):
-            weights[name] = weights[name][0]
     initial = weights.pop("relay_tokens.initial", None)
     if tokens:
         weights["relay_tokens.initial"] = initial[0]
@@ -166,10 +161,17 @@ def encoder_weights(encoder: Mapping[str, Tensor], config: RelayConfig) -> State
         name for name in ("local_embed.position.table", "context_embed.position.table") if name in weights
     ]
     for name in tables:
-        rows, weights[name] = weights[name].split([tokens, len(weights[name]) - tokens])
+        rows, weights[name] = weights[name][0, :tokens], weights[name][0, tokens:]
         if tokens and name == tables[-1]:
             weights["relay_tokens.initial"] = weights["relay_tokens.initial"] + rows
     return weights
+
+
+def flat_scales(weights: StateDict) -> StateDict:
+    """The same tensors, with one number a head for the temperatures of attention instead of (heads, 1, 1)."""
+    return {
+        name: tensor.flatten() if name.endswith("log_scale") else tensor for name, tensor in weights.items()
+    }
 
 
 def config_options(
