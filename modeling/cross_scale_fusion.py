@@ -159,7 +159,6 @@ class CrossScaleEncoder(nn.Module):
         self,
         pixel_values: Tensor,
         context_features: Sequence[Tensor],
-        pixel_mask: Tensor | None = None,
         revise: Revise = unchanged,
     ) -> Encoded:
         """(B, C, S...), context (B, G..., C) of each fused stage -> features (B, G..., C) of each stage.
@@ -167,14 +166,13 @@ class CrossScaleEncoder(nn.Module):
         Args:
             pixel_values: The sharp crop (B, C, S...).
             context_features: Features of the context, see `fused_features`.
-            pixel_mask: Optional mask (B, S...), 1 for image.
             revise: See `blocks.Revise`; the features that it is given are not fused yet.
         """
         context = dict(zip(self.fusions, context_features, strict=True))
         fuse = partial(self.fuse, context)
         if self.feeds_next_stage:
-            return self.local(pixel_values, pixel_mask, lambda level, features: fuse(level, revise(level, features)))
-        encoded = self.local(pixel_values, pixel_mask, revise)
+            return self.local(pixel_values, revise=lambda level, features: fuse(level, revise(level, features)))
+        encoded = self.local(pixel_values, revise=revise)
         return Encoded(encoded.inputs, [fuse(level, features) for level, features in enumerate(encoded.outputs, 1)])
 
     def fuse(self, context: Mapping[str, Tensor], level: int, features: Tensor) -> Tensor:

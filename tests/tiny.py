@@ -12,6 +12,8 @@ from transformers import (
 )
 
 from contextseg import (
+    CaswitConfig,
+    CaswitForSemanticSegmentation,
     CswinConfig,
     CswinForSemanticSegmentation,
     GlamSwinConfig,
@@ -86,6 +88,22 @@ def tiny_cswin_unet(**overrides) -> CswinForSemanticSegmentation:
     return tiny_cswin(**{**UNET, "upsampling": "expand", **overrides})
 
 
+def tiny_caswit(**overrides) -> CaswitForSemanticSegmentation:
+    options = {
+        "embed_dim": 8,
+        "depths": (2, 1),
+        "num_heads": (1, 2),
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+        "crop_size": 16,
+        "gate": "dynamic",  # open from the start, so that claims reach the context
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return CaswitForSemanticSegmentation(CaswitConfig(**{**options, **overrides}))
+
+
 def tiny_segdeformer(**overrides) -> SegDeformerForSemanticSegmentation:
     options = {
         "backbone_config": tiny_mit(),
@@ -142,13 +160,14 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "maformer_unet": tiny_maformer_unet,
     "cswin": tiny_cswin,
     "cswin_unet": tiny_cswin_unet,
+    "caswit": tiny_caswit,
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
 }
 
 # Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
-REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer")
+REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer", "caswit")
 
 OTHER_UPSAMPLING = {
     "upsampling": UNET,
@@ -241,6 +260,19 @@ OTHER_VALUES["cswin"] = {
     "stripe_padding": "official",
     "decoder": "semantic_fpn",
 }
+OTHER_VALUES["caswit"] = {
+    **{option: other for option, other in OTHER_VALUES["glam_swin"].items() if not option.startswith("global_")},
+    "context_ratio": 3,
+    "crop_size": 24,
+    "gate": "none",
+    "fusion_mlp_ratio": 0.0,
+    "fusion_feeds_next_stage": False,
+    "tie_encoders": True,
+    "kv_pooling": (2, 1),
+    "context_loss_weight": 0.0,
+}
+for option in ("num_global_tokens", "use_global_attention", "pretrain_image_size"):
+    del OTHER_VALUES["caswit"][option]
 OTHER_MINING = {
     "neck": "linear",
     "use_internal_context": False,
