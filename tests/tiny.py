@@ -91,7 +91,7 @@ def tiny_cswin_unet(**overrides) -> CswinForSemanticSegmentation:
 def tiny_caswit(**overrides) -> CaswitForSemanticSegmentation:
     options = {
         "embed_dim": 8,
-        "depths": (2, 1),
+        "depths": (2, 2),
         "num_heads": (1, 2),
         "window_size": 4,
         "drop_path_rate": 0.0,
