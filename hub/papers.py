@@ -5,6 +5,7 @@ TITLES = {
     "segdeformer": "SegDeformer",
     "maformer": "MAFormer",
     "cswin": "CSWin",
+    "caswit": "CASWiT",
     "mask_rcnn": "Mask R-CNN",
 }
 PAPERS = {
@@ -41,6 +42,13 @@ PAPERS = {
   pages = {12124--12134},
   year = {2022}
 }""",
+    "caswit": """\
+@article{carreaud2026context,
+  title = {Context-Aware Semantic Segmentation via Stage-Wise Attention},
+  author = {Carreaud, Antoine and Lahellec, Elias and Naha, Shanci and Skaloud, Jan and Chansel, Arthur and Gressin, Adrien},
+  journal = {arXiv preprint arXiv:2601.11310},
+  year = {2026}
+}""",
     "mask_rcnn": """\
 @inproceedings{he2017mask,
   title = {Mask {R-CNN}},
@@ -52,6 +60,11 @@ PAPERS = {
 }
 # Notes on models that their paper leaves partly open.
 READINGS = {
+    "caswit": [
+        "- Built from the abstract of the CASWiT paper; no reference numbers exist. The abstract names two Swin encoders, "
+        "cross-attention from the crop to its context at every stage, and gated injection. Gate, norms, MLP and context "
+        "decoder are this library's choices, and the authors' weights cannot be loaded.",
+    ],
     "maformer": [
         "- The MAFormer authors published neither code nor weights. This model follows the paper and the "
         "numbers in its tables. Global learning pools the feature map to a fixed grid before its fully "
