@@ -9,17 +9,11 @@ from .configuration_relay import RelayConfig
 from .configuration_segdeformer import SegDeformerConfig
 
 __all__ = [
-<<<<<<< HEAD
     "CaswitConfig",
-=======
->>>>>>> h/B
     "CswinConfig",
     "GlamSwinConfig",
     "MaformerConfig",
     "MaskRcnnConfig",
-<<<<<<< HEAD
-=======
     "RelayConfig",
->>>>>>> h/B
     "SegDeformerConfig",
 ]

@@ -45,7 +45,7 @@ PAPERS = {
     "caswit": """\
 @article{carreaud2026context,
   title = {Context-Aware Semantic Segmentation via Stage-Wise Attention},
-  author = {Carreaud, Antoine and Lahellec, Elias and Naha, Shanci and Skaloud, Jan and Chansel, Arthur and Gressin, Adrien},
+  author = {Carreaud and Lahellec and Naha and Skaloud and Chansel and Gressin},
   journal = {arXiv preprint arXiv:2601.11310},
   year = {2026}
 }""",

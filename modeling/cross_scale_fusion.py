@@ -153,7 +153,9 @@ class CrossScaleEncoder(nn.Module):
 
     def fused_features(self, context: Encoded) -> list[Tensor]:
         """Output of `encode_context` -> what `forward` takes: features (B, G..., C) of each fused stage."""
-        return [features for level, features in enumerate(context.outputs, 1) if f"stage{level}" in self.fusions]
+        return [
+            features for level, features in enumerate(context.outputs, 1) if f"stage{level}" in self.fusions
+        ]
 
     def forward(
         self,
@@ -171,9 +173,13 @@ class CrossScaleEncoder(nn.Module):
         context = dict(zip(self.fusions, context_features, strict=True))
         fuse = partial(self.fuse, context)
         if self.feeds_next_stage:
-            return self.local(pixel_values, revise=lambda level, features: fuse(level, revise(level, features)))
+            return self.local(
+                pixel_values, revise=lambda level, features: fuse(level, revise(level, features))
+            )
         encoded = self.local(pixel_values, revise=revise)
-        return Encoded(encoded.inputs, [fuse(level, features) for level, features in enumerate(encoded.outputs, 1)])
+        return Encoded(
+            encoded.inputs, [fuse(level, features) for level, features in enumerate(encoded.outputs, 1)]
+        )
 
     def fuse(self, context: Mapping[str, Tensor], level: int, features: Tensor) -> Tensor:
         """Context (B, G..., C) by stage, level, features (B, G..., C) of the level -> (B, G..., C)."""

@@ -254,7 +254,9 @@ class CaswitForSemanticSegmentation(TwoScaleSegmentationModel, CaswitPreTrainedM
         """Features (B, h, w, C_i) of each stage of the context -> its logits (B, K, h, w), or None without its head."""
         return None if self.context_head is None else self.context_head(context_maps)
 
-    def context_loss(self, scores: PairScores, labels: Tensor, context_labels: Tensor | None) -> Tensor | float:
+    def context_loss(
+        self, scores: PairScores, labels: Tensor, context_labels: Tensor | None
+    ) -> Tensor | float:
         """Logits of all pairs, (B, s, s), (B, s, s) or None -> scalar, the weighted loss of the context branch.
 
         Without labels of the context it is 0, and its head has gradients of 0.

@@ -237,7 +237,9 @@ def for_all_scales(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -
     """Gives the weights of a model of one scale to both branches of a model of two; others unchanged."""
     branches = {}
     for name, tensor in weights.items():
-        local, context = (name.replace("encoder.", f"encoder.{branch}.", 1) for branch in ("local", "context"))
+        local, context = (
+            name.replace("encoder.", f"encoder.{branch}.", 1) for branch in ("local", "context")
+        )
         head = f"context_head.{name.removeprefix('backbone.')}"
         branches |= {branch: tensor for branch in (name, local, context, head) if branch in fresh}
     return branches

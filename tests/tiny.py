@@ -261,7 +261,11 @@ OTHER_VALUES["cswin"] = {
     "decoder": "semantic_fpn",
 }
 OTHER_VALUES["caswit"] = {
-    **{option: other for option, other in OTHER_VALUES["glam_swin"].items() if not option.startswith("global_")},
+    **{
+        option: other
+        for option, other in OTHER_VALUES["glam_swin"].items()
+        if not option.startswith("global_")
+    },
     "context_ratio": 3,
     "crop_size": 24,
     "gate": "none",
