@@ -24,7 +24,7 @@ class DecodingConfig(CheckedConfig):
     decoder_hidden_size: Channels of the feature map that the decoder passes to the classifier; None takes the
         value of the decoder's paper. "one_step" and "progressive" have the width of the encoder instead.
     use_auxiliary_head: Whether an FCN head on the second coarsest feature map adds an auxiliary loss in
-        training; None uses it for "upernet" only, as is usual.
+        training; None uses it for "upernet" only, as is usual. Not with "one_step" and "progressive".
     auxiliary_hidden_size: Channels of the auxiliary head.
     auxiliary_loss_weight: Weight of the auxiliary loss.
     attention_loss_weight: Weight of the loss on SegDeformer's mid-level scores, alpha in eq. 9 of its paper;
@@ -85,6 +85,13 @@ class DecodingConfig(CheckedConfig):
         if self.class_weights is not None and not any(self.class_weights):
             raise ValueError(
                 "class_weights are all 0, so there is nothing to learn. Give one of them a weight."
+            )
+
+    def validate_auxiliary_head(self) -> None:
+        if self.use_auxiliary_head and self.decoder in SINGLE_MAP_DECODERS:
+            raise ValueError(
+                f"decoder '{self.decoder}' takes one feature map, so there is none for an auxiliary head. Set "
+                "use_auxiliary_head=False, or choose another decoder."
             )
 
     def encoder_weights(self) -> float:

@@ -94,7 +94,7 @@ class StagedConfig(StageRules, BackboneConfigMixin, UnetDecodingConfig):
         if out_features is None and out_indices is None:
             out_features = self.stage_names[1:]  # most decoders take every stage
             if self.decoder in SINGLE_MAP_DECODERS:
-                out_features = out_features[-2 if self.use_auxiliary_head else -1 :]
+                out_features = out_features[-1:]
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
 

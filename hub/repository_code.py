@@ -17,6 +17,7 @@ PACKAGE = __name__.partition(".")[0]
 TABLES = {
     "DECODERS": "decoder",
     "CLASSIFIERS": "decoder",
+    "ENCODERS": "encoder_type",
     "UPSAMPLINGS": "upsampling",
     "NECKS": "neck",
     "EXTERNAL_TOKENS": "external_tokens",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration.configuration_relay import RelayConfig
+from ..configuration.decoding import SINGLE_MAP_DECODERS
 from .attention import Attention
 from .plain_vit_pyramid import PlainVitPyramid
 from .pretrained import ContextsegPreTrainedModel, as_weights, check_images
@@ -21,7 +22,6 @@ from .swinv2_blocks import SwinV2Sizes
 from .two_scale import PairFeatures
 from .windows import crop
 
-ONE_MAP_DECODERS = {"one_step", "progressive"}
 LEVELS = 4  # of the pyramid of a plain vision transformer
 
 
@@ -164,7 +164,7 @@ class RelayBackbone(RelayPreTrainedModel):
         super().__init__(config)
         build_encoder, build_pyramid = ENCODERS[config.encoder_type]
         self.encoder = build_encoder(config)
-        self.pyramid = build_pyramid(config, config.decoder in ONE_MAP_DECODERS)
+        self.pyramid = build_pyramid(config, config.decoder in SINGLE_MAP_DECODERS)
         self.channels, self.strides = self.pyramid.channels, self.pyramid.strides
         self.post_init()
 

@@ -197,8 +197,8 @@ def check_channels(config: DecodingConfig, channels: tuple[int, ...]) -> None:
                 f"the backbone returns {len(channels)} feature map; decoders need two or more. "
                 "Name more stages in out_features, or leave the option out."
             )
-    elif len(channels) != (wanted := 1 + config.use_auxiliary_head):
+    elif len(channels) > 1:
         raise ValueError(
-            f"the backbone returns {len(channels)} feature maps, but decoder '{config.decoder}' takes only the last one, "
-            f"and an auxiliary head the one before. Name the last {wanted} in out_features, or choose another decoder."
+            f"the backbone returns {len(channels)} feature maps, but decoder '{config.decoder}' takes only the last one. "
+            "Name one stage in out_features, or choose another decoder."
         )

@@ -20,6 +20,8 @@ from contextseg import (
     GlamSwinForSemanticSegmentation,
     MaformerConfig,
     MaformerForSemanticSegmentation,
+    RelayConfig,
+    RelayForSemanticSegmentation,
     SegDeformerConfig,
     SegDeformerForSemanticSegmentation,
 )
@@ -104,6 +106,34 @@ def tiny_caswit(**overrides) -> CaswitForSemanticSegmentation:
     return CaswitForSemanticSegmentation(CaswitConfig(**{**options, **overrides}))
 
 
+def tiny_relay(**overrides) -> RelayForSemanticSegmentation:
+    options = {
+        "encoder_type": "vit",
+        "patch_size": 4,
+        "embed_dim": 8,
+        "depths": (2,),
+        "num_heads": (2,),
+        "num_relay_tokens": 2,
+        "drop_path_rate": 0.0,
+        "crop_size": 16,
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return RelayForSemanticSegmentation(RelayConfig(**{**options, **overrides}))
+
+
+def tiny_relay_swinv2(**overrides) -> RelayForSemanticSegmentation:
+    options = {
+        "encoder_type": "swinv2",
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window_size": 2,
+        "decoder": "upernet",
+    }
+    return tiny_relay(**{**options, **overrides})
+
+
 def tiny_segdeformer(**overrides) -> SegDeformerForSemanticSegmentation:
     options = {
         "backbone_config": tiny_mit(),
@@ -161,6 +191,8 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "cswin": tiny_cswin,
     "cswin_unet": tiny_cswin_unet,
     "caswit": tiny_caswit,
+    "relay": tiny_relay,
+    "relay_swinv2": tiny_relay_swinv2,
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
