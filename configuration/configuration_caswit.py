@@ -91,6 +91,17 @@ class CaswitConfig(StagedConfig):
             return list(range(self.num_backbone_stages))
         return [stage - 1 for stage in self.out_stages if stage]
 
+    def upsampling_heads(self, stage: int) -> int:
+        """Attention heads of the upsampling to a stage: those of the stage itself, as in GLAM-Swin.
+
+        Args:
+            stage: Index of the stage, from 0.
+
+        Returns:
+            The number of heads.
+        """
+        return self.num_heads[stage]
+
     def validate_fusion(self) -> None:
         choose("gate", self.gate, dict.fromkeys(GATES))
         if len(self.kv_pooling) != self.num_layers:
