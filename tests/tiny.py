@@ -304,7 +304,7 @@ OTHER_VALUES["caswit"] = {
     "fusion_mlp_ratio": 0.0,
     "fusion_feeds_next_stage": False,
     "tie_encoders": True,
-    "kv_pooling": (2, 1),
+    "kv_pooling": {"kv_pooling": (4, 1), "initializer_range": 0.2},
     "context_loss_weight": 0.0,
 }
 for option in ("num_global_tokens", "use_global_attention", "pretrain_image_size"):
