@@ -103,11 +103,17 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor
     ) -> Tensor:
         """(B, K, h, w), ..., (B, H, W) -> scalar, the weighted sum of main, mid-level and auxiliary loss."""
+        auxiliary_logits = None if self.auxiliary_head is None else self.auxiliary_head(feature_maps[-2])
+        return self.sum_of_losses(logits, decoded.mid_logits, auxiliary_logits, labels)
+
+    def sum_of_losses(
+        self, logits: Tensor, mid_logits: Tensor | None, auxiliary_logits: Tensor | None, labels: Tensor
+    ) -> Tensor:
+        """Logits (B, K, h, w) of each head or None, (B, H, W) -> scalar, the weighted sum of their losses."""
         loss = self.label_loss(logits, labels)
-        if decoded.mid_logits is not None and self.config.attention_loss_weight:
-            loss = loss + self.config.attention_loss_weight * self.label_loss(decoded.mid_logits, labels)
-        if self.auxiliary_head is not None:
-            auxiliary_logits = self.auxiliary_head(feature_maps[-2])
+        if mid_logits is not None and self.config.attention_loss_weight:
+            loss = loss + self.config.attention_loss_weight * self.label_loss(mid_logits, labels)
+        if auxiliary_logits is not None:
             loss = loss + self.config.auxiliary_loss_weight * self.label_loss(auxiliary_logits, labels)
         return loss
 
