@@ -19,13 +19,12 @@ from torch.nn.functional import grid_sample
 Sampling = Literal["area", "point"]
 SAMPLINGS = ("area", "point")
 TINY = 1e-6  # pixels
-LABELS_AT_ONCE = 1 << 22  # pixels of a mask that are read in one piece
 
-# (top, left, height, width, scale) -> pixels (C, height * scale, width * scale), and bools (height * scale,
-# width * scale) that are False outside the image
-PixelReader = Callable[[int, int, int, int, float], tuple[np.ndarray, np.ndarray]]
-# (top, left, height, width) -> class ids (height, width), the ignore index outside the image
-LabelReader = Callable[[int, int, int, int], np.ndarray]
+# (top, left, height, width, reduction) -> pixels (C, height / reduction, width / reduction), each a mean over an area
+# in which the outside of the image counts 0, and the share of each area (...) that lies inside
+PixelReader = Callable[[int, int, int, int, int], tuple[np.ndarray, np.ndarray]]
+# Rows and columns that broadcast to (h, w) -> class ids (h, w), the ignore index outside the image
+LabelReader = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Crop(NamedTuple):
@@ -166,13 +165,15 @@ def cut_pixels(
     first = [floor(cell.min()) for cell in cells]
     counts = [ceil(cell.max()) - start + 1 for cell, start in zip(cells, first, strict=True)]
     top, left = (start + cell * reduction for start, cell in zip(frame.corner, first, strict=True))
-    pixels, valid = read(top, left, counts[0] * reduction, counts[1] * reduction, 1 / reduction)
-    pixels = np.where(valid, pixels, fill[:, None, None]).astype(np.float32)
+    pixels, share = read(top, left, counts[0] * reduction, counts[1] * reduction, reduction)
+    if share.min() < 1:
+        pixels = pixels + (1 - share) * fill[:, None, None]
+    pixels = pixels.astype(np.float32, copy=False)
     cells = [cell - start for cell, start in zip(cells, first, strict=True)]
     rows, columns = (nearest(cell, sampling).clip(0, n - 1) for cell, n in zip(cells, counts, strict=True))
     blocks = size[0], dense[0], size[1], dense[1]
     crop = _interpolated(pixels, *cells).reshape(-1, *blocks).mean((2, 4))
-    inside = valid[rows, columns].reshape(blocks).any((1, 3))
+    inside = (share[rows, columns] > 0).reshape(blocks).any((1, 3))
     return Crop(np.where(inside, crop, fill[:, None, None]).astype(np.float32), inside)
 
 
@@ -180,28 +181,13 @@ def cut_labels(
     read: LabelReader, frame: Frame, size: tuple[int, int], sampling: Sampling = "area"
 ) -> np.ndarray:
     """Samples the labels (h, w) of a crop: the class id of the nearest pixel."""
-    rows, columns = (nearest(place - 0.5, sampling) for place in frame.positions(size, sampling))
-    area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-    parts = min(size[0], -(-int(area) // LABELS_AT_ONCE))
-    columns = columns if frame.is_turned else np.broadcast_to(columns, (size[0], size[1]))
-    labels = [
-        _nearest_labels(read, *part)
-        for part in zip(np.array_split(rows, parts), np.array_split(columns, parts), strict=True)
-    ]
-    return np.concatenate(labels)
+    return read(*(nearest(place - 0.5, sampling) for place in frame.positions(size, sampling)))
 
 
 def nearest(places: np.ndarray, sampling: Sampling) -> np.ndarray:
     """The whole number nearest to each place; of two, the upper one, with "point" sampling the lower one."""
     down = np.ceil(places - 0.5 - TINY) if sampling == "point" else np.floor(places + 0.5 + TINY)
     return down.astype(np.int64)
-
-
-def _nearest_labels(read: LabelReader, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Two arrays that broadcast to (h, w) -> class ids (h, w)."""
-    top, left = int(rows.min()), int(columns.min())
-    labels = read(top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1)
-    return labels[rows - top, columns - left]
 
 
 def _interpolated(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
 from ..processor_numbers import check_processor_numbers
-from ..samples import MASK_COLUMNS, SCALE, VALUE_RANGE, check_sizes
+from ..samples import MASK_COLUMNS, check_sizes, scale_of
+from ..windowed_files import windowed_image, windowed_mask
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout
@@ -87,9 +88,21 @@ class SegmentationData(Dataset, ABC):
         pair = self.sources(index)
         image, stored = self.read_image(pair.image), self.read_stored_mask(pair.mask)
         check_sizes(image_size(image), stored.shape[:2], pair.name)
-        mask = self.decoder.decode(stored, f"the mask of '{pair.name}'")
-        scale = {VALUE_RANGE: SCALE} if isinstance(image, np.ndarray) and image.dtype.kind == "f" else {}
-        return {"image": image, "mask": mask, "name": pair.name, **scale}
+        return {"image": image, "mask": self.decoded(stored, pair), "name": pair.name, **scale_of(image)}
+
+    def decoded(self, stored: np.ndarray, pair: Pair) -> np.ndarray:
+        return self.decoder.decode(stored, f"the mask of '{pair.name}'")
+
+    def windowed(self, index: int) -> dict[str, Any]:
+        """The sample at `index` for a `JointAugmentation`: files that can be read by windows are not decoded, and
+        become a `RasterImage`, and a `LabelRaster` or `LabelArray`.
+        """
+        pair = self.sources(index)
+        image = windowed_image(pair.image, self.num_channels, self.read_image)
+        mask = windowed_mask(pair.mask, self.decoder)
+        image = self.read_image(pair.image) if image is None else image
+        mask = self.decoded(self.read_stored_mask(pair.mask), pair) if mask is None else mask
+        return {"image": image, "mask": mask, "name": pair.name, **scale_of(image)}
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
         if self.num_channels == 3:
