@@ -20,12 +20,13 @@ from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
 from ..processor_numbers import check_processor_numbers
+from ..raster_files import check_pair_grid, unlabeled_pixels
 from ..samples import MASK_COLUMNS, check_sizes, scale_of
-from ..windowed_files import windowed_image, windowed_mask
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout
 from .pairing import MASKS_TO_GUESS_FROM, Pair, Pairing, missing_table, pair_files, propose_table
+from .windowed_pairs import windowed_pair
 
 if TYPE_CHECKING:
     import datasets
@@ -88,21 +89,18 @@ class SegmentationData(Dataset, ABC):
         pair = self.sources(index)
         image, stored = self.read_image(pair.image), self.read_stored_mask(pair.mask)
         check_sizes(image_size(image), stored.shape[:2], pair.name)
-        return {"image": image, "mask": self.decoded(stored, pair), "name": pair.name, **scale_of(image)}
-
-    def decoded(self, stored: np.ndarray, pair: Pair) -> np.ndarray:
-        return self.decoder.decode(stored, f"the mask of '{pair.name}'")
+        check_pair_grid(pair.image, pair.mask, pair.name)
+        mask = self.decode(stored, pair)
+        if (unlabeled := unlabeled_pixels(pair.image, self.num_channels)) is not None:
+            mask[unlabeled] = self.ignore_index
+        return {"image": image, "mask": mask, "name": pair.name, **scale_of(image)}
 
     def windowed(self, index: int) -> dict[str, Any]:
-        """The sample at `index` for a `JointAugmentation`: files that can be read by windows are not decoded, and
-        become a `RasterImage`, and a `LabelRaster` or `LabelArray`.
-        """
-        pair = self.sources(index)
-        image = windowed_image(pair.image, self.num_channels, self.read_image)
-        mask = windowed_mask(pair.mask, self.decoder)
-        image = self.read_image(pair.image) if image is None else image
-        mask = self.decoded(self.read_stored_mask(pair.mask), pair) if mask is None else mask
-        return {"image": image, "mask": mask, "name": pair.name, **scale_of(image)}
+        """As `self[index]`, but image and mask are not decoded if their files can be read by windows."""
+        return windowed_pair(self, self.sources(index))
+
+    def decode(self, stored: np.ndarray, pair: Pair) -> np.ndarray:
+        return self.decoder.decode(stored, f"the mask of '{pair.name}'")
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
         if self.num_channels == 3:
