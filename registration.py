@@ -20,6 +20,7 @@ CONFIGURATIONS = {
     "glam_swin": "GlamSwinConfig",
     "maformer": "MaformerConfig",
     "mask_rcnn": "MaskRcnnConfig",
+    "relay": "RelayConfig",
     "segdeformer": "SegDeformerConfig",
 }
 

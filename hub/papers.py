@@ -5,6 +5,7 @@ TITLES = {
     "segdeformer": "SegDeformer",
     "maformer": "MAFormer",
     "cswin": "CSWin",
+    "relay": "Relay tokens",
     "mask_rcnn": "Mask R-CNN",
 }
 PAPERS = {
@@ -41,6 +42,13 @@ PAPERS = {
   pages = {12124--12134},
   year = {2022}
 }""",
+    "relay": """\
+@article{perron2026adapting,
+  title = {Adapting Vision Transformers to Ultra-High Resolution Semantic Segmentation with Relay Tokens},
+  author = {Perron and Sydorov and Pottier and Landrieu},
+  journal = {Transactions on Machine Learning Research},
+  year = {2026}
+}""",
     "mask_rcnn": """\
 @inproceedings{he2017mask,
   title = {Mask {R-CNN}},
@@ -58,5 +66,10 @@ READINGS = {
         "connected layer, because a layer over all tokens would have more parameters than the paper gives "
         "for the whole model. MAFormer-S has 5.1 G multiply-adds; the paper gives 4.5 G "
         "(`depths=(2, 4, 8, 3)` matches the paper's parameters and multiply-adds).",
+    ],
+    "relay": [
+        "- The paper passes the relay tokens through a block with the context first and with the local crop "
+        'second (`relay_update="sequential"`). The published ViT and SwinV2 code averages two independent '
+        'updates (`"mean"`). The parameters are the same, the results are not.',
     ],
 }
