@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from .patches import PatchEmbed
 from .relay_tokens import RELAY_UPDATES, EncodedScales, RelayTokens, TwoScales, encoded_scales
-from .swinv2_blocks import PatchMergePostNorm, SwinV2Block, SwinV2Sizes, ShiftedWindows, cut_windows
+from .swinv2_blocks import PatchMergePostNorm, ShiftedWindows, SwinV2Block, SwinV2Sizes, cut_windows
 
 
 class RelaySwinV2Sizes(NamedTuple):

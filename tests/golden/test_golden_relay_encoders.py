@@ -19,7 +19,7 @@ from contextseg.modeling.relay_swinv2 import RelayMerge, RelayStage
 from contextseg.modeling.relay_tokens import RELAY_UPDATES, TwoScales
 from contextseg.modeling.relay_vit import attend_with_relay
 from contextseg.modeling.renaming import fill
-from contextseg.modeling.swinv2_blocks import SwinV2Block, SwinV2Sizes, ShiftedWindows, padded_shift_mask
+from contextseg.modeling.swinv2_blocks import ShiftedWindows, SwinV2Block, SwinV2Sizes, padded_shift_mask
 from contextseg.modeling.windows import plan_windows
 from contextseg.scripts.conversion.relay_official import SWINV2_BLOCK, SWINV2_STAGE, VIT_BLOCK, flat_scales
 from contextseg.scripts.convert_weights import convert_weights
