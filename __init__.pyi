@@ -1,5 +1,6 @@
 """The public names of contextseg, and where each is defined; `__init__.py` loads them when they are first used."""
 
+from .configuration.configuration_caswit import CaswitConfig as CaswitConfig
 from .configuration.configuration_cswin import CswinConfig as CswinConfig
 from .configuration.configuration_glam_swin import GlamSwinConfig as GlamSwinConfig
 from .configuration.configuration_maformer import MaformerConfig as MaformerConfig
@@ -11,16 +12,21 @@ from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
 from .modeling.explanations import global_attention_maps as global_attention_maps
 from .modeling.grad_cam import grad_cam as grad_cam
 from .modeling.lora import add_lora as add_lora
+from .modeling.modeling_caswit import CaswitBackbone as CaswitBackbone
+from .modeling.modeling_caswit import CaswitForSemanticSegmentation as CaswitForSemanticSegmentation
+from .modeling.modeling_caswit_masked import CaswitForMaskedImageModeling as CaswitForMaskedImageModeling
 from .modeling.modeling_cswin import CswinBackbone as CswinBackbone
 from .modeling.modeling_cswin import CswinForImageClassification as CswinForImageClassification
 from .modeling.modeling_cswin import CswinForSemanticSegmentation as CswinForSemanticSegmentation
 from .modeling.modeling_cswin import CswinModel as CswinModel
 from .modeling.modeling_glam_swin import GlamSwinBackbone as GlamSwinBackbone
 from .modeling.modeling_glam_swin import GlamSwinForImageClassification as GlamSwinForImageClassification
+from .modeling.modeling_glam_swin import GlamSwinForMaskedImageModeling as GlamSwinForMaskedImageModeling
 from .modeling.modeling_glam_swin import GlamSwinForSemanticSegmentation as GlamSwinForSemanticSegmentation
 from .modeling.modeling_glam_swin import GlamSwinModel as GlamSwinModel
 from .modeling.modeling_maformer import MaformerBackbone as MaformerBackbone
 from .modeling.modeling_maformer import MaformerForImageClassification as MaformerForImageClassification
+from .modeling.modeling_maformer import MaformerForMaskedImageModeling as MaformerForMaskedImageModeling
 from .modeling.modeling_maformer import MaformerForSemanticSegmentation as MaformerForSemanticSegmentation
 from .modeling.modeling_maformer import MaformerModel as MaformerModel
 from .modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection as MaskRcnnForObjectDetection

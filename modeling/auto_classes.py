@@ -6,6 +6,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     DetrImageProcessor,
@@ -13,12 +14,15 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from ..configuration.configuration_caswit import CaswitConfig
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
 from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration.configuration_relay import RelayConfig
 from ..configuration.configuration_segdeformer import SegDeformerConfig
+from .modeling_caswit import CaswitForSemanticSegmentation
+from .modeling_caswit_masked import CaswitForMaskedImageModeling
 from .modeling_cswin import (
     CswinBackbone,
     CswinForImageClassification,
@@ -28,12 +32,14 @@ from .modeling_cswin import (
 from .modeling_glam_swin import (
     GlamSwinBackbone,
     GlamSwinForImageClassification,
+    GlamSwinForMaskedImageModeling,
     GlamSwinForSemanticSegmentation,
     GlamSwinModel,
 )
 from .modeling_maformer import (
     MaformerBackbone,
     MaformerForImageClassification,
+    MaformerForMaskedImageModeling,
     MaformerForSemanticSegmentation,
     MaformerModel,
 )
@@ -47,12 +53,14 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoModel: GlamSwinModel,
         AutoBackbone: GlamSwinBackbone,
         AutoModelForImageClassification: GlamSwinForImageClassification,
+        AutoModelForMaskedImageModeling: GlamSwinForMaskedImageModeling,
         AutoModelForSemanticSegmentation: GlamSwinForSemanticSegmentation,
     },
     MaformerConfig: {
         AutoModel: MaformerModel,
         AutoBackbone: MaformerBackbone,
         AutoModelForImageClassification: MaformerForImageClassification,
+        AutoModelForMaskedImageModeling: MaformerForMaskedImageModeling,
         AutoModelForSemanticSegmentation: MaformerForSemanticSegmentation,
     },
     CswinConfig: {
@@ -60,6 +68,10 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoBackbone: CswinBackbone,
         AutoModelForImageClassification: CswinForImageClassification,
         AutoModelForSemanticSegmentation: CswinForSemanticSegmentation,
+    },
+    CaswitConfig: {
+        AutoModelForMaskedImageModeling: CaswitForMaskedImageModeling,
+        AutoModelForSemanticSegmentation: CaswitForSemanticSegmentation,
     },
     RelayConfig: {AutoModelForSemanticSegmentation: RelayForSemanticSegmentation},
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},

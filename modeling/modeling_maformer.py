@@ -24,26 +24,19 @@ from .attention import Attention
 from .cross_shaped import CrossShapedAttention, StripeAttention
 from .global_learning import GLOBAL_BRANCHES, GlobalFusion, MafBlock, ShiftedWindowBlock
 from .modeling_segmentation import SegmentationModel
-from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel
+from .modeling_staged import (
+    StagedBackbone,
+    StagedForImageClassification,
+    StagedForMaskedImageModeling,
+    StagedModel,
+    stage_sizes,
+)
 from .patches import PatchEmbed
 from .pretrained import ContextsegPreTrainedModel
 from .pyramid_encoder import BlockStage, GridAttention, PreNormBlock, PyramidEncoder
 from .swin_stages import StageSizes
 
 TOKEN_VOTE = 0.5  # weight of the token head in the class logits, as in LV-ViT
-
-
-def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
-    """Returns the sizes of one stage."""
-    return StageSizes(
-        dim=config.hidden_sizes[stage],
-        depth=config.depths[stage],
-        num_heads=config.num_heads[stage],
-        window=(config.window_size,) * 2,
-        mlp_ratio=config.mlp_ratio,
-        drop_path_rates=tuple(config.drop_path_rates(stage)),
-        layer_norm_eps=config.layer_norm_eps,
-    )
 
 
 def build_block(config: MaformerConfig, stage: int, index: int) -> nn.Module:
@@ -112,10 +105,11 @@ class MaformerModel(StagedModel, MaformerPreTrainedModel):
 
     Args:
         config: Configuration of the encoder.
+        use_mask_vector: Whether it has the learned vector of masked patches, for masked image modeling.
     """
 
-    def __init__(self, config: MaformerConfig) -> None:
-        super().__init__(config, build_maformer_encoder(config, config.num_layers))
+    def __init__(self, config: MaformerConfig, use_mask_vector: bool = False) -> None:
+        super().__init__(config, build_maformer_encoder(config, config.num_layers), use_mask_vector)
 
 
 class MaformerBackbone(StagedBackbone, MaformerPreTrainedModel):
@@ -191,6 +185,17 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
         )
 
 
+class MaformerForMaskedImageModeling(StagedForMaskedImageModeling, MaformerPreTrainedModel):
+    """MAFormer encoder that learns from images alone, by predicting masked pixels (SimMIM).
+
+    Args:
+        config: Configuration of the encoder; those of decoder and loss are kept for the segmenter.
+    """
+
+    def __init__(self, config: MaformerConfig) -> None:
+        super().__init__(config, MaformerModel(config, use_mask_vector=True))
+
+
 class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel):
     """MAFormer encoder with a decoder, Semantic FPN by default, one of the two in Table 7 of the paper.
 
@@ -235,6 +240,7 @@ def check_token_labels(config: MaformerConfig, pixel_values: Tensor, token_label
 __all__ = [
     "MaformerBackbone",
     "MaformerForImageClassification",
+    "MaformerForMaskedImageModeling",
     "MaformerForSemanticSegmentation",
     "MaformerModel",
     "MaformerPreTrainedModel",

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .image_opening import PIXEL_LIMIT, Source
 from .image_reading import decode_once, read_image
 from .logits_to_masks import argmax_of_bands, upsampled_rows
+from .raster_inference import raster_rows, raster_scores
 from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
@@ -151,6 +152,32 @@ class Inference:
         """
         for logits in self.logit_bands(model, inputs, size):
             yield mean_probabilities(logits)
+
+    def raster_rows(self, model: nn.Module, raster: Any) -> list[int]:
+        """Returns the first row of the result of each row of windows over a raster, see `raster_scores`."""
+        return raster_rows(self, model, raster)
+
+    def raster_scores(
+        self,
+        model: nn.Module,
+        processor: Any,
+        raster: Any,
+        rows: tuple[int, int] | None = None,
+        memory: int = 2 << 30,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields class probabilities of a raster of any size in bands of rows from top to bottom.
+
+        Args:
+            model: The segmenter.
+            processor: Its image processor.
+            raster: The raster, as `open_raster` returns it.
+            rows: First row of the result and the row after the last. Default: all.
+            memory: Bytes that may be held at once, besides the model. Default: 2 GiB.
+
+        Yields:
+            The first row of a band, and its probabilities (K, rows, W), float32 on the model's device.
+        """
+        return raster_scores(self, model, processor, raster, rows, memory)
 
     def logit_bands(
         self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]

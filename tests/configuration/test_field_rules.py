@@ -6,6 +6,7 @@ import pytest
 from cases import each
 
 from contextseg import (
+    CaswitConfig,
     CswinConfig,
     GlamSwinConfig,
     MaformerConfig,
@@ -16,7 +17,15 @@ from contextseg import (
 from contextseg.configuration.field_rules import FIELD_RANGES, own_fields
 from contextseg.configuration.ranges import Range, whole
 
-CONFIGS = [CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, RelayConfig, SegDeformerConfig]
+CONFIGS = [
+    CaswitConfig,
+    CswinConfig,
+    GlamSwinConfig,
+    MaformerConfig,
+    MaskRcnnConfig,
+    RelayConfig,
+    SegDeformerConfig,
+]
 NAN, INF = float("nan"), float("inf")
 
 
