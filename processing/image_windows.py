@@ -160,6 +160,7 @@ def view_of(
         window: (1, C, ., .), a window, to measure the stride of logits that the configuration does not state.
         is_mirrored: Whether the model sees the windows mirrored.
     """
+    check_context_sharing(inference, model)
     ratio = getattr(model.config, "context_ratio", None)
     sides, overlap = window_sides(inference, model, pixels.size)
     stride = logits_stride(model, window)

@@ -21,7 +21,6 @@ from .context_windows import Box, reduced
 from .image_windows import (
     CONTEXT_BYTES,
     View,
-    check_context_sharing,
     logits_of,
     scaled_size,
     view_of,
@@ -34,6 +33,7 @@ from .row_sums import summed_rows
 from .tiling import RowReader
 
 BAND_VALUES = 1 << 20  # class scores in a band of rows, 4 MiB, or a row if that has more; a few exist at once
+STRIP_ROWS = 64  # rows of a context that are read at once, where it reaches over the raster
 BATCH_VALUES = 1 << 26  # logits of a batch of windows, 256 MiB, or a window if that has more
 
 
@@ -50,8 +50,26 @@ class RasterPixels:
 
     def read(self, box: Box, ratio: int = 1) -> Tensor:
         """(C, h / ratio, w / ratio) of a window; 0 outside the raster, means of ratio x ratio blocks."""
-        window = read_window(self.raster, *box, scale=1 / ratio)
+        if ratio == 1 or self.is_inside(box):
+            return self.values(box, 1 / ratio)
+        step = ratio * STRIP_ROWS  # areas at the border hold zeros, which count in their mean
+        strips = [
+            Box(top, box.left, min(step, box.top + box.height - top), box.width)
+            for top in range(box.top, box.top + box.height, step)
+        ]
+        return torch.cat([reduced(self.values(strip), ratio) for strip in strips], dim=1)
+
+    def values(self, box: Box, scale: float = 1.0) -> Tensor:
+        """(C, h * scale, w * scale) of a window; 0 outside the raster."""
+        window = read_window(self.raster, *box, scale=scale)
         return window_values(self.processor, *window, name=getattr(self.raster, "name", None))
+
+    def is_inside(self, box: Box) -> bool:
+        """Whether a window does not reach over the raster."""
+        return all(
+            start >= 0 and start + length <= side
+            for start, length, side in zip(box[:2], box[2:], self.size, strict=True)
+        )
 
 
 class ScaledRasterPixels(RasterPixels):
@@ -81,7 +99,7 @@ class ScaledRasterPixels(RasterPixels):
         (top, by_row), (left, by_column) = rows, columns
         sides = by_row.shape[1], by_column.shape[1]
         source = Box(*(self.area * n for n in (top, left, *sides)))
-        values = by_row @ super().read(source, self.area) @ by_column.T
+        values = by_row @ self.values(source, 1 / self.area) @ by_column.T
         return values if ratio == 1 else reduced(values, ratio)
 
 
@@ -119,7 +137,6 @@ def raster_scores(
     memory: int = 2 << 30,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields bands of class probabilities, see `Inference.raster_scores`."""
-    check_context_sharing(inference, model)
     size = tuple(raster.shape[1:])
     first, stop = rows or (0, size[0])
     if not 0 <= first < stop <= size[0]:
