@@ -86,8 +86,8 @@ class Inference:
             parts = [f"windows of {height}x{width} pixels, overlap {self.overlap:.3g}, {self.blend} weights"]
         if self.scales != (1.0,):
             parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
-        if self.flip:
-            parts.append("averaged with the mirrored image")
+        parts += ["averaged with the mirrored image"] * self.flip
+        parts += ["contexts on a fixed grid"] * self.share_context
         return ", ".join(parts)
 
     @torch.no_grad()

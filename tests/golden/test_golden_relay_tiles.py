@@ -45,9 +45,9 @@ def test_central_parts_cover_a_map_once(overlap):
     for size in product((1, 7, 33, 64), repeat=2):
         grid, covered = center_grid(size, (32, 16), overlap), torch.zeros(size)
         for place in product(*grid.starts):
-            under = [
+            under = tuple(
                 slice(max(0, start), max(0, start + part))
                 for start, part in zip(place, grid.part, strict=True)
-            ]
+            )
             covered[under] += 1
         assert covered.eq(1).all(), size
