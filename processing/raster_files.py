@@ -97,6 +97,8 @@ def stored_raster(source: Any, pixel_limit: int, num_channels: int | None = None
         ImageReadError: If the file cannot be read, or is too large.
     """
     if not is_raster_file(source):
+        if str(source).lower().endswith(".vrt") and find_spec("rasterio") is None:
+            raise ImageReadError(f"'{source}' is a virtual mosaic, which needs rasterio. {INSTALL_GEO}")
         return None
     raster = RasterFile(source, num_channels)
     if raster.is_picture:
