@@ -83,6 +83,28 @@ DEEPGLOBE = {  # class -> RGB color
     "barren land": (255, 255, 255),
 }
 DEEPGLOBE_IGNORED = (0, 0, 0)  # unknown: clouds and others
+FLAIR_HUB = [
+    *(
+        "building",
+        "greenhouse",
+        "swimming pool",
+        "impervious surface",
+        "pervious surface",
+        "bare soil",
+        "water",
+        "snow",
+    ),
+    *(
+        "herbaceous vegetation",
+        "agricultural land",
+        "plowed land",
+        "vineyard",
+        "deciduous",
+        "coniferous",
+        "brushwood",
+    ),
+]
+FLAIR_HUB_IGNORED = (15, 16, 17, 18)  # clear cut, ligneous, mixed, undefined: not evaluated by the authors
 INRIA_VALIDATION_TILES = 5  # the first ones of each city, as the authors recommend
 
 
