@@ -18,7 +18,7 @@ from torch import Tensor
 from .area_averaging import area_average, window_edges
 from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
 from .image_reading import decode_once, read_image, to_numpy, to_rgb
-from .raster_files import RasterFile, is_raster_file
+from .raster_files import INSTALL, RasterFile, is_raster_file, load_rasterio
 
 CODED_MODES = (
     "1",
@@ -119,8 +119,8 @@ def open_raster(
         return source
     if is_raster_file(source):
         return RasterFile(source, num_channels)
-    if isinstance(source, str | os.PathLike) and str(source).startswith("/vsi"):
-        raise ImageReadError(f"{describe(source)} is not a file on this machine. Copy it to a local disk.")
+    if isinstance(source, str | os.PathLike):
+        check_place(os.fspath(source))
     if isinstance(source, Tensor):
         return ArrayRaster(to_numpy(source), name=describe(source))
     if hasattr(source, "shape") and hasattr(source, "dtype") and hasattr(source, "__getitem__"):
@@ -184,8 +184,18 @@ def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: s
             options.pop("input_data_format")
         values = processor(pixels, **options)["pixel_values"][0]
     except ImageReadError as error:
-        raise error if name is None else ImageReadError(f"{name}: {error}") from error
+        if name is not None:
+            error.args = (str(error).replace(describe(pixels), name),)
+        raise
     return values.float() * torch.from_numpy(valid)
+
+
+def check_place(path: str) -> None:
+    """Raises ImageReadError for what only GDAL can open, but must not (remote files), or cannot (it is not installed)."""
+    if path.startswith("/vsi") or "://" in path and not path.startswith(("http://", "https://")):
+        raise ImageReadError(f"'{path}' is not a file on this machine. Copy it to a local disk.")
+    if path.lower().endswith(".vrt") and load_rasterio() is None:
+        raise ImageReadError(f"'{path}' is a virtual mosaic, which needs rasterio. {INSTALL}")
 
 
 def _read(raster: Raster, rows: Span, columns: Span, scale: float) -> tuple[np.ndarray, np.ndarray]:
