@@ -126,6 +126,12 @@ def check_written(path: Path, rows: Rows, size: tuple[int, int]) -> None:
         raise OSError(errno.EIO, "what was written cannot be read back")
 
 
+def read_reduced(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Returns the band of a GeoTIFF at this size (H, W), by nearest neighbor."""
+    with load_rasterio().open(path) as dataset:
+        return dataset.read(1, out_shape=size)
+
+
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
     """Context manager with GDAL's settings, which turns its errors of writing into OSError with the target's name.
@@ -147,4 +153,4 @@ def explained(target: Path) -> Iterator[None]:
         ) from error
 
 
-__all__ = ["BandContent", "write_geotiff"]
+__all__ = ["BandContent", "read_reduced", "write_geotiff"]

@@ -94,9 +94,7 @@ class Predictor(FilePredictor):
         target = job.target(name)
         if name in IMAGE_MAPS:
             return ImageMap(target, IMAGE_MAPS[name], stored_size, orientation)
-        return ProbabilityFile(
-            target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
-        )
+        return ProbabilityFile(job.array(), self.model.config.num_labels, stored_size, orientation)
 
     def rgb(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The image as RGB, for pictures: of images with other channels, the first three, or the first."""

@@ -11,7 +11,8 @@ from typing import ClassVar
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
 from .prediction_maps import IMAGE_MAPS
 
-IMAGE_FOLDERS = ("overlays", "attention", "grad-cam", *IMAGE_MAPS)  # subfolders of the output folder
+PICTURES = ("overlays", "attention", "grad-cam")  # subfolders of the output folder
+RASTER_MASK = ".tif"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Job:
     Args:
         source: The image file.
         folder: The output folder.
-        name: Path of the mask relative to `folder`; other results have it below a subfolder.
+        name: Path of the mask relative to `folder`; other results have it below a subfolder. That of a raster
+            ends in .tif, any other in .png.
     """
 
     source: Path
@@ -37,6 +39,28 @@ class Job:
         """Returns the path of the mask, or of the result in the subfolder `kind`."""
         return self.folder / kind / self.name
 
+    @property
+    def is_raster(self) -> bool:
+        """Whether the image is a raster, whose mask keeps its place on Earth."""
+        return self.name.endswith(RASTER_MASK)
+
+    def picture(self, kind: str) -> Path:
+        """Returns the path of the picture in the subfolder `kind`."""
+        return self.target(kind).with_suffix(".png")
+
+    def array(self) -> Path:
+        """Returns the path of the probabilities of all classes."""
+        return self.target("probabilities").with_suffix(".npy")
+
+    def polygons(self) -> Path:
+        """Returns the path of the polygons."""
+        return self.target("polygons").with_suffix(".geojson")
+
+    def results(self) -> list[Path]:
+        """Returns the paths of all results that there may be."""
+        maps = [self.target(kind) for kind in ("", *IMAGE_MAPS)]
+        return [*maps, *map(self.picture, PICTURES), self.array(), self.polygons()]
+
 
 class FilePredictor(ABC):
     """Predicts image files one by one with one model, and writes the results."""
@@ -51,13 +75,19 @@ class FilePredictor(ABC):
         """Writes the results that all images share, if there are any; called once, after the last image."""
 
 
-def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None] | None = None) -> list[Job]:
+def find_jobs(
+    images: list[str],
+    output: str,
+    on_error: Callable[[OSError], None] | None = None,
+    is_raster: Callable[[Path], bool] | None = None,
+) -> list[Job]:
     """Finds the images to segment.
 
     Args:
         images: Image files, and folders that are searched for image files, see `image_files`.
         output: The output folder; images inside it are not segmented.
         on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
+        is_raster: Whether a file is a raster, which gets a GeoTIFF. By default, no file is.
 
     Returns:
         A job per image file, also of those in the given folders.
@@ -78,15 +108,12 @@ def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None
         raise ValueError(
             f"there are no images in {', '.join(images)}. Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    shared = Counter(name.with_suffix(".png") for name in found.values())
-    jobs = [
-        Job(
-            file,
-            folder,
-            str(name.with_suffix(".png") if shared[name.with_suffix(".png")] == 1 else f"{name}.png"),
-        )
-        for file, name in found.items()
-    ]
+    shared = Counter(name.with_suffix("") for name in found.values())
+    jobs = []
+    for file, name in found.items():
+        suffix = RASTER_MASK if is_raster and is_raster(file) else ".png"
+        is_alone = shared[name.with_suffix("")] == 1
+        jobs.append(Job(file, folder, str(name.with_suffix(suffix) if is_alone else f"{name}{suffix}")))
     check_targets(jobs)
     return jobs
 
@@ -126,8 +153,7 @@ def check_targets(jobs: list[Job]) -> None:
     inputs = {os.path.realpath(job.source) for job in jobs}
     owners: dict[str, Path] = {}
     for job in jobs:
-        targets = [job.target(kind) for kind in ("", *IMAGE_FOLDERS)]
-        for image in (*targets, job.target("probabilities").with_suffix(".npy")):
+        for image in job.results():
             if os.path.realpath(image) in inputs:
                 raise ValueError(
                     f"a result for {job.source} would overwrite the image {image}. Choose another --output."

@@ -1,5 +1,6 @@
 """Predictions for image files by command: masks, classes or objects."""
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -11,23 +12,29 @@ from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
 from ..processing.prediction_maps import MAPS
 from ..processing.progress import progress
+from ..processing.raster_files import INSTALL, RASTER_SUFFIXES, is_raster_file, load_rasterio
+from ..processing.raster_prediction import RasterPredictor
 from .explaining import chosen_explanations
 from .inference_options import check_task
 from .models import CLASSIFIER, open_model, task_of_model
+from .option_texts import byte_count
 from .prediction_options import PredictArguments
-from .stored_reading import rgb_reading, set_reading
+from .stored_reading import crop_of_run, rgb_reading, set_reading
 
 
 def predict(arguments: PredictArguments) -> list[str]:
     """Predicts all images and writes the results. Returns which files could not be predicted, and why."""
     failures: list[str] = []
+    task = task_of_model(arguments.model)
+    check_task(arguments, task)
     jobs = find_jobs(
         arguments.images,
         arguments.output,
         lambda error: failures.append(f"{error.filename}: {error.strerror}"),
+        is_raster_file if task == "segmentation" else None,
     )
-    task = task_of_model(arguments.model)
-    check_task(arguments, task)
+    if task == "segmentation":
+        tell_without_rasterio(jobs)
     predictor = PREDICTORS[task](arguments)
     done = run_all(predictor, jobs, failures, arguments)
     place = f"; the results are in {arguments.output}" if done else ""
@@ -37,10 +44,12 @@ def predict(arguments: PredictArguments) -> list[str]:
 
 def segmenter(arguments: PredictArguments) -> FilePredictor:
     inference = arguments.inference()
+    if arguments.polygons and load_rasterio() is None:
+        raise ImportError(f"--polygons needs rasterio. {INSTALL}")
     model, processor, _ = open_model(arguments.model)
     set_reading(arguments, model, processor)
     model.to(Accelerator(cpu=arguments.cpu).device)
-    return Predictor(
+    plain = Predictor(
         model,
         processor,
         inference,
@@ -48,6 +57,23 @@ def segmenter(arguments: PredictArguments) -> FilePredictor:
         overlay=arguments.overlay,
         explanations=chosen_explanations(model, inference, arguments.explain, arguments.grad_cam),
     )
+    return RasterPredictor(
+        plain,
+        polygons_crs=arguments.polygons_crs if arguments.polygons else None,
+        memory=byte_count(arguments.memory),
+        window=crop_of_run(arguments.model),
+        tell=print,
+    )
+
+
+def tell_without_rasterio(jobs: list[Job]) -> None:
+    """Says what files of rasters lose if rasterio is not installed."""
+    if load_rasterio() is None and any(job.source.suffix.lower() in RASTER_SUFFIXES for job in jobs):
+        print(
+            "Without rasterio, TIFF and JPEG 2000 files are read as a whole, and their masks are PNGs without "
+            f"coordinates. {INSTALL}",
+            file=sys.stderr,
+        )
 
 
 def classifier(arguments: PredictArguments) -> FilePredictor:
@@ -90,7 +116,7 @@ def run_all(
         named = "".join(f"\n{message}" for message in failures)
         return (
             f"{done} of {len(jobs)} images are {predictor.done}; the results in {arguments.output} are complete. "
-            f"Run the command again for all.{named}"
+            f"Run the command again for all; a large raster goes on where it stopped.{named}"
         )
 
     try:
