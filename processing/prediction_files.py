@@ -3,11 +3,13 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from .atomic_write import atomic_write
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
 from .prediction_maps import IMAGE_MAPS
 
@@ -63,16 +65,69 @@ class Job:
 
 
 class FilePredictor(ABC):
-    """Predicts image files one by one with one model, and writes the results."""
+    """Predicts image files with one model, and writes the results.
+
+    A file passes `load`, `predict` and `write`. For different files, `load` and `write` run in other threads at
+    the same time; `predict` is always called in the same thread, with one file after the other.
+    """
 
     done: ClassVar[str]  # what is done with an image, such as "segmented"
 
     @abstractmethod
-    def run(self, job: Job) -> None:
-        """Predicts one image file, and writes its own results."""
+    def load(self, job: Job) -> Any:
+        """Reads an image file and prepares it for the model."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to write
-        """Writes the results that all images share, if there are any; called once, after the last image."""
+    @abstractmethod
+    def predict(self, job: Job, loaded: Any) -> Any:
+        """Applies the model to what `load` returned."""
+
+    @abstractmethod
+    def write(self, job: Job, predicted: Any) -> Any:
+        """Writes the image's own results, and returns its record for the results that all images share."""
+
+    def run(self, job: Job) -> Any:
+        """Predicts one image file from reading to writing; returns its record."""
+        return self.write(job, self.predict(job, self.load(job)))
+
+    @abstractmethod
+    def targets(self, job: Job) -> list[Path]:
+        """The files that `write` writes."""
+
+    def earlier(self, jobs: Sequence[Job]) -> dict[Job, Any]:
+        """Returns the jobs whose results an earlier run has written completely, with their records."""
+        return {job: None for job in jobs if all(target.is_file() for target in self.targets(job))}
+
+    def finish(self, records: Sequence[Any], part: int | None = None) -> None:  # noqa: B027 - most have nothing to write
+        """Writes the results that all images share, if there are any.
+
+        Args:
+            records: What `write` returned, in the order of the images.
+            part: If these are the records of one of several processes, which was stopped: its index. They are
+                then written to a file of its own, which `earlier` also reads. Default: None, all records.
+        """
+
+
+def write_part(path: Path, part: int | None, write: Callable[[Path], Any]) -> None:
+    """Writes a file that all images share, whole or not at all.
+
+    Args:
+        path: The file. Its folder is created if needed.
+        part: The process whose images alone are written, to a file beside `path`. With None, those of all are
+            written to `path`, and files of single processes are removed.
+        write: Writes the file of the given path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = path if part is None else path.with_name(f"{path.stem}.part-{part}{path.suffix}")
+    with atomic_write(target) as temporary:
+        write(temporary)
+    if part is None:
+        for other in part_files(path):
+            other.unlink()
+
+
+def part_files(path: Path) -> list[Path]:
+    """The files of single processes beside `path` that exist."""
+    return sorted(path.parent.glob(f"{escape(path.stem)}.part-*{path.suffix}"))
 
 
 def find_jobs(

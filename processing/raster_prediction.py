@@ -1,6 +1,8 @@
 """Segments raster files for `contextseg-predict`: masks and maps with their place on Earth, and pictures of them."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,24 +47,55 @@ class RasterPredictor(FilePredictor):
         self.plain, self.model, self.processor = plain, plain.model, plain.processor
         self.polygons_crs, self.memory, self.window, self.tell = polygons_crs, memory, window, tell
 
-    def run(self, job: Job) -> None:
-        """Segments one image or raster and writes its mask and the other requested results.
+    def load(self, job: Job) -> Any:
+        """Opens a raster, or reads another image. Raises ImageReadError, and ValueError as `prepared` does."""
+        return self.prepared(job) if job.is_raster else self.plain.load(job)
+
+    def predict(self, job: Job, loaded: Any) -> Any:
+        """Segments a raster into part files, or another image.
 
         Raises:
-            ImageReadError: It cannot be read.
-            ValueError: As of `prepared`, or the disk has too little space.
-            OSError: A file cannot be written.
+            ImageReadError: If the raster cannot be read.
+            ValueError: If the disk has too little space, or an explanation is not possible.
+            OSError: If a part file cannot be written.
         """
         if not job.is_raster:
-            self.plain.run(job)
-            if self.polygons_crs:
-                write_polygons(job.polygons(), job.target(), None, self.plain.names)
+            return self.plain.predict(job, loaded)
+        loaded.begin()
+        loaded.segment(loaded.parts.to_do())
+        return loaded, self.explained(loaded)
+
+    def write(self, job: Job, predicted: Any) -> None:
+        """Writes the mask and the other requested results. Raises OSError if a file cannot be written."""
+        if job.is_raster:
+            work, explained = predicted
+            work.finish()
+            for kind, picture in explained.items():
+                save_png(picture, job.picture(kind))
+            if self.plain.overlay:
+                save_png(self.overlay(job, work.raster), job.picture("overlays"))
             return
-        work = self.prepared(job)
-        work.begin()
-        work.segment(work.parts.to_do())
-        work.finish()
-        self.draw(job, work.raster)
+        self.plain.write(job, predicted)
+        if self.polygons_crs:
+            write_polygons(job.polygons(), job.target(), None, self.plain.names)
+
+    def targets(self, job: Job) -> list[Path]:
+        """The mask and the other requested results."""
+        polygons = [job.polygons()] if self.polygons_crs else []
+        if not job.is_raster:
+            return self.plain.targets(job) + polygons
+        pictures = [*["overlays"] * self.plain.overlay, *self.plain.explanations]
+        return self.raster_targets(job).paths() + [job.picture(kind) for kind in pictures]
+
+    def raster_targets(self, job: Job) -> RasterTargets:
+        """What is written of a raster, besides pictures."""
+        return RasterTargets(
+            mask=job.target(),
+            **{name: job.target(name) for name in self.plain.maps if name in IMAGE_MAPS},
+            probabilities=job.array() if "probabilities" in self.plain.maps else None,
+            polygons=job.polygons() if self.polygons_crs else None,
+            polygons_crs=self.polygons_crs or "wgs84",
+        )
 
     def prepared(self, job: Job) -> RasterSegmentation:
         """Opens the raster of a job and returns the work on it.
@@ -71,15 +104,14 @@ class RasterPredictor(FilePredictor):
             ImageReadError: The raster cannot be opened.
             ValueError: A result would replace the raster, or an explanation of it is not possible.
         """
-        targets = RasterTargets(
-            mask=job.target(),
-            **{name: job.target(name) for name in self.plain.maps if name in IMAGE_MAPS},
-            probabilities=job.array() if "probabilities" in self.plain.maps else None,
-            polygons=job.polygons() if self.polygons_crs else None,
-            polygons_crs=self.polygons_crs or "wgs84",
-        )
         work = RasterSegmentation(
-            self.model, self.processor, job.source, targets, self.plain.inference, self.memory, self.window
+            self.model,
+            self.processor,
+            job.source,
+            self.raster_targets(job),
+            self.plain.inference,
+            self.memory,
+            self.window,
         )
         _, height, width = work.raster.shape
         if self.plain.explanations and height * width > WHOLE_PIXELS:
@@ -91,24 +123,25 @@ class RasterPredictor(FilePredictor):
             self.tell(f"{job.source}, {height}x{width} pixels: {work.inference} (--window chooses others)")
         return work
 
-    def draw(self, job: Job, raster: Raster) -> None:
-        """Writes the pictures of a raster that is segmented."""
-        if self.plain.overlay:
-            scale = min(1.0, OVERLAY_SIDE / max(raster.shape[1:]))
-            image, mask, nodata = self.picture(job, raster, scale)
-            look = {"ignore_index": nodata, "names": self.plain.names}
-            save_png(mask_overlay(image, mask, self.plain.palette, **look), job.picture("overlays"))
-        if self.plain.explanations:
-            image, mask, _ = self.picture(job, raster, 1.0)
-            values = window_values(self.processor, *read_window(raster, 0, 0, *raster.shape[1:]))[None]
-            values = values.to(self.model.device, self.model.dtype)
-            for kind, draw in self.plain.explanations.items():
-                save_png(draw(image, values, torch.from_numpy(mask.astype(np.int64))), job.picture(kind))
+    def explained(self, work: RasterSegmentation) -> dict[str, Image.Image]:
+        """Returns the explanations of a raster whose part files are finished, by subfolder."""
+        if not self.plain.explanations:
+            return {}
+        pixels, valid = read_window(work.raster, 0, 0, *work.raster.shape[1:])
+        values = window_values(self.processor, pixels, valid)[None].to(self.model.device, self.model.dtype)
+        mask = torch.from_numpy(work.parts.read("mask", 0, work.raster.shape[1]).astype(np.int64))
+        image = self.rgb(pixels, valid)
+        return {kind: draw(image, values, mask) for kind, draw in self.plain.explanations.items()}
 
-    def picture(self, job: Job, raster: Raster, scale: float) -> tuple[Image.Image, np.ndarray, int]:
-        """Returns the raster as RGB, its mask at the same scale, and the mask's value of pixels without data."""
-        pixels, valid = read_window(raster, 0, 0, *raster.shape[1:], scale)
-        pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
-        image = self.plain.rgb(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+    def overlay(self, job: Job, raster: Raster) -> Image.Image:
+        """Returns the raster overlaid with class colors, reduced if it is large."""
+        scale = min(1.0, OVERLAY_SIDE / max(raster.shape[1:]))
+        image = self.rgb(*read_window(raster, 0, 0, *raster.shape[1:], scale))
         mask = read_reduced(job.target(), image.size[::-1])
-        return image, mask, nodata_of(self.model.config.num_labels)
+        look = {"ignore_index": nodata_of(self.model.config.num_labels), "names": self.plain.names}
+        return mask_overlay(image, mask, self.plain.palette, **look)
+
+    def rgb(self, pixels: np.ndarray, valid: np.ndarray) -> Image.Image:
+        """Pixels (C, H, W) and where there are data (H, W) -> an RGB image, black where there are none."""
+        pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
+        return self.plain.rgb(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))

@@ -4,6 +4,7 @@ import os
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,13 @@ class RasterSegmentation:
         self.model, self.processor, self.targets = model, processor, targets
         self.inference = with_windows(inference, model, self.raster.shape[1:], window)
         self.memory = max(memory // 2, memory - OWN_MEMORY)
-        layers = layers_of(targets.maps, model.config.num_labels, self.raster.shape[2])
-        starts = self.inference.raster_rows(model, self.raster)
-        self.parts = PartFiles(work_folder(targets.mask), layers, self.raster.shape[1], starts)
+
+    @cached_property
+    def parts(self) -> PartFiles:
+        """The part files; the bands are the rows of windows, for which the model may be asked for its stride."""
+        layers = layers_of(self.targets.maps, self.model.config.num_labels, self.raster.shape[2])
+        starts = self.inference.raster_rows(self.model, self.raster)
+        return PartFiles(work_folder(self.targets.mask), layers, self.raster.shape[1], starts)
 
     def begin(self) -> None:
         """Prepares the part files; those of the same work are kept, and all others dropped."""

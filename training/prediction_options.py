@@ -55,4 +55,11 @@ class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
         "also write what speaks for a class where it is predicted, or for the class of the pixel at X,Y, to grad-cam/",
         metavar="CLASS",
     )
+    skip_existing: bool = option(
+        False, "skip images whose requested results an earlier run has already written, with whatever model"
+    )
+    workers: int | None = option(
+        None,
+        "threads that read images ahead of the model and write results behind it; 0 for none (default: number of cores minus one, at most 8)",
+    )
     cpu: bool = option(False, "run on the CPU even if there is a GPU")
