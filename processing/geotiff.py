@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .atomic_write import MEGABYTE, atomic_write
-from .raster_files import GDAL_OPTIONS, INSTALL, Georeference, load_rasterio
+from .raster_files import GDAL_OPTIONS, INSTALL_GEO, Georeference, load_rasterio
 
 TILE = 256  # pixels a side; also the rows that are held at a time
 SMALLEST_OVERVIEW = 256  # pixels of the longer side
@@ -140,7 +140,7 @@ def explained(target: Path) -> Iterator[None]:
     """
     rasterio = load_rasterio()
     if rasterio is None:
-        raise ImportError(f"writing GeoTIFFs needs rasterio. {INSTALL}")
+        raise ImportError(f"writing GeoTIFFs needs rasterio. {INSTALL_GEO}")
     try:
         with rasterio.Env(**GDAL_OPTIONS):
             yield

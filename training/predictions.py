@@ -16,7 +16,7 @@ from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
 from ..processing.prediction_maps import MAPS
 from ..processing.progress import progress
-from ..processing.raster_files import INSTALL, RASTER_SUFFIXES, is_raster_file, load_rasterio
+from ..processing.raster_files import INSTALL_GEO, RASTER_SUFFIXES, is_raster_file, load_rasterio
 from ..processing.raster_prediction import RasterPredictor
 from .explaining import chosen_explanations
 from .inference_options import check_task
@@ -74,7 +74,7 @@ def found_jobs(arguments: PredictArguments, task: str) -> tuple[list[Job], list[
 def segmenter(arguments: PredictArguments, device: torch.device) -> FilePredictor:
     inference = arguments.inference()
     if arguments.polygons and load_rasterio() is None:
-        raise ImportError(f"--polygons needs rasterio. {INSTALL}")
+        raise ImportError(f"--polygons needs rasterio. {INSTALL_GEO}")
     model, processor, _ = open_model(arguments.model)
     set_reading(arguments, model, processor)
     model.to(device)
@@ -100,7 +100,7 @@ def tell_without_rasterio(jobs: list[Job]) -> None:
     if load_rasterio() is None and any(job.source.suffix.lower() in RASTER_SUFFIXES for job in jobs):
         print(
             "Without rasterio, TIFF and JPEG 2000 files are read as a whole, and their masks are PNGs without "
-            f"coordinates. {INSTALL}",
+            f"coordinates. {INSTALL_GEO}",
             file=sys.stderr,
         )
 
