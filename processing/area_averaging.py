@@ -5,7 +5,7 @@ from math import ceil, floor
 
 import numpy as np
 
-Reader = Callable[[tuple[int, int], tuple[int, int]], tuple[np.ndarray, np.ndarray | None]]
+AreaReader = Callable[[tuple[int, int], tuple[int, int]], tuple[np.ndarray, np.ndarray | None]]
 STRIP_VALUES = 1 << 22  # of a strip, which is held in float64
 ROUNDING = 1e-6  # of a pixel, by which edges in overviews are inexact
 
@@ -29,7 +29,7 @@ def window_edges(span: tuple[int, int], scale: float, shrink: float = 1.0) -> np
     return np.linspace(span[0], span[1], scaled_side(span, scale) + 1) * shrink
 
 
-def area_average(read: Reader, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def area_average(read: AreaReader, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Averages the pixels of a source over areas.
 
     Args:
@@ -58,7 +58,7 @@ def whole(edges: np.ndarray) -> tuple[int, int]:
 
 
 def _average(
-    read: Reader, rows: np.ndarray, columns: np.ndarray, span: tuple[int, int]
+    read: AreaReader, rows: np.ndarray, columns: np.ndarray, span: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     strip = whole(rows)
     pixels, valid = read(strip, span)

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from .area_averaging import area_average, window_edges
-from .georeferences import Georeference, georeference_of
+from .georeferences import Georeference, check_same_grid, georeference_of
 from .image_opening import ImageReadError, read_orientation
 from .raster_bands import Bands
 from .virtual_mosaics import covered, covered_parts
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".j2k"}
-INSTALL = "Run: pip install 'contextseg[geo]'"
+INSTALL_GEO = "Run: pip install 'contextseg[geo]'"
 GDAL_OPTIONS = {
     "GDAL_CACHEMAX": 256,  # megabytes: the tiles or lines of a row of windows of a large mosaic
     "GDAL_NUM_THREADS": "1",
@@ -114,6 +114,28 @@ def stored_raster(source: Any, pixel_limit: int, num_channels: int | None = None
     return np.moveaxis(pixels, 0, -1)
 
 
+def check_pair_grid(image: Any, mask: Any, name: str) -> None:
+    """Compares the grids of an image file and its mask file, if both are raster files.
+
+    Raises:
+        ImageReadError: If a file cannot be opened.
+        ValueError: As `check_same_grid`.
+    """
+    if is_raster_file(image) and is_raster_file(mask):
+        check_same_grid(RasterFile(image), RasterFile(mask), name)
+
+
+def unlabeled_pixels(image: Any, num_channels: int | None = None) -> np.ndarray | None:
+    """Where an image file has no data (H, W), so that labels there say nothing; None if it has data everywhere."""
+    if not is_raster_file(image):
+        return None
+    raster = RasterFile(image, num_channels)
+    if not raster.may_lack_data:
+        return None
+    valid = raster.valid((0, raster.shape[1]), (0, raster.shape[2]))
+    return None if valid.all() else ~valid
+
+
 class RasterFile:
     """A raster file, read by windows. Instances can be pickled, and used in several threads and processes.
 
@@ -129,9 +151,9 @@ class RasterFile:
         self.path = os.fspath(path)
         self.name = f"'{self.path}'"
         self._open = threading.local()
-        with explaining(self.name):
-            self.bands = Bands(self.dataset(), num_channels, self.name)
-            self.shape = (self.bands.channels, self.dataset().height, self.dataset().width)
+        with gdal_explained(self.name):
+            self.bands = Bands(self.dataset, num_channels, self.name)
+            self.shape = (self.bands.channels, self.dataset.height, self.dataset.width)
         is_mosaic = self.path.lower().endswith(".vrt") and self.bands.is_plain
         self.parts = covered_parts(self.path) if is_mosaic else None
 
@@ -149,8 +171,14 @@ class RasterFile:
     @cached_property
     def georeference(self) -> Georeference:
         """Where the raster lies."""
-        with explaining(self.name):
-            return georeference_of(self.dataset())
+        with gdal_explained(self.name):
+            return georeference_of(self.dataset)
+
+    @property
+    def may_lack_data(self) -> bool:
+        """Whether some pixels may have no data."""
+        has_floats = any("float" in kind for kind in self.dataset.dtypes)
+        return bool(self.bands.masked) or self.bands.alpha is not None or self.parts is not None or has_floats
 
     @property
     def is_picture(self) -> bool:
@@ -158,8 +186,13 @@ class RasterFile:
         is_virtual = self.path.lower().endswith(".vrt")
         return self.bands.is_plain and not is_virtual and not any(self.georeference)
 
-    def dataset(self, overview: int | None = None) -> Any:
-        """rasterio's dataset of this thread and process, or of one of its overviews."""
+    @property
+    def dataset(self) -> Any:
+        """rasterio's dataset of this thread and process."""
+        return self._dataset(None)
+
+    def _dataset(self, overview: int | None) -> Any:
+        """The dataset, or that of one of its overviews."""
         if getattr(self._open, "process", None) != os.getpid():  # a forked process must not share the file
             self._open.datasets, self._open.process = {}, os.getpid()
         if overview not in self._open.datasets:
@@ -181,7 +214,7 @@ class RasterFile:
         if scale == 1:
             return self._stored(rows, columns)
         level = self._overview(scale)
-        small = self.dataset(level)
+        small = self._dataset(level)
         shrink = small.height / self.shape[1], small.width / self.shape[2]
         edges = (
             window_edges(span, scale, factor) for span, factor in zip((rows, columns), shrink, strict=True)
@@ -192,18 +225,24 @@ class RasterFile:
         self, rows: Span, columns: Span, overview: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         window = load_rasterio().windows.Window.from_slices(rows, columns)
-        with explaining(self.name):
-            pixels, valid = self.bands.read(self.dataset(overview), window)
-        return pixels, valid if self.parts is None else valid & covered(self.parts, rows, columns)
+        with gdal_explained(self.name):
+            pixels, valid = self.bands.read(self._dataset(overview), window)
+        return pixels, valid if self.parts is None else valid & self.covered(rows, columns)
+
+    def covered(self, rows: Span, columns: Span) -> np.ndarray:
+        """Where a mosaic without nodata value has sources (h, w); only for those with `parts`."""
+        return covered(self.parts, rows, columns)
 
     def _overview(self, scale: float) -> int | None:
         """The smallest overview that has at least 2 x 2 pixels for each at this scale, and is not a mere selection of pixels."""
         if self.parts is not None:
             return None
-        with explaining(self.name):
-            factors = self.dataset().overviews(self.bands.indices[0])
+        with gdal_explained(self.name):
+            factors = self.dataset.overviews(self.bands.indices[0])
             fitting = [level for level, factor in enumerate(factors) if 2 * factor * scale <= 1]
-            averaged = (lv for lv in fitting[::-1] if self.dataset(lv).tags(1).get("RESAMPLING") != "NEAREST")
+            averaged = (
+                lv for lv in fitting[::-1] if self._dataset(lv).tags(1).get("RESAMPLING") != "NEAREST"
+            )
             return next(averaged, None)
 
     def close(self) -> None:
@@ -214,7 +253,7 @@ class RasterFile:
 
 
 @contextmanager
-def explaining(name: str) -> Iterator[None]:
+def gdal_explained(name: str) -> Iterator[None]:
     """Context manager with GDAL's settings, which turns what rasterio raises into an ImageReadError with the name."""
     rasterio = load_rasterio()
     try:
@@ -222,14 +261,14 @@ def explaining(name: str) -> Iterator[None]:
             yield
     except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, MemoryError) as error:
         raise ImageReadError(
-            f"{name} cannot be read: {error.__cause__ or error}. Copy it again, or restore the files that it consists of."
+            f"{name} cannot be read: {str(error.__cause__ or error).rstrip('.')}. Copy it again, or restore the files that it consists of."
         ) from error
 
 
 def _open_dataset(path: str, overview: int | None = None) -> Any:
     if load_rasterio() is None:
-        raise ImageReadError(f"'{path}' needs rasterio. {INSTALL}")
-    with explaining(f"'{path}'"):
+        raise ImageReadError(f"'{path}' needs rasterio. {INSTALL_GEO}")
+    with gdal_explained(f"'{path}'"):
         return load_rasterio().open(path, **({} if overview is None else {"overview_level": overview}))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .area_averaging import area_average, window_edges
 from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
 from .image_reading import decode_once, read_image, to_numpy, to_rgb
-from .raster_files import INSTALL, RasterFile, is_raster_file, load_rasterio
+from .raster_files import INSTALL_GEO, RasterFile, is_raster_file, load_rasterio
 
 CODED_MODES = (
     "1",
@@ -195,7 +195,7 @@ def check_place(path: str) -> None:
     if path.startswith("/vsi") or "://" in path and not path.startswith(("http://", "https://")):
         raise ImageReadError(f"'{path}' is not a file on this machine. Copy it to a local disk.")
     if path.lower().endswith(".vrt") and load_rasterio() is None:
-        raise ImageReadError(f"'{path}' is a virtual mosaic, which needs rasterio. {INSTALL}")
+        raise ImageReadError(f"'{path}' is a virtual mosaic, which needs rasterio. {INSTALL_GEO}")
 
 
 def _read(raster: Raster, rows: Span, columns: Span, scale: float) -> tuple[np.ndarray, np.ndarray]:
