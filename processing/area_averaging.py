@@ -5,8 +5,9 @@ from math import ceil, floor
 
 import numpy as np
 
-Reader = Callable[[tuple[int, int], tuple[int, int]], tuple[np.ndarray, np.ndarray | None]]
+AreaReader = Callable[[tuple[int, int], tuple[int, int]], tuple[np.ndarray, np.ndarray | None]]
 STRIP_VALUES = 1 << 22  # of a strip, which is held in float64
+ROUNDING = 1e-6  # of a pixel, by which edges in overviews are inexact
 
 
 def scaled_side(span: tuple[int, int], scale: float) -> int:
@@ -28,7 +29,7 @@ def window_edges(span: tuple[int, int], scale: float, shrink: float = 1.0) -> np
     return np.linspace(span[0], span[1], scaled_side(span, scale) + 1) * shrink
 
 
-def area_average(read: Reader, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def area_average(read: AreaReader, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Averages the pixels of a source over areas.
 
     Args:
@@ -41,7 +42,7 @@ def area_average(read: Reader, rows: np.ndarray, columns: np.ndarray) -> tuple[n
         Averages (C, n, m) of the type of the pixels, rounded for integers, 0 where no pixel is valid; and where a
         part of the area is valid (n, m).
     """
-    span = floor(columns[0]), ceil(columns[-1])
+    span = whole(columns)
     tall = max(1.0, (rows[-1] - rows[0]) / (len(rows) - 1))  # source rows of an area
     step = max(1, int(STRIP_VALUES / (4 * tall * (span[1] - span[0]))))
     strips = [
@@ -51,10 +52,15 @@ def area_average(read: Reader, rows: np.ndarray, columns: np.ndarray) -> tuple[n
     return np.concatenate([pixels for pixels, _ in strips], 1), np.concatenate([valid for _, valid in strips])
 
 
+def whole(edges: np.ndarray) -> tuple[int, int]:
+    """The pixels that areas with these edges touch: the first, and the one behind the last."""
+    return floor(edges[0] + ROUNDING), ceil(edges[-1] - ROUNDING)
+
+
 def _average(
-    read: Reader, rows: np.ndarray, columns: np.ndarray, span: tuple[int, int]
+    read: AreaReader, rows: np.ndarray, columns: np.ndarray, span: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    strip = floor(rows[0]), ceil(rows[-1])
+    strip = whole(rows)
     pixels, valid = read(strip, span)
     weights = np.ones(pixels.shape[1:]) if valid is None else valid.astype(np.float64)
     values = pixels.astype(np.float64)
@@ -62,7 +68,7 @@ def _average(
         values = np.where(valid, values, 0)
     edges = rows - strip[0], columns - span[0]
     sums, areas = _sums(values, *edges), _sums(weights, *edges)
-    found = areas > 1e-9
+    found = areas > ROUNDING
     means = sums / np.where(found, areas, 1) * found
     return (means.round() if pixels.dtype.kind in "iu" else means).astype(pixels.dtype), found
 
@@ -74,6 +80,7 @@ def _sums(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
 
 def _sums_of_last(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     totals = np.concatenate([np.zeros_like(values[..., :1]), values.cumsum(-1)], -1)
+    edges = edges.clip(0, values.shape[-1])
     before = np.minimum(edges.astype(np.int64), values.shape[-1] - 1)
     at_edges = totals[..., before] + (edges - before) * values[..., before]
     return np.diff(at_edges)

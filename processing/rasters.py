@@ -119,8 +119,8 @@ def open_raster(
         return source
     if is_raster_file(source):
         return RasterFile(source, num_channels)
-    if isinstance(source, str | os.PathLike) and str(source).startswith("/vsi"):
-        raise ImageReadError(f"{describe(source)} is not a file on this machine. Copy it to a local disk.")
+    if isinstance(source, str | os.PathLike):
+        check_place(os.fspath(source))
     if isinstance(source, Tensor):
         return ArrayRaster(to_numpy(source), name=describe(source))
     if hasattr(source, "shape") and hasattr(source, "dtype") and hasattr(source, "__getitem__"):
@@ -184,8 +184,16 @@ def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: s
             options.pop("input_data_format")
         values = processor(pixels, **options)["pixel_values"][0]
     except ImageReadError as error:
-        raise error if name is None else ImageReadError(f"{name}: {error}") from error
+        if name is not None:
+            error.args = (str(error).replace(describe(pixels), name),)
+        raise
     return values.float() * torch.from_numpy(valid)
+
+
+def check_place(path: str) -> None:
+    """Raises ImageReadError for remote files that only GDAL could open."""
+    if path.startswith("/vsi") or "://" in path and not path.startswith(("http://", "https://")):
+        raise ImageReadError(f"'{path}' is not a file on this machine. Copy it to a local disk.")
 
 
 def _read(raster: Raster, rows: Span, columns: Span, scale: float) -> tuple[np.ndarray, np.ndarray]:
