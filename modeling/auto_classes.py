@@ -6,6 +6,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     DetrImageProcessor,
@@ -21,6 +22,7 @@ from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration.configuration_relay import RelayConfig
 from ..configuration.configuration_segdeformer import SegDeformerConfig
 from .modeling_caswit import CaswitForSemanticSegmentation
+from .modeling_caswit_masked import CaswitForMaskedImageModeling
 from .modeling_cswin import (
     CswinBackbone,
     CswinForImageClassification,
@@ -30,12 +32,14 @@ from .modeling_cswin import (
 from .modeling_glam_swin import (
     GlamSwinBackbone,
     GlamSwinForImageClassification,
+    GlamSwinForMaskedImageModeling,
     GlamSwinForSemanticSegmentation,
     GlamSwinModel,
 )
 from .modeling_maformer import (
     MaformerBackbone,
     MaformerForImageClassification,
+    MaformerForMaskedImageModeling,
     MaformerForSemanticSegmentation,
     MaformerModel,
 )
@@ -49,12 +53,14 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoModel: GlamSwinModel,
         AutoBackbone: GlamSwinBackbone,
         AutoModelForImageClassification: GlamSwinForImageClassification,
+        AutoModelForMaskedImageModeling: GlamSwinForMaskedImageModeling,
         AutoModelForSemanticSegmentation: GlamSwinForSemanticSegmentation,
     },
     MaformerConfig: {
         AutoModel: MaformerModel,
         AutoBackbone: MaformerBackbone,
         AutoModelForImageClassification: MaformerForImageClassification,
+        AutoModelForMaskedImageModeling: MaformerForMaskedImageModeling,
         AutoModelForSemanticSegmentation: MaformerForSemanticSegmentation,
     },
     CswinConfig: {
@@ -63,7 +69,10 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoModelForImageClassification: CswinForImageClassification,
         AutoModelForSemanticSegmentation: CswinForSemanticSegmentation,
     },
-    CaswitConfig: {AutoModelForSemanticSegmentation: CaswitForSemanticSegmentation},
+    CaswitConfig: {
+        AutoModelForMaskedImageModeling: CaswitForMaskedImageModeling,
+        AutoModelForSemanticSegmentation: CaswitForSemanticSegmentation,
+    },
     RelayConfig: {AutoModelForSemanticSegmentation: RelayForSemanticSegmentation},
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
 }

@@ -8,6 +8,7 @@ Legend: B batch, H, W height and width of the crop, C channels, K labels.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -54,12 +55,14 @@ def build_fusion(config: CaswitConfig, stage: int) -> CrossScaleFusion:
     )
 
 
-def build_caswit_encoder(config: CaswitConfig, num_stages: int) -> CrossScaleEncoder:
+def build_caswit_encoder(
+    config: CaswitConfig, num_stages: int, fused_stages: Sequence[int]
+) -> CrossScaleEncoder:
     """Builds the first `num_stages` stages of both encoders and the fusion of the fused ones."""
     return CrossScaleEncoder(
         build_swin_encoder(config, num_stages),
         None if config.tie_encoders else build_swin_encoder(config, num_stages),
-        {stage: build_fusion(config, stage) for stage in config.fused_stages if stage < num_stages},
+        {stage: build_fusion(config, stage) for stage in fused_stages},
         config.fusion_feeds_next_stage,
     )
 
@@ -106,7 +109,9 @@ class CaswitBackbone(StagedBackbone, CaswitPreTrainedModel):
     """
 
     def __init__(self, config: CaswitConfig) -> None:
-        super().__init__(config, build_caswit_encoder(config, config.num_backbone_stages))
+        super().__init__(
+            config, build_caswit_encoder(config, config.num_backbone_stages, config.fused_stages)
+        )
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(

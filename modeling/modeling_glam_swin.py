@@ -17,7 +17,12 @@ from transformers.utils.output_capturing import OutputRecorder
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from .attention import Attention
 from .modeling_segmentation import SegmentationModel
-from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel
+from .modeling_staged import (
+    StagedBackbone,
+    StagedForImageClassification,
+    StagedForMaskedImageModeling,
+    StagedModel,
+)
 from .pretrained import ContextsegPreTrainedModel, library_module
 from .swin_stages import StageSizes, SwinEncoder, SwinStage
 
@@ -96,10 +101,11 @@ class GlamSwinModel(StagedModel, GlamSwinPreTrainedModel):
 
     Args:
         config: Configuration of the encoder.
+        use_mask_vector: Whether it has the learned vector of masked patches, for masked image modeling.
     """
 
-    def __init__(self, config: GlamSwinConfig) -> None:
-        super().__init__(config, build_glam_swin_encoder(config, config.num_layers))
+    def __init__(self, config: GlamSwinConfig, use_mask_vector: bool = False) -> None:
+        super().__init__(config, build_glam_swin_encoder(config, config.num_layers), use_mask_vector)
 
 
 class GlamSwinBackbone(StagedBackbone, GlamSwinPreTrainedModel):
@@ -126,6 +132,17 @@ class GlamSwinForImageClassification(StagedForImageClassification, GlamSwinPreTr
         super().__init__(config, GlamSwinModel(config))
 
 
+class GlamSwinForMaskedImageModeling(StagedForMaskedImageModeling, GlamSwinPreTrainedModel):
+    """GLAM-Swin encoder that learns from images alone, by predicting masked pixels (SimMIM).
+
+    Args:
+        config: Configuration of the encoder; those of decoder and loss are kept for the segmenter.
+    """
+
+    def __init__(self, config: GlamSwinConfig) -> None:
+        super().__init__(config, GlamSwinModel(config, use_mask_vector=True))
+
+
 class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel):
     """GLAM-Swin encoder with a decoder, UPerNet by default: GLAM-Swin-UPerNet in Table 1 of the paper.
 
@@ -142,6 +159,7 @@ class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel
 __all__ = [
     "GlamSwinBackbone",
     "GlamSwinForImageClassification",
+    "GlamSwinForMaskedImageModeling",
     "GlamSwinForSemanticSegmentation",
     "GlamSwinModel",
     "GlamSwinPreTrainedModel",

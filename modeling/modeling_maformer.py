@@ -24,7 +24,13 @@ from .attention import Attention
 from .cross_shaped import CrossShapedAttention, StripeAttention
 from .global_learning import GLOBAL_BRANCHES, GlobalFusion, MafBlock, ShiftedWindowBlock
 from .modeling_segmentation import SegmentationModel
-from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel, stage_sizes
+from .modeling_staged import (
+    StagedBackbone,
+    StagedForImageClassification,
+    StagedForMaskedImageModeling,
+    StagedModel,
+    stage_sizes,
+)
 from .patches import PatchEmbed
 from .pretrained import ContextsegPreTrainedModel
 from .pyramid_encoder import BlockStage, GridAttention, PreNormBlock, PyramidEncoder
@@ -99,10 +105,11 @@ class MaformerModel(StagedModel, MaformerPreTrainedModel):
 
     Args:
         config: Configuration of the encoder.
+        use_mask_vector: Whether it has the learned vector of masked patches, for masked image modeling.
     """
 
-    def __init__(self, config: MaformerConfig) -> None:
-        super().__init__(config, build_maformer_encoder(config, config.num_layers))
+    def __init__(self, config: MaformerConfig, use_mask_vector: bool = False) -> None:
+        super().__init__(config, build_maformer_encoder(config, config.num_layers), use_mask_vector)
 
 
 class MaformerBackbone(StagedBackbone, MaformerPreTrainedModel):
@@ -178,6 +185,17 @@ class MaformerForImageClassification(StagedForImageClassification, MaformerPreTr
         )
 
 
+class MaformerForMaskedImageModeling(StagedForMaskedImageModeling, MaformerPreTrainedModel):
+    """MAFormer encoder that learns from images alone, by predicting masked pixels (SimMIM).
+
+    Args:
+        config: Configuration of the encoder; those of decoder and loss are kept for the segmenter.
+    """
+
+    def __init__(self, config: MaformerConfig) -> None:
+        super().__init__(config, MaformerModel(config, use_mask_vector=True))
+
+
 class MaformerForSemanticSegmentation(SegmentationModel, MaformerPreTrainedModel):
     """MAFormer encoder with a decoder, Semantic FPN by default, one of the two in Table 7 of the paper.
 
@@ -222,6 +240,7 @@ def check_token_labels(config: MaformerConfig, pixel_values: Tensor, token_label
 __all__ = [
     "MaformerBackbone",
     "MaformerForImageClassification",
+    "MaformerForMaskedImageModeling",
     "MaformerForSemanticSegmentation",
     "MaformerModel",
     "MaformerPreTrainedModel",

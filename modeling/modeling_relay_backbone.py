@@ -33,7 +33,7 @@ class RelayPreTrainedModel(ContextsegPreTrainedModel):
     _can_record_outputs = {"attentions": OutputRecorder(Attention, index=1)}
 
 
-class StageNorms(nn.ModuleDict):
+class NormedStages(nn.ModuleDict):
     """The layer-normed features of the last stages.
 
     Args:
@@ -95,10 +95,10 @@ def vit_pyramid(config: RelayConfig, is_one_map: bool) -> LastBlock | DepthPyram
     return DepthPyramid(config.embed_dim, config.patch_size, config.depths[0])
 
 
-def swinv2_pyramid(config: RelayConfig, is_one_map: bool) -> StageNorms:
+def swinv2_pyramid(config: RelayConfig, is_one_map: bool) -> NormedStages:
     """Builds what makes feature maps of the stages of Swin V2."""
     count = 1 if is_one_map else config.num_layers
-    return StageNorms(config.hidden_sizes, config.patch_size, count, config.layer_norm_eps)
+    return NormedStages(config.hidden_sizes, config.patch_size, count, config.layer_norm_eps)
 
 
 def build_vit(config: RelayConfig) -> RelayVitEncoder:

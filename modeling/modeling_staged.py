@@ -1,22 +1,34 @@
-"""Model, backbone and classifier of the families with a `StagedConfig`; the family's file builds the encoder.
+"""Model, backbone, classifier and masked image model of the families with a `StagedConfig`; the family's file builds the encoder.
 
 Legend: B batch, H, W image height and width, C channels, N tokens.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
+    MaskedImageModelingOutput,
 )
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.staged import StagedConfig
-from .blocks import Encoded
+from .blocks import Encoded, Revise, unchanged
+from .masked_images import (
+    MASK_UNIT,
+    MaskVector,
+    PixelHead,
+    enlarged,
+    masked_l1,
+    patch_mask,
+    random_mask,
+)
 from .pretrained import ContextsegPreTrainedModel, as_weights, check_images
 from .swin_stages import StageSizes
+from .windows import crop
 
 
 def stage_sizes(config: StagedConfig, stage: int) -> StageSizes:
@@ -42,11 +54,12 @@ class StagedModel(ContextsegPreTrainedModel):
     (B, heads, queries, keys) for attention over the whole grid.
     """
 
-    def __init__(self, config: StagedConfig, encoder: nn.Module) -> None:
+    def __init__(self, config: StagedConfig, encoder: nn.Module, use_mask_vector: bool = False) -> None:
         """Takes an encoder of all stages: images and optional padding masks -> `Encoded`."""
         super().__init__(config)
         self.encoder = encoder
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mask_vector = MaskVector(config.hidden_sizes[0]) if use_mask_vector else None
         self.post_init()
 
     @capture_outputs(tie_last_hidden_states=False)
@@ -56,6 +69,7 @@ class StagedModel(ContextsegPreTrainedModel):
         pixel_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        bool_masked_pos: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """(B, C, H, W) -> `last_hidden_state` (B, N, C) and `pooler_output` (B, C).
 
@@ -65,6 +79,8 @@ class StagedModel(ContextsegPreTrainedModel):
             output_hidden_states: Whether to return the feature maps (B, C, h, w) of the patch embedding and
                 of every stage.
             output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
+            bool_masked_pos: (B, h, w) of the patch embedding, true for patches to mask; only in a model for masked
+                image modeling.
 
         Raises:
             ValueError: If a shape is wrong, or attentions are requested from another attention
@@ -72,13 +88,24 @@ class StagedModel(ContextsegPreTrainedModel):
         """
         output_hidden_states, output_attentions = self.asked_outputs(output_hidden_states, output_attentions)
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
-        encoded = self.encoder(as_weights(self, pixel_values), pixel_mask)
+        encoded = self.encoder(as_weights(self, pixel_values), pixel_mask, self.masking(bool_masked_pos))
         features = self.norm(encoded.outputs[-1]).flatten(1, 2)
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
             pooler_output=features.mean(dim=1),
             hidden_states=channels_first(pyramid(encoded)) if output_hidden_states else None,
         )
+
+    def masking(self, bool_masked_pos: Tensor | None) -> Revise:
+        """(B, h, w) or None -> function for the encoder that masks these patches."""
+        if bool_masked_pos is None:
+            return unchanged
+        if self.mask_vector is None:
+            raise ValueError(
+                f"got bool_masked_pos, but this {type(self).__name__} has no vector for masked patches. Use "
+                "AutoModelForMaskedImageModeling."
+            )
+        return self.mask_vector.on_patches(bool_masked_pos)
 
 
 class StageNorms(nn.ModuleDict):
@@ -189,6 +216,90 @@ class StagedForImageClassification(ContextsegPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+class StagedForMaskedImageModeling(ContextsegPreTrainedModel):
+    """Masked image modeling (SimMIM): predicts the pixels of masked patches from the last features of `backbone`.
+
+    The segmenter of the same configuration loads its encoder with `from_pretrained`.
+    """
+
+    def __init__(self, config: StagedConfig, backbone: StagedModel) -> None:
+        """Takes the model of the family, with a mask vector."""
+        super().__init__(config)
+        self.backbone = backbone
+        self.stride = config.patch_size * 2 ** (config.num_layers - 1)
+        self.pixel_head = PixelHead(config.hidden_size, config.num_channels, self.stride)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MaskedImageModelingOutput:
+        """(B, C, H, W) -> reconstruction (B, C, H, W), and the loss: mean absolute error of masked pixels.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            pixel_mask: (B, H, W), 1 for image, 0 for padding; None without padding.
+            bool_masked_pos: (B, N) or (B, h, w) patches of the first stage, true for patches to mask. None draws 75 %
+                of the units of 32 x 32 pixels of each image.
+            generator: Source of that draw; PyTorch's own by default.
+            output_hidden_states: Whether to return the feature maps of the patch embedding and of every stage.
+            output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: If a shape is wrong, or attentions are requested from another attention implementation.
+        """
+        check_images(self.config, pixel_values, pixel_mask)
+        masked = self.masked_patches(pixel_values, bool_masked_pos, generator)
+        outputs = self.backbone(
+            pixel_values,
+            pixel_mask,
+            output_hidden_states,
+            output_attentions,
+            bool_masked_pos=masked,
+            return_dict=True,
+        )
+        reconstruction = self.reconstructed(outputs.last_hidden_state, pixel_values)
+        return MaskedImageModelingOutput(
+            loss=masked_l1(
+                reconstruction, pixel_values, self.masked_pixels(masked, pixel_values, pixel_mask)
+            ),
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def masked_patches(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """(B, C, H, W), given mask or None -> (B, h, w), true for masked patches."""
+        batch, patch = pixel_values.shape[0], self.config.patch_size
+        grid = self.grid_of(pixel_values, patch)
+        if bool_masked_pos is not None:
+            return patch_mask(bool_masked_pos, grid, batch).to(pixel_values.device)
+        unit = max(MASK_UNIT // patch, 1)
+        return random_mask(batch, grid, unit, generator=generator, device=pixel_values.device)
+
+    def reconstructed(self, last_hidden_state: Tensor, pixel_values: Tensor) -> Tensor:
+        """(B, N, C) of the last stage, (B, C, H, W) -> (B, C, H, W)."""
+        features = last_hidden_state.unflatten(1, self.grid_of(pixel_values, self.stride))
+        return self.pixel_head(features, tuple(pixel_values.shape[2:]))
+
+    def masked_pixels(self, masked: Tensor, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+        """(B, h, w), (B, C, H, W), mask or None -> (B, H, W), true for masked pixels of the image."""
+        pixels = crop(enlarged(masked, self.config.patch_size), tuple(pixel_values.shape[2:]))
+        return pixels if pixel_mask is None else pixels & (pixel_mask != 0)
+
+    def grid_of(self, pixel_values: Tensor, stride: int) -> tuple[int, ...]:
+        """(B, C, H, W) -> the number of positions along each axis at a stride."""
+        return tuple((side + stride - 1) // stride for side in pixel_values.shape[2:])
 
 
 def pyramid(encoded: Encoded) -> list[Tensor]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from .patches import PatchEmbed
 from .relay_tokens import RELAY_UPDATES, EncodedScales, RelayTokens, TwoScales, encoded_scales
-from .swinv2_blocks import PatchMergePostNorm, SwinV2Block, SwinV2Sizes, WindowCut, cut_windows
+from .swinv2_blocks import PatchMergePostNorm, ShiftedWindows, SwinV2Block, SwinV2Sizes, cut_windows
 
 
 class RelaySwinV2Sizes(NamedTuple):
@@ -71,7 +71,7 @@ class RelayStage(nn.Module):
 
 
 def with_windows(
-    block: nn.Module, window_cut: WindowCut, features: Tensor, relay_tokens: Tensor
+    block: nn.Module, window_cut: ShiftedWindows, features: Tensor, relay_tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A block in these windows: (B, h, w, C), (B, R, C) -> the same shapes."""
     return block(features, relay_tokens, window_cut)

@@ -60,15 +60,17 @@ def scale_losses(
         local_logits: Logits of the local crops, at any stride.
         context_logits: Logits of the contexts, at the same stride.
         labels: Class ids of the local crops.
-        ratio: Sides of a context over those of its local crop.
+        ratio: Sides of a pixel of the context over those of a local one.
         ignore_index: Label of pixels without a class. They count in the consistency, as in the authors' code.
         detach_consistency: Whether the consistency has no gradient to the local logits, its target.
         overlap: Share of the crop's side that is cut off before, half on each side.
     """
     size = labels.shape[1:]
-    kept = [side - int(side * overlap) for side in size]
+    kept = [side - int(side * (1 - (1 - overlap))) for side in size]  # rounded as by the authors
     cells = [side // ratio for side in kept]
-    local, context = (upsample(logits.float(), size) for logits in (local_logits, context_logits))
+    local = upsample(local_logits.float(), size)
+    sides = zip(size, local_logits.shape[2:], context_logits.shape[2:], strict=True)
+    context = upsample(context_logits.float(), [side * wide // sharp for side, sharp, wide in sides])
     local, context, labels = center(local, *kept), center(context, *cells), center(labels, *kept)
     if 0 in cells:  # a crop smaller than one cell of its context
         nothing = 0 * (local.sum() + context_logits.float().sum())

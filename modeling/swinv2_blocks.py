@@ -45,14 +45,14 @@ class SwinV2Sizes(NamedTuple):
     pretrained_window: tuple[int, int] | None = None
 
 
-class WindowCut(NamedTuple):
+class ShiftedWindows(NamedTuple):
     """The partition of a grid into windows, and the mask (W, N, N) or None that keeps apart what is not adjacent."""
 
     windows: Windows
     shift_mask: Tensor | None
 
 
-def cut_windows(features: Tensor, window: tuple[int, ...], shifted: bool) -> WindowCut:
+def cut_windows(features: Tensor, window: tuple[int, ...], shifted: bool) -> ShiftedWindows:
     """(B, h, w, C) -> the partition; along an axis that one window covers, it shrinks to the grid and never shifts."""
     grid = tuple(features.shape[1:-1])
     window = tuple(min(size, side) for size, side in zip(grid, window, strict=True))
@@ -60,7 +60,7 @@ def cut_windows(features: Tensor, window: tuple[int, ...], shifted: bool) -> Win
     if shifted:
         shift = tuple(0 if size <= side else side // 2 for size, side in zip(grid, window, strict=True))
         windows = windows._replace(shift=shift)
-    return WindowCut(windows, padded_shift_mask(windows, features.device, features.dtype))
+    return ShiftedWindows(windows, padded_shift_mask(windows, features.device, features.dtype))
 
 
 def padded_shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Tensor | None:
@@ -101,10 +101,10 @@ class ContinuousPositionBias(nn.Module):
         self.fc1 = nn.Linear(axes, POSITION_WIDTH)
         self.fc2 = nn.Linear(POSITION_WIDTH, num_heads, bias=False)
 
-    def forward(self, window: tuple[int, ...]) -> Tensor:
-        """-> (heads, N, N), between 0 and 16."""
-        offsets = log_spaced_offsets(window, self.pretrained_window, self.fc1.weight.device)
-        table = MOST_BIAS * self.fc2(F.relu(self.fc1(offsets.to(self.fc1.weight.dtype)))).sigmoid()
+    def forward(self, window: tuple[int, ...], features: Tensor) -> Tensor:
+        """-> (heads, N, N), between 0 and 16, on the device and in the type of `features`."""
+        offsets = log_spaced_offsets(window, self.pretrained_window, features.device).to(features.dtype)
+        table = MOST_BIAS * self.fc2(F.relu(self.fc1(offsets))).sigmoid()
         index = relative_position_index(window, table.device)
         return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
@@ -165,7 +165,9 @@ class SwinV2Block(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, features: Tensor, extra_tokens: Tensor, window_cut: WindowCut) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, extra_tokens: Tensor, window_cut: ShiftedWindows
+    ) -> tuple[Tensor, Tensor]:
         """(B, h, w, C), (B, E, C) for all windows or (B, W, E, C) -> the same shapes; E may be 0."""
         tokens = joined(features, extra_tokens)
         mixed = joined(*self.mix_within_windows(features, extra_tokens, window_cut))
@@ -179,7 +181,7 @@ class SwinV2Block(GradientCheckpointingLayer):
         return self.norm2(self.mlp(tokens))
 
     def mix_within_windows(
-        self, features: Tensor, extra_tokens: Tensor, window_cut: WindowCut
+        self, features: Tensor, extra_tokens: Tensor, window_cut: ShiftedWindows
     ) -> tuple[Tensor, Tensor]:
         """(B, h, w, C), (B, E, C) or (B, W, E, C) -> the same shapes."""
         windows = window_cut.windows
@@ -188,18 +190,18 @@ class SwinV2Block(GradientCheckpointingLayer):
         is_shared = extra_tokens.ndim == 3
         extra = extra_tokens[:, None].expand(-1, count, -1, -1) if is_shared else extra_tokens
         context = torch.cat([cut, extra.to(cut.dtype)], dim=2).flatten(0, 1)
-        bias = self.attention_bias(window_cut, batch, extra.shape[2], context.dtype)
+        bias = self.attention_bias(window_cut, batch, extra.shape[2], context)
         mixed = self.attention(context, bias)[0].unflatten(0, (batch, count))
         features = roll(crop(merge(mixed[:, :, :length], windows), windows.grid), windows, 1)
         extra = mixed[:, :, length:]
         return features, extra.mean(dim=1) if is_shared else extra
 
-    def attention_bias(self, window_cut: WindowCut, batch: int, extra: int, dtype: torch.dtype) -> Tensor:
+    def attention_bias(self, window_cut: ShiftedWindows, batch: int, extra: int, context: Tensor) -> Tensor:
         """-> (1 or B * W, heads, N + E, N + E), zero in rows and columns of extra tokens."""
-        bias = self.position_bias(window_cut.windows.window)[None]
+        bias = self.position_bias(window_cut.windows.window, context)[None]
         if window_cut.shift_mask is not None:
             bias = (bias + window_cut.shift_mask[:, None]).repeat(batch, 1, 1, 1)
-        return F.pad(bias, (0, extra, 0, extra)).to(dtype)
+        return F.pad(bias, (0, extra, 0, extra)).to(context.dtype)
 
 
 def joined(features: Tensor, extra_tokens: Tensor) -> Tensor:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 PROGRAM = "contextseg-convert"
 DESCRIPTION = """Convert the weights of another code base, and write a folder with model and image processor that from_pretrained
 loads."""
-# ImageNet's mean and std for pixels in 0..1, with which the authors of GLAM and Swin normalize.
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(kw_only=True)
@@ -100,12 +98,13 @@ def convert_weights(
         ValueError: If arguments are missing, or something cannot be converted.
     """
     from ..processing.image_processing_segmentation import SegmentationImageProcessor
-    from .conversion.sources import converted
+    from .conversion.sources import converted, normalization
 
     options = None if arguments is None else json.loads(Path(arguments).read_text())
     model = converted(source, weights, options, max_image_size)
     model.save_pretrained(output)
-    SegmentationImageProcessor(image_mean=IMAGE_MEAN, image_std=IMAGE_STD).save_pretrained(output)
+    mean, std = normalization(model)
+    SegmentationImageProcessor(image_mean=mean, image_std=std).save_pretrained(output)
     return model
 
 

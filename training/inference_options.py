@@ -15,6 +15,7 @@ OF_ANY_TASK = {
     "data",
     "images",
     "output",
+    "skip_existing",
     "workers",
     "cpu",
     "traceback",
@@ -57,8 +58,14 @@ class WindowOptions:
         metavar="SIZE",
     )
     overlap: float = option(0.5, "share of a window that overlaps with the next one")
-    blend: Literal["gaussian", "constant"] = option(
-        "gaussian", "how pixels in overlapping windows are weighted"
+    blend: Literal["gaussian", "constant", "center"] = option(
+        "gaussian",
+        "how pixels in overlapping windows are weighted; center: only the central part of each window counts, and the grid "
+        "is moved by half a step, as the relay token authors do",
+    )
+    share_context: bool = option(
+        False,
+        "compute the context of neighboring windows once, on a fixed grid (models of two scales that allow it: CASWiT)",
     )
 
     def inference(self) -> "Inference":
@@ -66,13 +73,16 @@ class WindowOptions:
         from ..processing.inference import Inference
 
         size = self.window and height_and_width(self.window, "--window")
-        return Inference(window=size, overlap=self.overlap, blend=self.blend)
+        return Inference(
+            window=size, overlap=self.overlap, blend=self.blend, share_context=self.share_context
+        )
 
     def window_options(self) -> str:
         """Options that make other commands use the same windows; starts with a space unless empty."""
+        shared = " --share-context" if self.share_context else ""
         if self.window is None:
-            return ""
-        return f" --window {self.window} --overlap {self.overlap} --blend {self.blend}"
+            return shared
+        return f" --window {self.window} --overlap {self.overlap} --blend {self.blend}{shared}"
 
 
 @dataclass(kw_only=True)

@@ -16,13 +16,16 @@ from ..image_opening import (
     read_orientation,
 )
 from ..image_reading import image_size, read_stored
+from ..label_maps import NO_LABEL, without_label
 from ..mask_encoding import encoding_of
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError, has_other_colors
+from ..raster_files import check_pair_grid
 from ..samples import check_sizes
 from ..value_ranges import OUTLIERS, StoredValues, UnknownRangeError, values_of
 from .datasets import SegmentationData
 from .pairing import Pair
+from .raster_inspection import MaskValues, large_image, large_mask
 
 FEW_VALUES = 1 << 16
 DARK = 64  # of 255, which 14 bits in a 16-bit file reach
@@ -53,16 +56,9 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
     try:
         pair = dataset.sources(index)
         name = pair.name
-        image = dataset.read_image(pair.image)
-        size = image_size(image)
-        mask = dataset.read_stored_mask(pair.mask)
-        finding = Finding(
-            name,
-            size,
-            count_values(mask),
-            mask.ndim == 3,
-            values=lost_values(dataset, lambda: pair.image, image),
-        )
+        size, values = inspect_image(dataset, pair.image)
+        mask = inspect_mask(dataset, pair.mask)
+        finding = Finding(name, size, mask.counts, mask.is_colored, values=values)
     except UnknownRangeError as error:
         return Finding(name, unreadable=str(error), values=error.values)
     except PaletteError as error:
@@ -70,10 +66,27 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
     except Exception as error:
         return Finding(name, unreadable=reason(error, name))
     try:
-        check_sizes(size, mask.shape[:2], name)
+        check_sizes(size, mask.size, name)
+        check_pair_grid(pair.image, pair.mask, name)
     except ValueError as error:
         return finding._replace(mismatch=str(error))
     return finding._replace(doubts=tuple(doubts_of(dataset, pair, finding)))
+
+
+def inspect_image(dataset: SegmentationData, source: Source) -> tuple[tuple[int, int], StoredValues | None]:
+    """Reads an image: its size, and the values that are lost."""
+    if (large := large_image(dataset, source)) is not None:
+        return large.size, lost_values(dataset, lambda: large.stored, large.windows)
+    image = dataset.read_image(source)
+    return image_size(image), lost_values(dataset, lambda: source, image)
+
+
+def inspect_mask(dataset: SegmentationData, source: Source) -> MaskValues:
+    """Reads a mask: its size, and its values."""
+    if (large := large_mask(dataset, source, count_values)) is not None:
+        return large
+    mask = dataset.read_stored_mask(source)
+    return MaskValues(mask.shape[:2], count_values(mask), mask.ndim == 3)
 
 
 def doubts_of(dataset: SegmentationData, pair: Pair, finding: Finding) -> Iterator[str]:
@@ -122,7 +135,10 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def count_values(mask: np.ndarray) -> dict[int, int]:
-    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB."""
+    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB, and of those with `NO_LABEL`."""
+    if (absent := without_label(mask)) is not None:
+        counts = count_values(mask[~absent][None]) if not absent.all() else {}
+        return counts | {NO_LABEL: int(absent.sum())}
     if mask.ndim == 3:
         red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
         mask = red << 16 | green << 8 | blue

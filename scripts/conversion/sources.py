@@ -1,17 +1,33 @@
 """Sources of weights, by the name that `contextseg-convert --source` takes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ...configuration.configuration_glam_swin import GlamSwinConfig
+from ...configuration.configuration_relay import RelayConfig
 from ...modeling.renaming import read_weights
 from .cswin_official import cswin_from_official
 from .glam_official import glam_swin_from_official
 from .relay_official import relay_from_official
 from .segdeformer_official import segdeformer_from_official
 from .swin import glam_swin_from_transformers
+
+# ImageNet's mean and std for pixels in 0..1, with which the authors of GLAM and Swin normalize.
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalization(model: PreTrainedModel) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std of pixels in 0..1 with which the authors of a converted model normalize.
+
+    Those of relay tokens only divide by 255 (URUR and Gleason); their other data sets have numbers of their own, which
+    are not in the weights.
+    """
+    if isinstance(model.config, RelayConfig):
+        return (0.0,) * model.config.num_channels, (1.0,) * model.config.num_channels
+    return IMAGE_MEAN, IMAGE_STD
 
 
 def converted(
@@ -52,6 +68,11 @@ def converted(
 def remarks(model: PreTrainedModel) -> list[str]:
     """Returns remarks for the user about the converted model, one per line."""
     lines = []
+    if isinstance(model.config, RelayConfig):
+        lines.append(
+            "The image processor only divides by 255, as for URUR and Gleason. For weights of other data, set image_mean "
+            "and image_std in preprocessor_config.json."
+        )
     if not isinstance(model.config, GlamSwinConfig):
         return lines
     if model.config.use_global_attention and model.config.num_global_tokens:

@@ -105,7 +105,8 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
         for name, folder in repositories.items()
     }
     decoders = {
-        *("PyramidUnetDecoder", "SegDeformerDecoder", "SemanticFpnDecoder", "UnetDecoder", "UperNetDecoder")
+        *("PyramidUnetDecoder", "SegDeformerDecoder", "SemanticFpnDecoder", "UnetDecoder", "UperNetDecoder"),
+        *("CoarsestMap", "ProgressiveDecoder"),
     }
     assert {name: sorted(classes & decoders) for name, classes in held.items()} == {
         "glam_swin": ["UperNetDecoder"],
@@ -115,11 +116,13 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
         "maformer_unet": ["UnetDecoder"],
         "cswin": ["UperNetDecoder"],
         "cswin_unet": ["UnetDecoder"],
+        "relay": ["CoarsestMap"],
+        "relay_swinv2": ["UperNetDecoder"],
         "segdeformer": ["SegDeformerDecoder"],
         "segdeformer_glam": ["SegDeformerDecoder"],
         "segdeformer_unet": ["PyramidUnetDecoder"],
     }
-    backbones = {"CswinBackbone", "GlamSwinBackbone", "MaformerBackbone", "MitEncoder"}
+    backbones = {"CswinBackbone", "GlamSwinBackbone", "MaformerBackbone", "MitEncoder", "RelayBackbone"}
     for name, classes in held.items():
         assert len(classes & backbones) == 1, name
     assert "LinearFusion" not in held["segdeformer"]

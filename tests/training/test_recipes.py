@@ -37,6 +37,7 @@ SMALL = {
         *("--set", "decoder_hidden_size=8", "--set", "auxiliary_hidden_size=8", "--set"),
         'backbone_config={"model_type": "glam_swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}',
     ],
+    "relay": ["--set", "embed_dim=8", "--set", "depths=[1]", "--set", "num_heads=[2]"],
     "mask_rcnn": [
         *("--set", f"detector_options={FEW}", "--set"),
         'backbone_config={"model_type": "maformer", "hidden_sizes": [8,16], "depths": [1,1], "num_heads": [2,4]}',
