@@ -170,7 +170,9 @@ def cut_pixels(
         pixels = pixels + (1 - share) * fill[:, None, None]
     pixels = pixels.astype(np.float32, copy=False)
     cells = [cell - start for cell, start in zip(cells, first, strict=True)]
-    rows, columns = (nearest(cell, sampling).clip(0, n - 1) for cell, n in zip(cells, counts, strict=True))
+    rows, columns = (
+        nearest_pixel(cell, sampling).clip(0, n - 1) for cell, n in zip(cells, counts, strict=True)
+    )
     blocks = size[0], dense[0], size[1], dense[1]
     crop = _interpolated(pixels, *cells).reshape(-1, *blocks).mean((2, 4))
     inside = (share[rows, columns] > 0).reshape(blocks).any((1, 3))
@@ -181,10 +183,10 @@ def cut_labels(
     read: LabelReader, frame: Frame, size: tuple[int, int], sampling: Sampling = "area"
 ) -> np.ndarray:
     """Samples the labels (h, w) of a crop: the class id of the nearest pixel."""
-    return read(*(nearest(place - 0.5, sampling) for place in frame.positions(size, sampling)))
+    return read(*(nearest_pixel(place - 0.5, sampling) for place in frame.positions(size, sampling)))
 
 
-def nearest(places: np.ndarray, sampling: Sampling) -> np.ndarray:
+def nearest_pixel(places: np.ndarray, sampling: Sampling) -> np.ndarray:
     """The whole number nearest to each place; of two, the upper one, with "point" sampling the lower one."""
     down = np.ceil(places - 0.5 - TINY) if sampling == "point" else np.floor(places + 0.5 + TINY)
     return down.astype(np.int64)

@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from .image_opening import ImageReadError
 from .image_reading import image_size
 from .rasters import Raster, read_window
+from .value_ranges import UnknownRangeError
 
 WINDOW_PIXELS = 1 << 24  # of a window that is read at full size before it is resized
 REDUCED_PIXELS = 1 << 22  # of a window that is averaged here; larger ones are read at a reduced scale
@@ -103,6 +104,8 @@ class RasterImage:
         pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
         try:
             return self.to_image(np.moveaxis(pixels, 0, -1)), valid
+        except UnknownRangeError as error:
+            raise UnknownRangeError(f"{self.name}: {error}", error.values) from error
         except ImageReadError as error:
             raise ImageReadError(f"{self.name}: {error}") from error
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from .label_maps import LabelMap
 
-PIXELS_AT_ONCE = 1 << 22  # that are read in one piece
-Decoder = Callable[[np.ndarray], np.ndarray]
+MASK_PIXELS = 1 << 22  # that are read in one piece
+LabelDecoder = Callable[[np.ndarray], np.ndarray]
 
 
 class StoredMask(Protocol):
@@ -34,7 +34,7 @@ class LabelArray:
         decode: Turns ids of the mask into class ids. Default: they are class ids.
     """
 
-    def __init__(self, mask: np.ndarray, ignore_index: int, decode: Decoder | None = None) -> None:
+    def __init__(self, mask: np.ndarray, ignore_index: int, decode: LabelDecoder | None = None) -> None:
         self.mask, self.ignore_index, self.decode = mask, ignore_index, decode
         self.shape = mask.shape
 
@@ -66,11 +66,11 @@ class LabelRaster:
             ImageReadError: If the file is damaged there.
             ValueError: If a pixel has a value without a class.
         """
-        height, width = np.broadcast_shapes(rows.shape, columns.shape)
+        height = max(rows.shape[0], columns.shape[0])
         area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-        parts = min(height, -(-int(area) // PIXELS_AT_ONCE))
+        parts = min(height, -(-int(area) // MASK_PIXELS))
         split = [
-            np.array_split(np.broadcast_to(places, (height, places.shape[1])), parts)
+            np.array_split(places, parts) if len(places) > 1 else [places] * parts
             for places in (rows, columns)
         ]
         return np.concatenate([self._part(*part) for part in zip(*split, strict=True)])
@@ -78,16 +78,15 @@ class LabelRaster:
     def _part(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """As `__call__`, in one piece."""
         inside = is_inside(self.shape, rows, columns)
-        labels = np.full(inside.shape, self.table.ignore_index, dtype=np.int64)
         if not inside.any():
-            return labels
+            return np.full(inside.shape, self.table.ignore_index, dtype=np.int64)
         rows, columns = (
             places.clip(0, side - 1) for places, side in zip((rows, columns), self.shape, strict=True)
         )
         spans = [(int(places.min()), int(places.max()) + 1) for places in (rows, columns)]
         stored = self.mask.read(*spans)[rows - spans[0][0], columns - spans[1][0]]
-        labels[inside] = self.table.decode(stored[inside][None], f"the mask {self.mask.name}")[0]
-        return labels
+        labels = self.table.decode(stored, f"the mask {self.mask.name}")
+        return labels if inside.all() else np.where(inside, labels, self.table.ignore_index)
 
 
 def is_inside(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

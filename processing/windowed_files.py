@@ -22,10 +22,10 @@ from .rasters import ArrayRaster
 
 OPEN_FILES = 16
 ANY_SIZE = 1 << 62  # pixels
-Reader = Callable[[np.ndarray], Image.Image | np.ndarray]
+ImageReader = Callable[[np.ndarray], Image.Image | np.ndarray]
 
 
-def windowed_image(source: Any, num_channels: int, read: Reader) -> RasterImage | None:
+def windowed_image(source: Any, num_channels: int, read: ImageReader) -> RasterImage | None:
     """Opens an image that is read by windows.
 
     Args:
