@@ -1,5 +1,6 @@
 """The public names of contextseg, and where each is defined; `__init__.py` loads them when they are first used."""
 
+from .configuration.configuration_caswit import CaswitConfig as CaswitConfig
 from .configuration.configuration_cswin import CswinConfig as CswinConfig
 from .configuration.configuration_glam_swin import GlamSwinConfig as GlamSwinConfig
 from .configuration.configuration_maformer import MaformerConfig as MaformerConfig
@@ -11,6 +12,8 @@ from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
 from .modeling.explanations import global_attention_maps as global_attention_maps
 from .modeling.grad_cam import grad_cam as grad_cam
 from .modeling.lora import add_lora as add_lora
+from .modeling.modeling_caswit import CaswitBackbone as CaswitBackbone
+from .modeling.modeling_caswit import CaswitForSemanticSegmentation as CaswitForSemanticSegmentation
 from .modeling.modeling_cswin import CswinBackbone as CswinBackbone
 from .modeling.modeling_cswin import CswinForImageClassification as CswinForImageClassification
 from .modeling.modeling_cswin import CswinForSemanticSegmentation as CswinForSemanticSegmentation
@@ -48,6 +51,11 @@ from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits
 from .processing.overlays import mask_overlay as mask_overlay
+from .processing.rasters import Raster as Raster
+from .processing.rasters import open_raster as open_raster
+from .processing.rasters import read_window as read_window
+from .processing.rasters import window_values as window_values
+from .processing.raster_segmentation import segment_raster as segment_raster
 from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
 from .training.trainer import SegmentationTrainer as SegmentationTrainer
 from .training.trainer import SetEpoch as SetEpoch

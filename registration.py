@@ -16,6 +16,7 @@ from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
 CONFIGURATIONS = {
+    "caswit": "CaswitConfig",
     "cswin": "CswinConfig",
     "glam_swin": "GlamSwinConfig",
     "maformer": "MaformerConfig",

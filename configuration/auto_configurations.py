@@ -1,5 +1,6 @@
 """All configurations of this package, for lookup by name."""
 
+from .configuration_caswit import CaswitConfig
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
@@ -8,6 +9,7 @@ from .configuration_relay import RelayConfig
 from .configuration_segdeformer import SegDeformerConfig
 
 __all__ = [
+    "CaswitConfig",
     "CswinConfig",
     "GlamSwinConfig",
     "MaformerConfig",

@@ -5,6 +5,7 @@ TITLES = {
     "segdeformer": "SegDeformer",
     "maformer": "MAFormer",
     "cswin": "CSWin",
+    "caswit": "CASWiT",
     "relay": "Relay tokens",
     "mask_rcnn": "Mask R-CNN",
 }
@@ -42,6 +43,13 @@ PAPERS = {
   pages = {12124--12134},
   year = {2022}
 }""",
+    "caswit": """\
+@article{carreaud2026context,
+  title = {Context-Aware Semantic Segmentation via Stage-Wise Attention},
+  author = {Carreaud and Lahellec and Naha and Skaloud and Chansel and Gressin},
+  journal = {arXiv preprint arXiv:2601.11310},
+  year = {2026}
+}""",
     "relay": """\
 @article{perron2026adapting,
   title = {Adapting Vision Transformers to Ultra-High Resolution Semantic Segmentation with Relay Tokens},
@@ -60,6 +68,11 @@ PAPERS = {
 }
 # Notes on models that their paper leaves partly open.
 READINGS = {
+    "caswit": [
+        "- Built from the abstract of the CASWiT paper; no reference numbers exist. The abstract names two Swin encoders, "
+        "cross-attention from the crop to its context at every stage, and gated injection. Gate, norms, MLP and context "
+        "decoder are this library's choices, and the authors' weights cannot be loaded.",
+    ],
     "maformer": [
         "- The MAFormer authors published neither code nor weights. This model follows the paper and the "
         "numbers in its tables. Global learning pools the feature map to a fixed grid before its fully "

@@ -13,12 +13,14 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from ..configuration.configuration_caswit import CaswitConfig
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
 from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration.configuration_relay import RelayConfig
 from ..configuration.configuration_segdeformer import SegDeformerConfig
+from .modeling_caswit import CaswitForSemanticSegmentation
 from .modeling_cswin import (
     CswinBackbone,
     CswinForImageClassification,
@@ -61,6 +63,7 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoModelForImageClassification: CswinForImageClassification,
         AutoModelForSemanticSegmentation: CswinForSemanticSegmentation,
     },
+    CaswitConfig: {AutoModelForSemanticSegmentation: CaswitForSemanticSegmentation},
     RelayConfig: {AutoModelForSemanticSegmentation: RelayForSemanticSegmentation},
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
 }

@@ -32,7 +32,7 @@ class PairFeatures(BackboneOutput):
 
     Attributes:
         feature_maps: Maps (B, C_i, h_i, w_i) of the local crops, fine to coarse.
-        context_maps: Maps of the contexts, of the same shapes.
+        context_maps: What `context_logits` takes: by default, maps of the contexts, of the same shapes.
         hidden_states: Maps (B, C, h, w) of the local crops after each stage, on request.
         attentions: Attention probabilities, on request.
     """
@@ -163,12 +163,16 @@ class TwoScaleSegmentationModel(SegmentationModel):
         scores = PairScores(cropped(self.classifier(decoded.feature_map), cells), decoded.mid_logits)
         if has_labels:
             auxiliary = self.auxiliary_head and self.auxiliary_head(outputs.feature_maps[-2])
-            context = cropped(self.context_logits(outputs.context_maps), cells)
+            context = self.context_logits(outputs.context_maps)
+            context = None if context is None else cropped(context, cells)
             scores = scores._replace(auxiliary=auxiliary, context=context)
         return scores, outputs
 
-    def context_logits(self, context_maps: tuple[Tensor, ...]) -> Tensor:
-        """Maps of the context branch -> its logits (B, K, h, w), for the loss; by the same heads as here."""
+    def context_logits(self, context_maps: tuple[Tensor, ...]) -> Tensor | None:
+        """Maps of the context branch -> its logits (B, K, h, w), for the loss; by the same heads as here.
+
+        None if the context branch has no loss.
+        """
         return self.classifier(self.decoder(context_maps).feature_map)
 
     def loss_of_pairs(self, scores: PairScores, labels: Tensor, context_labels: Tensor | None) -> Tensor:

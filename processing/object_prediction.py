@@ -1,7 +1,7 @@
 """Detects objects in image files: one annotation file in COCO's format, and pictures of boxes and masks."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedModel
 
-from .atomic_write import atomic_write
 from .coco_masks import coco_masks
 from .fonts import drawable, font_for
 from .image_reading import read_image
@@ -19,8 +18,9 @@ from .legends import INK, PAPER
 from .overlays import save_png
 from .palettes import default_palette
 from .plain_text import one_line
-from .prediction_files import FilePredictor, Job
+from .prediction_files import FilePredictor, Job, part_files, write_part
 
+Record = tuple[dict[str, Any], list[dict[str, Any]]]  # an image and its annotations, without ids
 FONT_SIZE = 12  # pixels, at least
 TINT = 0.5  # weight of the class color inside a mask
 
@@ -56,33 +56,82 @@ class ObjectPredictor(FilePredictor):
         self.model, self.processor, self.file = model, processor, folder / "annotations.json"
         self.threshold, self.overlay = threshold, overlay
         self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
+
+    def load(self, job: Job) -> tuple[Image.Image, BatchFeature]:
+        """Reads and prepares one image file. Raises ImageReadError if it cannot be read."""
+        image = read_image(job.source, **self.reading)
+        return image, self.processor(image, return_tensors="pt")
 
     @torch.inference_mode()
-    def run(self, job: Job) -> None:
-        """Detects the objects of one image file. Raises ImageReadError if it cannot be read."""
-        image = read_image(job.source, **self.reading)
-        inputs = self.processor(image, return_tensors="pt").to(self.model.device)
-        outputs = self.model(**inputs)
+    def predict(
+        self,
+        job: Job,  # noqa: ARG002
+        loaded: tuple[Image.Image, BatchFeature],
+    ) -> tuple[Image.Image, dict[str, Tensor]]:
+        """Detects the objects of one image -> the image and its objects."""
+        image, inputs = loaded
+        outputs = self.model(**inputs.to(self.model.device))
         (found,) = self.model.instances(outputs, [(image.height, image.width)], self.threshold)
+        return image, {name: values.cpu() for name, values in found.items()}
+
+    def write(self, job: Job, predicted: tuple[Image.Image, dict[str, Tensor]]) -> Record:
+        """Writes the picture of one image, and returns its record."""
+        image, found = predicted
         if self.overlay:
             save_png(objects_picture(image, found, self.names), job.target("overlays"))
-        row = {"id": len(self.images) + 1, "file_name": job.image}
-        self.images.append({**row, "height": image.height, "width": image.width})
-        for annotation in annotations(found):
-            numbers = {"id": len(self.annotations) + 1, "image_id": row["id"]}
-            self.annotations.append({**numbers, **annotation})
+        return {"file_name": job.image, "height": image.height, "width": image.width}, annotations(found)
 
-    def close(self) -> None:
-        """Writes the annotations of all images so far, if there are any."""
-        if not self.images:
+    def targets(self, job: Job) -> list[Path]:
+        return [self.file, *[job.target("overlays")] * self.overlay]
+
+    def earlier(self, jobs: Sequence[Job]) -> dict[Job, Record]:
+        """Returns the jobs that are in the annotations of an earlier run, with their records.
+
+        Raises ValueError if the annotations cannot be read, or have other classes.
+        """
+        records: dict[str, Record] = {}
+        for file in (self.file, *part_files(self.file)):
+            if file.is_file():
+                records |= stored_records(file, self.categories)
+        return {
+            job: records[job.image]
+            for job in jobs
+            if job.image in records and all(path.is_file() for path in self.targets(job)[1:])
+        }
+
+    def finish(self, records: Sequence[Record], part: int | None = None) -> None:
+        """Writes the annotations, if there are any images."""
+        if not records:
             return
-        categories = [{"id": index, "name": name} for index, name in enumerate(self.names)]
-        content = {"images": self.images, "annotations": self.annotations, "categories": categories}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.file) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+        images, objects = [], []
+        for number, (image, found) in enumerate(records, 1):
+            images.append({"id": number, **image})
+            for annotation in found:
+                objects.append({"id": len(objects) + 1, "image_id": number, **annotation})
+        text = json.dumps({"images": images, "annotations": objects, "categories": self.categories})
+        write_part(self.file, part, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        return [{"id": index, "name": name} for index, name in enumerate(self.names)]
+
+
+def stored_records(file: Path, categories: list[dict[str, Any]]) -> dict[str, Record]:
+    """Reads annotations that `ObjectPredictor` has written -> its records by file name.
+
+    Raises ValueError if they cannot be read, or have other classes.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["categories"] != categories:
+            raise ValueError(f"{file} has other classes than this model. Choose another --output.")
+        objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            del annotation["id"]
+            objects[annotation.pop("image_id")].append(annotation)
+        return {image["file_name"]: (image, objects[image.pop("id")]) for image in content["images"]}
+    except (LookupError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is damaged: {error}. Remove it, or choose another --output.") from error
 
 
 def annotations(found: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Segments image files: masks, overlays and maps of the class probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,6 +18,34 @@ from .prediction_files import FilePredictor, Job
 from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
 
 Explain = Callable[[Image.Image, Tensor, Tensor], Image.Image]
+
+
+@dataclass
+class Loaded:
+    """An image that is ready for the model.
+
+    Args:
+        inputs: `pixel_values` (1, C, ., .) at each scale.
+        size: (H, W) of the upright image.
+        orientation: EXIF orientation of the file, 1 to 8.
+        image: The upright image, if it is drawn.
+    """
+
+    inputs: list[Tensor]
+    size: tuple[int, int]
+    orientation: int
+    image: Image.Image | np.ndarray | None
+
+
+@dataclass
+class Predicted:
+    """A segmented image that is not yet written: the upright mask (H, W), and what goes with it, as in `Loaded`."""
+
+    mask: Tensor
+    orientation: int
+    image: Image.Image | np.ndarray | None
+    maps: Sequence[ImageMap | ProbabilityFile]
+    explained: Mapping[str, Image.Image]
 
 
 class Predictor(FilePredictor):
@@ -48,37 +78,54 @@ class Predictor(FilePredictor):
         self.palette = class_colors(getattr(processor, "palette", None), model.config.num_labels)
         self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
-    def run(self, job: Job) -> None:
-        """Segments one image file and writes its mask and the other requested results.
-
-        Args:
-            job: The image file and the paths of its results.
-
-        Raises:
-            ImageReadError: The image cannot be read.
-            ValueError: The disk has no room for the probabilities, or an explanation is not possible.
-        """
+    def load(self, job: Job) -> Loaded:
+        """Decodes an image file once. Raises ImageReadError if it cannot be read."""
         image, orientation = decoded_for(self.processor, job.source)
-        mask = self.predict(job, image, orientation).cpu()
-        save_png(palette_image(turn_back(mask, orientation), self.palette), job.target())
-        if self.overlay:
-            overlay = mask_overlay(self.rgb(image), mask.numpy(), self.palette, names=self.names)
-            save_png(overlay, job.target("overlays"))
-        if self.explanations:
-            pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
-            pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-            for kind, draw in self.explanations.items():
-                save_png(draw(self.rgb(image), pixel_values, mask), job.target(kind))
+        inputs = self.inference.inputs(self.processor, image)
+        is_drawn = self.overlay or self.explanations
+        return Loaded(inputs, image_size(image), orientation, image if is_drawn else None)
 
-    def predict(self, job: Job, image: Image.Image | np.ndarray, orientation: int) -> Tensor:
-        """Returns the mask (H, W) of an upright image; also writes the maps requested in `maps`."""
-        size = image_size(image)
-        what = self.model, self.inference.inputs(self.processor, image), size
-        if not self.maps:
-            return self.inference.mask(*what)
-        stored_size = size[::-1] if swaps_sides(orientation) else size
-        maps = [self.new_map(name, job, stored_size, orientation) for name in self.maps]
-        return mask_beside_maps(self.inference.probabilities(*what), size, maps)
+    def predict(self, job: Job, loaded: Loaded) -> Predicted:
+        """Segments an image, and draws the explanations.
+
+        Raises ValueError if the disk has no room for the probabilities, or an explanation is not possible.
+        """
+        what = self.model, loaded.inputs, loaded.size
+        maps: list[ImageMap | ProbabilityFile] = []
+        if self.maps:
+            stored_size = loaded.size[::-1] if swaps_sides(loaded.orientation) else loaded.size
+            maps = [self.new_map(name, job, stored_size, loaded.orientation) for name in self.maps]
+            mask = mask_beside_maps(self.inference.probabilities(*what), loaded.size, maps).cpu()
+        else:
+            mask = self.inference.mask(*what).cpu()
+        return Predicted(mask, loaded.orientation, loaded.image, maps, self.explained(loaded, mask))
+
+    def explained(self, loaded: Loaded, mask: Tensor) -> dict[str, Image.Image]:
+        """Returns the explanations of an image by subfolder."""
+        if not self.explanations:
+            return {}
+        pixel_values = self.processor(loaded.image, return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        return {
+            kind: draw(self.rgb(loaded.image), pixel_values, mask) for kind, draw in self.explanations.items()
+        }
+
+    def write(self, job: Job, predicted: Predicted) -> None:
+        """Writes the mask and the other requested results."""
+        for one in predicted.maps:
+            one.save()
+        mask = predicted.mask
+        save_png(palette_image(turn_back(mask, predicted.orientation), self.palette), job.target())
+        if self.overlay:
+            overlay = mask_overlay(self.rgb(predicted.image), mask.numpy(), self.palette, names=self.names)
+            save_png(overlay, job.target("overlays"))
+        for kind, picture in predicted.explained.items():
+            save_png(picture, job.target(kind))
+
+    def targets(self, job: Job) -> list[Path]:
+        """The mask and the other requested results."""
+        kinds = ["", *["overlays"] * self.overlay, *self.explanations, *self.maps]
+        return [job.array() if kind == "probabilities" else job.target(kind) for kind in kinds]
 
     def new_map(
         self, name: str, job: Job, stored_size: tuple[int, int], orientation: int
@@ -94,9 +141,7 @@ class Predictor(FilePredictor):
         target = job.target(name)
         if name in IMAGE_MAPS:
             return ImageMap(target, IMAGE_MAPS[name], stored_size, orientation)
-        return ProbabilityFile(
-            target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
-        )
+        return ProbabilityFile(job.array(), self.model.config.num_labels, stored_size, orientation)
 
     def rgb(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The image as RGB, for pictures: of images with other channels, the first three, or the first."""

@@ -3,15 +3,18 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from .atomic_write import atomic_write
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
 from .prediction_maps import IMAGE_MAPS
 
-IMAGE_FOLDERS = ("overlays", "attention", "grad-cam", *IMAGE_MAPS)  # subfolders of the output folder
+PICTURES = ("overlays", "attention", "grad-cam")  # subfolders of the output folder
+RASTER_MASK = ".tif"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Job:
     Args:
         source: The image file.
         folder: The output folder.
-        name: Path of the mask relative to `folder`; other results have it below a subfolder.
+        name: Path of the mask relative to `folder`; other results have it below a subfolder. That of a raster
+            ends in .tif, any other in .png.
     """
 
     source: Path
@@ -37,27 +41,108 @@ class Job:
         """Returns the path of the mask, or of the result in the subfolder `kind`."""
         return self.folder / kind / self.name
 
+    @property
+    def is_raster(self) -> bool:
+        """Whether the image is a raster, whose mask keeps its place on Earth."""
+        return self.name.endswith(RASTER_MASK)
+
+    def picture(self, kind: str) -> Path:
+        """Returns the path of the picture in the subfolder `kind`."""
+        return self.target(kind).with_suffix(".png")
+
+    def array(self) -> Path:
+        """Returns the path of the probabilities of all classes."""
+        return self.target("probabilities").with_suffix(".npy")
+
+    def polygons(self) -> Path:
+        """Returns the path of the polygons."""
+        return self.target("polygons").with_suffix(".geojson")
+
+    def results(self) -> list[Path]:
+        """Returns the paths of all results that there may be."""
+        maps = [self.target(kind) for kind in ("", *IMAGE_MAPS)]
+        return [*maps, *map(self.picture, PICTURES), self.array(), self.polygons()]
+
 
 class FilePredictor(ABC):
-    """Predicts image files one by one with one model, and writes the results."""
+    """Predicts image files with one model, and writes the results.
+
+    A file passes `load`, `predict` and `write`. For different files, `load` and `write` run in other threads at
+    the same time; `predict` is always called in the same thread, with one file after the other.
+    """
 
     done: ClassVar[str]  # what is done with an image, such as "segmented"
 
     @abstractmethod
-    def run(self, job: Job) -> None:
-        """Predicts one image file, and writes its own results."""
+    def load(self, job: Job) -> Any:
+        """Reads an image file and prepares it for the model."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to write
-        """Writes the results that all images share, if there are any; called once, after the last image."""
+    @abstractmethod
+    def predict(self, job: Job, loaded: Any) -> Any:
+        """Applies the model to what `load` returned."""
+
+    @abstractmethod
+    def write(self, job: Job, predicted: Any) -> Any:
+        """Writes the image's own results, and returns its record for the results that all images share."""
+
+    def run(self, job: Job) -> Any:
+        """Predicts one image file from reading to writing; returns its record."""
+        return self.write(job, self.predict(job, self.load(job)))
+
+    @abstractmethod
+    def targets(self, job: Job) -> list[Path]:
+        """The files that `write` writes."""
+
+    def earlier(self, jobs: Sequence[Job]) -> dict[Job, Any]:
+        """Returns the jobs whose results an earlier run has written completely, with their records."""
+        return {job: None for job in jobs if all(target.is_file() for target in self.targets(job))}
+
+    def finish(self, records: Sequence[Any], part: int | None = None) -> None:  # noqa: B027 - most have nothing to write
+        """Writes the results that all images share, if there are any.
+
+        Args:
+            records: What `write` returned, in the order of the images.
+            part: If these are the records of one of several processes, which was stopped: its index. They are
+                then written to a file of its own, which `earlier` also reads. Default: None, all records.
+        """
 
 
-def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None] | None = None) -> list[Job]:
+def write_part(path: Path, part: int | None, write: Callable[[Path], Any]) -> None:
+    """Writes a file that all images share, whole or not at all.
+
+    Args:
+        path: The file. Its folder is created if needed.
+        part: The process whose images alone are written, to a file beside `path`. With None, those of all are
+            written to `path`, and files of single processes are removed.
+        write: Writes the file of the given path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = path if part is None else path.with_name(f"{path.stem}.part-{part}{path.suffix}")
+    with atomic_write(target) as temporary:
+        write(temporary)
+    if part is None:
+        for other in part_files(path):
+            other.unlink()
+
+
+def part_files(path: Path) -> list[Path]:
+    """The files of single processes beside `path` that exist."""
+    return sorted(path.parent.glob(f"{escape(path.stem)}.part-*{path.suffix}"))
+
+
+def find_jobs(
+    images: list[str],
+    output: str,
+    on_error: Callable[[OSError], None] | None = None,
+    is_raster: Callable[[Path], bool] | None = None,
+) -> list[Job]:
     """Finds the images to segment.
 
     Args:
         images: Image files, and folders that are searched for image files, see `image_files`.
         output: The output folder; images inside it are not segmented.
         on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
+        is_raster: Whether a file is a raster, which gets a GeoTIFF. By default, no file is.
 
     Returns:
         A job per image file, also of those in the given folders.
@@ -78,15 +163,12 @@ def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None
         raise ValueError(
             f"there are no images in {', '.join(images)}. Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    shared = Counter(name.with_suffix(".png") for name in found.values())
-    jobs = [
-        Job(
-            file,
-            folder,
-            str(name.with_suffix(".png") if shared[name.with_suffix(".png")] == 1 else f"{name}.png"),
-        )
-        for file, name in found.items()
-    ]
+    shared = Counter(name.with_suffix("") for name in found.values())
+    jobs = []
+    for file, name in found.items():
+        suffix = RASTER_MASK if is_raster and is_raster(file) else ".png"
+        is_alone = shared[name.with_suffix("")] == 1
+        jobs.append(Job(file, folder, str(name.with_suffix(suffix) if is_alone else f"{name}{suffix}")))
     check_targets(jobs)
     return jobs
 
@@ -126,8 +208,7 @@ def check_targets(jobs: list[Job]) -> None:
     inputs = {os.path.realpath(job.source) for job in jobs}
     owners: dict[str, Path] = {}
     for job in jobs:
-        targets = [job.target(kind) for kind in ("", *IMAGE_FOLDERS)]
-        for image in (*targets, job.target("probabilities").with_suffix(".npy")):
+        for image in job.results():
             if os.path.realpath(image) in inputs:
                 raise ValueError(
                     f"a result for {job.source} would overwrite the image {image}. Choose another --output."

@@ -67,7 +67,11 @@ class ImageMap:
         self.upright[self.row : self.row + len(values)] = values.cpu().numpy()
         self.row += len(values)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Does nothing after the last row: `save` writes the file."""
+
+    def save(self) -> None:
+        """Writes the file."""
         save_png(Image.fromarray(self.stored), self.target)
 
     def discard(self) -> None:
@@ -109,8 +113,12 @@ class ProbabilityFile:
         upright[self.row : self.row + len(rows)] = rows
         self.row += len(rows)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Gives the file its name after the last row."""
         replace_flushed(self.temporary, self.target)
+
+    def save(self) -> None:
+        """Does nothing: the file is complete at its last row."""
 
     def discard(self) -> None:
         self.temporary.unlink(missing_ok=True)
@@ -130,7 +138,7 @@ def mask_beside_maps(
     try:
         mask = argmax_of_bands(copied(), size)
         for one in maps:
-            one.close()
+            one.end()
     except BaseException:
         for one in maps:
             one.discard()

@@ -28,8 +28,6 @@ def main(argv: list[str] | None = None) -> int:
         from ..training.predictions import predict
 
         failures = predict(arguments)
-    for message in failures:
-        print(message, file=sys.stderr)
     return 1 if failures else 0
 
 

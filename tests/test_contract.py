@@ -6,7 +6,7 @@ from math import ceil
 import pytest
 import torch
 from cases import each, slow_but
-from tiny import LABELS, OTHER_VALUES, REPRESENTATIVES, SEGMENTERS, SHOWN_ELSEWHERE
+from tiny import LABELS, OTHER_VALUES, REPRESENTATIVES, SEGMENTERS, SHOWN_ELSEWHERE, UNET
 from transformers import PreTrainedConfig
 
 VARIANTS = [
@@ -44,6 +44,11 @@ VARIANTS = [
     ("glam_swin", {"decoder": "segdeformer"}),
     ("glam_swin", {"decoder": "one_step", "use_auxiliary_head": False}),
     ("maformer", {"decoder": "progressive", "use_auxiliary_head": False}),
+    ("caswit", {}),
+    ("caswit", {"gate": "channel", "tie_encoders": True, "context_loss_weight": 0}),
+    ("caswit", {"gate": "scalar", "fusion_feeds_next_stage": False, "kv_pooling": (2, 1)}),
+    ("caswit", {**UNET, "gate": "none"}),
+    ("caswit", {"decoder": "segdeformer", "context_ratio": 3}),
     ("relay", {}),
     ("relay", {"num_relay_tokens": 0, "relay_update": "mean"}),
     ("relay", {"share_patch_embedding": True, "share_blocks": False}),

@@ -12,6 +12,8 @@ from transformers import (
 )
 
 from contextseg import (
+    CaswitConfig,
+    CaswitForSemanticSegmentation,
     CswinConfig,
     CswinForSemanticSegmentation,
     GlamSwinConfig,
@@ -86,6 +88,22 @@ def tiny_cswin(**overrides) -> CswinForSemanticSegmentation:
 
 def tiny_cswin_unet(**overrides) -> CswinForSemanticSegmentation:
     return tiny_cswin(**{**UNET, "upsampling": "expand", **overrides})
+
+
+def tiny_caswit(**overrides) -> CaswitForSemanticSegmentation:
+    options = {
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+        "crop_size": 16,
+        "gate": "dynamic",  # open from the start, so that claims reach the context
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return CaswitForSemanticSegmentation(CaswitConfig(**{**options, **overrides}))
 
 
 def tiny_relay(**overrides) -> RelayForSemanticSegmentation:
@@ -172,6 +190,7 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "maformer_unet": tiny_maformer_unet,
     "cswin": tiny_cswin,
     "cswin_unet": tiny_cswin_unet,
+    "caswit": tiny_caswit,
     "relay": tiny_relay,
     "relay_swinv2": tiny_relay_swinv2,
     "segdeformer": tiny_segdeformer,
@@ -180,7 +199,7 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 # Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
-REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer")
+REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer", "caswit")
 
 OTHER_UPSAMPLING = {
     "upsampling": UNET,
@@ -273,6 +292,23 @@ OTHER_VALUES["cswin"] = {
     "stripe_padding": "official",
     "decoder": "semantic_fpn",
 }
+OTHER_VALUES["caswit"] = {
+    **{
+        option: other
+        for option, other in OTHER_VALUES["glam_swin"].items()
+        if not option.startswith("global_")
+    },
+    "context_ratio": 3,
+    "crop_size": 24,
+    "gate": "none",
+    "fusion_mlp_ratio": 0.0,
+    "fusion_feeds_next_stage": False,
+    "tie_encoders": True,
+    "kv_pooling": {"kv_pooling": (4, 1), "initializer_range": 0.2},
+    "context_loss_weight": 0.0,
+}
+for option in ("num_global_tokens", "use_global_attention", "pretrain_image_size"):
+    del OTHER_VALUES["caswit"][option]
 OTHER_MINING = {
     "neck": "linear",
     "use_internal_context": False,

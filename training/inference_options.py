@@ -15,6 +15,7 @@ OF_ANY_TASK = {
     "data",
     "images",
     "output",
+    "skip_existing",
     "workers",
     "cpu",
     "traceback",

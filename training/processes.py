@@ -83,8 +83,12 @@ def is_loss_of_a_peer(error: Exception) -> bool:
 
 
 @contextmanager
-def explained_loss_of_a_peer(accelerator: Accelerator, run: str) -> Iterator[None]:
+def explained_loss_of_a_peer(accelerator: Accelerator, advice: str) -> Iterator[None]:
     """Context manager that explains a collective that fails because another process is gone.
+
+    Args:
+        accelerator: The processes.
+        advice: What to do, in a sentence that ends the message.
 
     Raises:
         PeerError: If another process has ended or does not respond.
@@ -96,5 +100,5 @@ def explained_loss_of_a_peer(accelerator: Accelerator, run: str) -> Iterator[Non
             raise
         raise PeerError(
             f"process {accelerator.process_index} stops because another process of this run has ended or does not respond. "
-            f"See the message of that process. Continue from the last checkpoint with --output {run} --resume."
+            f"See the message of that process. {advice}"
         ) from error

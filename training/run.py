@@ -20,7 +20,9 @@ def train(arguments: TrainArguments) -> int:
     accelerator = setup.new_accelerator(arguments)
     with (
         stop.listening(),
-        explained_loss_of_a_peer(accelerator, arguments.output),
+        explained_loss_of_a_peer(
+            accelerator, f"Continue from the last checkpoint with --output {arguments.output} --resume."
+        ),
         explained_missing_kernel(),
     ):
         train_data, val_data = setup.open_splits(task)

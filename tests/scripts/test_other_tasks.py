@@ -188,8 +188,7 @@ def test_a_table_has_at_most_five_classes(count, tmp_path):
     logits = torch.arange(count).float()[None]
     predictor = ClassPredictor(ConstantModel(logits), lambda *_, **__: BatchFeature(), tmp_path)
     (job,) = find_jobs([str(tmp_path / "black.png")], str(tmp_path / "out"))
-    predictor.run(job)
-    predictor.close()
+    predictor.finish([predictor.run(job)])
     (row,) = csv.DictReader((tmp_path / "predictions.csv").open())
     assert list(row)[1::2] == [f"class_{rank}" for rank in range(1, min(count, 5) + 1)]
     assert row["class_1"] == f"'=class {count - 1}", "a spreadsheet would evaluate it"
@@ -212,25 +211,33 @@ class ConstantModel:
 def test_an_interrupted_classification_leaves_a_complete_table(
     classifier, animals, tmp_path, monkeypatch, capsys
 ):
-    run, done = ClassPredictor.run, []
+    run, done = ClassPredictor.predict, []
 
-    def interrupted(self, job):
+    def interrupted(self, job, loaded):
         if len(done) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        run(self, job)
         done.append(job)
+        return run(self, job, loaded)
 
-    monkeypatch.setattr(ClassPredictor, "run", interrupted)
+    options = [str(classifier), str(animals), "--output", str(tmp_path / "out"), "--workers", "0"]
+    monkeypatch.setattr(ClassPredictor, "predict", interrupted)
     with pytest.raises(SystemExit) as ended:
-        predict.main([str(classifier), str(animals), "--output", str(tmp_path / "out")])
+        predict.main(options)
+    monkeypatch.undo()
     assert ended.value.code == 130
     assert "2 of 10 images are classified" in capsys.readouterr().err
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    assert predict.main([*options, "--skip-existing"]) == 0
+    assert "8 of 10 images classified, 2 skipped" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 11
 
 
 def test_a_detector_writes_what_coco_tools_read(detector, odd, tmp_path):
     content = predicted(detector, odd, tmp_path / "out", "--threshold", "0.3", "--overlay", code=1)
+    options = ["--threshold", "0.3", "--overlay", "--skip-existing"]
+    (tmp_path / "out" / "overlays" / "turned.png").unlink()
+    assert predicted(detector, odd, tmp_path / "out", *options, code=1) == content
     sizes = {row["file_name"]: (row["height"], row["width"]) for row in content["images"]}
     small = dict.fromkeys(("=gray.png", "deep/wide.png"), (30, 50))
     assert sizes == small | dict.fromkeys(("upright.png", "turned.png", "array.npy"), (40, 60))
@@ -414,9 +421,10 @@ def test_a_check_counts_objects_and_what_is_not_learned(shapes, tmp_path, capsys
 def test_a_segmenter_with_transformers_own_processor_predicts_any_image(segformer, odd, tmp_path):
     options = ["--output", str(tmp_path / "out"), "--overlay", "--confidence", "--value-range", "0", "1"]
     assert predict.main([str(segformer), str(odd), *options]) == 1
-    names = {"=gray.png", "deep/wide.png", "fraction.png", "array.png", "turned.png", "upright.png"}
+    names = {"=gray.png", "deep/wide.png", "array.png", "turned.png", "upright.png"}
     for place in ("", "overlays", "confidence"):
-        assert all((tmp_path / "out" / place / name).is_file() for name in names)
+        raster = "fraction.png" if place == "overlays" else "fraction.tif"
+        assert all((tmp_path / "out" / place / name).is_file() for name in (*names, raster))
     model, processor, _ = open_model(str(segformer))
     with torch.no_grad():
         logits = model(**processor(read_image(odd / "=gray.png"), return_tensors="pt")).logits

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import shutil
 import signal
 import struct
@@ -98,14 +99,15 @@ def test_whatever_happens_to_one_image_the_others_are_segmented(
     names = ("a.png", "b.png", "c.png")
     for name in names:
         shutil.copy(photo, tmp_path / name)
-    plain = Predictor.run
+    stage = ("load", "predict", "write")[len(str(error)) % 3]
+    plain = getattr(Predictor, stage)
 
-    def fails_at_b(self, job):
+    def fails_at_b(self, job, *before):
         if job.source.name == "b.png":
             raise error
-        plain(self, job)
+        return plain(self, job, *before)
 
-    monkeypatch.setattr(Predictor, "run", fails_at_b)
+    monkeypatch.setattr(Predictor, stage, fails_at_b)
     assert (
         main([str(run), *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "masks")]) == 1
     )
@@ -115,21 +117,22 @@ def test_whatever_happens_to_one_image_the_others_are_segmented(
     assert [line for line in shown.err.splitlines() if line.startswith(f"{tmp_path / 'b.png'}: ")]
 
 
-def test_a_full_disk_ends_the_command(run, photo, tmp_path, monkeypatch):
+@each("workers", ["0", "2"])
+def test_a_full_disk_ends_the_command(run, photo, tmp_path, workers, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Predictor, "run", full)
+    monkeypatch.setattr(Predictor, "write", full)
     with pytest.raises(SystemExit, match="Free some space"):
-        main([str(run), str(photo), "--output", str(tmp_path / "masks")])
+        main([str(run), str(photo), "--output", str(tmp_path / "masks"), "--workers", workers])
 
 
 @pytest.mark.usefixtures("own_sigterm")
-@each("number", [signal.SIGINT, signal.SIGTERM])
+@each(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGINT, 2)])
 def test_an_interruption_says_what_is_done_and_leaves_complete_files(
-    run, photo, tmp_path, number, capsys, monkeypatch
+    run, photo, tmp_path, number, workers, capsys, monkeypatch
 ):
-    """It comes while the third mask is written, and twice."""
+    """It comes while the third mask is written, and twice. A thread that is writing may finish."""
     for name in "abcd":
         shutil.copy(photo, tmp_path / f"{name}.png")
     flush = os.fsync
@@ -144,13 +147,28 @@ def test_an_interruption_says_what_is_done_and_leaves_complete_files(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     images = [str(tmp_path / f"{name}.png") for name in "abcd"]
+    options = ["--output", str(tmp_path / "masks"), "--confidence", "--workers", str(workers)]
     with pytest.raises(SystemExit) as stopped:
-        main([str(run), *images, "--output", str(tmp_path / "masks"), "--confidence"])
+        main([str(run), *images, *options])
     assert stopped.value.code == 130
-    assert "2 of 4 images" in capsys.readouterr().err
+    (done,) = re.findall(r"(\d) of 4 images", capsys.readouterr().err)
+    assert done in ("234" if workers else "2")
     written = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "masks").rglob("*.*"))
-    assert written == ["masks/a.png", "masks/b.png", "masks/confidence/a.png", "masks/confidence/b.png"]
+    names = "abcd"[: int(done)]
+    assert written == [f"masks/{kind}{name}.png" for kind in ("", "confidence/") for name in names]
     os.kill(os.getpid(), signal.SIGTERM)  # while the program exits
+
+
+def test_results_that_exist_are_skipped_if_all_that_are_requested_do(run, photo, tmp_path, capsys):
+    for name in "ab":
+        shutil.copy(photo, tmp_path / f"{name}.png")
+    options = [str(run), str(tmp_path), "--output", str(tmp_path / "masks"), "--skip-existing"]
+    assert main(options) == 0
+    (tmp_path / "masks" / "a.png").unlink()
+    assert main(options) == 0
+    assert "1 of 3 images segmented, 2 skipped because their results exist" in capsys.readouterr().out
+    assert main([*options, "--probabilities"]) == 0
+    assert "3 of 3 images segmented;" in capsys.readouterr().out
 
 
 def test_an_image_is_decoded_once_whatever_is_written(run, photo, tmp_path, monkeypatch):

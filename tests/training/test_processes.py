@@ -224,10 +224,10 @@ def test_only_errors_about_peers_are_explained():
     accelerator = type("Two", (), {"num_processes": 2, "process_index": 1})
     with (
         pytest.raises(PeerError, match="process 1 stops because"),
-        explained_loss_of_a_peer(accelerator, "run"),
+        explained_loss_of_a_peer(accelerator, "Resume."),
     ):
         raise RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1")
-    with pytest.raises(RuntimeError, match="size mismatch"), explained_loss_of_a_peer(accelerator, "run"):
+    with pytest.raises(RuntimeError, match="size mismatch"), explained_loss_of_a_peer(accelerator, "Resume."):
         raise RuntimeError("size mismatch")
 
 

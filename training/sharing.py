@@ -1,0 +1,65 @@
+"""Division of many files among processes, for the commands that predict and evaluate.
+
+Each process works on its share alone, for as long as it takes; the processes talk before and after it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+
+T = TypeVar("T")
+LONGEST = timedelta(days=30)  # that one process may work while others wait
+POLLING = 0.05  # seconds
+
+
+def open_accelerator(cpu: bool) -> Accelerator:
+    """Returns an accelerator whose processes may need very different times for their shares."""
+    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST)])
+
+
+def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """Returns what `decide` returns in the first process, in every process; raises what it raises there.
+
+    What is found on a disk must be decided once: while one process looks, another may be writing already.
+    """
+    if accelerator.num_processes == 1:
+        return decide()
+    decision: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            decision[0] = decide()
+        except Exception as error:
+            decision[1] = error
+    result, error = broadcast_object_list(decision)
+    if error is not None:
+        raise error
+    return result
+
+
+def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
+    """The items of this process: every n-th of n processes, so that neighbors, often of one size, are spread."""
+    return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def gathered(accelerator: Accelerator, numbered: Iterable[tuple[int, T]]) -> list[T]:
+    """Returns the items of all processes in the order of their numbers, in every process."""
+    wait_for_all(accelerator)
+    return [item for _, item in sorted(gather_object(list(numbered)), key=lambda pair: pair[0])]
+
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Waits until all processes are here. Unlike in other collectives, a signal interrupts the wait.
+
+    Raises RuntimeError if a process has ended.
+    """
+    if accelerator.num_processes == 1:
+        return
+    barrier = torch.distributed.barrier(async_op=True)
+    while not barrier.is_completed():
+        time.sleep(POLLING)
+    barrier.wait()
