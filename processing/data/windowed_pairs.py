@@ -1,6 +1,6 @@
 """Pairs of image and mask of which only windows are read, for training crops."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..crop_images import RasterImage
 from ..georeferences import check_same_grid
@@ -9,15 +9,12 @@ from ..samples import check_sizes, scale_of
 from ..windowed_files import windowed_image, windowed_mask
 from .pairing import Pair
 
-if TYPE_CHECKING:
-    from .datasets import SegmentationData
 
-
-def windowed_pair(data: "SegmentationData", pair: Pair) -> dict[str, Any]:
+def windowed_pair(data: Any, pair: Pair) -> dict[str, Any]:
     """Opens a pair for a `JointAugmentation`.
 
     Args:
-        data: The dataset of the pair.
+        data: The `SegmentationData` of the pair.
         pair: The files.
 
     Returns:
