@@ -25,10 +25,10 @@ from .rasters import Raster, open_raster
 from .work_records import files_of, model_record, record_of
 
 MEMORY = 2 << 30  # bytes
-OWN_MEMORY = 192 << 20  # bytes that reading, writing and GDAL's cache take besides the scores of windows
+OWN_MEMORY = 128 << 20  # bytes that turning scores into results takes
 WHOLE_PIXELS = 2048 * 2048  # of the largest raster that is segmented as a whole
 WINDOW = 512  # pixels, where neither model nor training tells another size
-PIECE_VALUES = 1 << 22  # class probabilities that are turned into results at a time
+PIECE_VALUES = 1 << 21  # class probabilities that are turned into results at a time
 Target = str | os.PathLike
 
 
