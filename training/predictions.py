@@ -1,6 +1,5 @@
 """Predictions for image files by command: masks, classes or objects."""
 
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from .inference_options import check_task
 from .models import CLASSIFIER, open_model, task_of_model
 from .prediction_options import PredictArguments
 from .processes import explained_loss_of_a_peer, quiet_unless_first
-from .sharing import decided_by_first, gathered, open_accelerator, share_of, wait_for_all
+from .sharing import decided_by_first, gathered, name_of, open_accelerator, share_of, tell_and_leave
 from .stored_reading import rgb_reading, set_reading
 
 CONTINUE = "Run the command again with --skip-existing for the other images."
@@ -47,10 +46,7 @@ def predict(arguments: PredictArguments) -> list[str]:
         failures += run.predict()
         if accelerator.is_main_process:
             print(run.summary())
-            print("".join(f"{message}\n" for message in failures), end="", file=sys.stderr, flush=True)
-            sys.stdout.flush()  # a launcher kills the other processes when the first one ends with an exit code
-        wait_for_all(accelerator)
-    accelerator.end_training()  # threads of its process group can abort a process that ends while they run
+        tell_and_leave(accelerator, failures)
     return failures
 
 
@@ -189,11 +185,9 @@ class FileRun:
 
     def state(self) -> str:
         """What is done, at an interruption."""
-        world = self.accelerator.num_processes
-        who = "" if world == 1 else f"process {self.accelerator.process_index} of {world}: "
         failed = "".join(f"\n{message}" for message in self.failures.values())
         return (
-            f"{who}{len(self.records)} of {len(self.share)} images are {self.predictor.done}; the results in "
+            f"{name_of(self.accelerator)}{len(self.records)} of {len(self.share)} images are {self.predictor.done}; the results in "
             f"{self.arguments.output} are complete. {CONTINUE}{failed}"
         )
 

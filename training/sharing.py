@@ -3,6 +3,7 @@
 Each process works on its share alone, for as long as it takes; the processes talk before and after it.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -20,6 +21,12 @@ POLLING = 0.05  # seconds
 def open_accelerator(cpu: bool) -> Accelerator:
     """Returns an accelerator whose processes may need very different times for their shares."""
     return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST)])
+
+
+def name_of(accelerator: Accelerator) -> str:
+    """ "process 1 of 4: " before a message of this process; nothing if it is the only one."""
+    world = accelerator.num_processes
+    return "" if world == 1 else f"process {accelerator.process_index} of {world}: "
 
 
 def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
@@ -63,3 +70,17 @@ def wait_for_all(accelerator: Accelerator) -> None:
     while not barrier.is_completed():
         time.sleep(POLLING)
     barrier.wait()
+
+
+def tell_and_leave(accelerator: Accelerator, failures: Iterable[str]) -> None:
+    """Prints failures once, and ends the work in all processes together.
+
+    Only then may one of them exit: a launcher kills the others when the first one exits with an error code.
+    """
+    if accelerator.is_main_process:
+        for message in failures:
+            print(message, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    wait_for_all(accelerator)
+    accelerator.end_training()  # threads of its process group can abort a process that ends while they run
