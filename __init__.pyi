@@ -1,15 +1,19 @@
 """The public names of contextseg, and where each is defined; `__init__.py` loads them when they are first used."""
 
+from .configuration.configuration_caswit import CaswitConfig as CaswitConfig
 from .configuration.configuration_cswin import CswinConfig as CswinConfig
 from .configuration.configuration_glam_swin import GlamSwinConfig as GlamSwinConfig
 from .configuration.configuration_maformer import MaformerConfig as MaformerConfig
 from .configuration.configuration_mask_rcnn import MaskRcnnConfig as MaskRcnnConfig
+from .configuration.configuration_relay import RelayConfig as RelayConfig
 from .configuration.configuration_segdeformer import SegDeformerConfig as SegDeformerConfig
 from .modeling.detection import mask_rcnn as mask_rcnn
 from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
 from .modeling.explanations import global_attention_maps as global_attention_maps
 from .modeling.grad_cam import grad_cam as grad_cam
 from .modeling.lora import add_lora as add_lora
+from .modeling.modeling_caswit import CaswitBackbone as CaswitBackbone
+from .modeling.modeling_caswit import CaswitForSemanticSegmentation as CaswitForSemanticSegmentation
 from .modeling.modeling_cswin import CswinBackbone as CswinBackbone
 from .modeling.modeling_cswin import CswinForImageClassification as CswinForImageClassification
 from .modeling.modeling_cswin import CswinForSemanticSegmentation as CswinForSemanticSegmentation
@@ -23,6 +27,7 @@ from .modeling.modeling_maformer import MaformerForImageClassification as Maform
 from .modeling.modeling_maformer import MaformerForSemanticSegmentation as MaformerForSemanticSegmentation
 from .modeling.modeling_maformer import MaformerModel as MaformerModel
 from .modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection as MaskRcnnForObjectDetection
+from .modeling.modeling_relay import RelayForSemanticSegmentation as RelayForSemanticSegmentation
 from .modeling.modeling_segdeformer import (
     SegDeformerForSemanticSegmentation as SegDeformerForSemanticSegmentation,
 )
@@ -46,6 +51,7 @@ from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits
 from .processing.overlays import mask_overlay as mask_overlay
+from .processing.raster_segmentation import segment_raster as segment_raster
 from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
 from .training.trainer import SegmentationTrainer as SegmentationTrainer
 from .training.trainer import SetEpoch as SetEpoch

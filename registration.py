@@ -16,10 +16,12 @@ from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
 CONFIGURATIONS = {
+    "caswit": "CaswitConfig",
     "cswin": "CswinConfig",
     "glam_swin": "GlamSwinConfig",
     "maformer": "MaformerConfig",
     "mask_rcnn": "MaskRcnnConfig",
+    "relay": "RelayConfig",
     "segdeformer": "SegDeformerConfig",
 }
 

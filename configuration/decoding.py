@@ -6,6 +6,7 @@ from .checked_config import CheckedConfig
 from .field_rules import MOST_WEIGHTS, checked
 
 DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256, "unet": 64}
+SINGLE_MAP_DECODERS = ("one_step", "progressive")  # they take the coarsest feature map only
 UNET_CHOICES = {
     "upsampling": ("expand", "nonlocal", "nonlocal_global"),
     "nonlocal_bias": ("clean", "official"),
@@ -17,11 +18,13 @@ UNET_CHOICES = {
 class DecodingConfig(CheckedConfig):
     """Fields of every segmenter: decoder, heads and loss.
 
-    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet".
+    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer", "unet", or one on the coarsest feature
+        map alone: "one_step", a single transposed convolution, or "progressive", which doubles the resolution
+        in each step.
     decoder_hidden_size: Channels of the feature map that the decoder passes to the classifier; None takes the
-        value of the decoder's paper.
+        value of the decoder's paper. "one_step" and "progressive" have the width of the encoder instead.
     use_auxiliary_head: Whether an FCN head on the second coarsest feature map adds an auxiliary loss in
-        training; None uses it for "upernet" only, as is usual.
+        training; None uses it for "upernet" only, as is usual. Not with "one_step" and "progressive".
     auxiliary_hidden_size: Channels of the auxiliary head.
     auxiliary_loss_weight: Weight of the auxiliary loss.
     attention_loss_weight: Weight of the loss on SegDeformer's mid-level scores, alpha in eq. 9 of its paper;
@@ -84,6 +87,13 @@ class DecodingConfig(CheckedConfig):
                 "class_weights are all 0, so there is nothing to learn. Give one of them a weight."
             )
 
+    def validate_auxiliary_head(self) -> None:
+        if self.use_auxiliary_head and self.decoder in SINGLE_MAP_DECODERS:
+            raise ValueError(
+                f"decoder '{self.decoder}' takes one feature map, so there is none for an auxiliary head. Set "
+                "use_auxiliary_head=False, or choose another decoder."
+            )
+
     def encoder_weights(self) -> float:
         """Returns roughly the number of weights of the encoder; 0 if another library builds it."""
         return 0.0
@@ -106,7 +116,7 @@ class DecodingConfig(CheckedConfig):
 class UnetDecodingConfig(DecodingConfig):
     """Fields of segmenters whose decoder "unet" mirrors the encoder; with `hidden_sizes`, `depths`, `num_heads`.
 
-    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer" or "unet". "unet" mirrors the
+    decoder: Name of the decoder, as in `DecodingConfig`. "unet" mirrors the
         encoder's stages: GLAM-Swin-Unet, or Swin-Unet without global tokens. Its `decoder_hidden_size` is
         that of the first stage.
     upsampling: Upsampling of the decoder "unet". "expand" is Swin-Unet's patch expansion, "nonlocal" is

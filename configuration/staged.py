@@ -4,50 +4,14 @@ from typing import Any
 
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .decoding import UnetDecodingConfig
+from .decoding import SINGLE_MAP_DECODERS, UnetDecodingConfig
 from .field_rules import checked
 
 
-@checked
-class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
-    """Fields shared by the configurations of our backbones, which also have `hidden_sizes` for each stage.
-
-    Besides the fields of `UnetDecodingConfig`:
-
-    num_channels: Channels of the image.
-    patch_size: Side of a patch in pixels, and the stride of the finest feature map.
-    depths: Number of blocks of each stage.
-    num_heads: Attention heads of each stage.
-    mlp_ratio: Hidden channels of an MLP over its input channels.
-    drop_path_rate: Stochastic depth rate of the last block; it increases linearly from 0 at the first.
-    initializer_range: Standard deviation of newly initialized linear weights.
-    layer_norm_eps: Epsilon of all layer norms.
-    out_features, out_indices: Stages whose feature maps the backbone returns, by name ("stem", "stage1", ...)
-        or index; all stages by default. Stages after the last of these are not built.
-    """
+class StageRules:
+    """Rules of configurations with `depths`, `num_heads` and `hidden_sizes` for each stage."""
 
     width_field = "hidden_sizes"  # the field that error messages name for the number of channels
-    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
-
-    num_channels: int = 3
-    patch_size: int = 4
-    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
-    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
-    mlp_ratio: float | int = 4.0
-    drop_path_rate: float | int = 0.1
-    initializer_range: float | int = 0.02
-    layer_norm_eps: float | int = 1e-6
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_layers)]
-        kwargs.pop("stage_names", None)  # of a file; they follow from `depths`
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        if out_features is None and out_indices is None:
-            out_features = self.stage_names[1:]  # decoders take every stage
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
-        super().__post_init__(**kwargs)
 
     @property
     def num_layers(self) -> int:
@@ -58,16 +22,6 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
     def hidden_size(self) -> int:
         """Channels of the last stage."""
         return self.hidden_sizes[-1]
-
-    @property
-    def out_stages(self) -> list[int]:
-        """Indices of the stages in `out_features`; 0 is the patch embedding ("stem")."""
-        return [self.stage_names.index(name) for name in self.out_features]
-
-    @property
-    def num_backbone_stages(self) -> int:
-        """Number of stages that a backbone builds: none after the last of `out_features`."""
-        return max(*self.out_stages, 1)
 
     def drop_path_rates(self, stage: int) -> list[float]:
         """Stochastic depth rate of each block of a stage."""
@@ -100,6 +54,59 @@ class StagedConfig(BackboneConfigMixin, UnetDecodingConfig):
             depth * per_block * dim**2 for dim, depth in zip(self.hidden_sizes, self.depths, strict=True)
         )
         return blocks + self.num_channels * self.patch_size**2 * self.hidden_sizes[0]
+
+
+@checked
+class StagedConfig(StageRules, BackboneConfigMixin, UnetDecodingConfig):
+    """Fields shared by the configurations of our backbones, which also have `hidden_sizes` for each stage.
+
+    Besides the fields of `UnetDecodingConfig`:
+
+    num_channels: Channels of the image.
+    patch_size: Side of a patch in pixels, and the stride of the finest feature map.
+    depths: Number of blocks of each stage.
+    num_heads: Attention heads of each stage.
+    mlp_ratio: Hidden channels of an MLP over its input channels.
+    drop_path_rate: Stochastic depth rate of the last block; it increases linearly from 0 at the first.
+    initializer_range: Standard deviation of newly initialized linear weights.
+    layer_norm_eps: Epsilon of all layer norms.
+    out_features, out_indices: Stages whose feature maps the backbone returns, by name ("stem", "stage1", ...)
+        or index; all stages by default. Stages after the last of these are not built.
+    """
+
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+
+    num_channels: int = 3
+    patch_size: int = 4
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
+    mlp_ratio: float | int = 4.0
+    drop_path_rate: float | int = 0.1
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_layers)]
+        kwargs.pop("stage_names", None)  # of a file; they follow from `depths`
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if out_features is None and out_indices is None:
+            out_features = self.stage_names[1:]  # most decoders take every stage
+            if self.decoder in SINGLE_MAP_DECODERS:
+                out_features = out_features[-1:]
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        super().__post_init__(**kwargs)
+
+    @property
+    def out_stages(self) -> list[int]:
+        """Indices of the stages in `out_features`; 0 is the patch embedding ("stem")."""
+        return [self.stage_names.index(name) for name in self.out_features]
+
+    @property
+    def num_backbone_stages(self) -> int:
+        """Number of stages that a backbone builds: none after the last of `out_features`."""
+        return max(*self.out_stages, 1)
 
     def check_stripes(self, widths: list[int] | tuple[int, ...]) -> None:
         """Raises ValueError for an odd number of heads in a stage with stripes."""

@@ -53,6 +53,8 @@ DECODERS = {
     "unet": "Unet",
     "semantic_fpn": "Semantic FPN",
     "segdeformer": "SegDeformer",
+    "one_step": "one transposed convolution",
+    "progressive": "progressive transposed convolutions",
 }
 # Scores of a class in `per_class` of evaluation.json -> column of the table.
 COLUMNS = {

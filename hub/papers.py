@@ -5,6 +5,8 @@ TITLES = {
     "segdeformer": "SegDeformer",
     "maformer": "MAFormer",
     "cswin": "CSWin",
+    "caswit": "CASWiT",
+    "relay": "Relay tokens",
     "mask_rcnn": "Mask R-CNN",
 }
 PAPERS = {
@@ -41,6 +43,20 @@ PAPERS = {
   pages = {12124--12134},
   year = {2022}
 }""",
+    "caswit": """\
+@article{carreaud2026context,
+  title = {Context-Aware Semantic Segmentation via Stage-Wise Attention},
+  author = {Carreaud and Lahellec and Naha and Skaloud and Chansel and Gressin},
+  journal = {arXiv preprint arXiv:2601.11310},
+  year = {2026}
+}""",
+    "relay": """\
+@article{perron2026adapting,
+  title = {Adapting Vision Transformers to Ultra-High Resolution Semantic Segmentation with Relay Tokens},
+  author = {Perron and Sydorov and Pottier and Landrieu},
+  journal = {Transactions on Machine Learning Research},
+  year = {2026}
+}""",
     "mask_rcnn": """\
 @inproceedings{he2017mask,
   title = {Mask {R-CNN}},
@@ -52,11 +68,21 @@ PAPERS = {
 }
 # Notes on models that their paper leaves partly open.
 READINGS = {
+    "caswit": [
+        "- Built from the abstract of the CASWiT paper; no reference numbers exist. The abstract names two Swin encoders, "
+        "cross-attention from the crop to its context at every stage, and gated injection. Gate, norms, MLP and context "
+        "decoder are this library's choices, and the authors' weights cannot be loaded.",
+    ],
     "maformer": [
         "- The MAFormer authors published neither code nor weights. This model follows the paper and the "
         "numbers in its tables. Global learning pools the feature map to a fixed grid before its fully "
         "connected layer, because a layer over all tokens would have more parameters than the paper gives "
         "for the whole model. MAFormer-S has 5.1 G multiply-adds; the paper gives 4.5 G "
         "(`depths=(2, 4, 8, 3)` matches the paper's parameters and multiply-adds).",
+    ],
+    "relay": [
+        "- The paper passes the relay tokens through a block with the context first and with the local crop "
+        'second (`relay_update="sequential"`). The published ViT and SwinV2 code averages two independent '
+        'updates (`"mean"`). The parameters are the same, the results are not.',
     ],
 }

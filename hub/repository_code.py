@@ -16,6 +16,8 @@ PACKAGE = __name__.partition(".")[0]
 # Table of choices -> configuration field that names the entry in use.
 TABLES = {
     "DECODERS": "decoder",
+    "CLASSIFIERS": "decoder",
+    "ENCODERS": "encoder_type",
     "UPSAMPLINGS": "upsampling",
     "NECKS": "neck",
     "EXTERNAL_TOKENS": "external_tokens",
@@ -51,7 +53,7 @@ def choices(config: dict[str, Any], config_class: type) -> dict[str, str]:
     return chosen | {
         "CHECKS": "none",
         "OWN_BACKBONES": model_type,
-        "UNETS": "pyramid" if "backbone_config" in fields else "mirrored",
+        "UNETS": "mirrored" if "upsampling" in fields else "pyramid",
         "BACKBONE_BUILDERS": "ours" if model_type in OWN_BACKBONES else "foreign",
     }
 

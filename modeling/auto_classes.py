@@ -13,11 +13,14 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from ..configuration.configuration_caswit import CaswitConfig
 from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
 from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
+from ..configuration.configuration_relay import RelayConfig
 from ..configuration.configuration_segdeformer import SegDeformerConfig
+from .modeling_caswit import CaswitForSemanticSegmentation
 from .modeling_cswin import (
     CswinBackbone,
     CswinForImageClassification,
@@ -37,6 +40,7 @@ from .modeling_maformer import (
     MaformerModel,
 )
 from .modeling_mask_rcnn import MaskRcnnForObjectDetection
+from .modeling_relay import RelayForSemanticSegmentation
 from .modeling_segdeformer import SegDeformerForSemanticSegmentation
 
 MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
@@ -59,6 +63,8 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoModelForImageClassification: CswinForImageClassification,
         AutoModelForSemanticSegmentation: CswinForSemanticSegmentation,
     },
+    CaswitConfig: {AutoModelForSemanticSegmentation: CaswitForSemanticSegmentation},
+    RelayConfig: {AutoModelForSemanticSegmentation: RelayForSemanticSegmentation},
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
 }
 DETECTION_PROCESSORS = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}

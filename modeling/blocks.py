@@ -22,6 +22,16 @@ class Encoded(NamedTuple):
     outputs: list[Tensor]
 
 
+# A function of level and features (B, G..., C), with whose result an encoder continues: it is called with level 0 after
+# the first patch embedding, and with level i after stage i.
+Revise = Callable[[int, Tensor], Tensor]
+
+
+def unchanged(_level: int, features: Tensor) -> Tensor:
+    """Level, (B, G..., C) -> (B, G..., C)."""
+    return features
+
+
 class Decoded(NamedTuple):
     """Output of every decoder: the feature map for the classifier, and SegDeformer's additional outputs."""
 

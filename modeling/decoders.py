@@ -1,4 +1,4 @@
-"""The decoders by name, and how each is built from a configuration.
+"""The decoders by name, and how each is built from a configuration, with its classifier.
 
 This file contains only the tables: one entry per decoder, with string keys, and the imports that the entries
 need. The Hub export keeps only the entries that a model uses.
@@ -13,8 +13,10 @@ from ..configuration.decoding import DecodingConfig
 from .decoder_pyramid_unet import PyramidUnetDecoder
 from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .decoder_semantic_fpn import SemanticFpnDecoder
+from .decoder_transposed import CoarsestMap, ProgressiveDecoder
 from .decoder_unet import build_unet
 from .decoder_upernet import UperNetDecoder
+from .label_rows import LabelClassifier, TransposedClassifier
 
 # Each entry builds a decoder, `forward(feature_maps, pixel_mask) -> Decoded`, from the configuration, the
 # backbone, whose `channels` and `strides` are those of its feature maps, fine to coarse, and a function that
@@ -28,6 +30,8 @@ UNETS: dict[str, Build] = {
     ),
 }
 DECODERS: dict[str, Build] = {
+    "one_step": lambda *_: CoarsestMap(),
+    "progressive": lambda _, backbone, __: ProgressiveDecoder(backbone.channels[-1], backbone.strides[-1]),
     "segdeformer": lambda config, backbone, _: SegDeformerDecoder(
         config,
         backbone.channels,
@@ -42,4 +46,16 @@ DECODERS: dict[str, Build] = {
         "Unet", "pyramid" if build_stage is None else "mirrored", UNETS
     )(config, backbone, build_stage),
     "upernet": lambda config, backbone, _: UperNetDecoder(backbone.channels, config.decoder_hidden_size),
+}
+# Decoders whose logits have full resolution build the classifier; all others share one, at the finest stride.
+CLASSIFIERS: dict[str, Callable[[DecodingConfig, nn.Module, nn.Module], nn.Module]] = {
+    "one_step": lambda config, backbone, _: TransposedClassifier(
+        backbone.channels[-1], config.num_labels, backbone.strides[-1], backbone.strides[-1]
+    ),
+    "progressive": lambda config, _, decoder: TransposedClassifier(
+        decoder.out_channels, config.num_labels, 2, 2
+    ),
+    "unet": lambda config, *_: LabelClassifier(  # no bias, as in Swin-Unet
+        config.decoder_hidden_size, config.num_labels, 1, bias=False
+    ),
 }

@@ -22,7 +22,9 @@ def with_kept_rows(stored: Tensor, fresh: Tensor, rows: Sequence[int | None]) ->
 
 
 class LabelRows(nn.Module):
-    """A module whose own parameters and buffers have one row per label."""
+    """A module whose own parameters and buffers have one row per label, along the first axis unless stated."""
+
+    label_axes: Mapping[str, int] = {}  # name of a parameter or buffer -> its axis of labels
 
     @torch.no_grad()
     def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
@@ -34,13 +36,16 @@ class LabelRows(nn.Module):
         """
         stored = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
         for name, tensor in stored.items():
-            empty = torch.empty(len(rows), *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+            shape = list(tensor.shape)
+            shape[self.label_axes.get(name, 0)] = len(rows)
+            empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             is_parameter = isinstance(tensor, nn.Parameter)
             setattr(self, name, nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty)
         initialize(self)
         for name, tensor in stored.items():
-            fresh = getattr(self, name)
-            fresh.copy_(with_kept_rows(tensor, fresh, rows))
+            axis = self.label_axes.get(name, 0)
+            fresh = getattr(self, name).movedim(axis, 0)
+            fresh.copy_(with_kept_rows(tensor.movedim(axis, 0), fresh, rows))
 
 
 class LabelClassifier(LabelRows, nn.Conv2d):
@@ -55,4 +60,18 @@ class LabelClassifier(LabelRows, nn.Conv2d):
         self.out_channels = len(rows)
 
 
-__all__ = ["LabelClassifier", "LabelRows", "rows_of_equal_names", "with_kept_rows"]
+class TransposedClassifier(LabelRows, nn.ConvTranspose2d):
+    """A transposed convolution from features to logits; the stride is the kernel, so cells do not overlap.
+
+    It keeps the constructor of `nn.ConvTranspose2d`, as `LabelClassifier` keeps that of `nn.Conv2d`.
+    """
+
+    label_axes = {"weight": 1}
+
+    def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
+        """Replaces the labels and updates `out_channels`."""
+        super().replace_labels(rows, initialize)
+        self.out_channels = len(rows)
+
+
+__all__ = ["LabelClassifier", "LabelRows", "TransposedClassifier", "rows_of_equal_names", "with_kept_rows"]

@@ -24,26 +24,13 @@ from .attention import Attention
 from .cross_shaped import CrossShapedAttention, StripeAttention
 from .global_learning import GLOBAL_BRANCHES, GlobalFusion, MafBlock, ShiftedWindowBlock
 from .modeling_segmentation import SegmentationModel
-from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel
+from .modeling_staged import StagedBackbone, StagedForImageClassification, StagedModel, stage_sizes
 from .patches import PatchEmbed
 from .pretrained import ContextsegPreTrainedModel
 from .pyramid_encoder import BlockStage, GridAttention, PreNormBlock, PyramidEncoder
 from .swin_stages import StageSizes
 
 TOKEN_VOTE = 0.5  # weight of the token head in the class logits, as in LV-ViT
-
-
-def stage_sizes(config: MaformerConfig, stage: int) -> StageSizes:
-    """Returns the sizes of one stage."""
-    return StageSizes(
-        dim=config.hidden_sizes[stage],
-        depth=config.depths[stage],
-        num_heads=config.num_heads[stage],
-        window=(config.window_size,) * 2,
-        mlp_ratio=config.mlp_ratio,
-        drop_path_rates=tuple(config.drop_path_rates(stage)),
-        layer_norm_eps=config.layer_norm_eps,
-    )
 
 
 def build_block(config: MaformerConfig, stage: int, index: int) -> nn.Module:

@@ -18,11 +18,11 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.checked_config import choose
-from ..configuration.decoding import DecodingConfig
+from ..configuration.decoding import SINGLE_MAP_DECODERS, DecodingConfig
 from ..configuration.label_names import labels_in_file, labels_of
 from .blocks import Decoded
 from .decoder_upernet import FcnHead
-from .decoders import DECODERS
+from .decoders import CLASSIFIERS, DECODERS
 from .label_rows import LabelClassifier, LabelRows, rows_of_equal_names
 from .losses import check_label_size, parse_terms, segmentation_loss
 from .pretrained import HUB_OPTIONS, ContextsegPreTrainedModel
@@ -42,7 +42,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         """Adds decoder, classifier and auxiliary head to a backbone; sets `config.logits_stride`."""
         super().__init__(config)
         channels = tuple(backbone.channels)
-        check_channels(channels)
+        check_channels(config, channels)
         parse_terms(config.loss)  # a wrong name fails here, not at the first training step
         self.backbone = backbone
         self.decoder = choose("decoder", config.decoder, DECODERS)(config, backbone, build_stage)
@@ -51,9 +51,10 @@ class SegmentationModel(ContextsegPreTrainedModel):
         if config.use_auxiliary_head:
             self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
         config.logits_stride = backbone.strides[0]
-        if config.decoder == "unet":  # full resolution, and no bias as in Swin-Unet
+        if config.decoder in CLASSIFIERS:
             config.logits_stride = 1
-            self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, 1, bias=False)
+            build_classifier = choose("decoder", config.decoder, CLASSIFIERS)
+            self.classifier = build_classifier(config, backbone, self.decoder)
         self.post_init()
 
     @can_return_tuple
@@ -103,11 +104,17 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor
     ) -> Tensor:
         """(B, K, h, w), ..., (B, H, W) -> scalar, the weighted sum of main, mid-level and auxiliary loss."""
+        auxiliary_logits = None if self.auxiliary_head is None else self.auxiliary_head(feature_maps[-2])
+        return self.sum_of_losses(logits, decoded.mid_logits, auxiliary_logits, labels)
+
+    def sum_of_losses(
+        self, logits: Tensor, mid_logits: Tensor | None, auxiliary_logits: Tensor | None, labels: Tensor
+    ) -> Tensor:
+        """Logits (B, K, h, w) of each head or None, (B, H, W) -> scalar, the weighted sum of their losses."""
         loss = self.label_loss(logits, labels)
-        if decoded.mid_logits is not None and self.config.attention_loss_weight:
-            loss = loss + self.config.attention_loss_weight * self.label_loss(decoded.mid_logits, labels)
-        if self.auxiliary_head is not None:
-            auxiliary_logits = self.auxiliary_head(feature_maps[-2])
+        if mid_logits is not None and self.config.attention_loss_weight:
+            loss = loss + self.config.attention_loss_weight * self.label_loss(mid_logits, labels)
+        if auxiliary_logits is not None:
             loss = loss + self.config.auxiliary_loss_weight * self.label_loss(auxiliary_logits, labels)
         return loss
 
@@ -137,7 +144,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         Raises:
             ValueError: If both a config object and labels are given.
         """
-        stored, wanted = cls.stored_and_wanted_labels(pretrained_model_name_or_path, kwargs)
+        stored, wanted = stored_and_wanted_labels(cls.config_class, pretrained_model_name_or_path, kwargs)
         if stored == wanted:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         kwargs["config"] = deepcopy(kwargs["config"])
@@ -145,27 +152,6 @@ class SegmentationModel(ContextsegPreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if type(loaded) is tuple else loaded).replace_labels(wanted)  # with output_loading_info
         return loaded
-
-    @classmethod
-    def stored_and_wanted_labels(
-        cls, name: Any, kwargs: dict[str, Any]
-    ) -> tuple[dict[int, str] | None, dict[int, str] | None]:
-        """Returns the labels of a checkpoint and those requested, or twice None; sets `kwargs["config"]`."""
-        label_options = {"id2label", "label2id", "num_labels"} & kwargs.keys()
-        if name is None or not (label_options or isinstance(kwargs.get("config"), PreTrainedConfig)):
-            return None, None
-        hub = {option: kwargs[option] for option in HUB_OPTIONS & kwargs.keys()}
-        if label_options:
-            config = kwargs.get("config") or name
-            if isinstance(config, PreTrainedConfig):
-                raise ValueError(f"got a config and {sorted(label_options)}. Set the labels in the config.")
-            fields = kwargs.keys() & cls.config_class.__dataclass_fields__.keys()
-            wanted = {option: kwargs.pop(option) for option in label_options | fields}
-            kwargs["config"] = cls.config_class.from_pretrained(config, **hub, **wanted)
-        stored, _ = cls.config_class.get_config_dict(name, **hub)
-        if not stored.get("id2label"):
-            return None, None
-        return labels_in_file(stored["id2label"])[0], dict(kwargs["config"].id2label)
 
     def replace_labels(self, id2label: Mapping[int, str]) -> None:
         """Resizes the classifiers to new labels (id -> name); classes of known names keep their weights."""
@@ -182,10 +168,37 @@ class SegmentationModel(ContextsegPreTrainedModel):
         vars(self.config).update(id2label=id2label, label2id=label2id)
 
 
-def check_channels(channels: tuple[int, ...]) -> None:
-    """Raises ValueError if there are too few feature maps for a decoder."""
-    if len(channels) < 2:
+def stored_and_wanted_labels(
+    config_class: type[PreTrainedConfig], name: Any, kwargs: dict[str, Any]
+) -> tuple[dict[int, str] | None, dict[int, str] | None]:
+    """Returns the labels of a checkpoint and those requested, or twice None; sets `kwargs["config"]`."""
+    label_options = {"id2label", "label2id", "num_labels"} & kwargs.keys()
+    if name is None or not (label_options or isinstance(kwargs.get("config"), PreTrainedConfig)):
+        return None, None
+    hub = {option: kwargs[option] for option in HUB_OPTIONS & kwargs.keys()}
+    if label_options:
+        config = kwargs.get("config") or name
+        if isinstance(config, PreTrainedConfig):
+            raise ValueError(f"got a config and {sorted(label_options)}. Set the labels in the config.")
+        fields = kwargs.keys() & config_class.__dataclass_fields__.keys()
+        wanted = {option: kwargs.pop(option) for option in label_options | fields}
+        kwargs["config"] = config_class.from_pretrained(config, **hub, **wanted)
+    stored, _ = config_class.get_config_dict(name, **hub)
+    if not stored.get("id2label"):
+        return None, None
+    return labels_in_file(stored["id2label"])[0], dict(kwargs["config"].id2label)
+
+
+def check_channels(config: DecodingConfig, channels: tuple[int, ...]) -> None:
+    """Raises ValueError if there are too few feature maps for a decoder, or more than it trains."""
+    if config.decoder not in SINGLE_MAP_DECODERS:
+        if len(channels) < 2:
+            raise ValueError(
+                f"the backbone returns {len(channels)} feature map; decoders need two or more. "
+                "Name more stages in out_features, or leave the option out."
+            )
+    elif len(channels) > 1:
         raise ValueError(
-            f"the backbone returns {len(channels)} feature map; decoders need two or more. "
-            "Name more stages in out_features, or leave the option out."
+            f"the backbone returns {len(channels)} feature maps, but decoder '{config.decoder}' takes only the last one. "
+            "Name one stage in out_features, or choose another decoder."
         )

@@ -16,6 +16,20 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.staged import StagedConfig
 from .blocks import Encoded
 from .pretrained import ContextsegPreTrainedModel, as_weights, check_images
+from .swin_stages import StageSizes
+
+
+def stage_sizes(config: StagedConfig, stage: int) -> StageSizes:
+    """Returns the sizes of one stage without global tokens."""
+    return StageSizes(
+        dim=config.hidden_sizes[stage],
+        depth=config.depths[stage],
+        num_heads=config.num_heads[stage],
+        window=(config.window_size,) * 2,
+        mlp_ratio=config.mlp_ratio,
+        drop_path_rates=tuple(config.drop_path_rates(stage)),
+        layer_norm_eps=config.layer_norm_eps,
+    )
 
 
 class StagedModel(ContextsegPreTrainedModel):
@@ -67,6 +81,28 @@ class StagedModel(ContextsegPreTrainedModel):
         )
 
 
+class StageNorms(nn.ModuleDict):
+    """The layer norms of the feature maps in `config.out_features`, by stage.
+
+    Decoder "unet" takes the inputs of the stages, without norms, and the normed output of the last stage.
+    """
+
+    def __init__(self, config: StagedConfig) -> None:
+        widths = [config.hidden_sizes[0], *config.hidden_sizes]
+        names = config.out_features[-1:] if config.decoder == "unet" else config.out_features
+        levels = {name: config.stage_names.index(name) for name in names}
+        super().__init__(
+            {name: nn.LayerNorm(widths[level], eps=config.layer_norm_eps) for name, level in levels.items()}
+        )
+        self.levels, self.takes_inputs = levels, config.decoder == "unet"
+
+    def forward(self, encoded: Encoded) -> list[Tensor]:
+        """Output of the encoder -> features (B, H, W, C), one per stage in `out_features`."""
+        features = pyramid(encoded)
+        skips = encoded.inputs[:-1] if self.takes_inputs else []
+        return [*skips, *(norm(features[self.levels[name]]) for name, norm in self.items())]
+
+
 class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
     """An encoder as a backbone.
 
@@ -81,24 +117,8 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
         self.strides = [config.patch_size * 2 ** max(stage - 1, 0) for stage in config.out_stages]
         self.encoder = encoder
-        self.norms = nn.ModuleDict(
-            {
-                name: nn.LayerNorm(channels, eps=config.layer_norm_eps)
-                for name, channels in zip(self.out_features, self.channels, strict=True)
-                if self.is_normed(name)
-            }
-        )
+        self.norms = StageNorms(config)
         self.post_init()
-
-    def is_normed(self, stage: str) -> bool:
-        """Whether the feature map of a stage in `out_features` has a layer norm."""
-        return self.config.decoder != "unet" or stage == self.out_features[-1]
-
-    def feature_maps(self, encoded: Encoded) -> list[Tensor]:
-        """Output of the encoder -> features (B, H, W, C), one per stage in `out_features`."""
-        named = dict(zip(self.stage_names, pyramid(encoded), strict=False))
-        skips = encoded.inputs[:-1] if self.config.decoder == "unet" else []
-        return [*skips, *(norm(named[name]) for name, norm in self.norms.items())]
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -125,7 +145,7 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
         encoded = self.encoder(as_weights(self, pixel_values), pixel_mask)
         return BackboneOutput(
-            feature_maps=channels_first(self.feature_maps(encoded)),
+            feature_maps=channels_first(self.norms(encoded)),
             hidden_states=channels_first(pyramid(encoded)) if output_hidden_states else None,
         )
 

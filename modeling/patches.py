@@ -14,15 +14,15 @@ CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class PatchEmbed(nn.Module):
-    """Linear projection of non-overlapping patches, followed by a layer norm."""
+    """Linear projection of non-overlapping patches, followed by a layer norm unless its epsilon is None."""
 
     def __init__(
-        self, num_channels: int, dim: int, patch: tuple[int, ...], layer_norm_eps: float = 1e-5
+        self, num_channels: int, dim: int, patch: tuple[int, ...], layer_norm_eps: float | None = 1e-5
     ) -> None:
         super().__init__()
         self.patch = patch
         self.projection = CONV[len(patch)](num_channels, dim, kernel_size=patch, stride=patch)
-        self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.norm = nn.Identity() if layer_norm_eps is None else nn.LayerNorm(dim, eps=layer_norm_eps)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, C, S...) -> (B, G..., C'); images are zero-padded at the end of each axis to whole patches."""
@@ -48,11 +48,15 @@ class PatchMerge(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G..., C) -> (B, ceil(G / 2)..., 2 C)."""
+        return self.reduction(self.norm(self.neighbors(features)))
+
+    def neighbors(self, features: Tensor) -> Tensor:
+        """(B, G..., C) -> (B, ceil(G / 2)..., 2^axes C), the patches that become one."""
         windows = plan_windows(tuple(features.shape[1:-1]), (2,) * self.axes)
         folded = [size for count in windows.counts for size in (count, 2)]
         outer, inner = range(1, 2 * self.axes, 2), range(2 * self.axes, 1, -2)
         features = pad(features, windows).reshape(features.shape[0], *folded, features.shape[-1])
-        return self.reduction(self.norm(features.permute(0, *outer, *inner, -1).flatten(-self.axes - 1)))
+        return features.permute(0, *outer, *inner, -1).flatten(-self.axes - 1)
 
 
 class PatchExpand(nn.Module):

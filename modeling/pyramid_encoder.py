@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention, padding_bias
-from .blocks import DropPath, Encoded, Mlp, in_slices
+from .blocks import DropPath, Encoded, Mlp, Revise, in_slices, unchanged
 from .patches import CONV, patches_with_image
 
 
@@ -97,14 +97,16 @@ class PyramidEncoder(nn.Module):
         self.embeds = nn.ModuleList(embeds)
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, revise: Revise = unchanged
+    ) -> Encoded:
         """(B, C, S...), optional mask (B, S...), 1 for image -> features (B, G..., C) of each stage."""
         feature_map = pixel_values
         inputs, outputs = [], []
-        for embed, stage in zip(self.embeds, self.stages, strict=True):
-            features = embed(feature_map)
+        for level, (embed, stage) in enumerate(zip(self.embeds, self.stages, strict=True)):
+            features = embed(feature_map) if level else revise(0, embed(feature_map))
             inputs.append(features)
-            features = stage(features, patches_with_image(pixel_mask, features))
+            features = revise(level + 1, stage(features, patches_with_image(pixel_mask, features)))
             outputs.append(features)
             feature_map = features.movedim(-1, 1)
         return Encoded(inputs, outputs)

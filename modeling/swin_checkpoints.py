@@ -1,9 +1,9 @@
-"""Loads Swin and Swin-UPerNet checkpoints of transformers into GLAM-Swin, which has the same blocks.
+"""Loads Swin and Swin-UPerNet checkpoints of transformers into GLAM-Swin and CASWiT, which have the same blocks.
 
 A checkpoint is a local folder or a name on the Hub. Tensors may have the names that transformers 5 uses in
 memory, those that it and older versions write (`microsoft/swin-*`), or those of UPerNet
 (`openmmlab/upernet-swin-*`). Global tokens, their attention and their positions, which Swin does not have,
-stay newly initialized. A Unet decoder is initialized from the encoder's stages, as in the GLAM authors' code.
+stay newly initialized, and so does CASWiT's fusion; both its branches get the weights. A Unet decoder is initialized from the encoder's stages, as in the GLAM authors' code.
 """
 
 import json
@@ -68,7 +68,7 @@ HEADS = ("decoder.", "classifier.", "auxiliary_head.")
 STEM = "patch_embed.projection.weight"
 ENCODER_STAGE = re.compile(r"^(?:backbone\.)?encoder\.stages\.(\d+)\.(.+)")
 ENCODER_MODULE = re.compile(r"\bencoder\.(stages\.\d+|merges\.\d+|patch_embed)\.")
-ONLY_GLAM = re.compile(r"\.(global_tokens|global_position|global_attention)\.")
+ONLY_OURS = re.compile(r"\.(global_tokens|global_position|global_attention|fusions)\.")
 
 SWIN_FIELDS = (
     "num_channels",
@@ -98,7 +98,7 @@ def model_from_swin(
     revision: str = "main",
     **overrides: Any,
 ) -> PreTrainedModel:
-    """Builds a GLAM-Swin with the sizes and weights of a Swin checkpoint.
+    """Builds a GLAM-Swin or CASWiT with the sizes and weights of a Swin checkpoint.
 
     Args:
         model_class: Class of the model.
@@ -183,7 +183,8 @@ def convert_swin_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source: PreTrainedConfig) -> None:
     """Loads converted weights into the model and logs what was loaded and what is newly initialized."""
-    fresh = model.state_dict()
+    all_fresh = model.state_dict()
+    fresh = of_one_scale(all_fresh)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     weights = {
         prefix + name if name.startswith(BACKBONE) else name: tensor for name, tensor in weights.items()
@@ -196,8 +197,9 @@ def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source
     stem = {name: tensor for name, tensor in weights.items() if name.endswith(STEM)}
     weights |= fit_stem(stem, fresh)
     fitted = {name: fit(name, tensor, fresh[name], source, model.config) for name, tensor in weights.items()}
-    new = [name for name in fresh if name not in fitted]
-    missing = [name for name in new if "encoder." in name and not ONLY_GLAM.search(name)]
+    fitted = for_all_scales(fitted, all_fresh)
+    new = [name for name in all_fresh if name not in fitted]
+    missing = [name for name in new if "encoder." in name and not ONLY_OURS.search(name)]
     if missing:
         raise ValueError(
             f"the checkpoint has no {', '.join(missing[:5])}. Check that its config.json and weights match."
@@ -205,7 +207,7 @@ def load_converted(model: PreTrainedModel, weights: Mapping[str, Tensor], source
     model.load_state_dict(fitted, strict=False)
     logger.warning(
         "loaded %d of %d tensors from a %s checkpoint; newly initialized: %s",
-        len(fitted), len(fresh), source.model_type, ", ".join(summary(new, fitted, source, model.config)) or "nothing",
+        len(fitted), len(all_fresh), source.model_type, ", ".join(summary(new, fitted, source, model.config)) or "nothing",
     )  # fmt: skip
 
 
@@ -219,6 +221,28 @@ def wanted(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[s
         elif (module := ENCODER_MODULE.search(name)) and any(module[0] in other for other in fresh):
             raise ValueError(f"the checkpoint has '{name}', the model does not. Check the checkpoint's type.")
     return chosen
+
+
+def of_one_scale(fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of a model of two scales that a model of one has, under its names; others unchanged."""
+    only_two = ("context_head.", "encoder.context.", "encoder.fusions.")
+    return {
+        name.replace("encoder.local.", "encoder."): tensor
+        for name, tensor in fresh.items()
+        if not name.removeprefix("backbone.").startswith(only_two)
+    }
+
+
+def for_all_scales(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the weights of a model of one scale to both branches of a model of two; others unchanged."""
+    branches = {}
+    for name, tensor in weights.items():
+        local, context = (
+            name.replace("encoder.", f"encoder.{branch}.", 1) for branch in ("local", "context")
+        )
+        head = f"context_head.{name.removeprefix('backbone.')}"
+        branches |= {branch: tensor for branch in (name, local, context, head) if branch in fresh}
+    return branches
 
 
 def is_unet(tensors: Iterable[str]) -> bool:
@@ -272,7 +296,7 @@ def summary(
 ) -> list[str]:
     """Lists what is newly initialized: modules, and the number of classes that the checkpoint lacks."""
     parts = [
-        match[1] if (match := ONLY_GLAM.search(name)) else name.removeprefix("backbone.") for name in new
+        match[1] if (match := ONLY_OURS.search(name)) else name.removeprefix("backbone.") for name in new
     ]
     classes = set(config.id2label.values()) - set(source.id2label.values())
     if classes and "classifier.weight" in loaded:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention, padding_bias
-from .blocks import DropPath, Encoded, Mlp
+from .blocks import DropPath, Encoded, Mlp, Revise, unchanged
 from .global_tokens import GlobalTokens, tokens_with_image
 from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
@@ -177,13 +177,15 @@ class SwinEncoder(nn.Module):
         self.stages = nn.ModuleList(SwinStage(config, sizes) for sizes in stages)
         self.merges = nn.ModuleList(PatchMerge(sizes.dim, len(patch), eps) for sizes in stages[:-1])
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, revise: Revise = unchanged
+    ) -> Encoded:
         """(B, C, S...), optional mask (B, S...), 1 for image -> features (B, G..., C) of each stage."""
-        features = self.patch_embed(pixel_values)
+        features = revise(0, self.patch_embed(pixel_values))
         inputs, outputs = [], []
         for index, stage in enumerate(self.stages):
             features = self.merges[index - 1](features) if index else features
             inputs.append(features)
-            features = stage(features, patches_with_image(pixel_mask, features))
+            features = revise(index + 1, stage(features, patches_with_image(pixel_mask, features)))
             outputs.append(features)
         return Encoded(inputs, outputs)

@@ -1,4 +1,4 @@
-"""Reads files whose pixels Pillow cannot hold: .npy, TIFF with other channels or types, and 16-bit color.
+"""Reads files whose pixels Pillow cannot hold: .npy, TIFF with other channels or types, 16-bit color, and rasters.
 
 Pillow keeps at most four channels of 8 bits: it refuses other files, drops channels, or keeps only the upper
 half of 16-bit colors. TIFF is read by tifffile; 16-bit color PNG by Pillow twice, once for each half (torchvision's
@@ -27,6 +27,7 @@ from .image_opening import (
     opened_file,
 )
 from .orientation import TURNS, UPRIGHT, turn_upright
+from .raster_files import stored_raster
 
 try:
     import tifffile
@@ -89,6 +90,8 @@ def oriented_array(
     if hasattr(source, "read") and not getattr(source, "seekable", lambda: False)():
         return None
     name = describe(source)
+    if choose is None and (raster := stored_raster(source, pixel_limit, num_channels)) is not None:
+        return raster, UPRIGHT
     try:
         with opened_file(source, pixel_limit) as file:
             start = file.tell()

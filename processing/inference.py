@@ -9,24 +9,31 @@ of all classes is ever in memory; with whole images, the logits of all scales an
 Legend: C channels, H, W pixels of the result, K classes, h, w cells of the logits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby, islice
-from math import ceil, inf
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from .image_opening import PIXEL_LIMIT, Source
 from .image_reading import decode_once, read_image
-from .logits_to_masks import argmax_of_bands, upsampled_rows
-from .tiling import WEIGHTS, Place, RowReader, blended_rows, window_starts
+from .image_windows import (
+    ImagePixels,
+    check_context_sharing,
+    is_covered,
+    logits_of,
+    scaled_size,
+    view_of,
+    window_sides,
+)
+from .logits_to_masks import argmax_of_bands, mean_probabilities, upsampled_rows
+from .raster_inference import raster_rows, raster_scores
+from .tiling import WEIGHTS, RowReader, blended_rows
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
 
@@ -40,12 +47,16 @@ class Inference:
     to other scales.
 
     Args:
-        window: Side of the windows in pixels, or (height, width). Default: None, the whole image.
+        window: Side of the windows in pixels, or (height, width). Default: None, the whole image; models of two
+            scales then see windows of their `crop_size` without overlap.
         overlap: Fraction of a window that its neighbor covers too, from 0 to below 1. Default: 0.5.
-        blend: Weights of the pixels in overlapping windows, "gaussian" (default) or "constant".
+        blend: "gaussian" (default) or "constant" weights of the pixels in overlapping windows, or "center": only the
+            central part of each window counts, and the grid is moved by half a step (the relay token authors' rule).
         scales: Factors of the image's size; class probabilities are averaged over them. Default: (1.0,).
         flip: Whether to average with the prediction for the mirrored image. Default: False.
         batch_size: Windows per forward pass. Default: 4.
+        share_context: Whether contexts lie on a fixed grid, and neighboring windows share their features, which are
+            computed once; only for models of two scales that allow it (CASWiT). Default: False.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -57,6 +68,7 @@ class Inference:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     batch_size: int = 4
+    share_context: bool = False
 
     def __post_init__(self) -> None:
         check_windows(self.window, self.batch_size, self.overlap, self.blend)
@@ -131,7 +143,7 @@ class Inference:
         Returns:
             The mask (H, W), int32 class ids on the model's device.
         """
-        bands = self.logit_bands(model, inputs, size)
+        bands = logit_bands(self, model, inputs, size)
         scores = (logits[0] if len(logits) == 1 else mean_probabilities(logits) for logits in bands)
         return argmax_of_bands(scores, size, model.device)
 
@@ -149,20 +161,34 @@ class Inference:
         Yields:
             Probabilities (K, rows, W) of the next rows, float32 on the model's device.
         """
-        for logits in self.logit_bands(model, inputs, size):
+        for logits in logit_bands(self, model, inputs, size):
             yield mean_probabilities(logits)
 
-    def logit_bands(
-        self, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
-    ) -> Iterator[list[Tensor]]:
-        """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""
-        height, width = size
-        forwards = (logits_of, mirrored_logits_of) if self.flip else (logits_of,)
-        views = [logit_rows(self, model, pixels, forward) for pixels in inputs for forward in forwards]
-        rows = max(1, BAND_VALUES // (views[0][1].channels * width))
-        for start in range(0, height, rows):
-            stop = min(start + rows, height)
-            yield [upsampled_rows(reader, cells, (height, width), start, stop) for cells, reader in views]
+    def raster_rows(self, model: nn.Module, raster: Any) -> list[int]:
+        """Returns the first row of the result of each row of windows over a raster, see `raster_scores`."""
+        return raster_rows(self, model, raster)
+
+    def raster_scores(
+        self,
+        model: nn.Module,
+        processor: Any,
+        raster: Any,
+        rows: tuple[int, int] | None = None,
+        memory: int = 2 << 30,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields class probabilities of a raster of any size in bands of rows from top to bottom.
+
+        Args:
+            model: The segmenter.
+            processor: Its image processor.
+            raster: The raster, as `open_raster` returns it.
+            rows: First row of the result and the row after the last. Default: all.
+            memory: Bytes that may be held at once, besides the model. Default: 2 GiB.
+
+        Yields:
+            The first row of a band, and its probabilities (K, rows, W), float32 on the model's device.
+        """
+        return raster_scores(self, model, processor, raster, rows, memory)
 
 
 def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> None:
@@ -200,45 +226,6 @@ def is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
-class WindowedImage:
-    """An image cut into windows, which are aligned to the cells of the logits and need no padding.
-
-    Attributes:
-        cells: Cells of the image along each axis.
-        window: Cells of a window along each axis: its side rounded up to whole cells, at most that of the
-            image.
-        starts: First cells of the windows along each axis.
-    """
-
-    def __init__(self, pixels: Tensor, stride: int, window: Sequence[int], overlap: float) -> None:
-        self.pixels, self.stride = pixels, stride
-        self.cells = tuple(ceil(side / stride) for side in pixels.shape[-2:])
-        self.window = tuple(min(ceil(w / stride), n) for w, n in zip(window, self.cells, strict=True))
-        self.starts = [
-            window_starts(n, w, step=max(1, round(w * (1 - overlap))))
-            for n, w in zip(self.cells, self.window, strict=True)
-        ]
-
-    def logits(
-        self, forward: Callable[[Tensor], Tensor], places: list[Place], *, batch_size: int
-    ) -> Iterator[Tensor]:
-        """Yields the logits (K, *window) of windows at these places; a batch has windows of one size."""
-        for _, equal in groupby(map(self.cut, places), key=lambda window: window.shape):
-            while batch := list(islice(equal, batch_size)):
-                logits = forward(torch.stack(batch))
-                if logits.shape[-2:] != self.window:  # the stride is not a whole number
-                    logits = F.interpolate(logits, size=self.window, mode="bilinear", align_corners=False)
-                yield from logits
-
-    def cut(self, place: Place) -> Tensor:
-        """The window's pixels (C, ., .); the last cell of the image may be incomplete."""
-        rows, columns = (
-            slice(first * self.stride, (first + cells) * self.stride)
-            for first, cells in zip(place, self.window, strict=True)
-        )
-        return self.pixels[:, rows, columns]
-
-
 def decoded(processor: Any, image: Source) -> Source:
     """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
     if isinstance(image, Image.Image | np.ndarray | Tensor):
@@ -270,61 +257,36 @@ def channels_of(processor: Any) -> int | None:
 
 def scaled(processor: Any, image: Source, size: Sequence[int], scale: float, **options: Any) -> Tensor:
     """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`; a side of one pixel is never less."""
-    height, width = (1 if side == 1 else round(side * scale) for side in size)
-    if min(height, width) < 1:
-        raise ValueError(
-            f"scale {scale:g} leaves less than a pixel of an image of {size[0]}x{size[1]} (height x width). "
-            f"Use scales of {1 / min(side for side in size if side > 1):.2g} or more."
-        )
+    height, width = scaled_size(size, scale)
     resized = {"do_resize": True, "size": {"height": height, "width": width}}
     return processor(image, **options, **resized, return_tensors="pt")["pixel_values"]
 
 
+def logit_bands(
+    inference: Inference, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
+) -> Iterator[list[Tensor]]:
+    """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""
+    height, width = size
+    check_context_sharing(inference, model)
+    views = [
+        logit_rows(inference, model, pixels, is_mirrored)
+        for pixels in inputs
+        for is_mirrored in sorted({False, inference.flip})
+    ]
+    rows = max(1, BAND_VALUES // (views[0][1].channels * width))
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        yield [upsampled_rows(reader, cells, (height, width), start, stop) for cells, reader in views]
+
+
 def logit_rows(
-    inference: Inference, model: nn.Module, pixels: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
+    inference: Inference, model: nn.Module, pixels: Tensor, is_mirrored: bool
 ) -> tuple[int, RowReader]:
     """(1, C, ., .) -> the number of rows h of its logits, and a reader of these logits (K, h, w)."""
-    sides = pixels.shape[-2:]
-    if inference.window is None or all(
-        n <= window for n, window in zip(sides, inference.window_sides, strict=True)
-    ):
-        logits = forward(model, pixels)[0]
-        return logits.shape[-2], RowReader([logits])
-    stride = logits_stride(model, pixels[..., : inference.window_sides[0], : inference.window_sides[1]])
-    image = WindowedImage(pixels[0], stride, inference.window_sides, inference.overlap)
-    weights = WEIGHTS[inference.blend](image.window)
-    predict = partial(image.logits, partial(forward, model), batch_size=inference.batch_size)
-    return image.cells[0], RowReader(blended_rows(image.cells, image.starts, weights, predict))
-
-
-def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(B, C, ., .) -> (B, K, h, w) float32."""
-    outputs = model(pixel_values=pixels.to(model.device, model.dtype))
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits  # a tuple if return_dict is False
-    return logits.float()
-
-
-def mirrored_logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(B, C, ., .) -> (B, K, h, w): the logits of the mirrored pixels, mirrored back."""
-    return logits_of(model, pixels.flip(-1)).flip(-1)
-
-
-def logits_stride(model: nn.Module, window: Tensor) -> int:
-    """Returns the stride of the logits in pixels, from the configuration or by a forward pass on `window`.
-
-    Returns 1 if the stride is not a whole number.
-    """
-    known = getattr(model.config, "logits_stride", None)
-    if known is not None:
-        return known
-    sides, cells = window.shape[-2:], logits_of(model, window).shape[-2:]
-    stride = ceil(sides[0] / cells[0])
-    return stride if all(ceil(side / stride) == n for side, n in zip(sides, cells, strict=True)) else 1
-
-
-def mean_probabilities(views: Sequence[Tensor]) -> Tensor:
-    """Logits (K, rows, W) of each view -> the mean of their class probabilities."""
-    total = views[0].softmax(0)
-    for logits in views[1:]:
-        total += logits.softmax(0)
-    return total / len(views)
+    size, has_context = pixels.shape[-2:], getattr(model.config, "context_ratio", None) is not None
+    if not has_context and (inference.window is None or is_covered(size, inference.window_sides)):
+        logits = logits_of(model, pixels.flip(-1)).flip(-1) if is_mirrored else logits_of(model, pixels)
+        return logits.shape[-2], RowReader([logits[0]])
+    height, width = window_sides(inference, model, size)[0]
+    view = view_of(inference, model, ImagePixels(pixels[0]), pixels[..., :height, :width], is_mirrored)
+    return view.grid.cells[0], RowReader(blended_rows(view.grid, view.logits))

@@ -22,6 +22,7 @@ from .palettes import parse_color, shown
 Key = int | str | tuple[int, int, int]
 IGNORE = "ignore"
 UNKNOWN = -1
+NO_LABEL = -(1 << 31)  # in a mask that was read: the file itself says that the pixel has no data
 MAX_CLASSES = np.iinfo(np.int16).max
 LARGEST_MASK_ID = np.iinfo(np.int32).max
 ID = re.compile(r"-?[0-9]{1,10}")
@@ -115,11 +116,19 @@ class LabelMap:
             name: The name of the mask in error messages.
 
         Returns:
-            Class ids (H, W) int64; ignored pixels are `ignore_index`.
+            Class ids (H, W) int64; pixels that are ignored or `NO_LABEL` are `ignore_index`.
 
         Raises:
             ValueError: If the mask has a value that is not in the table, or colors that the table lacks.
         """
+        if (absent := without_label(mask)) is not None:
+            labels = self._decode_known(mask[~absent][None], name) if not absent.all() else ()
+            decoded = np.full(absent.shape, self.ignore_index, dtype=np.int64)
+            decoded[~absent] = np.reshape(labels, -1)
+            return decoded
+        return self._decode_known(mask, name)
+
+    def _decode_known(self, mask: np.ndarray, name: str) -> np.ndarray:
         if mask.ndim == 3:
             return self._decode_colors(mask, name)
         if self.ids or self.entries is not None:
@@ -150,6 +159,14 @@ class LabelMap:
             )
         unknown_hint = f" {EQUAL_CHANNELS}" if is_gray else ""
         return _look_up(values, self.colors, name, show=_hex, hint=unknown_hint)
+
+
+def without_label(mask: np.ndarray) -> np.ndarray | None:
+    """Where the ids (H, W) or colors (H, W, 3) of a mask are `NO_LABEL`; None if nowhere."""
+    if mask.dtype.kind != "i" or mask.dtype.itemsize < 4:
+        return None
+    absent = (mask if mask.ndim == 2 else mask[..., 0]) == NO_LABEL
+    return absent if absent.any() else None
 
 
 def check_ignore_index(ignore_index: Any, num_classes: int) -> int:

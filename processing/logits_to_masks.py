@@ -62,7 +62,7 @@ def argmax_of_bands(
 def upsampled_rows(rows: RowReader, cells: int, size: tuple[int, int], start: int, stop: int) -> Tensor:
     """(K, cells, w) logits -> (K, stop - start, W): rows start..stop-1 after bilinear resizing to `size`."""
     height, width = size
-    at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * cells / height - 0.5).clamp(min=0)
+    at = cells_at(start, stop, cells, height)
     above = at.long().clamp(max=cells - 1)
     below = (above + 1).clamp(max=cells - 1)
     first = int(above[0])
@@ -71,6 +71,20 @@ def upsampled_rows(rows: RowReader, cells: int, size: tuple[int, int], start: in
     share = (at - above).to(band)[:, None]
     above, below = ((index - first).to(band.device) for index in (above, below))
     return torch.lerp(band.index_select(1, above), band.index_select(1, below), share)
+
+
+def cells_at(start: int, stop: int, cells: int, size: int) -> Tensor:
+    """(stop - start,) float64: where pixels start..stop-1 of `size` lie among cells, in units from the first center."""
+    return ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * cells / size - 0.5).clamp(min=0)
+
+
+def mean_probabilities(views: Iterable[Tensor]) -> Tensor:
+    """Logits (K, rows, W) of each view -> the mean of their class probabilities."""
+    total, count = None, 0
+    for logits in views:
+        total = logits.softmax(0) if total is None else total.add_(logits.softmax(0))
+        count += 1
+    return total / count
 
 
 def covered_cells(pixels: int, padded: int, cells: int) -> int:

@@ -125,12 +125,7 @@ class Predictor(FilePredictor):
     def targets(self, job: Job) -> list[Path]:
         """The mask and the other requested results."""
         kinds = ["", *["overlays"] * self.overlay, *self.explanations, *self.maps]
-        return [
-            job.target(kind).with_suffix(".npy")
-            if kind in self.maps and kind not in IMAGE_MAPS
-            else job.target(kind)
-            for kind in kinds
-        ]
+        return [job.array() if kind == "probabilities" else job.target(kind) for kind in kinds]
 
     def new_map(
         self, name: str, job: Job, stored_size: tuple[int, int], orientation: int
@@ -146,9 +141,7 @@ class Predictor(FilePredictor):
         target = job.target(name)
         if name in IMAGE_MAPS:
             return ImageMap(target, IMAGE_MAPS[name], stored_size, orientation)
-        return ProbabilityFile(
-            target.with_suffix(".npy"), self.model.config.num_labels, stored_size, orientation
-        )
+        return ProbabilityFile(job.array(), self.model.config.num_labels, stored_size, orientation)
 
     def rgb(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The image as RGB, for pictures: of images with other channels, the first three, or the first."""

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from .atomic_write import atomic_write
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
 from .prediction_maps import IMAGE_MAPS
 
-IMAGE_FOLDERS = ("overlays", "attention", "grad-cam", *IMAGE_MAPS)  # subfolders of the output folder
+PICTURES = ("overlays", "attention", "grad-cam")  # subfolders of the output folder
+RASTER_MASK = ".tif"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Job:
     Args:
         source: The image file.
         folder: The output folder.
-        name: Path of the mask relative to `folder`; other results have it below a subfolder.
+        name: Path of the mask relative to `folder`; other results have it below a subfolder. That of a raster
+            ends in .tif, any other in .png.
     """
 
     source: Path
@@ -38,6 +40,46 @@ class Job:
     def target(self, kind: str = "") -> Path:
         """Returns the path of the mask, or of the result in the subfolder `kind`."""
         return self.folder / kind / self.name
+
+    @property
+    def is_raster(self) -> bool:
+        """Whether the image is a raster, whose mask keeps its place on Earth."""
+        return self.name.endswith(RASTER_MASK)
+
+    def picture(self, kind: str) -> Path:
+        """Returns the path of the picture in the subfolder `kind`."""
+        return self.target(kind).with_suffix(".png")
+
+    def array(self) -> Path:
+        """Returns the path of the probabilities of all classes."""
+        return self.target("probabilities").with_suffix(".npy")
+
+    def polygons(self) -> Path:
+        """Returns the path of the polygons."""
+        return self.target("polygons").with_suffix(".geojson")
+
+    def results(self) -> list[Path]:
+        """Returns the paths of all results that there may be."""
+        maps = [self.target(kind) for kind in ("", *IMAGE_MAPS)]
+        return [*maps, *map(self.picture, PICTURES), self.array(), self.polygons()]
+
+
+class PartedImage(Protocol):
+    """A large image in parts. One process calls `begin`, each `predict` for its own, and then the first `write`."""
+
+    num_parts: int
+
+    def begin(self) -> list[int]:
+        """Prepares the work; returns which parts are to do, without those that an earlier run has finished."""
+        ...
+
+    def predict(self, parts: Sequence[int]) -> None:
+        """Predicts some parts."""
+        ...
+
+    def write(self) -> None:
+        """Writes the results when all parts are predicted."""
+        ...
 
 
 class FilePredictor(ABC):
@@ -68,6 +110,10 @@ class FilePredictor(ABC):
     @abstractmethod
     def targets(self, job: Job) -> list[Path]:
         """The files that `write` writes."""
+
+    def parts_of(self, job: Job) -> "PartedImage | None":  # noqa: ARG002
+        """Returns a large image in parts that processes can divide, or None for one that is predicted as a whole."""
+        return None
 
     def earlier(self, jobs: Sequence[Job]) -> dict[Job, Any]:
         """Returns the jobs whose results an earlier run has written completely, with their records."""
@@ -106,13 +152,19 @@ def part_files(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{escape(path.stem)}.part-*{path.suffix}"))
 
 
-def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None] | None = None) -> list[Job]:
+def find_jobs(
+    images: list[str],
+    output: str,
+    on_error: Callable[[OSError], None] | None = None,
+    is_raster: Callable[[Path], bool] | None = None,
+) -> list[Job]:
     """Finds the images to segment.
 
     Args:
         images: Image files, and folders that are searched for image files, see `image_files`.
         output: The output folder; images inside it are not segmented.
         on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
+        is_raster: Whether a file is a raster, which gets a GeoTIFF. By default, no file is.
 
     Returns:
         A job per image file, also of those in the given folders.
@@ -133,15 +185,12 @@ def find_jobs(images: list[str], output: str, on_error: Callable[[OSError], None
         raise ValueError(
             f"there are no images in {', '.join(images)}. Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    shared = Counter(name.with_suffix(".png") for name in found.values())
-    jobs = [
-        Job(
-            file,
-            folder,
-            str(name.with_suffix(".png") if shared[name.with_suffix(".png")] == 1 else f"{name}.png"),
-        )
-        for file, name in found.items()
-    ]
+    shared = Counter(name.with_suffix("") for name in found.values())
+    jobs = []
+    for file, name in found.items():
+        suffix = RASTER_MASK if is_raster and is_raster(file) else ".png"
+        is_alone = shared[name.with_suffix("")] == 1
+        jobs.append(Job(file, folder, str(name.with_suffix(suffix) if is_alone else f"{name}{suffix}")))
     check_targets(jobs)
     return jobs
 
@@ -181,8 +230,7 @@ def check_targets(jobs: list[Job]) -> None:
     inputs = {os.path.realpath(job.source) for job in jobs}
     owners: dict[str, Path] = {}
     for job in jobs:
-        targets = [job.target(kind) for kind in ("", *IMAGE_FOLDERS)]
-        for image in (*targets, job.target("probabilities").with_suffix(".npy")):
+        for image in job.results():
             if os.path.realpath(image) in inputs:
                 raise ValueError(
                     f"a result for {job.source} would overwrite the image {image}. Choose another --output."

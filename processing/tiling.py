@@ -3,10 +3,11 @@
 Independent of models: `predict` may be any function of the place of a window. The map is never in memory as a
 whole: its rows (cells along the first axis) are yielded as soon as no further window covers them.
 
-Legend: K channels, G... cells of the map along each axis, N... those of a window, R rows.
+Legend: K channels, G... cells of the map along each axis, N... those of a window's part that counts, R rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 
 import torch
@@ -42,42 +43,109 @@ def gaussian_weights(window: Sequence[int], sigma: float = 0.125, smallest: floa
 WEIGHTS: dict[str, Callable[[Sequence[int]], Tensor]] = {
     "gaussian": gaussian_weights,
     "constant": constant_weights,
+    "center": constant_weights,  # of the central part, where no other window counts
 }
 
 
-def blended_rows(
-    size: Sequence[int],
-    starts: Sequence[Sequence[int]],
-    weights: Tensor,
-    predict: Callable[[list[Place]], Iterable[Tensor]],
-) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class Grid:
+    """Windows over a map, each with the part that counts.
+
+    Attributes:
+        cells: Cells (G...) of the map.
+        window: Cells of a window along each axis.
+        starts: First cells of the parts that count along each axis; they cover the map.
+        margin: Cells of a window before the part that counts.
+        weights: (N...) weights of the cells of that part.
+        pads: Whether windows may reach over the map; else they end where it ends.
+    """
+
+    cells: tuple[int, ...]
+    window: tuple[int, ...]
+    starts: list[list[int]]
+    margin: tuple[int, ...]
+    weights: Tensor
+    pads: bool = False
+
+    @property
+    def part(self) -> tuple[int, ...]:
+        """Cells of the part that counts along each axis."""
+        return tuple(self.weights.shape)
+
+
+def sliding_grid(
+    cells: Sequence[int], window: Sequence[int], overlap: float, blend: str, *, pads: bool = False
+) -> Grid:
+    """Windows from the first corner on, all of which counts. The last window ends where the map ends.
+
+    Args:
+        cells: Cells (G...) of the map.
+        window: Cells of a window along each axis.
+        overlap: Fraction of a window that its neighbor covers too.
+        blend: Name of the weights.
+        pads: Whether windows reach over a smaller map, and over the end of the map if they do not overlap.
+            By default windows are cut to the size of a smaller map.
+    """
+    window = tuple(window) if pads else tuple(map(min, window, cells))
+    starts = [
+        list(range(0, n, w))
+        if pads and not overlap
+        else window_starts(n, w, max(1, round(w * (1 - overlap))))
+        for n, w in zip(cells, window, strict=True)
+    ]
+    return Grid(tuple(cells), window, starts, (0,) * len(window), WEIGHTS[blend](window), pads)
+
+
+def center_grid(cells: Sequence[int], window: Sequence[int], overlap: float) -> Grid:
+    """Windows whose central parts, 1 - `overlap` of each side, cover the map once.
+
+    The rule of the relay token authors: the grid is moved by half a step from the first corner, along the first
+    axis from the last corner. Windows reach over all ends of the map.
+    """
+    cut = [min(w - 1, round(w * overlap)) for w in window]
+    steps = [w - n for w, n in zip(window, cut, strict=True)]
+    margin = tuple(n // 2 for n in cut)
+    starts = []
+    for n, step, before in zip(cells, steps, margin, strict=True):
+        first = (before - step // 2) % step
+        starts.append(list(range(first - step if first else 0, n, step)))
+    starts[0] = [cells[0] - steps[0] - start for start in reversed(starts[0])]
+    return Grid(tuple(cells), tuple(window), starts, margin, constant_weights(steps), True)
+
+
+def overlaid(start: int, length: int, size: int) -> tuple[slice, slice]:
+    """Where a part of `length` cells from `start` on lies in a map of `size` cells, and which of its cells do."""
+    first, stop = max(0, start), min(start + length, size)
+    return slice(first, stop), slice(first - start, stop - start)
+
+
+def blended_rows(grid: Grid, predict: Callable[[list[Place]], Iterable[Tensor]]) -> Iterator[Tensor]:
     """Yields the weighted mean of overlapping windows as pieces (K, R, G...) of the map, top to bottom.
 
     Memory holds as many rows as a window has.
 
     Args:
-        size: Cells (G...) of the map.
-        starts: For each axis the first cells of the windows, which together cover it.
-        weights: (N...) weights of the cells of a window, which is at most as large as the map.
-        predict: Places of windows -> the values (K, N...) of each. Called once for all windows that begin in
-            the same row.
+        grid: The windows.
+        predict: Places of windows -> the values (K, N...) of the part of each that counts. Called once for all
+            windows that begin in the same row.
     """
-    rows, *window = weights.shape
-    total, weight = None, None
-    for top, next_top in pairwise([*starts[0], size[0]]):
-        places = [(top, *rest) for rest in product(*starts[1:])]
+    rows, *part = grid.part
+    size, total, weight = grid.cells, None, None
+    for top, next_top in pairwise([*grid.starts[0], size[0]]):
+        places = [(top, *rest) for rest in product(*grid.starts[1:])]
         for place, values in zip(places, predict(places), strict=True):
             if total is None:
-                weights = weights.to(values)
+                weights = grid.weights.to(values)
                 total, weight = (
                     values.new_zeros(len(values), rows, *size[1:]),
                     weights.new_zeros(rows, *size[1:]),
                 )
-            under = (..., *(slice(first, first + n) for first, n in zip(place[1:], window, strict=True)))
-            total[under] += values * weights
-            weight[under] += weights
+            sides = [overlaid(*axis) for axis in zip(place[1:], part, size[1:], strict=True)]
+            under, inside = ((..., *(side[k] for side in sides)) for k in (0, 1))
+            total[under] += (values * weights)[inside]
+            weight[under] += weights[inside]
         done = next_top - top
-        yield total[:, :done] / weight[:done]
+        yield total[:, max(0, -top) : done] / weight[max(0, -top) : done]
         total, weight = moved_up(total, 1, done), moved_up(weight, 0, done)
 
 
@@ -90,10 +158,10 @@ def moved_up(values: Tensor, axis: int, rows: int) -> Tensor:
 class RowReader:
     """Reads rows of a map that arrives in pieces (K, R, G...), from top to bottom; rows above are dropped."""
 
-    def __init__(self, pieces: Iterable[Tensor]) -> None:
+    def __init__(self, pieces: Iterable[Tensor], first: int = 0) -> None:
         self.pieces = iter(pieces)
         self.held = next(self.pieces)
-        self.first = 0  # row of the map that `held` begins with
+        self.first = first  # row of the map that `held` begins with
 
     @property
     def channels(self) -> int:

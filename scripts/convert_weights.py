@@ -32,14 +32,16 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(kw_only=True)
 class ConvertArguments(CommandOptions):
-    source: Literal["cswin-official", "glam-official", "segdeformer-official", "swin"] = required(
-        "*-official: a checkpoint of the authors' repository; swin: a Swin or UPerNet-Swin checkpoint of transformers"
+    source: Literal["cswin-official", "glam-official", "relay-official", "segdeformer-official", "swin"] = (
+        required(
+            "*-official: a checkpoint of the authors' repository; swin: a Swin or UPerNet-Swin checkpoint of transformers"
+        )
     )
     weights: str = required("weights to convert: a file (.safetensors, .pth), a folder, or a name on the Hub")
     output: str = required("folder to write", metavar="FOLDER")
     arguments: str | None = option(
         None,
-        "JSON file; for glam-official and cswin-official the authors' constructor arguments, for the others fields of our "
+        "JSON file; for glam-official, cswin-official and relay-official the authors' constructor arguments, for the others fields of our "
         "configuration, such as id2label (swin: by default without global tokens, which is equivalent to the source)",
         metavar="FILE",
     )
@@ -83,8 +85,8 @@ def convert_weights(
     """Converts a checkpoint and writes model and image processor.
 
     Args:
-        source: Code base of the checkpoint: "cswin-official", "glam-official", "segdeformer-official" or
-            "swin".
+        source: Code base of the checkpoint: "cswin-official", "glam-official", "relay-official",
+            "segdeformer-official" or "swin".
         weights: A file, or for "swin" a folder or a name on the Hub.
         output: Folder to write.
         arguments: JSON file with the authors' constructor arguments, or with fields of our configuration.

@@ -29,3 +29,10 @@ def launch(config, command, *, port=None, node=None, **environment):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def finished(process, seconds=120):
+    """The output of a process that ended well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output[-4000:]
+    return output

@@ -6,7 +6,7 @@ from math import ceil
 import pytest
 import torch
 from cases import each, slow_but
-from tiny import CLASSIFIER_OPTIONS, LABELS, OTHER_VALUES, REPRESENTATIVES, SEGMENTERS
+from tiny import LABELS, OTHER_VALUES, REPRESENTATIVES, SEGMENTERS, SHOWN_ELSEWHERE, UNET
 from transformers import PreTrainedConfig
 
 VARIANTS = [
@@ -42,6 +42,22 @@ VARIANTS = [
     ("cswin_unet", {"upsampling": "nonlocal", "nonlocal_shortcut": "bilinear"}),
     ("cswin_unet", {"upsampling": "nonlocal_global", "stripe_padding": "official"}),
     ("glam_swin", {"decoder": "segdeformer"}),
+    ("glam_swin", {"decoder": "one_step", "use_auxiliary_head": False}),
+    ("maformer", {"decoder": "progressive", "use_auxiliary_head": False}),
+    ("caswit", {}),
+    ("caswit", {"gate": "channel", "tie_encoders": True, "context_loss_weight": 0}),
+    ("caswit", {"gate": "scalar", "fusion_feeds_next_stage": False, "kv_pooling": (2, 1)}),
+    ("caswit", {**UNET, "gate": "none"}),
+    ("caswit", {"decoder": "segdeformer", "context_ratio": 3}),
+    ("relay", {}),
+    ("relay", {"num_relay_tokens": 0, "relay_update": "mean"}),
+    ("relay", {"share_patch_embedding": True, "share_blocks": False}),
+    ("relay", {"global_loss_weight": 0, "consistency_weight": 0}),
+    ("relay", {"decoder": "progressive", "detach_consistency": True, "context_ratio": 3}),
+    ("relay", {"decoder": "segdeformer"}),
+    ("relay_swinv2", {}),
+    ("relay_swinv2", {"relay_update": "mean", "decoder": "one_step"}),
+    ("relay_swinv2", {"num_relay_tokens": 0, "decoder": "unet"}),
     ("segdeformer", {}),
     ("segdeformer", {"neck": "linear"}),
     ("segdeformer", {"neck": "segformer"}),
@@ -76,6 +92,11 @@ def batch(count=2, height=21, width=34, channels=3):
     return pixels, torch.randint(0, len(LABELS), (count, height, width))
 
 
+def label_axis(model):
+    """The axis of labels in the weight of the classifier, which is another one in transposed convolutions."""
+    return model.classifier.label_axes.get("weight", 0)
+
+
 def segment(model, *inputs, **options):
     with torch.no_grad():
         return model.eval()(*inputs, **options)
@@ -84,7 +105,8 @@ def segment(model, *inputs, **options):
 def test_any_image_size_gives_logits_at_the_stride(build):
     model = build()
     stride = model.config.logits_stride
-    patch = model.backbone.strides[0]  # logits cover whole cells of the finest feature map
+    # Logits cover whole cells of the finest feature map; those of tiles are cut where the image ends.
+    patch = stride if hasattr(model.config, "context_ratio") else model.backbone.strides[0]
     for size in SIZES:
         logits = segment(model, torch.randn(2, 3, *size)).logits
         assert logits.shape == (2, len(LABELS), *(ceil(side / patch) * patch // stride for side in size))
@@ -146,7 +168,8 @@ def test_new_labels_keep_the_rows_of_classes_with_equal_names(build, tmp_path):
     old.save_pretrained(tmp_path)
     new = type(old).from_pretrained(tmp_path, id2label={0: "sky", 1: "car", 2: "road", 3: "dog"})
     assert new.config.num_labels == 4
-    torch.testing.assert_close(new.classifier.weight[[0, 2]], old.classifier.weight[[1, 0]])
+    rows, old_rows = (model.classifier.weight.movedim(label_axis(model), 0) for model in (new, old))
+    torch.testing.assert_close(rows[[0, 2]], old_rows[[1, 0]])
     torch.testing.assert_close(new.backbone.state_dict(), old.backbone.state_dict())
 
 
@@ -292,7 +315,8 @@ def test_hidden_states_are_the_patches_and_every_stage(build):
     states = segment(model, pixels, output_hidden_states=True).hidden_states
     encoder = getattr(model.config, "backbone_config", model.config)
     has_patches = encoder.model_type != "segformer"  # of which transformers gives the stages alone
-    assert len(states) == has_patches + len(encoder.depths)
+    is_plain = getattr(encoder, "encoder_type", None) == "vit"  # whose blocks all have the same grid
+    assert len(states) == has_patches + (sum if is_plain else len)(encoder.depths)
     assert segment(model, pixels).hidden_states is None
 
 
@@ -322,7 +346,7 @@ def own_options(name):
     return [
         field.name
         for field in dataclasses.fields(config)
-        if field.name not in inherited | {"logits_stride"} | CLASSIFIER_OPTIONS.get(name, set())  # no choice
+        if field.name not in inherited | {"logits_stride"} | SHOWN_ELSEWHERE.get(name, set())  # no choice
         and not field.name.startswith("_")
     ]
 

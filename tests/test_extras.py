@@ -55,7 +55,9 @@ def import_without(monkeypatch, package, *modules):
 def test_every_imported_package_is_required_or_belongs_to_an_extra():
     imported = {PACKAGES.get(name, name).lower().replace("_", "-") for name in imported_packages()}
     required = names(PROJECT["dependencies"])
-    optional = names(EXTRAS["detection"] + EXTRAS["lora"] + EXTRAS["tiff"]) - {"imagecodecs"}  # for tifffile
+    optional = names(EXTRAS["detection"] + EXTRAS["geo"] + EXTRAS["lora"] + EXTRAS["tiff"]) - {
+        "imagecodecs"
+    }  # for tifffile
     assert imported - required == optional
 
 

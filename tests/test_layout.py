@@ -42,7 +42,7 @@ NEVER_EXPORTED = {
 }  # need further packages, and no model or processor needs them
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
 LEVEL_2 = {
-    *("pretrained", "pretrained_backbones", "auto_classes", "decoders"),
+    *("pretrained", "pretrained_backbones", "auto_classes", "decoders", "two_scale"),
     *("backbones", "backbone_building", "backbone_info"),
 }  # and modeling_*
 VAGUE_NAMES = re.compile(r"^(utils?|misc|common|helpers?)$|_(utils?|v\d+)$")

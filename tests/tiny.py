@@ -12,12 +12,16 @@ from transformers import (
 )
 
 from contextseg import (
+    CaswitConfig,
+    CaswitForSemanticSegmentation,
     CswinConfig,
     CswinForSemanticSegmentation,
     GlamSwinConfig,
     GlamSwinForSemanticSegmentation,
     MaformerConfig,
     MaformerForSemanticSegmentation,
+    RelayConfig,
+    RelayForSemanticSegmentation,
     SegDeformerConfig,
     SegDeformerForSemanticSegmentation,
 )
@@ -86,6 +90,50 @@ def tiny_cswin_unet(**overrides) -> CswinForSemanticSegmentation:
     return tiny_cswin(**{**UNET, "upsampling": "expand", **overrides})
 
 
+def tiny_caswit(**overrides) -> CaswitForSemanticSegmentation:
+    options = {
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+        "crop_size": 16,
+        "gate": "dynamic",  # open from the start, so that claims reach the context
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return CaswitForSemanticSegmentation(CaswitConfig(**{**options, **overrides}))
+
+
+def tiny_relay(**overrides) -> RelayForSemanticSegmentation:
+    options = {
+        "encoder_type": "vit",
+        "patch_size": 4,
+        "embed_dim": 8,
+        "depths": (2,),
+        "num_heads": (2,),
+        "num_relay_tokens": 2,
+        "drop_path_rate": 0.0,
+        "crop_size": 16,
+        "decoder_hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "id2label": LABELS,
+    }
+    return RelayForSemanticSegmentation(RelayConfig(**{**options, **overrides}))
+
+
+def tiny_relay_swinv2(**overrides) -> RelayForSemanticSegmentation:
+    options = {
+        "encoder_type": "swinv2",
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window_size": 2,
+        "decoder": "upernet",
+    }
+    return tiny_relay(**{**options, **overrides})
+
+
 def tiny_segdeformer(**overrides) -> SegDeformerForSemanticSegmentation:
     options = {
         "backbone_config": tiny_mit(),
@@ -142,13 +190,16 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "maformer_unet": tiny_maformer_unet,
     "cswin": tiny_cswin,
     "cswin_unet": tiny_cswin_unet,
+    "caswit": tiny_caswit,
+    "relay": tiny_relay,
+    "relay_swinv2": tiny_relay_swinv2,
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
 }
 
 # Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
-REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer")
+REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer", "caswit")
 
 OTHER_UPSAMPLING = {
     "upsampling": UNET,
@@ -241,6 +292,23 @@ OTHER_VALUES["cswin"] = {
     "stripe_padding": "official",
     "decoder": "semantic_fpn",
 }
+OTHER_VALUES["caswit"] = {
+    **{
+        option: other
+        for option, other in OTHER_VALUES["glam_swin"].items()
+        if not option.startswith("global_")
+    },
+    "context_ratio": 3,
+    "crop_size": 24,
+    "gate": "none",
+    "fusion_mlp_ratio": 0.0,
+    "fusion_feeds_next_stage": False,
+    "tie_encoders": True,
+    "kv_pooling": {"kv_pooling": (4, 1), "initializer_range": 0.2},
+    "context_loss_weight": 0.0,
+}
+for option in ("num_global_tokens", "use_global_attention", "pretrain_image_size"):
+    del OTHER_VALUES["caswit"][option]
 OTHER_MINING = {
     "neck": "linear",
     "use_internal_context": False,
@@ -262,6 +330,57 @@ OTHER_VALUES["segdeformer"] = {
     "auxiliary_hidden_size": {"auxiliary_hidden_size": 16, "use_auxiliary_head": True},
     "auxiliary_loss_weight": {"auxiliary_loss_weight": 1.0, "use_auxiliary_head": True},
 }
+OTHER_SCALES = {
+    "num_channels": 4,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "mlp_ratio": 2.0,
+    "drop_path_rate": 0.5,
+    "initializer_range": 0.1,
+    "layer_norm_eps": 0.1,
+    "num_relay_tokens": 3,
+    "relay_update": {"relay_update": "mean", "initializer_range": 0.2},
+    "context_ratio": 2,
+    "crop_size": 8,
+    "share_patch_embedding": True,
+    "global_loss_weight": 1.0,
+    "consistency_weight": 1.0,
+}
+OTHER_VALUES["relay"] = {
+    **OTHER_SCALES,
+    "encoder_type": {"encoder_type": "swinv2", "window_size": 2},
+    "depths": (1,),
+    "num_heads": {"num_heads": (4,), "initializer_range": 0.2},
+    "window_size": {"encoder_type": "swinv2", "window_size": 2},
+    "pretrained_window_sizes": {
+        "encoder_type": "swinv2",
+        "window_size": 2,
+        "pretrained_window_sizes": (4,),
+        "initializer_range": 0.2,
+    },
+    "share_blocks": False,
+    "decoder": "progressive",
+    "decoder_hidden_size": {"decoder": "upernet", "decoder_hidden_size": 16},
+    "use_auxiliary_head": {"decoder": "semantic_fpn", "use_auxiliary_head": True},
+    "auxiliary_hidden_size": {"decoder": "upernet", "auxiliary_hidden_size": 16},
+    "auxiliary_loss_weight": {"decoder": "upernet", "auxiliary_loss_weight": 1.0},
+    **{
+        option: value
+        for option, value in OTHER_DECODING.items()
+        if option not in ("decoder_hidden_size", *OTHER_UNET)
+    },
+}
+OTHER_VALUES["relay_swinv2"] = {
+    **OTHER_SCALES,
+    **OTHER_DECODING,
+    "encoder_type": {"encoder_type": "vit", "depths": (2,), "num_heads": (2,), "decoder": "one_step"},
+    "depths": (2, 1),
+    "num_heads": {"num_heads": (2, 2), "initializer_range": 0.2},
+    "window_size": 4,
+    "pretrained_window_sizes": (4, 4),
+    "share_blocks": {"encoder_type": "vit", "depths": (2,), "num_heads": (2,), "share_blocks": False},
+    "decoder": "unet",
+}
 for family, upsampling in {"glam_swin": "expand", "maformer": "expand", "cswin": "nonlocal_global"}.items():
     OTHER_VALUES[f"{family}_unet"] = {**OTHER_VALUES[family], **OTHER_UNET, "upsampling": upsampling}
 OTHER_VALUES["segdeformer_unet"] = {**OTHER_VALUES["segdeformer"]}
@@ -274,7 +393,9 @@ for values in OTHER_VALUES.values():  # these two speak of one decoder, which ev
     for option, other in (("attention_loss_weight", 1.0), ("reduction_ratio", 2)):
         values[option] = {option: other, "decoder": "segdeformer", "decoder_hidden_size": 8}
 
-# Options that only the family's classifier reads; its own test file shows what they change.
-CLASSIFIER_OPTIONS = dict.fromkeys(
-    ("maformer", "maformer_unet"), {"use_token_labels", "token_label_loss_weight"}
-)
+# Options that change neither the weights nor the loss of a segmenter, but its gradient, or only the family's
+# classifier; its own test file shows what.
+SHOWN_ELSEWHERE = {
+    **dict.fromkeys(("maformer", "maformer_unet"), {"use_token_labels", "token_label_loss_weight"}),
+    **dict.fromkeys(("relay", "relay_swinv2"), {"detach_consistency"}),
+}

@@ -137,7 +137,7 @@ def scored(
     quiet_unless_first(accelerator)
     started = time.perf_counter()
     loaded = loader(data, processor, accelerator, arguments.workers, (Exception,))
-    images = progress(loaded, unit="batch", disable=not accelerator.is_main_process)
+    images = progress(loaded, unit="batch")
     failed = UnreadableImages(skip=True, quiet=True)
     with telling(lambda: f"{name_of(accelerator)}No results were written."):
         scores = score(model.to(accelerator.device), failed.filter(images), accelerator)

@@ -87,6 +87,8 @@ def grad_cam_explanation(model: PreTrainedModel, text: str, window: Sequence[int
             region = torch.zeros_like(mask, dtype=torch.bool)
             region[position[1], position[0]] = True
             label, where = int(mask[region]), " at the cross"
+            if label >= len(names):
+                raise ValueError(f"--grad-cam {text} is a pixel without data. Choose another one.")
         heat = resized(windowed_grad_cam(model, pixel_values, label, region, window), image)
         return heat_picture(image, heat, f"{names[label]}{where}, Grad-CAM", position=position, low=0.0)
 

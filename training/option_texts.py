@@ -6,6 +6,7 @@ Most are called with the text and, for their messages, the name of the option; a
 import ast
 import json
 import math
+import re
 from typing import Any
 
 from ..configuration.ranges import Range, check_number, shown, whole
@@ -14,6 +15,8 @@ from ..processing.plain_text import one_line
 LONGEST = 80  # characters of an option in a message
 SIDE = whole(1, 32768)  # pixels of a crop, a window or a resized image
 SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
+MEMORY = Range(minimum=256 << 20, maximum=1 << 50)
+BYTES = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*((?:[kmgt]i?)?b?)", re.IGNORECASE)
 FACTOR = Range(above=0, maximum=1000)
 
 
@@ -85,6 +88,23 @@ def part_and_factor(text: str, option: str = "--lr-factor") -> tuple[str, float]
         )
     check_number(f"the factor of {option} {text}", factor, Range(minimum=0, maximum=1e6))
     return part, factor
+
+
+def byte_count(text: str, option: str = "--memory") -> int:
+    """Parses an amount of memory: `"500MB"` -> 500,000,000, `"1.5GiB"` -> 1,610,612,736, `"2000000000"` -> that.
+
+    Raises ValueError for anything else, and for amounts below 256 MiB.
+    """
+    found = BYTES.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(
+            f"{option} {one_line(text, LONGEST)} is not an amount of memory. Write for example 500MB, 2GB or 1.5GiB."
+        )
+    unit = found[2].lower()
+    base = 1024 if "i" in unit else 1000
+    count = float(found[1]) * base ** " kmgt".index(unit.rstrip("ib")[:1] or " ")
+    check_number(f"{option} {text}, in bytes,", count, MEMORY)
+    return int(count)
 
 
 def milestone(text: str, option: str = "--milestones") -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ..configuration.ranges import Range, check_number, shown, whole
 from .option_texts import (
     SIDE,
+    byte_count,
     factors,
     height_and_width,
     integers,
@@ -83,6 +84,7 @@ PARSERS = {
     "explain": parse_position,
     "lr_factor": part_and_factor,
     "max_image_size": height_and_width,
+    "memory": byte_count,
     "milestones": milestone,
     "scales": factors,
     "shorter_side": shorter_sides,

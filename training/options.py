@@ -68,7 +68,7 @@ class ModelOptions:
 
     model: str | None = option(
         None,
-        "model type: glam_swin, segdeformer, maformer, cswin, mask_rcnn (for detection), or a type of transformers "
+        "model type: glam_swin, segdeformer, maformer, cswin, relay, mask_rcnn (for detection), or a type of transformers "
         "(default: the one that --init-from holds or can start; without it glam_swin, for detection mask_rcnn)",
     )
     preset: str | None = option(

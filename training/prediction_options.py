@@ -1,6 +1,7 @@
 """Options of `contextseg-predict`. Nothing heavy is imported here, so that `--help` answers at once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .command_line import MODEL_HELP, CommandOptions, option, positional
 from .inference_options import InferenceOptions
@@ -20,13 +21,26 @@ class PredictArguments(CommandOptions, PixelOptions, InferenceOptions):
         False,
         "also write the images overlaid with class colors, or with objects, to overlays/ in the output folder",
     )
+    polygons: bool = option(
+        False,
+        "also write the areas of the classes to polygons/: GeoJSON in longitude and latitude, in pixels for images "
+        "without coordinates",
+    )
+    polygons_crs: Literal["wgs84", "scene"] = option(
+        "wgs84", "coordinates of the polygons: longitude and latitude, or those of the raster"
+    )
+    memory: str = option(
+        "2GB",
+        "most memory besides the model for a raster, such as 500MB, 2GB or 1.5GiB; the result does not depend on it",
+        metavar="SIZE",
+    )
     threshold: float = option(0.5, "a detector writes objects with a score above this")
     confidence: bool = option(
-        False, "also write the probability of the predicted class to confidence/: 16-bit PNG, 65535 is 1"
+        False, "also write the probability of the predicted class to confidence/: 16 bits, 65535 is 1"
     )
     entropy: bool = option(
         False,
-        "also write the entropy divided by log K to entropy/: 16-bit PNG, 65535 is 1 (all classes equally likely)",
+        "also write the entropy divided by log K to entropy/: 16 bits, 65535 is 1 (all classes equally likely)",
     )
     probabilities: bool = option(
         False, "also write the probabilities of all K classes to probabilities/: .npy, float16 (K, H, W)"

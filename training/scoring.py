@@ -106,7 +106,7 @@ def count_or_name(
     def note(error: Exception, name: str) -> None:
         failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
 
-    shown = progress(images, unit="image", disable=not accelerator.is_main_process)
+    shown = progress(images, unit="image")
     who = name_of(accelerator)
     with telling(lambda: f"{who}{shown.n} of {len(images)} images were scored; no results were written."):
         count(model, failed.filter(shown), metrics, inference, on_error=note)

@@ -3,6 +3,7 @@
 Each process works on its share alone, for as long as it takes; the processes talk before and after it.
 """
 
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,9 @@ def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
             decision[0] = decide()
         except Exception as error:
             decision[1] = error
+        if decision[1] is not None and not can_be_sent(decision[1]):
+            decision[1] = RuntimeError(f"{type(decision[1]).__name__}: {decision[1]}")
+    wait_for_all(accelerator)
     result, error = broadcast_object_list(decision)
     if error is not None:
         raise error
@@ -51,6 +55,20 @@ def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
     """The items of this process: every n-th of n processes, so that neighbors, often of one size, are spread."""
     return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def consecutive_share(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
+    """The items of this process where neighbors share work: one run of them, as long as those of others or one longer."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
+
+
+def can_be_sent(error: Exception) -> bool:
+    """Whether an error can be pickled and built again: not if its class takes other arguments than its message."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
 
 
 def gathered(accelerator: Accelerator, numbered: Iterable[tuple[int, T]]) -> list[T]:

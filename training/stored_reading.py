@@ -8,17 +8,29 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..processing.data.class_table import ClassTable
 from ..processing.image_processor_options import REDUCED_LABELS
 from .models import channels_of, class_names
+from .option_texts import height_and_width
 from .reading_options import PixelOptions, ReadingOptions, RgbOptions, reading_names
 from .records import read_json
 
 
-def reading_of_run(run: str) -> ReadingOptions:
-    """Returns the options with which the data of a run was read, from its `run.json`; none for other models."""
+def options_of_run(run: str) -> dict[str, Any]:
+    """Returns all options of a run, from its `run.json`; none for other models."""
     folder = Path(run)
     record = next(
         (place / "run.json" for place in (folder, folder.parent) if (place / "run.json").is_file()), None
     )
-    stored = read_json(record).get("arguments", {}) if record else {}
+    return read_json(record).get("arguments", {}) if record else {}
+
+
+def crop_of_run(run: str) -> tuple[int, int] | None:
+    """Returns the (height, width) of the training samples of a run; None for other models."""
+    stored = options_of_run(run).get("crop_size")
+    return height_and_width(stored, "--crop-size") if isinstance(stored, str) else None
+
+
+def reading_of_run(run: str) -> ReadingOptions:
+    """Returns the options with which the data of a run was read, from its `run.json`; none for other models."""
+    stored = options_of_run(run)
     return ReadingOptions(**{name: stored.get(name) for name in reading_names()})
 
 

@@ -20,6 +20,7 @@ from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
 from ..processor_numbers import check_processor_numbers
+from ..raster_files import check_pair_grid, unlabeled_pixels
 from ..samples import MASK_COLUMNS, SCALE, VALUE_RANGE, check_sizes
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
@@ -87,7 +88,10 @@ class SegmentationData(Dataset, ABC):
         pair = self.sources(index)
         image, stored = self.read_image(pair.image), self.read_stored_mask(pair.mask)
         check_sizes(image_size(image), stored.shape[:2], pair.name)
+        check_pair_grid(pair.image, pair.mask, pair.name)
         mask = self.decoder.decode(stored, f"the mask of '{pair.name}'")
+        if (unlabeled := unlabeled_pixels(pair.image, self.num_channels)) is not None:
+            mask[unlabeled] = self.ignore_index
         scale = {VALUE_RANGE: SCALE} if isinstance(image, np.ndarray) and image.dtype.kind == "f" else {}
         return {"image": image, "mask": mask, "name": pair.name, **scale}
 

@@ -16,9 +16,11 @@ from ..image_opening import (
     read_orientation,
 )
 from ..image_reading import image_size, read_stored
+from ..label_maps import NO_LABEL, without_label
 from ..mask_encoding import encoding_of
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError, has_other_colors
+from ..raster_files import check_pair_grid
 from ..samples import check_sizes
 from ..value_ranges import OUTLIERS, StoredValues, UnknownRangeError, values_of
 from .datasets import SegmentationData
@@ -71,6 +73,7 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
         return Finding(name, unreadable=reason(error, name))
     try:
         check_sizes(size, mask.shape[:2], name)
+        check_pair_grid(pair.image, pair.mask, name)
     except ValueError as error:
         return finding._replace(mismatch=str(error))
     return finding._replace(doubts=tuple(doubts_of(dataset, pair, finding)))
@@ -122,7 +125,10 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def count_values(mask: np.ndarray) -> dict[int, int]:
-    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB."""
+    """(H, W) ids or (H, W, 3) colors -> number of pixels by id or by 0xRRGGBB, and of those with `NO_LABEL`."""
+    if (absent := without_label(mask)) is not None:
+        counts = count_values(mask[~absent][None]) if not absent.all() else {}
+        return counts | {NO_LABEL: int(absent.sum())}
     if mask.ndim == 3:
         red, green, blue = np.moveaxis(mask.astype(np.int32), -1, 0)
         mask = red << 16 | green << 8 | blue

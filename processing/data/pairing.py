@@ -9,7 +9,7 @@ import numpy as np
 
 from ..image_files import image_files, same_name, subfolders
 from ..image_reading import Source
-from ..label_maps import EQUAL_CHANNELS
+from ..label_maps import EQUAL_CHANNELS, NO_LABEL
 from ..mask_reading import read_mask
 from ..plain_text import one_line
 from .class_table import FILE_NAME, example
@@ -153,7 +153,7 @@ def propose_table(sources: Sequence[Source]) -> Proposal:
         if all(mask.ndim == 3 and (mask == mask[..., :1]).all() for mask in masks):
             return Proposal(colors, f"The masks are RGB images without colors: {EQUAL_CHANNELS}")
         return Proposal(colors, "The masks contain colors, not class ids: give the color of each class.")
-    ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
+    ids = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)) - {NO_LABEL})
     if ids == [0, 255]:
         proposal = '{"classes": ["background", "object"], "label_map": {"0": 0, "255": 1}}'
     else:

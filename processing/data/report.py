@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..failures import telling
-from ..label_maps import EQUAL_CHANNELS, LabelMap
+from ..label_maps import EQUAL_CHANNELS, NO_LABEL, LabelMap
 from ..plain_text import one_line
 from ..progress import progress as progress_of
 from ..value_ranges import StoredValues
@@ -228,7 +228,9 @@ def add_pixels(report: CheckReport, finding: Finding, decoder: LabelMap) -> None
     """Adds the pixels of one mask to those of its classes."""
     known = decoder.colors if finding.is_colored else decoder.ids
     shown = set()
-    for value, pixels in finding.pixels_by_id.items():
+    counts = dict(finding.pixels_by_id)
+    report.ignored_pixels += counts.pop(NO_LABEL, 0)
+    for value, pixels in counts.items():
         stored = f"#{value:06x}" if finding.is_colored else str(value)
         report.stored_ids[stored] += pixels
         if value not in known:
@@ -248,8 +250,7 @@ def conclude(report: CheckReport, dataset: SegmentationData) -> None:
         place.append(f"{len(report.unreadable)} unreadable: " + " ".join(report.unreadable[:3]))
     if report.mismatches:
         report.problems.append(
-            f"{len(report.mismatches)} masks differ in size from their image: "
-            + " ".join(report.mismatches[:3])
+            f"{len(report.mismatches)} masks do not fit their image: " + " ".join(report.mismatches[:3])
         )
     if report.contradictions:
         report.problems.append(

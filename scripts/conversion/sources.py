@@ -9,6 +9,7 @@ from ...configuration.configuration_glam_swin import GlamSwinConfig
 from ...modeling.renaming import read_weights
 from .cswin_official import cswin_from_official
 from .glam_official import glam_swin_from_official
+from .relay_official import relay_from_official
 from .segdeformer_official import segdeformer_from_official
 from .swin import glam_swin_from_transformers
 
@@ -19,7 +20,7 @@ def converted(
     """Builds our model with the weights of a source.
 
     Args:
-        source: "cswin-official", "glam-official", "segdeformer-official" or "swin".
+        source: "cswin-official", "glam-official", "relay-official", "segdeformer-official" or "swin".
         weights: A file of weights; for "swin" a folder or a name on the Hub.
         arguments: The authors' constructor arguments, or fields of our configuration, depending on the
             source.
@@ -43,6 +44,8 @@ def converted(
         )
     if source == "cswin-official":
         return cswin_from_official(read_weights(weights), arguments)
+    if source == "relay-official":
+        return relay_from_official(read_weights(weights), arguments)
     return glam_swin_from_official(read_weights(weights), arguments, max_image_size)
 
 

@@ -5,11 +5,27 @@ from typing import get_args, get_origin
 import pytest
 from cases import each
 
-from contextseg import CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, SegDeformerConfig
+from contextseg import (
+    CaswitConfig,
+    CswinConfig,
+    GlamSwinConfig,
+    MaformerConfig,
+    MaskRcnnConfig,
+    RelayConfig,
+    SegDeformerConfig,
+)
 from contextseg.configuration.field_rules import FIELD_RANGES, own_fields
 from contextseg.configuration.ranges import Range, whole
 
-CONFIGS = [CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, SegDeformerConfig]
+CONFIGS = [
+    CaswitConfig,
+    CswinConfig,
+    GlamSwinConfig,
+    MaformerConfig,
+    MaskRcnnConfig,
+    RelayConfig,
+    SegDeformerConfig,
+]
 NAN, INF = float("nan"), float("inf")
 
 

@@ -14,7 +14,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from contextseg import Inference, SegmentationImageProcessor, SegmentationImageProcessorPil
 from contextseg.benchmarks.measuring import peak_memory
-from contextseg.processing.inference import logits_stride
+from contextseg.processing.image_windows import logits_stride
 
 SIZES = [(1, 1), (1, 40), (23, 7), (64, 96), (61, 83)]
 

@@ -5,6 +5,7 @@ import torch
 from cases import each
 
 from contextseg.processing.tiling import (
+    Grid,
     RowReader,
     blended_rows,
     constant_weights,
@@ -16,12 +17,13 @@ from contextseg.processing.tiling import (
 def blended(values, window, steps, weights):
     """(K, G...) cut into windows and put together again, and the rows of each piece."""
     starts = [window_starts(n, w, step) for n, w, step in zip(values.shape[1:], window, steps, strict=True)]
+    grid = Grid(tuple(values.shape[1:]), window, starts, (0,) * len(window), weights(window))
 
     def predict(places):
         for place in places:
             yield values[(slice(None), *(slice(p, p + w) for p, w in zip(place, window, strict=True)))]
 
-    pieces = list(blended_rows(values.shape[1:], starts, weights(window), predict))
+    pieces = list(blended_rows(grid, predict))
     return torch.cat(pieces, dim=1), [piece.shape[1] for piece in pieces]
 
 
@@ -61,10 +63,8 @@ def test_rows_leave_as_soon_as_no_window_touches_them():
 
 
 def test_overlapping_windows_count_by_their_weights():
-    starts = [window_starts(3, 2, 1)]
-    pieces = blended_rows(
-        (3,), starts, torch.tensor([1.0, 3.0]), lambda _: [torch.full((1, 2), next(values))]
-    )
+    grid = Grid((3,), (2,), [window_starts(3, 2, 1)], (0,), torch.tensor([1.0, 3.0]))
+    pieces = blended_rows(grid, lambda _: [torch.full((1, 2), next(values))])
     values = iter([10.0, 20.0])
     assert torch.cat(list(pieces), 1).tolist() == [[10.0, (3 * 10 + 20) / 4, 20.0]]
 

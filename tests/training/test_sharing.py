@@ -7,14 +7,17 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from coco_shapes import write_shapes
-from launched import launch
+from launched import finished, launch
+from PIL import Image
 from task_models import save_classifier, save_detector, write_class_folders
 from tiny import tiny_glam_swin
 
 from contextseg import SegmentationImageProcessor
+from contextseg.processing.raster_segmentation import RasterSegmentation
 from contextseg.scripts.predict import main as predict
 
 UNLUCKY = str(Path(__file__).resolve().parents[1] / "predict_on_cpus.py")
@@ -58,6 +61,28 @@ def test_two_processes_write_the_files_of_one_and_report_once(save, tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert output.count("4 of 5 images") == output.count("image2.png' is empty, damaged") == 1, output[-4000:]
+    assert_same_files(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.processes
+def test_two_processes_divide_a_large_raster_and_go_on_after_a_stop(tmp_path):
+    """The only image has 11 rows of windows; a third of them are done before."""
+    pytest.importorskip("rasterio")
+    model = save_segmenter(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 255, (192, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scene.tif")
+    options = ["--window", "32", "--confidence", "--cpu", "--output"]
+    command = [str(model), str(tmp_path / "scene.tif"), *options]
+    assert predict([*command, str(tmp_path / "one")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RasterSegmentation, "finish", lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            predict([*command, str(tmp_path / "two")])
+    parts = sorted((tmp_path / "two" / "scene.parts").glob("0*"))
+    assert len(parts) == 22  # masks and maps
+    for part in parts[6:]:
+        part.unlink()
+    finished(launch("ddp.yaml", [*PREDICT, *command, str(tmp_path / "two")]))
     assert_same_files(tmp_path / "one", tmp_path / "two")
 
 

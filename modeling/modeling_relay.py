@@ -1,0 +1,48 @@
+"""Relay tokens (Perron et al., "Adapting Vision Transformers to Ultra-High Resolution Semantic Segmentation with Relay
+Tokens", TMLR 2026): a sharp local crop and its wide context pass the same blocks, and a few learned tokens carry
+information from one to the other.
+
+The context is supervised within the footprint of the local crop only, as in the authors' code, also with what the
+local crop itself predicts (`scale_losses.py`). The order in which a block updates the tokens is that of the paper;
+`relay_update="mean"` is that of their published ViT and SwinV2.
+
+Legend: B batch, K labels, C channels, s side of both crops.
+"""
+
+from torch import Tensor
+
+from ..configuration.configuration_relay import RelayConfig
+from .modeling_relay_backbone import RelayBackbone, RelayPreTrainedModel
+from .scale_losses import scale_losses
+from .two_scale import PairScores, TwoScaleSegmentationModel
+
+
+class RelayForSemanticSegmentation(TwoScaleSegmentationModel, RelayPreTrainedModel):
+    """ViT or Swin V2 with relay tokens and any decoder, by default one transposed convolution.
+
+    `forward` takes pairs of crops, or whole images, which it cuts into tiles with their contexts. Decoder and
+    classifier serve both crops; the logits of the contexts are computed for the loss only, which does not need
+    `context_labels`.
+
+    Args:
+        config: Configuration of encoder, decoder and loss; `num_labels` or `id2label` sets the classes.
+    """
+
+    def __init__(self, config: RelayConfig) -> None:
+        super().__init__(config, RelayBackbone(config))
+
+    def context_loss(self, scores: PairScores, labels: Tensor, context_labels: Tensor | None) -> Tensor:  # noqa: ARG002
+        """Logits of all pairs, (B, s, s), not used -> scalar, the weighted losses of the context's logits."""
+        config = self.config
+        losses = scale_losses(
+            scores.local,
+            scores.context,
+            labels,
+            ratio=config.context_ratio,
+            ignore_index=config.semantic_loss_ignore_index,
+            detach_consistency=config.detach_consistency,
+        )
+        return config.global_loss_weight * losses.context + config.consistency_weight * losses.consistency
+
+
+__all__ = ["RelayForSemanticSegmentation"]

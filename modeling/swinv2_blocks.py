@@ -1,0 +1,219 @@
+"""Blocks of Swin V2 whose windows may hold extra tokens (Liu et al., "Swin Transformer V2", CVPR 2022).
+
+Attention is by cosine similarity with a learned temperature for each head, positions enter through a small network
+(the continuous position bias), and norms come after attention and MLP. Extra tokens join every window: the same for
+all windows (relay tokens; each window updates a copy, and the copies are averaged), or other ones in each. They have
+no position bias and no shift mask.
+
+Grids that windows do not divide are shifted first and zero-padded after, as in timm and the code of the relay
+tokens' authors; transformers' Swinv2 pads first. Without padding, both are the same.
+
+Legend: B batch, h, w height and width of the grid, C channels, W windows, N tokens of a window, E extra tokens.
+"""
+
+from math import log, log2
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import Attention, attend, split_heads
+from .blocks import DropPath, Mlp, in_slices
+from .patches import PatchMerge
+from .positions import relative_position_index
+from .windows import Windows, crop, merge, pad, partition, plan_windows, roll
+
+SMALLEST_NORM = 1e-6  # of a query or key; padded keys are exactly 0
+MOST_SCALE = 100.0
+POSITION_WIDTH = 512  # hidden channels of the continuous position bias
+FURTHEST = 8.0  # coordinate of the furthest offset in a window, before the logarithm
+MOST_BIAS = 16.0
+
+
+class SwinV2Sizes(NamedTuple):
+    """Sizes of the blocks of one stage."""
+
+    dim: int
+    num_heads: int
+    window: tuple[int, int]
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-5
+    pretrained_window: tuple[int, int] | None = None
+
+
+class WindowCut(NamedTuple):
+    """The partition of a grid into windows, and the mask (W, N, N) or None that keeps apart what is not adjacent."""
+
+    windows: Windows
+    shift_mask: Tensor | None
+
+
+def cut_windows(features: Tensor, window: tuple[int, ...], shifted: bool) -> WindowCut:
+    """(B, h, w, C) -> the partition; along an axis that one window covers, it shrinks to the grid and never shifts."""
+    grid = tuple(features.shape[1:-1])
+    window = tuple(min(size, side) for size, side in zip(grid, window, strict=True))
+    windows = plan_windows(grid, window)
+    if shifted:
+        shift = tuple(0 if size <= side else side // 2 for size, side in zip(grid, window, strict=True))
+        windows = windows._replace(shift=shift)
+    return WindowCut(windows, padded_shift_mask(windows, features.device, features.dtype))
+
+
+def padded_shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """-> (W, N, N), additive: -100 between tokens of different regions; None without a shift.
+
+    Regions lie on the grid before padding; the padding belongs to the first of them, as in the authors' code.
+    """
+    if not any(windows.shift):
+        return None
+    regions = torch.zeros((), dtype=torch.long, device=device)
+    for axis, (size, side, shift) in enumerate(zip(windows.grid, windows.window, windows.shift, strict=True)):
+        place = torch.arange(size, device=device)
+        region = ((place >= size - side).long() + (place >= size - shift).long()) if shift else 0 * place
+        regions = 3 * regions.unsqueeze(-1) + region if axis else region
+    labels = partition(pad(regions[None, ..., None], windows), windows)[0, :, :, 0]
+    apart = labels[:, :, None] != labels[:, None, :]
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+
+
+def log_spaced_offsets(
+    window: tuple[int, ...], pretrained: tuple[int, ...] | None, device: torch.device
+) -> Tensor:
+    """-> (rows, axes), the offsets of a window in the order of `relative_position_index`, on a log scale."""
+    axes = []
+    for side, trained in zip(window, pretrained or window, strict=True):
+        offsets = torch.arange(1 - side, side, device=device, dtype=torch.float32)
+        axes.append(offsets * (FURTHEST / max(trained - 1, 1)))
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+    return offsets.sign() * torch.log2(offsets.abs() + 1.0) / log2(FURTHEST)
+
+
+class ContinuousPositionBias(nn.Module):
+    """Bias for each head and each offset between two positions, from a network that knows windows of any size."""
+
+    def __init__(self, num_heads: int, axes: int, pretrained_window: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.pretrained_window = pretrained_window
+        self.fc1 = nn.Linear(axes, POSITION_WIDTH)
+        self.fc2 = nn.Linear(POSITION_WIDTH, num_heads, bias=False)
+
+    def forward(self, window: tuple[int, ...]) -> Tensor:
+        """-> (heads, N, N), between 0 and 16."""
+        offsets = log_spaced_offsets(window, self.pretrained_window, self.fc1.weight.device)
+        table = MOST_BIAS * self.fc2(F.relu(self.fc1(offsets.to(self.fc1.weight.dtype)))).sigmoid()
+        index = relative_position_index(window, table.device)
+        return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+
+
+def unit_length(features: Tensor) -> Tensor:
+    """(..., d) -> the same shape, divided by their length; in float32 or wider, where the length cannot underflow."""
+    exact = torch.promote_types(features.dtype, torch.float32)
+    return F.normalize(features.to(exact), dim=-1, eps=SMALLEST_NORM)
+
+
+class CosineAttention(Attention):
+    """Attention by cosine similarity, with a learned temperature for each head; keys have no bias.
+
+    Args:
+        config: Read only for its attention implementation.
+        dim: Channels of all heads together.
+        num_heads: Number of heads; must divide `dim`.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int) -> None:
+        super().__init__(config, dim, num_heads)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.log_scale = nn.Parameter(torch.full((num_heads,), log(10.0)))
+
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B, N, C) -> (B, N, C), probabilities (B, heads, N, N) or None.
+
+        Args:
+            tokens: Tokens (B, N, C).
+            bias: Additive bias, broadcastable to (B, heads, N, N).
+        """
+        query, key, value = (
+            split_heads(features, self.head_dim)
+            for features in (self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens))
+        )
+        scale = self.log_scale.clamp(max=log(MOST_SCALE)).exp()[:, None, None]
+        query = unit_length(query) * (scale * self.head_dim**0.5)  # `attend` divides by this root
+        attended, probabilities = attend(
+            self, query.to(value.dtype), unit_length(key).to(value.dtype), value, bias
+        )
+        return self.o_proj(attended.flatten(-2)), probabilities
+
+    def reset_own_weights(self, _std: float) -> None:
+        init.constant_(self.log_scale, log(10.0))
+
+
+class SwinV2Block(GradientCheckpointingLayer):
+    """Attention in windows with extra tokens, then the MLP of all tokens; each with a norm after it."""
+
+    def __init__(self, config: PreTrainedConfig, sizes: SwinV2Sizes, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.position_bias = ContinuousPositionBias(
+            sizes.num_heads, len(sizes.window), sizes.pretrained_window
+        )
+        self.attention = CosineAttention(config, sizes.dim, sizes.num_heads)
+        self.norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
+        self.mlp = Mlp(sizes.dim, int(sizes.dim * sizes.mlp_ratio))
+        self.norm2 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, features: Tensor, extra_tokens: Tensor, window_cut: WindowCut) -> tuple[Tensor, Tensor]:
+        """(B, h, w, C), (B, E, C) for all windows or (B, W, E, C) -> the same shapes; E may be 0."""
+        tokens = joined(features, extra_tokens)
+        mixed = joined(*self.mix_within_windows(features, extra_tokens, window_cut))
+        tokens = tokens + self.drop_path(self.norm1(mixed))
+        tokens = tokens + self.drop_path(in_slices(self.feed_forward, tokens))
+        count = features.shape[1:-1].numel()
+        return tokens[:, :count].reshape(features.shape), tokens[:, count:].reshape(extra_tokens.shape)
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.norm2(self.mlp(tokens))
+
+    def mix_within_windows(
+        self, features: Tensor, extra_tokens: Tensor, window_cut: WindowCut
+    ) -> tuple[Tensor, Tensor]:
+        """(B, h, w, C), (B, E, C) or (B, W, E, C) -> the same shapes."""
+        windows = window_cut.windows
+        cut = partition(pad(roll(features, windows, -1), windows), windows)
+        batch, count, length, _ = cut.shape
+        is_shared = extra_tokens.ndim == 3
+        extra = extra_tokens[:, None].expand(-1, count, -1, -1) if is_shared else extra_tokens
+        context = torch.cat([cut, extra.to(cut.dtype)], dim=2).flatten(0, 1)
+        bias = self.attention_bias(window_cut, batch, extra.shape[2], context.dtype)
+        mixed = self.attention(context, bias)[0].unflatten(0, (batch, count))
+        features = roll(crop(merge(mixed[:, :, :length], windows), windows.grid), windows, 1)
+        extra = mixed[:, :, length:]
+        return features, extra.mean(dim=1) if is_shared else extra
+
+    def attention_bias(self, window_cut: WindowCut, batch: int, extra: int, dtype: torch.dtype) -> Tensor:
+        """-> (1 or B * W, heads, N + E, N + E), zero in rows and columns of extra tokens."""
+        bias = self.position_bias(window_cut.windows.window)[None]
+        if window_cut.shift_mask is not None:
+            bias = (bias + window_cut.shift_mask[:, None]).repeat(batch, 1, 1, 1)
+        return F.pad(bias, (0, extra, 0, extra)).to(dtype)
+
+
+def joined(features: Tensor, extra_tokens: Tensor) -> Tensor:
+    """(B, h, w, C), (B, E, C) or (B, W, E, C) -> (B, h * w + all extra tokens, C)."""
+    return torch.cat([features.flatten(1, -2), extra_tokens.flatten(1, -2)], dim=1)
+
+
+class PatchMergePostNorm(PatchMerge):
+    """Swin V2's patch merging, with the norm after the linear layer."""
+
+    def __init__(self, dim: int, axes: int, layer_norm_eps: float = 1e-5) -> None:
+        super().__init__(dim, axes, layer_norm_eps)
+        self.norm = nn.LayerNorm(2 * dim, eps=layer_norm_eps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, G..., C) -> (B, ceil(G / 2)..., 2 C)."""
+        return self.norm(self.reduction(self.neighbors(features)))

@@ -1,0 +1,128 @@
+"""How the bands of a raster file become channels and validity: alpha, masks, nodata, palettes, scale and offset tags."""
+
+from typing import Any
+
+import numpy as np
+
+from .image_opening import ImageReadError
+
+MOST_BLOCK_BYTES = 1 << 30  # a window needs whole blocks in memory
+
+
+class Bands:
+    """The bands of one file, and what their numbers mean.
+
+    Args:
+        dataset: rasterio's dataset.
+        num_channels: As of `open_raster`.
+        name: Name of the file in messages.
+
+    Attributes:
+        indices: Numbers of the bands that are channels, from 1.
+        dtype: Type of the pixels as they are read.
+        channels: Number of channels.
+
+    Raises:
+        ImageReadError: If the pixels are complex numbers, or blocks are too large.
+    """
+
+    def __init__(self, dataset: Any, num_channels: int | None, name: str) -> None:
+        check_blocks(dataset, name)
+        kinds = [kind.name for kind in dataset.colorinterp]
+        alpha = [band for band, kind in enumerate(kinds, 1) if kind == "alpha"]
+        takes_all = num_channels == dataset.count or len(alpha) == dataset.count
+        self.alpha = None if takes_all or not alpha else alpha[0]
+        self.indices = [band for band in dataset.indexes if takes_all or band not in alpha]
+        self.table, self.opaque = palette_of(dataset, self.indices, num_channels)
+        self.steps = np.array([dataset.scales[band - 1] for band in self.indices]).reshape(-1, 1, 1)
+        self.shifts = np.array([dataset.offsets[band - 1] for band in self.indices]).reshape(-1, 1, 1)
+        self.is_scaled = self.table is None and bool((self.steps != 1).any() or (self.shifts != 0).any())
+        self.largest = None if self.table is not None or self.is_scaled else largest_of_few_bits(dataset)
+        stored = np.result_type(*(dataset.dtypes[band - 1] for band in self.indices))
+        self.dtype = np.dtype(
+            np.float32 if self.is_scaled else np.uint8 if self.table is not None else stored
+        )
+        self.channels = len(self.indices) if self.table is None else self.table.shape[1]
+        self.masked = masked_bands(dataset, self.indices, bool(alpha))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all pixels are valid and the stored numbers are the pixels, up to palettes and few bits."""
+        return not self.masked and self.alpha is None and not self.is_scaled
+
+    def read(self, dataset: Any, window: Any) -> tuple[np.ndarray, np.ndarray]:
+        """A window as channels (C, h, w), and where it has data (h, w)."""
+        stored = dataset.read(self.indices, window=window)
+        valid = np.ones(stored.shape[1:], dtype=bool)
+        if self.masked:
+            valid &= (dataset.read_masks(self.masked, window=window) > 0).any(0)
+        if self.alpha is not None:
+            valid &= dataset.read(self.alpha, window=window) > 0
+        if stored.dtype.kind == "f":
+            valid &= np.isfinite(stored).all(0)
+        if self.table is not None:
+            index = np.minimum(stored[0].astype(np.int64), len(self.table) - 1)
+            return np.moveaxis(self.table[index], -1, 0), valid & self.opaque[index]
+        if self.is_scaled:
+            return (stored * self.steps + self.shifts).astype(np.float32), valid
+        if self.largest is not None:
+            return (stored.astype(np.uint16) * 255 // self.largest).astype(np.uint8), valid
+        return stored.astype(self.dtype, copy=False), valid
+
+
+def check_blocks(dataset: Any, name: str) -> None:
+    """Raises ImageReadError if the pixels are not real numbers, or need too much memory for a window."""
+    if not dataset.count:
+        parts = ", ".join(dataset.subdatasets[:5])
+        raise ImageReadError(
+            f"{name} has no bands of its own, but subdatasets: {parts}. Export one of them as GeoTIFF."
+        )
+    if dataset.subdatasets:
+        raise ImageReadError(
+            f"{name} has {len(dataset.subdatasets)} pages: {', '.join(dataset.subdatasets[:5])}. Export one of them as GeoTIFF, "
+            "for example with gdal_translate."
+        )
+    if any(kind.startswith("complex") for kind in dataset.dtypes):
+        raise ImageReadError(
+            f"{name} has pixels of type {dataset.dtypes[0]}, but a model takes real numbers. Export amplitude, or real and "
+            "imaginary part as two bands."
+        )
+    height, width = dataset.block_shapes[0]
+    size = np.dtype(dataset.dtypes[0]).itemsize * dataset.count
+    compressed = dataset.compression is not None
+    if compressed and height * width * size > MOST_BLOCK_BYTES:
+        raise ImageReadError(
+            f"{name} is compressed in blocks of {width}x{height} pixels, each of which must be decoded at once. Write it in tiles, "
+            "for example with gdal_translate -co TILED=YES."
+        )
+
+
+def palette_of(
+    dataset: Any, indices: list[int], num_channels: int | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The colors (N, 3) of a palette, gray (N, 1) if one channel is needed and all are gray; and which are not transparent."""
+    if len(indices) != 1 or dataset.colorinterp[indices[0] - 1].name != "palette":
+        return None, None
+    colors = dataset.colormap(indices[0])
+    table = np.zeros((max(colors) + 2, 4), dtype=np.uint8)  # the last: indices without a color
+    table[list(colors)] = list(colors.values())
+    table[-1] = 0, 0, 0, 255
+    is_gray = (table[:, :1] == table[:, :3]).all()
+    return table[:, : 1 if is_gray and num_channels == 1 else 3], table[:, 3] > 0
+
+
+def largest_of_few_bits(dataset: Any) -> int | None:
+    """The largest gray value of a file with fewer than 8 bits, which is white; None for others."""
+    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    return (1 << bits) - 1 if dataset.count == 1 and dataset.dtypes[0] == "uint8" and bits < 8 else None
+
+
+def masked_bands(dataset: Any, indices: list[int], has_alpha: bool) -> list[int]:
+    """The bands whose masks say where there are data: of a mask for all bands the first; none if all pixels have."""
+    flags = {band: {flag.name for flag in dataset.mask_flag_enums[band - 1]} for band in indices}
+    masked = [band for band in indices if "all_valid" not in flags[band]]
+    if has_alpha:  # the alpha band is read as what it is
+        masked = [band for band in masked if "alpha" not in flags[band]]
+    if len(masked) < len(indices):  # a band whose pixels are all valid
+        return []
+    return masked[:1] if all("per_dataset" in flags[band] for band in masked) else masked
