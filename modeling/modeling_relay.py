@@ -9,10 +9,14 @@ local crop itself predicts (`scale_losses.py`). The order in which a block updat
 Legend: B batch, K labels, C channels, s side of both crops.
 """
 
+import os
+from typing import Any, Self
+
 from torch import Tensor
 
 from ..configuration.configuration_relay import RelayConfig
 from .modeling_relay_backbone import RelayBackbone, RelayPreTrainedModel
+from .pretrained import library_module
 from .scale_losses import scale_losses
 from .two_scale import PairScores, TwoScaleSegmentationModel
 
@@ -30,6 +34,28 @@ class RelayForSemanticSegmentation(TwoScaleSegmentationModel, RelayPreTrainedMod
 
     def __init__(self, config: RelayConfig) -> None:
         super().__init__(config, RelayBackbone(config))
+
+    @classmethod
+    def from_backbone(cls, checkpoint: str | os.PathLike, revision: str = "main", **overrides: Any) -> Self:
+        """Starts from the weights of a Swin V2 or ViT of transformers, as the authors do.
+
+        Both crops get its patch embedding; relay tokens and decoder are newly initialized.
+
+        Args:
+            checkpoint: Local folder, or name on the Hub such as "microsoft/swinv2-small-patch4-window8-256".
+            revision: Branch, tag or commit on the Hub.
+            **overrides: Configuration fields to set, such as `id2label` or `num_relay_tokens`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint is neither a Swin V2 nor a ViT, or its tensors do not fit the model.
+            FileNotFoundError: If the checkpoint has no weights.
+            ImportError: If contextseg is not installed, in the code of a Hub repository.
+        """
+        checkpoints = library_module("modeling.relay_checkpoints")
+        return checkpoints.model_from_encoder(cls, checkpoint, revision, **overrides)
 
     def context_loss(self, scores: PairScores, labels: Tensor, context_labels: Tensor | None) -> Tensor:  # noqa: ARG002
         """Logits of all pairs, (B, s, s), not used -> scalar, the weighted losses of the context's logits."""

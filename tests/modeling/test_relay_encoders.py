@@ -1,16 +1,28 @@
 """The encoders of relay tokens: without tokens they are transformers' ViT and Swin V2, and only tokens link the crops."""
 
 import re
+from pathlib import Path
 
+import pytest
 import timm
 import torch
 from cases import each
 from torch import nn
-from transformers import Swinv2Backbone, Swinv2Config, ViTConfig, ViTModel
+from transformers import (
+    ConvNextConfig,
+    PreTrainedModel,
+    Swinv2Backbone,
+    Swinv2Config,
+    Swinv2ForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from contextseg.configuration.configuration_relay import RelayConfig
+from contextseg.modeling.modeling_relay import RelayForSemanticSegmentation
 from contextseg.modeling.modeling_relay_backbone import RelayBackbone
-from contextseg.modeling.renaming import RenamingTable, fill
+from contextseg.modeling.renaming import fill
 from contextseg.modeling.swinv2_blocks import SwinV2Block, SwinV2Sizes, cut_windows
 from contextseg.scripts.conversion.relay_official import SWINV2_BLOCK, flat_scales
 
@@ -22,39 +34,8 @@ VIT = {
     "patch_size": 8,
     "crop_size": 48,
 }
+TINY_VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
 SWINV2 = {"depths": (2, 2, 2), "num_heads": (1, 2, 2), "embed_dim": 8, "window_size": 4, "crop_size": 64}
-OF_VIT = RenamingTable(
-    renamed=(
-        (r"^embeddings\.patch_embeddings\.", "local_embed.patch_embed."),
-        (r"^embeddings\.position_embeddings$", "local_embed.position.table"),
-        (r"^(?:encoder\.)?layers?\.(\d+)\.", r"blocks.\1."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"\.attention\.(?:attention\.)?(q|k|v)\w*\.(weight|bias)$", r".attention.\1_proj.\2"),
-        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"\.output\.dense\.", ".mlp.fc2."),
-    ),
-    dropped=(r"cls_token", r"^layernorm\."),
-)
-OF_SWINV2 = RenamingTable(
-    renamed=(
-        (r"^embeddings\.patch_embeddings\.", "local_embed."),
-        (r"^embeddings\.norm\.", "local_embed.norm."),
-        (r"^encoder\.layers\.(\d+)\.downsample\.", r"merges.\1.patches."),
-        (r"^encoder\.layers\.", "stages."),
-        (r"\.attention\.self\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
-        (r"\.attention\.self\.logit_scale$", ".attention.log_scale"),
-        (r"\.attention\.self\.continuous_position_bias_mlp\.0\.", ".position_bias.fc1."),
-        (r"\.attention\.self\.continuous_position_bias_mlp\.2\.", ".position_bias.fc2."),
-        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"\.output\.dense\.", ".mlp.fc2."),
-    ),
-    dropped=(r"\.relative_(position_index|coords_table)$",),
-)
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -71,26 +52,21 @@ def backbone(options: dict, **changed) -> RelayBackbone:
     return randomized(RelayBackbone(RelayConfig(**options, **changed)))
 
 
-def local_only(options: dict, weights: dict) -> RelayBackbone:
-    """Our backbone without relay tokens, with the weights of another library."""
-    model = backbone(options, num_relay_tokens=0, share_patch_embedding=True)
-    fill(model.encoder, flat_scales(weights))
-    return model
+def local_only(theirs: PreTrainedModel, folder: Path, **options) -> RelayBackbone:
+    """Our backbone without relay tokens, with the weights of a model of transformers."""
+    theirs.save_pretrained(folder)
+    model = RelayForSemanticSegmentation.from_backbone(folder, num_relay_tokens=0, **options)
+    return model.backbone
 
 
 @torch.no_grad()
 @each("attention", ["eager", "sdpa"])
-def test_without_relay_tokens_vit_is_the_vit_of_transformers(attention):
-    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
+def test_without_relay_tokens_vit_is_the_vit_of_transformers(attention, tmp_path):
     theirs = ViTModel(
-        ViTConfig(**sizes, image_size=48, patch_size=8, layer_norm_eps=1e-6), add_pooling_layer=False
+        ViTConfig(**TINY_VIT, image_size=48, patch_size=8, layer_norm_eps=1e-6), add_pooling_layer=False
     )
     randomized(theirs)
-    weights = OF_VIT.apply(theirs.state_dict())
-    weights["local_embed.position.table"] = weights["local_embed.position.table"][
-        0, 1:
-    ]  # the first is the class token's
-    ours = local_only({**VIT, "layer_norm_eps": 1e-6, "attn_implementation": attention}, weights)
+    ours = local_only(theirs, tmp_path, crop_size=48, attn_implementation=attention)
     images = torch.randn(2, 3, 48, 48)
     tokens = theirs.embeddings.patch_embeddings(images) + theirs.embeddings.position_embeddings[:, 1:]
     for layer in getattr(theirs, "layers", None) or theirs.encoder.layer:
@@ -108,20 +84,46 @@ def test_without_relay_tokens_vit_is_the_vit_of_transformers(attention):
         "pretrained with other windows": ("sdpa", (6, 6, 3), (128, 192)),
     },
 )
-def test_without_relay_tokens_swinv2_is_that_of_transformers(attention, trained, size):
+def test_without_relay_tokens_swinv2_is_that_of_transformers(attention, trained, size, tmp_path):
     config = Swinv2Config(
         image_size=size, embed_dim=8, depths=[2, 2, 2], num_heads=[1, 2, 2], window_size=4, drop_path_rate=0.0,
         pretrained_window_sizes=trained or [0, 0, 0], out_features=["stage1", "stage2", "stage3"],
     )  # fmt: skip
     theirs = randomized(Swinv2Backbone(config))
-    weights = OF_SWINV2.apply(theirs.state_dict())
-    ours = local_only(
-        {**SWINV2, "pretrained_window_sizes": trained, "attn_implementation": attention}, weights
-    )
+    ours = local_only(theirs, tmp_path, attn_implementation=attention)
     images = torch.randn(2, 3, *size)
     states = ours(images, torch.randn_like(images), output_hidden_states=True).hidden_states[1:]
     for found, expected in zip(states, theirs(images).feature_maps, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_both_crops_and_blocks_start_from_a_checkpoint(tmp_path):
+    theirs = ViTForImageClassification(ViTConfig(**TINY_VIT, image_size=32, patch_size=8))
+    theirs.save_pretrained(tmp_path)
+    options = {"num_channels": 4, "crop_size": 48, "share_blocks": False, "num_labels": 3}
+    ours = RelayForSemanticSegmentation.from_backbone(tmp_path, **options).backbone.encoder
+    embeds = ours.local_embed, ours.context_embed
+    kernel = theirs.vit.embeddings.patch_embeddings.projection.weight
+    for embed in embeds:
+        torch.testing.assert_close(embed.patch_embed.projection.weight[:, :3], kernel * 0.75)
+        assert torch.equal(embed.position.table, embeds[0].position.table)
+        assert embed.position.table.shape == (36, 24)
+    for local, context in zip(ours.blocks.parameters(), ours.context_blocks.parameters(), strict=True):
+        assert torch.equal(local, context)
+
+
+def test_the_last_norm_of_swinv2_is_taken_over(tmp_path):
+    config = Swinv2Config(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    theirs = randomized(Swinv2ForImageClassification(config))
+    theirs.save_pretrained(tmp_path)
+    ours = RelayForSemanticSegmentation.from_backbone(tmp_path, decoder="upernet")
+    assert torch.equal(ours.backbone.pyramid["stage2"].weight, theirs.swinv2.layernorm.weight)
+
+
+def test_only_swinv2_and_vit_start_relay_tokens(tmp_path):
+    ConvNextConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'convnext'. Relay tokens start from a Swin V2"):
+        RelayForSemanticSegmentation.from_backbone(tmp_path)
 
 
 @torch.no_grad()
