@@ -48,6 +48,7 @@ PURPOSES = {
     DETECTION: "object detection",
     FEATURES: "image features",
 }
+MASKED = "ForMaskedImageModeling"  # end of the names of models for pretraining
 DECODERS = {
     "upernet": "UPerNet",
     "unet": "Unet",
@@ -86,7 +87,7 @@ def sections(
         paragraphs.append(example_paragraph(markdown_text(example), has_prediction))
     paragraphs += [
         "## Use",
-        f"```python\n{USE[task].format(repository=repository)}\n```",
+        f"```python\n{use(config, task, repository)}\n```",
         about_code(repository),
     ]
     paragraphs += ["## Scores", *score_paragraphs(scores)]
@@ -98,6 +99,16 @@ def sections(
     if config["model_type"] in PAPERS:
         paragraphs += ["## Citation", f"```bibtex\n{PAPERS[config['model_type']]}\n```"]
     return paragraphs
+
+
+def use(config: Mapping[str, Any], task: str, repository: str) -> str:
+    """The lines that open and use the model."""
+    text = USE[task].format(repository=repository)
+    return text.replace("AutoModel", f"AutoModel{MASKED}") if is_masked(config) else text
+
+
+def is_masked(config: Mapping[str, Any]) -> bool:
+    return config["architectures"][0].endswith(MASKED)
 
 
 def example_paragraph(title: str, has_prediction: bool) -> str:
@@ -118,7 +129,8 @@ def introduction(config: Mapping[str, Any], task: str) -> str:
     if task == SEGMENTATION and decoder and decoder != title:
         title = f"{title} with the {decoder} decoder"
     count = f", {len(labels_of(config))} labels" if task != FEATURES else ""
-    return f"{title} for {PURPOSES[task]}{count}: a `{config['architectures'][0]}` of the contextseg library."
+    purpose = "masked image modeling" if is_masked(config) else PURPOSES[task]
+    return f"{title} for {purpose}{count}: a `{config['architectures'][0]}` of the contextseg library."
 
 
 def about_code(repository: str) -> str:

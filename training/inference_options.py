@@ -29,12 +29,17 @@ OF_TASKS = {"classification": OF_ANY_TASK, "detection": OF_ANY_TASK | {"overlay"
 
 
 def check_task(options: Any, task: str) -> None:
-    """Raises ValueError if options of a command have no effect for a task.
+    """Raises ValueError if a command is not for a task, or options of it have no effect for the task.
 
     Args:
         options: Dataclass of options of `contextseg-check`, `-evaluate` or `-predict`.
-        task: What data and model are for: "segmentation", "classification" or "detection".
+        task: What data and model are for: "segmentation", "classification", "detection" or "masked_pretraining".
     """
+    if task == "masked_pretraining":
+        raise ValueError(
+            "the model is pretrained on masked images: it has no classes to predict. Train a segmenter that starts from it: "
+            "contextseg-train --init-from MODEL."
+        )
     for field in fields(options):
         name, default = field.name, field.default
         if default is MISSING or getattr(options, name) == default:

@@ -41,7 +41,11 @@ CLASSIFIER = ModelKind(
 )
 
 
-TASKS_BY_HEAD = {"ForImageClassification": "classification", "ForObjectDetection": "detection"}
+TASKS_BY_HEAD = {
+    "ForImageClassification": "classification",
+    "ForObjectDetection": "detection",
+    "ForMaskedImageModeling": "masked_pretraining",
+}
 
 IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
@@ -84,7 +88,7 @@ def class_names(model: PreTrainedModel) -> list[str]:
 
 
 def task_of_model(name: str) -> str:
-    """Returns what a model does: "segmentation", "classification" or "detection".
+    """Returns what a model does: "segmentation", "classification", "detection" or "masked_pretraining".
 
     Args:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.

@@ -12,8 +12,9 @@ from .command_line import MODEL_HELP, CommandLine, CommandOptions, option
 from .crop_options import CropOptions
 from .inference_options import WindowOptions
 from .loss_options import LossOptions
+from .optimization_options import OptimizationOptions
 from .option_values import check_order
-from .reading_options import ReadingOptions, RgbOptions
+from .reading_options import PixelOptions, ReadingOptions, RgbOptions
 from .tuning_options import TuningOptions
 
 
@@ -23,8 +24,9 @@ class TaskOptions:
 
     _argument_group_name = "options"
 
-    task: Literal["segmentation", "classification", "detection"] = option(
-        "segmentation", "what the model learns"
+    task: Literal["segmentation", "classification", "detection", "masked_pretraining"] = option(
+        "segmentation",
+        "what the model learns; masked_pretraining learns from images alone to predict masked pixels (SimMIM)",
     )
 
 
@@ -35,7 +37,7 @@ class DataOptions:
     train: str = option(
         "",
         "training data: folder with images/ and masks/ (classification: one subfolder per class; detection: images/ and "
-        "annotations.json), folder of a published dataset, or name for `datasets`; required unless --resume or "
+        "annotations.json; masked_pretraining: images), folder of a published dataset, or name for `datasets`; required unless --resume or "
         "--dry-run",
         metavar="DATA",
     )
@@ -69,7 +71,7 @@ class ModelOptions:
 
     model: str | None = option(
         None,
-        "model type: glam_swin, segdeformer, maformer, cswin, relay, mask_rcnn (for detection), or a type of transformers "
+        "model type: glam_swin, segdeformer, maformer, cswin, relay, caswit, mask_rcnn (for detection), or a type of transformers "
         "(default: the one that --init-from holds or can start; without it glam_swin, for detection mask_rcnn)",
     )
     preset: str | None = option(
@@ -100,45 +102,6 @@ class DecayOptions(TuningOptions):
         None,
         "factor of the learning rate from each layer of the backbone to the one before it, such as 0.75 (default: 1)",
     )
-
-
-@dataclass(kw_only=True)
-class OptimizationOptions:
-    _argument_group_name = "Optimization"
-
-    steps: int | None = option(None, "optimizer steps; or give --epochs")
-    epochs: float | None = option(None, "passes over the training data (default: 100)")
-    batch_size: int = option(8, "images in one forward pass of one process")
-    accumulation: int = option(1, "forward passes whose gradients are accumulated for one optimizer step")
-    learning_rate: float = option(6e-5, "peak learning rate of AdamW")
-    head_lr_factor: float = option(1.0, "factor of the learning rate for all weights outside the backbone")
-    lr_factor: list[str] = option(
-        [],
-        "factor of the learning rate for weights whose names contain PART; takes several values, and may be repeated",
-        metavar="PART=FACTOR",
-    )
-    weight_decay: float = option(
-        0.01, "weight decay of linear and convolution weights; biases and norms are not decayed"
-    )
-    schedule: Literal["poly", "cosine", "constant", "step"] = option(
-        "poly", "shape of the learning rate schedule after the warm-up"
-    )
-    milestones: list[str] = option(
-        [],
-        "epoch (or step, if --steps is given) at which the step schedule drops to a tenth; takes several values, "
-        "and may be repeated",
-        metavar="N",
-    )
-    min_learning_rate: float = option(0.0, "learning rate at the end of the schedule")
-    cooldown_steps: int = option(0, "number of last steps at the lowest learning rate")
-    warmup_steps: int | None = option(
-        None, "steps of linear warm-up (default: a tenth of all steps, at most 1500)"
-    )
-    clip_norm: float | None = option(None, "clip the gradient to this norm (default: no clipping)")
-    ema: float | None = option(
-        None, "evaluate and save an exponential moving average of the weights, with this decay, such as 0.999"
-    )
-    seed: int = option(0, "seed of the initial weights, the order of images, augmentation and dropout")
 
 
 @dataclass(kw_only=True)
@@ -288,7 +251,25 @@ class DetectionArguments(TrainArguments, RgbOptions):
     longer_side: int = option(1333, "maximum of the longer side; the shorter side is reduced if necessary")
 
 
-ARGUMENTS = {kind.task: kind for kind in (SegmentationArguments, ClassificationArguments, DetectionArguments)}
+@dataclass(kw_only=True)
+class MaskedPretrainingArguments(TrainArguments, PixelOptions, SampleOptions, CropOptions):
+    _argument_group_name = "Masked pretraining"
+    task = "masked_pretraining"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
+
+
+ARGUMENTS = {
+    kind.task: kind
+    for kind in (
+        SegmentationArguments,
+        ClassificationArguments,
+        DetectionArguments,
+        MaskedPretrainingArguments,
+    )
+}
 
 
 def train_parser(program: str = "contextseg-train", description: str = "") -> CommandLine:

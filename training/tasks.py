@@ -1,4 +1,5 @@
-"""The interface between the training loop and its tasks: segmentation, classification and detection."""
+"""The interface between the training loop and its tasks: segmentation, classification, detection and
+masked pretraining."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ TASKS = {
     "segmentation": ("segmentation", "SegmentationTask"),
     "classification": ("classification", "ClassificationTask"),
     "detection": ("detection", "DetectionTask"),
+    "masked_pretraining": ("masked_pretraining", "MaskedPretrainingTask"),
 }
 
 
