@@ -38,6 +38,8 @@ SOURCES = {
     "set-as-in-mmsegmentation": "mmsegmentation",
     "set-as-in-the-recipe-it-follows": "The recipe that the paper follows",
     "without-an-option": "Not available as an option",
+    "also-without-an-option": "Nor is",
+    "scored-on": "Scored on",
 }
 
 
@@ -88,7 +90,7 @@ def card(row: Row) -> str:
         f"# {row.title}",
         "**Not trained here.** The scores are those of the paper; parameters are counted from the model that the command builds.",
         score_table(paper, count_parameters(arguments, paper["classes"])),
-        f"Source: {paper['source']}. {paper['images']} images of {paper['data']}, {paper['classes']} classes.",
+        f"Source: {paper['source']}. {images_of(paper)}, {paper['classes']} classes.",
         "## Training",
         f"```\n{chr(10).join(commands(row, arguments))}\n```",
         f"`contextseg-train --recipe {row.name} --dry-run` prints the plan and needs no data. The options are in "
@@ -161,25 +163,41 @@ def count_parameters(arguments: TrainArguments, num_classes: int) -> int:
 
 def settings_table(arguments: TrainArguments, paper: Mapping[str, Any]) -> str:
     """Returns a table of the recipe's main settings, defaults of `contextseg-train` included."""
-    schedule = setup.new_schedule(arguments, paper["images"], 1)
     images = arguments.batch_size * arguments.accumulation
+    steps, warmup = length_of(arguments, paper)
     factor = (
         f", times {arguments.head_lr_factor:g} outside the backbone" if arguments.head_lr_factor != 1 else ""
     )
     lines = [
         ["model", " ".join(filter(None, [arguments.model, arguments.preset, *arguments.set]))],
-        ["steps", f"{schedule.steps} ({schedule.steps * images / paper['images']:.1f} epochs)"],
+        ["steps", steps],
         [
             "images per step",
             f"{images} ({arguments.batch_size} x {arguments.accumulation} accumulated on one GPU)",
         ],
         [
             "learning rate",
-            f"{arguments.learning_rate:g}{factor}; {arguments.schedule}, {schedule.warmup_steps} steps of warm-up",
+            f"{arguments.learning_rate:g}{factor}; {arguments.schedule}, {warmup} of warm-up",
         ],
         ["weight decay", f"{arguments.weight_decay:g}"],
     ]
     return table(["setting", "value"], lines)
+
+
+def images_of(paper: Mapping[str, Any]) -> str:
+    """Returns the training data in words; not every paper prints the number of images."""
+    return f"{paper['images']} images of {paper['data']}" if "images" in paper else paper["data"]
+
+
+def length_of(arguments: TrainArguments, paper: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the length of a run and of its warm-up in words; without a number of images in epochs."""
+    if "images" in paper:
+        schedule = setup.new_schedule(arguments, paper["images"], 1)
+        samples = paper["images"] * arguments.crops_per_image
+        epochs = schedule.steps * arguments.batch_size * arguments.accumulation / samples
+        return f"{schedule.steps} ({epochs:.1f} epochs)", f"{schedule.warmup_steps} steps"
+    warmup = "a tenth" if arguments.warmup_steps is None else f"{arguments.warmup_steps} steps"
+    return f"{arguments.epochs:g} epochs", warmup
 
 
 def main_score(paper: Mapping[str, Any]) -> str:

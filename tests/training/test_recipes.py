@@ -115,10 +115,16 @@ PRINTED = {
     "upernet_{}_cityscapes": {"deit_base": 79.09, "swin_large": 82.80},
     "maformer_{}_semantic_fpn_ade20k": {"small": 47.9, "base": 49.8},
     "maformer_{}_upernet_ade20k": {"small": 48.3, "base": 51.1},
+    "relay_{}_archaeoscape": {"vit_small": 46.7, "swinv2_small": 57.8},
+    "relay_{}_urur": {"vit_small": 40.4, "swinv2_small": 46.4},
+    "relay_{}_gleason": {"vit_small": 49.1, "swinv2_small": 55.5},
+    "relay_{}_cityscapes": {"vit_small": 61.0, "swinv2_small": 75.1},
     "glam_swin_unet_{}_no_gmsa_ade20k": {"base": 47.90},
     "glam_swin_upernet_{}_no_gmsa_ade20k": {"base": 47.95},
 }
 SEGMENTATION = sorted(name for name in recipe_names() if "task" not in read_recipe(name).options)
+RELAY = [name for name in SEGMENTATION if name.startswith("relay")]
+OF_IMAGES = [name for name in SEGMENTATION if name not in RELAY]  # as in mmsegmentation
 
 
 def test_every_printed_row_has_its_recipe_and_score():
@@ -126,7 +132,7 @@ def test_every_printed_row_has_its_recipe_and_score():
     assert {name: read_recipe(name).paper["mIoU"] for name in SEGMENTATION} == printed
 
 
-@each("name", [*SEGMENTATION])
+@each("name", OF_IMAGES)
 def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
     given, recipe = with_recipe({"recipe": name})
     arguments = train_arguments(given)
@@ -141,7 +147,7 @@ def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
     )
 
 
-@each("name", [*SEGMENTATION])
+@each("name", OF_IMAGES)
 def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
     given, _ = with_recipe({"recipe": name})
     config = configuration(SEGMENTER, given["model"], given["preset"], parse_overrides(given["set"]))
@@ -154,7 +160,7 @@ def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
     assert config.use_auxiliary_head == has_auxiliary_head
 
 
-@each("name", [*SEGMENTATION])
+@each("name", OF_IMAGES)
 def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name):
     given, recipe = with_recipe({"recipe": name})
     arguments, data = train_arguments(given), recipe.paper["data"]
@@ -164,6 +170,18 @@ def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name
     windows = {"Cityscapes": ("1024", 0.25), "COCO-Stuff": ("512", 0.334)}
     asked = (arguments.window, arguments.overlap)
     assert asked == (windows.get(data, (None, 0.5)) if of_context_mining else (None, 0.5))
+
+
+@each("name", RELAY)
+def test_recipes_of_relay_tokens_train_and_tile_as_their_authors_do(name):
+    arguments = train_arguments(with_recipe({"recipe": name})[0])
+    assert (arguments.learning_rate, arguments.weight_decay, arguments.batch_size) == (1e-3, 0.0, 64)
+    assert (arguments.crop_size, arguments.window, arguments.context_sampling) == ("256", "256", "point")
+    shares = arguments.resize_share, arguments.rotation_share, arguments.rotation
+    assert (*shares, arguments.horizontal_flip) == (0.5, 0.5, 90, False)
+    assert arguments.epochs == (30 if "urur" in name else 50)
+    overlaps = 0.5 if "cityscapes" in name or "archaeoscape" in name else 0
+    assert (arguments.overlap, arguments.early_stopping) == (overlaps, 10)
 
 
 def test_a_given_starting_point_takes_the_place_of_the_recipes():
