@@ -64,7 +64,7 @@ class PartFiles:
             self.folder.mkdir(parents=True)
             temporary = self.folder / f"{RECORD}.writing"
             temporary.write_text(text, encoding="utf-8")
-            replace_flushed(temporary, self.folder / RECORD)
+            self._replace(temporary, self.folder / RECORD)
         for left in self.folder.glob("*.writing"):  # by a process that was killed
             left.unlink()
         self._check_space()
@@ -94,7 +94,7 @@ class PartFiles:
                 files = [stack.enter_context(path.open("wb")) for path in temporary]
                 yield BandWriter(dict(zip(self.layers, files, strict=True)), self.layers)
             for source, path in zip(temporary, paths, strict=True):
-                replace_flushed(source, path)
+                self._replace(source, path)
         finally:
             for path in temporary:
                 path.unlink(missing_ok=True)
@@ -114,6 +114,17 @@ class PartFiles:
         """Removes the work folder, if it exists."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+    def remove_if_empty(self) -> None:
+        """Removes the work folder unless a band is finished or a process is at one."""
+        if len(self.to_do()) == len(self.bands) and not any(self.folder.glob("*.writing")):
+            self.remove()
+
+    def _replace(self, temporary: Path, path: Path) -> None:
+        if len(self.bands) > 1:
+            replace_flushed(temporary, path)
+        else:  # the band is all that there is to do, so nothing is worth the wait for the disk
+            temporary.replace(path)
 
     def _path(self, index: int, name: str) -> Path:
         return self.folder / f"{index:06d}.{name}"

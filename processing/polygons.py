@@ -83,8 +83,14 @@ def features(dataset: Any, places: Map, names: Sequence[str]) -> Iterator[dict[s
 
 def pixels_of(to_pixels: Any, rings: Sequence[np.ndarray]) -> np.ndarray:
     """Corners in the coordinates of a transform -> corners of pixels (N, 2), (column, row); they are whole numbers."""
-    columns, rows = to_pixels * np.concatenate(rings).T
-    return np.round(np.stack([columns, rows], axis=1))
+    return np.round(mapped(to_pixels, np.concatenate(rings)))
+
+
+def mapped(transform: Any, points: np.ndarray) -> np.ndarray:
+    """Applies an affine map to points (N, 2)."""
+    a, b, c, d, e, f = tuple(transform)[:6]
+    x, y = points.T
+    return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
 
 
 def turned(ring: np.ndarray, is_outer: bool) -> list[list[float]]:
@@ -113,7 +119,7 @@ def coordinates(reference: Georeference, crs: str) -> tuple[Map, dict[str, Any]]
 def scene_coordinates(reference: Georeference) -> tuple[Map | None, Any]:
     """Returns the function from corners of pixels (N, 2) to coordinates of the scene, and their CRS; None if unknown."""
     if reference.transform is not None:
-        return lambda pixels: np.stack(reference.transform * pixels.T, axis=1), reference.crs
+        return lambda pixels: mapped(reference.transform, pixels), reference.crs
     from rasterio.transform import GCPTransformer, RPCTransformer
 
     if reference.gcps:

@@ -1,6 +1,7 @@
 """Segments raster files for `contextseg-predict`: masks and maps with their place on Earth, and pictures of them."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .prediction_maps import IMAGE_MAPS
 from .raster_layers import nodata_of
 from .raster_segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets
 from .rasters import Raster, read_window, window_values
+from .work_records import model_record
 
 OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay at most
 
@@ -62,8 +64,8 @@ class RasterPredictor(FilePredictor):
         """
         if not job.is_raster:
             return self.plain.predict(job, loaded)
-        loaded.begin()
-        loaded.segment(loaded.parts.to_do())
+        loaded.begin(self.model_record)
+        loaded.segment_rest()
         return loaded, self.explained(loaded)
 
     def write(self, job: Job, predicted: Any) -> None:
@@ -91,6 +93,11 @@ class RasterPredictor(FilePredictor):
     def parts_of(self, job: Job) -> "PartedRaster | None":
         """Returns a raster in rows of windows, None for another image. Raises what `load` raises."""
         return PartedRaster(self, job) if job.is_raster else None
+
+    @cached_property
+    def model_record(self) -> str:
+        """Tells the model apart from others; computed once, since it reads all weights."""
+        return model_record(self.model)
 
     def raster_targets(self, job: Job) -> RasterTargets:
         """What is written of a raster, besides pictures."""

@@ -22,13 +22,13 @@ from .probability_files import write_probabilities
 from .progress import progress
 from .raster_layers import Validity, layer_rows, layers_of, map_content, mask_content
 from .rasters import Raster, open_raster
-from .work_records import files_of, record_of
+from .work_records import files_of, model_record, record_of
 
 MEMORY = 2 << 30  # bytes
-OWN_MEMORY = 192 << 20  # bytes that reading, writing and GDAL's cache take besides the scores of windows
+OWN_MEMORY = 128 << 20  # bytes that turning scores into results takes
 WHOLE_PIXELS = 2048 * 2048  # of the largest raster that is segmented as a whole
 WINDOW = 512  # pixels, where neither model nor training tells another size
-PIECE_VALUES = 1 << 22  # class probabilities that are turned into results at a time
+PIECE_VALUES = 1 << 21  # class probabilities that are turned into results at a time
 Target = str | os.PathLike
 
 
@@ -109,7 +109,7 @@ def segment_raster(  # noqa: PLR0913 - one argument for each result
         model, processor, source, RasterTargets(Path(target), **paths), inference or Inference(), memory
     )
     work.begin()
-    work.segment(work.parts.to_do())
+    work.segment_rest()
     work.finish()
     return Path(target)
 
@@ -162,9 +162,22 @@ class RasterSegmentation:
         starts = self.inference.raster_rows(self.model, self.raster)
         return PartFiles(work_folder(self.targets.mask), layers, self.raster.shape[1], starts)
 
-    def begin(self) -> None:
-        """Prepares the part files; those of the same work are kept, and all others dropped."""
-        self.parts.begin(record_of(self.model, self.processor, self.inference, self.raster, self.files))
+    def begin(self, model: str | None = None) -> None:
+        """Prepares the part files; those of the same work are kept, and all others dropped.
+
+        Args:
+            model: The model's `model_record`, if it is known already. Default: it is computed, from all weights.
+        """
+        what = self.processor, self.inference, self.raster, self.files
+        self.parts.begin(record_of(model or model_record(self.model), *what))
+
+    def segment_rest(self) -> None:
+        """Segments all bands that are not finished, in one process."""
+        try:
+            self.segment(self.parts.to_do())
+        except BaseException:
+            self.parts.remove_if_empty()
+            raise
 
     @torch.no_grad()
     def segment(self, bands: Sequence[int]) -> None:

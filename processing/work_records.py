@@ -18,11 +18,11 @@ from torch import nn
 UNRECORDED = ("_name_or_path", "name_or_path", "transformers_version")  # of a model's configuration
 
 
-def record_of(model: nn.Module, processor: Any, inference: Any, raster: Any, files: Sequence[str]) -> dict:
+def record_of(model: str, processor: Any, inference: Any, raster: Any, files: Sequence[str]) -> dict:
     """Returns everything that the results of a raster depend on, as values for JSON.
 
     Args:
-        model: The model.
+        model: Its `model_record`.
         processor: Its image processor.
         inference: The `Inference`.
         raster: The raster.
@@ -30,7 +30,7 @@ def record_of(model: nn.Module, processor: Any, inference: Any, raster: Any, fil
     """
     reading = processor.to_dict() if hasattr(processor, "to_dict") else processor.__dict__
     return {
-        "model": model_record(model),
+        "model": model,
         "processor": as_text(reading),
         "inference": as_text(asdict(inference)),
         "scene": {"shape": list(raster.shape), "files": [file_record(path) for path in files] or unique()},
@@ -40,7 +40,7 @@ def record_of(model: nn.Module, processor: Any, inference: Any, raster: Any, fil
 def model_record(model: nn.Module) -> str:
     """Returns a digest of a model's settings and weights; a unique one if weights are not in memory."""
     digest = hashlib.blake2b(digest_size=16)
-    settings = model.config.to_dict() if hasattr(model.config, "to_dict") else model.config
+    settings = model.config.to_dict() if hasattr(model.config, "to_dict") else vars(model.config)
     digest.update(as_text({k: v for k, v in settings.items() if k not in UNRECORDED}).encode())
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):

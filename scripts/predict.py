@@ -14,7 +14,8 @@ from ..training.prediction_options import PredictArguments
 PROGRAM = "contextseg-predict"
 DESCRIPTION = """Segment image files. Each mask is a PNG with the pixel layout of its image file (also for photographs with an EXIF
 rotation); its values are class ids, and its palette shows them in color. A classifier writes predictions.csv with the most probable
-classes of each image, a detector annotations.json with boxes and masks in COCO's format. Files that cannot be read are reported at
+classes of each image, a detector annotations.json with boxes and masks in COCO's format. A GeoTIFF or another raster, of any size,
+gets a GeoTIFF at its place. Files that cannot be read are reported at
 the end."""
 
 

@@ -15,7 +15,7 @@ from ..processing.plain_text import one_line
 LONGEST = 80  # characters of an option in a message
 SIDE = whole(1, 32768)  # pixels of a crop, a window or a resized image
 SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
-MEMORY = Range(minimum=256 << 20, maximum=1 << 50)
+LEAST_MEMORY, MOST_MEMORY = 256 << 20, 1 << 50  # bytes
 BYTES = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*((?:[kmgt]i?)?b?)", re.IGNORECASE)
 FACTOR = Range(above=0, maximum=1000)
 
@@ -103,7 +103,8 @@ def byte_count(text: str, option: str = "--memory") -> int:
     unit = found[2].lower()
     base = 1024 if "i" in unit else 1000
     count = float(found[1]) * base ** " kmgt".index(unit.rstrip("ib")[:1] or " ")
-    check_number(f"{option} {text}, in bytes,", count, MEMORY)
+    if not LEAST_MEMORY <= count <= MOST_MEMORY:
+        raise ValueError(f"{option} {text} is out of range. Give from 256MiB to 1024TiB.")
     return int(count)
 
 

@@ -25,7 +25,7 @@ from contextseg.processing.prediction_maps import ProbabilityFile, entropy, mask
 from contextseg.scripts.predict import main
 from contextseg.scripts.train import main as train
 from contextseg.training import plots
-from contextseg.training.option_texts import parse_position
+from contextseg.training.option_texts import byte_count, parse_position
 from contextseg.training.plots import plot_confusion, plot_curves
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
@@ -357,6 +357,42 @@ def test_pixels_of_one_by_one_and_windows_larger_than_the_image_are_fine(run, tm
     options = ["--window", "64", "--scales", "0.5,1,2", "--flip", *MAPS]
     assert main([str(run), str(tmp_path / "dot.png"), "--output", str(tmp_path / "masks"), *options]) == 0
     assert [part.shape for part in maps_of(tmp_path / "masks", "dot")] == [(1, 1), (1, 1), (1, 1), (3, 1, 1)]
+
+
+def test_rasters_and_photographs_of_a_folder_have_results_of_their_kind(run, photo, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    folder = tmp_path / "in" / "deep"
+    folder.mkdir(parents=True)
+    shutil.copy(photo, tmp_path / "in" / "photo.png")
+    pixels = np.asarray(Image.open(photo))
+    profile = {"count": 3, "height": 30, "width": 50, "dtype": "uint8", "crs": "EPSG:32632"}
+    place = rasterio.transform.from_origin(500_000, 5_400_000, 10, 10)
+    with rasterio.open(folder / "scene.tif", "w", **profile, transform=place) as file:
+        file.write(np.moveaxis(pixels, -1, 0))
+    Image.open(photo).save(tmp_path / "in" / "plain.tif")
+    output = tmp_path / "masks"
+    options = ["--confidence", "--probabilities", "--overlay", "--polygons", "--grad-cam", "4,4"]
+    assert main([str(run), str(tmp_path / "in"), "--output", str(output), *options, "--memory", "300MB"]) == 0
+    assert sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*")) == [
+        *("confidence/deep/scene.tif", "confidence/photo.png", "confidence/plain.tif", "deep/scene.tif"),
+        *("grad-cam/deep/scene.png", "grad-cam/photo.png", "grad-cam/plain.png"),
+        *("overlays/deep/scene.png", "overlays/photo.png", "overlays/plain.png", "photo.png", "plain.tif"),
+        *("polygons/deep/scene.geojson", "polygons/photo.geojson", "polygons/plain.geojson"),
+        *("probabilities/deep/scene.npy", "probabilities/photo.npy", "probabilities/plain.npy"),
+    ]
+    with rasterio.open(output / "plain.tif") as plain, rasterio.open(output / "deep/scene.tif") as scene:
+        assert np.array_equal(plain.read(1), np.asarray(Image.open(output / "photo.png")))
+        assert (scene.crs, scene.transform, plain.crs) == ("EPSG:32632", place, None)
+        found = np.load(output / "probabilities/deep/scene.npy").argmax(0)
+        assert (scene.read(1) == found).mean() > 0.99  # float16 has ties
+
+
+def test_an_amount_of_memory_has_a_unit():
+    amounts = {"500MB": 5e8, "2GB": 2e9, "1.5GiB": 1.5 * 2**30, "300000000": 3e8, "1 tb": 1e12, "4g": 4e9}
+    assert {text: byte_count(text) for text in amounts} == amounts
+    for text in ("2 apples", "GB", "-2GB", "nan", "1e9", "10MB", "9999999TB"):
+        with pytest.raises(ValueError, match="--memory"):
+            byte_count(text)
 
 
 def test_a_position_is_two_numbers():
