@@ -3,6 +3,7 @@
 The model stays in the calling thread. Results are delivered in the order of the files, whatever thread is first.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from .image_opening import ImageReadError, read_size
+from .image_opening import ImageReadError, explaining, identified, opened_file
 from .prediction_files import FilePredictor, Job
 
 PIXELS_AT_ONCE = 1 << 26  # of all images between reading and the end of writing; a single one may be larger
@@ -133,8 +134,9 @@ def outcome(job: Job, step: Future) -> Outcome:
 
 def pixels_of(job: Job) -> int:
     """The number of pixels in the header of an image file, or its size in bytes; 0 if it cannot be read."""
+    path = str(job.source)
     try:
-        height, width = read_size(job.source)
+        with explaining(path), opened_file(path, PIXELS_AT_ONCE) as file:
+            return math.prod(identified(file, path).size)
     except ImageReadError:
-        return os.path.getsize(job.source) if os.path.isfile(job.source) else 0
-    return height * width
+        return os.path.getsize(path) if os.path.isfile(path) else 0

@@ -10,7 +10,6 @@ import io
 import os
 import stat
 import struct
-import sys
 import threading
 import tokenize
 import urllib.request
@@ -150,12 +149,6 @@ def read_mode(source: Source, pixel_limit: int = PIXEL_LIMIT) -> str:
     """Returns Pillow's name for the kind of pixels, such as "I;16", from the header. Raises ImageReadError."""
     with _opened(source, describe(source), pixel_limit) as (image, _):
         return image.mode
-
-
-def read_size(source: Source) -> tuple[int, int]:
-    """Returns (height, width) as stored, from the header, whatever the pixel limit. Raises ImageReadError."""
-    with _opened(source, describe(source), sys.maxsize) as (image, _):
-        return image.height, image.width
 
 
 def read_title(source: Source) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from .atomic_write import atomic_write
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
@@ -64,6 +64,24 @@ class Job:
         return [*maps, *map(self.picture, PICTURES), self.array(), self.polygons()]
 
 
+class PartedImage(Protocol):
+    """A large image in parts. One process calls `begin`, each `predict` for its own, and then the first `write`."""
+
+    num_parts: int
+
+    def begin(self) -> list[int]:
+        """Prepares the work; returns which parts are to do, without those that an earlier run has finished."""
+        ...
+
+    def predict(self, parts: Sequence[int]) -> None:
+        """Predicts some parts."""
+        ...
+
+    def write(self) -> None:
+        """Writes the results when all parts are predicted."""
+        ...
+
+
 class FilePredictor(ABC):
     """Predicts image files with one model, and writes the results.
 
@@ -92,6 +110,10 @@ class FilePredictor(ABC):
     @abstractmethod
     def targets(self, job: Job) -> list[Path]:
         """The files that `write` writes."""
+
+    def parts_of(self, job: Job) -> "PartedImage | None":  # noqa: ARG002
+        """Returns a large image in parts that processes can divide, or None for one that is predicted as a whole."""
+        return None
 
     def earlier(self, jobs: Sequence[Job]) -> dict[Job, Any]:
         """Returns the jobs whose results an earlier run has written completely, with their records."""

@@ -4,11 +4,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from threading import Event
 from typing import Any, Self
 
 from tqdm import tqdm
 
 INTERVAL = 30.0  # seconds between two plain lines
+HIDDEN = Event()  # set by `hide_progress`
 
 
 class PlainProgress:
@@ -91,11 +93,17 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> "tqdm | Plai
         items: What to iterate over, or None for use with `update`.
         **options: `total`, `unit`, `desc`, `initial` and `disable`, as in `tqdm`.
     """
+    options["disable"] = options.get("disable", False) or HIDDEN.is_set()
     if sys.stderr.isatty():
         return tqdm(
             items, **options, smoothing=0, dynamic_ncols=True, mininterval=0.5, leave="desc" not in options
         )
     return PlainProgress(items or (), **options)
+
+
+def hide_progress() -> None:
+    """Disables all progress of this process from now on: another process shows its own."""
+    HIDDEN.set()
 
 
 def hide_other_bars() -> None:

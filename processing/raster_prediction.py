@@ -1,6 +1,6 @@
 """Segments raster files for `contextseg-predict`: masks and maps with their place on Earth, and pictures of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class RasterPredictor(FilePredictor):
     ) -> None:
         self.plain, self.model, self.processor = plain, plain.model, plain.processor
         self.polygons_crs, self.memory, self.window, self.tell = polygons_crs, memory, window, tell
+        self.told: set[Job] = set()
 
     def load(self, job: Job) -> Any:
         """Opens a raster, or reads another image. Raises ImageReadError, and ValueError as `prepared` does."""
@@ -89,6 +90,10 @@ class RasterPredictor(FilePredictor):
         pictures = [*["overlays"] * self.plain.overlay, *self.plain.explanations]
         return self.raster_targets(job).paths() + [job.picture(kind) for kind in pictures]
 
+    def parts_of(self, job: Job) -> "PartedRaster | None":
+        """Returns a raster in rows of windows, None for another image. Raises what `load` raises."""
+        return PartedRaster(self, job) if job.is_raster else None
+
     @cached_property
     def model_record(self) -> str:
         """Tells the model apart from others; computed once, since it reads all weights."""
@@ -126,7 +131,8 @@ class RasterPredictor(FilePredictor):
                 f"{job.source} has {height}x{width} pixels, and attention and Grad-CAM are drawn of rasters up to "
                 f"{WHOLE_PIXELS} pixels. Cut out the part of interest, such as with gdal_translate -srcwin."
             )
-        if work.inference != self.plain.inference:
+        if work.inference != self.plain.inference and job not in self.told:
+            self.told.add(job)
             self.tell(f"{job.source}, {height}x{width} pixels: {work.inference} (--window chooses others)")
         return work
 
@@ -152,3 +158,24 @@ class RasterPredictor(FilePredictor):
         """Pixels (C, H, W) and where there are data (H, W) -> an RGB image, black where there are none."""
         pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
         return self.plain.rgb(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+
+
+class PartedRaster:
+    """A raster in parts, which are its rows of windows; see `prediction_files.PartedImage`."""
+
+    def __init__(self, predictor: RasterPredictor, job: Job) -> None:
+        self.predictor, self.job, self.work = predictor, job, predictor.prepared(job)
+        self.num_parts = len(self.work.parts.bands)
+
+    def begin(self) -> list[int]:
+        """Prepares the part files; returns the rows of windows that are to do."""
+        self.work.begin()
+        return self.work.parts.to_do()
+
+    def predict(self, parts: Sequence[int]) -> None:
+        """Segments rows of windows into part files."""
+        self.work.segment(parts)
+
+    def write(self) -> None:
+        """Puts the results together."""
+        self.predictor.write(self.job, (self.work, self.predictor.explained(self.work)))

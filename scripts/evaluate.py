@@ -27,20 +27,22 @@ def new_parser() -> CommandLine:
 def main(argv: list[str] | None = None) -> int:
     arguments = new_parser().arguments(argv)
     with short_errors(PROGRAM, arguments.traceback), interruptible(PROGRAM):
-        not_scored = evaluate(arguments).get("not_scored", [])
-    for message in not_scored:
-        print(message, file=sys.stderr)
-    return 1 if not_scored else 0
+        scores = evaluate(arguments)
+    return 1 if scores.get("not_scored") else 0
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Scores a segmenter, an image classifier or a detector, see `training.evaluations`; returns the scores."""
     from ..training.evaluations import EVALUATIONS
     from ..training.models import task_of_model
+    from ..training.processes import explained_loss_of_a_peer
+    from ..training.sharing import open_accelerator
 
     task = task_of_model(arguments.model)
     check_task(arguments, task)
-    return EVALUATIONS[task](arguments)
+    accelerator = open_accelerator(arguments.cpu)
+    with explained_loss_of_a_peer(accelerator, "No results were written. Run the command again."):
+        return EVALUATIONS[task](arguments)
 
 
 if __name__ == "__main__":

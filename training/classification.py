@@ -34,6 +34,7 @@ from .class_scores import score_classes
 from .models import CLASSIFIER
 from .option_texts import crop_size
 from .setup import CHECKED_SAMPLES
+from .sharing import share_of
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -219,12 +220,14 @@ def central_crops(
 ) -> DataLoader:
     """Returns a loader of this process's share of `data`, for `score_classes`.
 
-    An image that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    Batches have the same images for any number of processes: the last digits of logits depend on the batch. An
+    image that raises one of `errors` is replaced by its message, see `ReadableImages`.
     """
-    indices = range(accelerator.process_index, len(data), accelerator.num_processes)
+    batches = [range(first, min(first + 32, len(data))) for first in range(0, len(data), 32)]
     options = loader_options(workers, accelerator.device.type == "cuda")
     crops = ReadableImages(CentralCrops(data, processor), errors)
-    return DataLoader(crops, 32, sampler=indices, collate_fn=collate, **options)
+    share = share_of(batches, accelerator)
+    return DataLoader(crops, batch_sampler=share, collate_fn=collate, **options)
 
 
 def soft_cross_entropy(

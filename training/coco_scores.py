@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def score_objects(
         truth.append({**image, "objects": [with_rle(known, size) for known in sample["objects"]]})
         found.append({**image, "objects": detected(instances)})
     model.train(was_training)
-    truth, found = gather_object(truth), gather_object(found)
+    truth, found = (sorted(gather_object(rows), key=itemgetter("id")) for rows in (truth, found))
     scores = [average_precision(truth, found, class_names(model)) if accelerator.is_main_process else None]
     return broadcast_object_list(scores)[0]
 

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -21,7 +20,9 @@ from .class_matching import check_classes, match_classes
 from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
 from .models import CLASSIFIER, open_model
-from .scoring import count_or_name, whole_images
+from .processes import quiet_unless_first
+from .scoring import count_or_name, not_scored, whole_images
+from .sharing import name_of, open_accelerator, tell_and_leave
 from .stored_reading import reading_for, rgb_reading
 
 
@@ -40,21 +41,22 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     reading = reading_for(arguments, arguments.model, model, processor)
     data = open_data(with_split(arguments.data, "val"), **reading)
     names = check_classes(model, data)
-    accelerator = Accelerator(cpu=arguments.cpu)
+    accelerator = open_accelerator(arguments.cpu)
+    quiet_unless_first(accelerator)
     started = time.perf_counter()
     images = whole_images(data, processor, inference, accelerator, arguments.workers, errors=(Exception,))
     metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU, BoundaryF)]
-    not_scored = count_or_name(model.to(accelerator.device), images, metrics, inference, accelerator)
+    failures = count_or_name(model.to(accelerator.device), images, metrics, inference, accelerator)
     confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
     scores = confusion.compute(names)
     add_boundaries(scores, *(metric.compute() for metric in boundaries))
-    facts = {"model": source, **facts_of(arguments, scores, not_scored, len(data), started)}
+    facts = {"model": source, **facts_of(arguments, scores, failures, len(data), started)}
     facts["protocol"] = f"{inference}, one image at a time"
     if accelerator.is_main_process:
         report(scores, facts, confusion, arguments.output_folder())
-    accelerator.end_training()  # threads of its process group can abort a process that ends while they run
+    tell_and_leave(accelerator, failures)
     return scores
 
 
@@ -131,21 +133,22 @@ def scored(
         The scores, with `not_scored` if images could not be scored, and what the files say of the evaluation.
     """
     match_classes(model, data)
-    accelerator = Accelerator(cpu=arguments.cpu)
+    accelerator = open_accelerator(arguments.cpu)
+    quiet_unless_first(accelerator)
     started = time.perf_counter()
-    images = progress(loader(data, processor, accelerator, arguments.workers, (Exception,)), unit="batch")
+    loaded = loader(data, processor, accelerator, arguments.workers, (Exception,))
+    images = progress(loaded, unit="batch")
     failed = UnreadableImages(skip=True, quiet=True)
-    with telling(lambda: "No results were written."):
+    with telling(lambda: f"{name_of(accelerator)}No results were written."):
         scores = score(model.to(accelerator.device), failed.filter(images), accelerator)
-    failed.collect(accelerator)
-    not_scored = list(failed.times.elements())
-    return scores, facts_of(arguments, scores, not_scored, len(data), started)
+        failures = not_scored(failed, accelerator)
+    return scores, facts_of(arguments, scores, failures, len(data), started)
 
 
 def facts_of(
     arguments: EvaluateArguments,
     scores: dict[str, Any],
-    not_scored: list[str],
+    failures: list[str],
     num_images: int,
     started: float,
 ) -> dict[str, Any]:
@@ -153,16 +156,16 @@ def facts_of(
 
     Raises ValueError if no image could be scored.
     """
-    if len(not_scored) == num_images:
-        raise ValueError(f"none of the {num_images} images can be scored. The first error: {not_scored[0]}")
+    if len(failures) == num_images:
+        raise ValueError(f"none of the {num_images} images can be scored. The first error: {failures[0]}")
     facts = {
         "data": arguments.data,
-        "images": num_images - len(not_scored),
+        "images": num_images - len(failures),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    if not_scored:
-        facts["images that could not be scored"] = len(not_scored)
-        scores["not_scored"] = not_scored
+    if failures:
+        facts["images that could not be scored"] = len(failures)
+        scores["not_scored"] = failures
     return facts
 
 
@@ -170,10 +173,10 @@ def written(
     arguments: EvaluateArguments, scores: dict[str, Any], facts: dict[str, Any], table: str, means: str
 ) -> dict[str, Any]:
     """Prints and writes the scores in the main process, and returns them."""
-    accelerator = Accelerator(cpu=arguments.cpu)
+    accelerator = open_accelerator(arguments.cpu)
     if accelerator.is_main_process:
         write_scores(scores, facts, table, means, arguments.output_folder())
-    accelerator.end_training()
+    tell_and_leave(accelerator, scores.get("not_scored", []))
     return scores
 
 

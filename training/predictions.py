@@ -1,33 +1,26 @@
 """Predictions for image files by command: masks, classes or objects."""
 
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from ..processing.class_prediction import ClassPredictor
-from ..processing.data.batches import default_workers
-from ..processing.failures import concerns_every_file, reason, telling
-from ..processing.file_pipeline import Outcome, run_files
 from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
 from ..processing.prediction_maps import MAPS
-from ..processing.progress import progress
 from ..processing.raster_files import INSTALL_GEO, RASTER_SUFFIXES, is_raster_file, load_rasterio
 from ..processing.raster_prediction import RasterPredictor
 from .explaining import chosen_explanations
+from .file_run import CONTINUE, FileRun
 from .inference_options import check_task
 from .models import CLASSIFIER, open_model, task_of_model
 from .option_texts import byte_count
 from .prediction_options import PredictArguments
 from .processes import explained_loss_of_a_peer, quiet_unless_first
-from .sharing import decided_by_first, gathered, open_accelerator, share_of, wait_for_all
+from .sharing import decided_by_first, open_accelerator, tell_and_leave
 from .stored_reading import crop_of_run, rgb_reading, set_reading
-
-CONTINUE = "Run the command again with --skip-existing for the other images; a large raster goes on where it stopped."
 
 
 def predict(arguments: PredictArguments) -> list[str]:
@@ -42,7 +35,7 @@ def predict(arguments: PredictArguments) -> list[str]:
         task = task_of_model(arguments.model)
         check_task(arguments, task)
         jobs, failures = decided_by_first(accelerator, lambda: found_jobs(arguments, task))
-        predictor = PREDICTORS[task](arguments, accelerator.device)
+        predictor = PREDICTORS[task](arguments, accelerator)
         earlier: dict[Job, Any] = {}
         if arguments.skip_existing:
             earlier = decided_by_first(accelerator, lambda: predictor.earlier(jobs))
@@ -50,10 +43,7 @@ def predict(arguments: PredictArguments) -> list[str]:
         failures += run.predict()
         if accelerator.is_main_process:
             print(run.summary())
-            print("".join(f"{message}\n" for message in failures), end="", file=sys.stderr, flush=True)
-            sys.stdout.flush()  # a launcher kills the other processes when the first one ends with an exit code
-        wait_for_all(accelerator)
-    accelerator.end_training()  # threads of its process group can abort a process that ends while they run
+        tell_and_leave(accelerator, failures)
     return failures
 
 
@@ -71,13 +61,13 @@ def found_jobs(arguments: PredictArguments, task: str) -> tuple[list[Job], list[
     return jobs, failures
 
 
-def segmenter(arguments: PredictArguments, device: torch.device) -> FilePredictor:
+def segmenter(arguments: PredictArguments, accelerator: Accelerator) -> FilePredictor:
     inference = arguments.inference()
     if arguments.polygons and load_rasterio() is None:
         raise ImportError(f"--polygons needs rasterio. {INSTALL_GEO}")
     model, processor, _ = open_model(arguments.model)
     set_reading(arguments, model, processor)
-    model.to(device)
+    model.to(accelerator.device)
     plain = Predictor(
         model,
         processor,
@@ -91,7 +81,7 @@ def segmenter(arguments: PredictArguments, device: torch.device) -> FilePredicto
         polygons_crs=arguments.polygons_crs if arguments.polygons else None,
         memory=byte_count(arguments.memory),
         window=crop_of_run(arguments.model),
-        tell=print,
+        tell=print if accelerator.is_main_process else lambda _: None,
     )
 
 
@@ -105,19 +95,19 @@ def tell_without_rasterio(jobs: list[Job]) -> None:
         )
 
 
-def classifier(arguments: PredictArguments, device: torch.device) -> FilePredictor:
+def classifier(arguments: PredictArguments, accelerator: Accelerator) -> FilePredictor:
     model, processor, _ = open_model(arguments.model, CLASSIFIER)
-    model.to(device)
+    model.to(accelerator.device)
     reading = rgb_reading(arguments, arguments.model, model)
     return ClassPredictor(model, processor, Path(arguments.output), reading)
 
 
-def detector(arguments: PredictArguments, device: torch.device) -> FilePredictor:
+def detector(arguments: PredictArguments, accelerator: Accelerator) -> FilePredictor:
     from ..processing.object_prediction import ObjectPredictor
     from .detection import DETECTOR
 
     model, processor, _ = open_model(arguments.model, DETECTOR)
-    model.to(device)
+    model.to(accelerator.device)
     return ObjectPredictor(
         model,
         processor,
@@ -130,100 +120,3 @@ def detector(arguments: PredictArguments, device: torch.device) -> FilePredictor
 
 # What a model does -> how it is opened for prediction.
 PREDICTORS = {"segmentation": segmenter, "classification": classifier, "detection": detector}
-
-
-class FileRun:
-    """Predicts the share of this process, and joins the results of all processes.
-
-    Args:
-        predictor: What is done with each image.
-        jobs: All images, the same list in every process.
-        earlier: Those that are skipped because an earlier run has written their results, with their records.
-        arguments: Options of the command.
-        accelerator: The processes.
-    """
-
-    def __init__(
-        self,
-        predictor: FilePredictor,
-        jobs: list[Job],
-        earlier: dict[Job, Any],
-        arguments: PredictArguments,
-        accelerator: Accelerator,
-    ) -> None:
-        self.predictor, self.jobs, self.earlier = predictor, jobs, earlier
-        self.arguments, self.accelerator = arguments, accelerator
-        self.share = share_of([job for job in jobs if job not in earlier], accelerator)
-        self.records: dict[Job, Any] = {}
-        self.failures: dict[Job, str] = {}
-
-    def predict(self) -> list[str]:
-        """Predicts the images; returns which could not be predicted, and why, of all processes.
-
-        Raises OSError if no further file can be written, because the disk is full or read-only.
-        """
-        workers = self.arguments.workers
-        try:
-            with (
-                telling(self.state),
-                progress(
-                    total=len(self.share),
-                    unit="image",
-                    disable=len(self.share) == 1 or not self.accelerator.is_main_process,
-                ) as self.bar,
-            ):
-                run_files(
-                    self.predictor, self.share, self.note, default_workers() if workers is None else workers
-                )
-                self.join()
-        except BaseException:
-            is_alone = self.accelerator.num_processes == 1
-            self.finish(None if is_alone else self.accelerator.process_index)
-            raise
-        if self.accelerator.is_main_process:
-            self.finish()
-        return list(self.failures.values())
-
-    def note(self, outcome: Outcome) -> None:
-        """Keeps what became of one image. Raises its error if it concerns every file."""
-        if outcome.error is None:
-            self.records[outcome.job] = outcome.record
-        else:
-            if concerns_every_file(outcome.error):
-                raise outcome.error
-            if self.arguments.traceback:
-                traceback.print_exception(outcome.error)
-            self.failures[outcome.job] = reason(outcome.error, str(outcome.job.source))
-        self.bar.update()
-
-    def join(self) -> None:
-        """Collects what became of the images of all processes, in the order of the images."""
-        numbers = {job: number for number, job in enumerate(self.jobs)}
-        mine = [
-            (numbers[job], (job, self.records.get(job), self.failures.get(job)))
-            for job in (*self.records, *self.failures)
-        ]
-        everything = gathered(self.accelerator, mine)
-        self.records = {job: record for job, record, failure in everything if failure is None}
-        self.failures = {job: failure for job, _, failure in everything if failure is not None}
-
-    def finish(self, part: int | None = None) -> None:
-        """Writes what all images share; `part` as in `FilePredictor.finish`."""
-        known = self.records if part is not None else self.earlier | self.records
-        self.predictor.finish([known[job] for job in self.jobs if job in known], part)
-
-    def state(self) -> str:
-        """What is done, at an interruption."""
-        world = self.accelerator.num_processes
-        who = "" if world == 1 else f"process {self.accelerator.process_index} of {world}: "
-        failed = "".join(f"\n{message}" for message in self.failures.values())
-        return (
-            f"{who}{len(self.records)} of {len(self.share)} images are {self.predictor.done}; the results in "
-            f"{self.arguments.output} are complete. {CONTINUE}{failed}"
-        )
-
-    def summary(self) -> str:
-        """What was done."""
-        skipped = f", {len(self.earlier)} skipped because their results exist" if self.earlier else ""
-        place = f"; the results are in {self.arguments.output}" if self.records or self.earlier else ""
-        return f"{len(self.records)} of {len(self.jobs)} images {self.predictor.done}{skipped}{place}"

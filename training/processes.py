@@ -10,6 +10,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..processing.progress import hide_progress
 from .command_line import CommandError
 
 PEER_IS_GONE = (  # parts of error messages of gloo and NCCL
@@ -32,9 +33,10 @@ def num_processes() -> int:
 
 
 def quiet_unless_first(accelerator: Accelerator) -> None:
-    """Disables warnings on all processes but the first, so that each is printed once."""
+    """Disables warnings and progress on all processes but the first, so that each is printed once."""
     if not accelerator.is_main_process:
         logging.disable(logging.WARNING)
+        hide_progress()
 
 
 def spread_random_numbers(accelerator: Accelerator, seed: int) -> None:

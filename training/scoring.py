@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -18,6 +19,7 @@ from ..processing.image_reading import ImageReadError
 from ..processing.inference import Inference
 from ..processing.metrics import ConfusionMatrix
 from ..processing.progress import progress
+from .sharing import name_of, wait_for_all
 
 if TYPE_CHECKING:
     from .validation_pictures import ValidationPictures
@@ -97,7 +99,7 @@ def count_or_name(
         accelerator: Gathers the messages of all processes.
 
     Returns:
-        In the main process, the images of all processes that could not be scored, and why.
+        The images of all processes that could not be scored, and why, in alphabetical order.
     """
     failed = UnreadableImages(skip=True, quiet=True)
 
@@ -105,10 +107,16 @@ def count_or_name(
         failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
 
     shown = progress(images, unit="image")
-    with telling(lambda: f"{shown.n} of {len(images)} images were scored; no results were written."):
+    who = name_of(accelerator)
+    with telling(lambda: f"{who}{shown.n} of {len(images)} images were scored; no results were written."):
         count(model, failed.filter(shown), metrics, inference, on_error=note)
-    failed.collect(accelerator)
-    return list(failed.times.elements())
+        return not_scored(failed, accelerator)
+
+
+def not_scored(failed: UnreadableImages, accelerator: Accelerator) -> list[str]:
+    """Waits for all processes, and returns their messages about images, in alphabetical order."""
+    wait_for_all(accelerator)
+    return sorted(gather_object(list(failed.times.elements())))
 
 
 def score(

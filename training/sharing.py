@@ -3,6 +3,8 @@
 Each process works on its share alone, for as long as it takes; the processes talk before and after it.
 """
 
+import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -22,6 +24,12 @@ def open_accelerator(cpu: bool) -> Accelerator:
     return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST)])
 
 
+def name_of(accelerator: Accelerator) -> str:
+    """ "process 1 of 4: " before a message of this process; nothing if it is the only one."""
+    world = accelerator.num_processes
+    return "" if world == 1 else f"process {accelerator.process_index} of {world}: "
+
+
 def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     """Returns what `decide` returns in the first process, in every process; raises what it raises there.
 
@@ -35,6 +43,9 @@ def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
             decision[0] = decide()
         except Exception as error:
             decision[1] = error
+        if decision[1] is not None and not can_be_sent(decision[1]):
+            decision[1] = RuntimeError(f"{type(decision[1]).__name__}: {decision[1]}")
+    wait_for_all(accelerator)
     result, error = broadcast_object_list(decision)
     if error is not None:
         raise error
@@ -44,6 +55,20 @@ def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
     """The items of this process: every n-th of n processes, so that neighbors, often of one size, are spread."""
     return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def consecutive_share(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
+    """The items of this process where neighbors share work: one run of them, as long as those of others or one longer."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
+
+
+def can_be_sent(error: Exception) -> bool:
+    """Whether an error can be pickled and built again: not if its class takes other arguments than its message."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
 
 
 def gathered(accelerator: Accelerator, numbered: Iterable[tuple[int, T]]) -> list[T]:
@@ -63,3 +88,17 @@ def wait_for_all(accelerator: Accelerator) -> None:
     while not barrier.is_completed():
         time.sleep(POLLING)
     barrier.wait()
+
+
+def tell_and_leave(accelerator: Accelerator, failures: Iterable[str]) -> None:
+    """Prints failures once, and ends the work in all processes together.
+
+    Only then may one of them exit: a launcher kills the others when the first one exits with an error code.
+    """
+    if accelerator.is_main_process:
+        for message in failures:
+            print(message, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    wait_for_all(accelerator)
+    accelerator.end_training()  # threads of its process group can abort a process that ends while they run

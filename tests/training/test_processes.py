@@ -1,10 +1,6 @@
 """Training and evaluation in several processes, launched as a user launches them; the CPU's gloo stands in for NCCL."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from coco_shapes import write_shapes
+from launched import finished, free_port, launch
 from safetensors.torch import load_file
 from task_models import save_classifier, save_detector, write_class_folders
 from tiny_runs import TINY_MODEL, TINY_RUN, write_data, write_pairs
@@ -23,7 +20,6 @@ from contextseg.training.processes import PeerError, explained_loss_of_a_peer
 from contextseg.training.records import read_json, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "scripts" / "accelerate"
 # No batch norm, whose statistics a CPU cannot synchronise, and no dropout: then two processes do what one does.
 MODEL = [
     *("--preset", "nano", "--set", "depths=[2,2]", "--set", "num_heads=[1,2]", "--set", "embed_dim=8"),
@@ -50,35 +46,6 @@ def alone(data, tmp_path_factory):
     """One process with the doubled batch."""
     output = tmp_path_factory.mktemp("alone") / "run"
     assert train(options(data, output, 4)) == 0
-    return output
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def launch(config, command, *, port=None, node=None, **environment):
-    """Two processes on one machine, or, with a `node`, one of two machines with one process each."""
-    machines = ["--num_machines", "2", "--machine_rank", str(node)] if node is not None else []
-    place = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port or free_port())]
-    # accelerate looks for a GPU before it starts a process on each
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
-    known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [*start, "--num_processes", "2", *machines, *place, *command],
-        env={**known, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finished(process, seconds=120):
-    """The output of a process that ended well."""
-    output, _ = process.communicate(timeout=seconds)
-    assert process.returncode == 0, output[-4000:]
     return output
 
 

@@ -1,0 +1,119 @@
+"""Prediction in several processes, launched as a user launches them."""
+
+import filecmp
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from coco_shapes import write_shapes
+from launched import finished, launch
+from PIL import Image
+from task_models import save_classifier, save_detector, write_class_folders
+from tiny import tiny_glam_swin
+
+from contextseg import SegmentationImageProcessor
+from contextseg.processing.raster_segmentation import RasterSegmentation
+from contextseg.scripts.predict import main as predict
+
+UNLUCKY = str(Path(__file__).resolve().parents[1] / "predict_on_cpus.py")
+PREDICT = ["-m", "contextseg.scripts.predict"]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return save_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture
+def animals(tmp_path):
+    return write_class_folders(tmp_path / "data", ["ant", "bee"], count=4)
+
+
+def save_segmenter(folder):
+    torch.manual_seed(0)
+    tiny_glam_swin().save_pretrained(folder)
+    SegmentationImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same_files(one, two):
+    assert files(one) == files(two)
+    assert filecmp.cmpfiles(one, two, files(one), shallow=False)[1:] == ([], [])
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("save", [save_segmenter, save_detector])
+def test_two_processes_write_the_files_of_one_and_report_once(save, tmp_path):
+    images, model = write_shapes(tmp_path / "data", 5) / "images", save(tmp_path / "model")
+    (images / "image2.png").write_text("no image")
+    command = [str(model), str(images), "--overlay", "--cpu", "--output"]
+    assert predict([*command, str(tmp_path / "one")]) == 1
+    process = launch("ddp.yaml", [*PREDICT, *command, str(tmp_path / "two")])
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert output.count("4 of 5 images") == output.count("image2.png' is empty, damaged") == 1, output[-4000:]
+    assert_same_files(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.processes
+def test_two_processes_divide_a_large_raster_and_go_on_after_a_stop(tmp_path):
+    """The only image has 11 rows of windows; a third of them are done before."""
+    pytest.importorskip("rasterio")
+    model = save_segmenter(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 255, (192, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scene.tif")
+    options = ["--window", "32", "--confidence", "--cpu", "--output"]
+    command = [str(model), str(tmp_path / "scene.tif"), *options]
+    assert predict([*command, str(tmp_path / "one")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RasterSegmentation, "finish", lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            predict([*command, str(tmp_path / "two")])
+    parts = sorted((tmp_path / "two" / "scene.parts").glob("0*"))
+    assert len(parts) == 22  # masks and maps
+    for part in parts[6:]:
+        part.unlink()
+    finished(launch("ddp.yaml", [*PREDICT, *command, str(tmp_path / "two")]))
+    assert_same_files(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.processes
+def test_after_the_death_of_a_process_the_others_stop_and_the_rest_can_be_done(classifier, animals, tmp_path):
+    command = [str(classifier), str(animals), "--cpu", "--output"]
+    assert predict([*command, str(tmp_path / "one")]) == 0
+    changes = {"DIE": "1", "REACHED": str(tmp_path / "reached")}
+    process = launch("ddp.yaml", [UNLUCKY, *command, str(tmp_path / "two")], **changes)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "--skip-existing for the other images" in output, output[-4000:]
+    assert files(tmp_path / "two") == ["predictions.part-0.csv"]
+    assert predict([*command, str(tmp_path / "two"), "--skip-existing"]) == 0
+    assert_same_files(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.processes
+def test_an_interruption_ends_processes_that_wait_and_keeps_what_they_did(classifier, animals, tmp_path):
+    command = [UNLUCKY, str(classifier), str(animals), "--cpu", "--output", str(tmp_path / "two")]
+    process = launch("ddp.yaml", command, WAIT="1", REACHED=f"{tmp_path}/reached")
+    deadline = time.monotonic() + 240
+    while len(list(tmp_path.glob("reached?"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    try:
+        output, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode != 0
+    assert "process 0 of 2: " in output, output[-4000:]
+    assert "process 1 of 2: 1 of 4 images are classified" in output, output[-4000:]
+    assert files(tmp_path / "two") == ["predictions.part-0.csv", "predictions.part-1.csv"]
