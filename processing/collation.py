@@ -14,6 +14,7 @@ from transformers import BaseImageProcessor
 from .image_reading import describe
 from .label_maps import LabelMap
 from .mask_reading import read_mask
+from .pair_inputs import PAIR_ENTRIES, with_contexts
 from .samples import MASK_COLUMNS, check_sizes, scale_for
 
 
@@ -23,8 +24,9 @@ class SegmentationCollator:
     Samples are those of `open_data`, or rows of `datasets`. An image is anything that the processor reads. A
     mask is an array or tensor (H, W) of class ids, or a mask as stored (PIL image, path, bytes, or an array
     of colors), which the processor decodes. Either can also be a cell {"bytes", "path"} of `datasets`.
-    Without masks, as for prediction, there are no labels. Other keys of the samples are dropped. Images are normalized but not resized, which is up to the
-    augmentation. A batch of mixed sizes is padded to the largest height and width; padding is labeled
+    Without masks, as for prediction, there are no labels. Crop pairs, as a `JointAugmentation` with a `context_ratio` or
+    `cut_pair` makes them, also have a "context" and a "context_mask". Other keys of the samples are dropped. Images are
+    normalized but not resized, which is up to the augmentation. A batch of mixed sizes is padded to the largest height and width; padding is labeled
     `ignore_index`, and `pixel_mask` marks the pixels that are not padding.
 
     Args:
@@ -47,8 +49,8 @@ class SegmentationCollator:
             samples: One dict per image, with an "image" and, unless in prediction, a "mask".
 
         Returns:
-            `pixel_values` (B, C, H, W); with masks `labels` (B, H, W) int64; and for mixed sizes `pixel_mask`
-            (B, H, W).
+            `pixel_values` (B, C, H, W); with masks `labels` (B, H, W) int64; for mixed sizes `pixel_mask`
+            (B, H, W); and for crop pairs `context_values` and `context_labels`, see `with_contexts`.
 
         Raises:
             ValueError: If a sample has other keys, a mask does not fit its image, or the sizes differ and
@@ -67,6 +69,7 @@ class SegmentationCollator:
         )
         sizes = sizes_of(inputs)
         self.check_batch(sizes)
+        inputs = with_contexts(inputs, samples, self.processor)
         if not masks:
             return inputs
         labels = torch.full((len(samples), *inputs["pixel_values"].shape[-2:]), self.ignore_index)
@@ -105,7 +108,7 @@ def check_keys(samples: list[dict[str, Any]]) -> None:
     with_mask = sum("mask" in sample for sample in samples)
     for sample in samples:
         found = ", ".join(f"'{key}'" for key in sample) or "no keys"
-        others = set(sample) - {"image", "mask", "name"}
+        others = set(sample) - {"image", "mask", "name", *PAIR_ENTRIES}
         if "image" not in sample or ("mask" not in sample and others.intersection(MASK_COLUMNS)):
             raise ValueError(
                 f"a sample has {found}; 'image' and 'mask' are needed (only 'image' for prediction). Rename the columns, "

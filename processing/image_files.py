@@ -15,7 +15,7 @@ from pathlib import Path
 IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
     *(".webp", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".npy"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".npy", ".vrt"),
 }
 TOOL_MADE = {  # folders, in lower case; names that begin with a dot are left out anyway
     *("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "$recycle.bin"),

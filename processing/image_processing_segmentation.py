@@ -28,12 +28,13 @@ from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
 from .mask_reading import read_mask
 from .orientation import swaps_sides
+from .pair_processing import CropPairs
 from .processor_numbers import check_processor_numbers
 from .resize_rules import resized_size
 from .saving import SavedWithCode
 
 
-class SegmentationProcessing(SegmentationOptions, SemanticPostProcessing, SavedWithCode):
+class SegmentationProcessing(CropPairs, SegmentationOptions, SemanticPostProcessing, SavedWithCode):
     """What both backends share. Subclasses implement `_to_backend`, `resize` and `_preprocess`."""
 
     def preprocess(

@@ -61,7 +61,7 @@ def is_raster_file(source: Any) -> bool:
     if path.lower().endswith(".vrt"):
         return True
     try:
-        with _open_dataset(path) as dataset:
+        with open_dataset(path) as dataset:
             is_scan = dataset.subdatasets or "SOURCE_COLOR_SPACE" in dataset.tags(ns="IMAGE_STRUCTURE")
             return any(georeference_of(dataset)) or not (is_scan or _is_turned(path))
     except ImageReadError:
@@ -97,6 +97,8 @@ def stored_raster(source: Any, pixel_limit: int, num_channels: int | None = None
         ImageReadError: If the file cannot be read, or is too large.
     """
     if not is_raster_file(source):
+        if str(source).lower().endswith(".vrt") and find_spec("rasterio") is None:
+            raise ImageReadError(f"'{source}' is a virtual mosaic, which needs rasterio. {INSTALL_GEO}")
         return None
     raster = RasterFile(source, num_channels)
     if raster.is_picture:
@@ -196,7 +198,7 @@ class RasterFile:
         if getattr(self._open, "process", None) != os.getpid():  # a forked process must not share the file
             self._open.datasets, self._open.process = {}, os.getpid()
         if overview not in self._open.datasets:
-            self._open.datasets[overview] = _open_dataset(self.path, overview)
+            self._open.datasets[overview] = open_dataset(self.path, overview)
         return self._open.datasets[overview]
 
     def read(self, rows: Span, columns: Span, scale: float = 1.0) -> np.ndarray:
@@ -265,7 +267,8 @@ def gdal_explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def _open_dataset(path: str, overview: int | None = None) -> Any:
+def open_dataset(path: str, overview: int | None = None) -> Any:
+    """Opens rasterio's dataset of a file, or of one of its overviews. Raises ImageReadError."""
     if load_rasterio() is None:
         raise ImageReadError(f"'{path}' needs rasterio. {INSTALL_GEO}")
     with gdal_explained(f"'{path}'"):

@@ -169,7 +169,7 @@ class PartedRaster:
 
     def begin(self) -> list[int]:
         """Prepares the part files; returns the rows of windows that are to do."""
-        self.work.begin()
+        self.work.begin(self.predictor.model_record)
         return self.work.parts.to_do()
 
     def predict(self, parts: Sequence[int]) -> None:

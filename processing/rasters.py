@@ -18,7 +18,7 @@ from torch import Tensor
 from .area_averaging import area_average, window_edges
 from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
 from .image_reading import decode_once, read_image, to_numpy, to_rgb
-from .raster_files import INSTALL_GEO, RasterFile, is_raster_file, load_rasterio
+from .raster_files import RasterFile, is_raster_file
 
 CODED_MODES = (
     "1",
@@ -191,11 +191,9 @@ def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: s
 
 
 def check_place(path: str) -> None:
-    """Raises ImageReadError for what only GDAL can open, but must not (remote files), or cannot (it is not installed)."""
+    """Raises ImageReadError for remote files that only GDAL could open."""
     if path.startswith("/vsi") or "://" in path and not path.startswith(("http://", "https://")):
         raise ImageReadError(f"'{path}' is not a file on this machine. Copy it to a local disk.")
-    if path.lower().endswith(".vrt") and load_rasterio() is None:
-        raise ImageReadError(f"'{path}' is a virtual mosaic, which needs rasterio. {INSTALL_GEO}")
 
 
 def _read(raster: Raster, rows: Span, columns: Span, scale: float) -> tuple[np.ndarray, np.ndarray]:

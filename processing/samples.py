@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 VALUE_RANGE, SCALE = "value_range", (0.0, 255.0)  # entry of a sample with a float array, and its value
 MASK_COLUMNS = (
     "mask",
@@ -17,9 +19,15 @@ MASK_COLUMNS = (
 
 
 def scale_for(processor: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The option of an image processor for the sample of a float array, which is on the scale 0..255 already."""
+    """Options of an image processor for a float array, which is on the scale 0..255 and has the model's channels."""
     is_told = VALUE_RANGE in sample and hasattr(processor, VALUE_RANGE)
-    return {VALUE_RANGE: sample[VALUE_RANGE]} if is_told else {}
+    return {VALUE_RANGE: sample[VALUE_RANGE], "do_convert_rgb": False} if is_told else {}
+
+
+def scale_of(image: Any) -> dict[str, Any]:
+    """The entry of a sample that tells the scale of a float array."""
+    is_float = isinstance(image, np.ndarray) and image.dtype.kind == "f"
+    return {VALUE_RANGE: SCALE} if is_float else {}
 
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], name: str) -> None:

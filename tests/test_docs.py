@@ -5,8 +5,10 @@ import io
 import json
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,9 +94,25 @@ def workplace(tmp_path_factory):
     return folder
 
 
+class SlideStandIn:
+    """What docs/how-to/own-rasters.md uses of OpenSlide, on a slide of noise with one reduced level."""
+
+    dimensions, level_downsamples = (400, 300), (1.0, 2.0)
+
+    def __init__(self, path):
+        self.path = path
+
+    def get_best_level_for_downsample(self, factor):
+        return int(factor >= 2)
+
+    def read_region(self, place, level, size):
+        return Image.effect_noise(size, place[0] + level + 1).convert("RGBA")
+
+
 @pytest.mark.parametrize("page", with_python())
 def test_the_python_of_a_page_runs_and_prints_what_its_comments_say(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
+    monkeypatch.setitem(sys.modules, "openslide", SimpleNamespace(OpenSlide=SlideStandIn))
     names, printed = {"__name__": page}, io.StringIO()
     code = "\n".join(blocks(page, "python"))
     with contextlib.redirect_stdout(printed):

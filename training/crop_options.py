@@ -1,6 +1,7 @@
 """Options of training crops, of `contextseg-train` and `contextseg-finetune`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .command_line import option
 
@@ -18,4 +19,13 @@ class CropOptions:
         0.0,
         "largest angle by which training crops are rotated at random; what lies outside the image is ignored",
         metavar="DEGREES",
+    )
+    resize_share: float = option(
+        1.0, "share of the training crops that are resized at random; the others keep the image's scale"
+    )
+    rotation_share: float = option(1.0, "share of the training crops that are rotated, with --rotation")
+    context_sampling: Literal["area", "point"] = option(
+        "area",
+        "how crops and contexts of a model with two scales are sampled: by the mean over the area of each pixel, or at "
+        "single points without smoothing, as the authors of relay tokens do",
     )

@@ -150,7 +150,9 @@ def new_trainer(
         arguments,
         data_collator=SegmentationCollator(processor, train.ignore_index, can_pad=can_pad),
         train_dataset=AugmentedDataset(
-            train, new_augmentation(options, processor, seed=arguments.seed), options.crops_per_image
+            train,
+            new_augmentation(options, processor, model.config, seed=arguments.seed),
+            options.crops_per_image,
         ),
         eval_dataset=val,
         processing_class=processor,

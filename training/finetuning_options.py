@@ -34,7 +34,11 @@ class FinetuneOptions(CommandOptions, ReadingOptions, TuningOptions, LossOptions
         True, "scale, mirror and recolor training images at random; without it they are only cropped"
     )
     horizontal_flip: bool = option(True, "mirror half of the training images left to right")
-    crop_size: str = option("512", "side of a training sample in pixels, or HEIGHTxWIDTH", metavar="SIZE")
+    crop_size: str | None = option(
+        None,
+        "side of a training sample in pixels, or HEIGHTxWIDTH (default: 512, or the crop_size of a model with two scales)",
+        metavar="SIZE",
+    )
     early_stopping: int | None = option(
         None,
         "end the run after this many evaluations without a better --metric_for_best_model, such as mean_iou; needs --val and "

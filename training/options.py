@@ -55,9 +55,10 @@ class DataOptions:
 class SampleOptions:
     _argument_group_name = "Segmentation and classification"
 
-    crop_size: str = option(
-        "512",
-        "side of a training sample in pixels, or HEIGHTxWIDTH (default: 512; for classification, 224)",
+    crop_size: str | None = option(
+        None,
+        "side of a training sample in pixels, or HEIGHTxWIDTH (default: 512, or the crop_size of a model with two scales; for "
+        "classification, 224)",
         metavar="SIZE",
     )
 

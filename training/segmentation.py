@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CROP_SIZE = "512"  # without --crop-size
+
 
 class SegmentationTask(Task):
     """See `Task`."""
@@ -75,7 +77,8 @@ class SegmentationTask(Task):
             )
 
     def generated(self, num_classes: int) -> Dataset:
-        return GeneratedPairs(crop_size(self.arguments.crop_size), num_classes, self.num_channels)
+        size = crop_size(self.arguments.crop_size or CROP_SIZE)
+        return GeneratedPairs(size, num_classes, self.num_channels)
 
     @cached_property
     def num_channels(self) -> int:
@@ -107,7 +110,11 @@ class SegmentationTask(Task):
 
     def new_samples(self, processor: BaseImageProcessor) -> TrainingSamples:
         augmentation = new_augmentation(
-            self.arguments, processor, seed=self.arguments.seed, base_size=base_size(self.arguments)
+            self.arguments,
+            processor,
+            self.config,
+            seed=self.arguments.seed,
+            base_size=base_size(self.arguments),
         )
         return TrainingSamples(self.data, augmentation, processor)
 
@@ -222,20 +229,30 @@ class GeneratedPairs(Dataset):
 def new_augmentation(
     options: "SegmentationArguments | FinetuneOptions",
     processor: SegmentationImageProcessor,
+    config: PreTrainedConfig,
     *,
     seed: int,
     base_size: tuple[int, int] | None = None,
 ) -> JointAugmentation:
-    """The augmentation that the options describe; with --no-augmentation, random crops only."""
-    is_full = options.augmentation
+    """The augmentation that the options describe; with --no-augmentation, random crops only.
+
+    For a model with two scales, by its configuration, it cuts crop pairs.
+    """
+    is_full, context_ratio = options.augmentation, getattr(config, "context_ratio", None)
+    usual = CROP_SIZE if context_ratio is None else str(config.crop_size)
+    means = [mean / processor.rescale_factor for mean in processor.image_mean]
     return JointAugmentation(
-        crop_size=crop_size(options.crop_size),
+        crop_size=crop_size(options.crop_size or usual),
         base_size=base_size,
         scale_range=(options.min_scale, options.max_scale) if is_full else (1.0, 1.0),
         flip_probability=0.5 if is_full and options.horizontal_flip else 0.0,
         use_photometric_distortion=is_full,
         rotation=options.rotation if is_full else 0.0,
-        fill=tuple(round(mean / processor.rescale_factor) for mean in processor.image_mean),
+        fill=tuple(means if context_ratio is not None else map(round, means)),
         ignore_index=processor.ignore_index,
         seed=seed,
+        resize_share=options.resize_share,
+        rotation_share=options.rotation_share,
+        context_ratio=context_ratio,
+        context_sampling=options.context_sampling,
     )

@@ -141,6 +141,11 @@ class SegmentationTrainer(LoadsRenamedWeights, Trainer):
         callbacks: Callbacks; `SetEpoch()` is one of them if the training data is augmented.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Whole images have no `context_labels`, and Trainer takes a batch that lacks one of the names for unlabeled.
+        self.label_names = [name for name in self.label_names if name != "context_labels"]
+
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """As in Trainer, but with every image: `dataloader_drop_last` applies to training only."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False

@@ -8,7 +8,6 @@ image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, cos, radians, sin
 from typing import Any
 
 import numpy as np
@@ -16,54 +15,16 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
+
+from ..crop_frames import SAMPLINGS, LabelReader, Sampling
+from ..crop_images import DecodedImage, RasterImage
+from ..samples import check_sizes
+from .color_distortion import PhotometricDistortion
+from .crop_plans import CropPlan
+from .crop_regions import Region, draw_region, labels_at
 
 DRAWS = 10  # attempts to find a crop that no class dominates
 PIXELS_FOR_SHARES = 1 << 16  # class shares are estimated on about this many pixels
-
-
-@dataclass(frozen=True)
-class Region:
-    """A rectangle of an image, in pixels, and the size it is resized to."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    size: tuple[int, int]
-
-    def surrounding(self, angle: float, image_size: Sequence[int]) -> tuple["Region", list[int]]:
-        """Encloses the region turned about its center, as far as the image goes.
-
-        Args:
-            angle: Angle of the turn in degrees.
-            image_size: (H, W) of the image.
-
-        Returns:
-            The larger region at the same scale, and the pixels (left, top, right, bottom) that it then lacks
-            to be centered on this one and to enclose the turned one.
-        """
-        cosine, sine = abs(cos(radians(angle))), abs(sin(radians(angle)))
-        starts, lengths, sizes, missing = [], [], [], []
-        for start, length, size, other, limit in zip(
-            (self.top, self.left),
-            (self.height, self.width),
-            self.size,
-            self.size[::-1],
-            image_size,
-            strict=True,
-        ):
-            margin = max(0, ceil((size * cosine + other * sine - size) / 2)) if angle else 0
-            around = ceil(margin * length / size)
-            before, after = min(around, start), min(around, limit - start - length)
-            seen = [min(margin, round(pixels * size / length)) for pixels in (before, after)]
-            starts.append(start - before)
-            lengths.append(length + before + after)
-            sizes.append(size + sum(seen))
-            missing.append([margin - pixels for pixels in seen])
-        (top, bottom), (left, right) = missing
-        return Region(*starts, *lengths, size=tuple(sizes)), [left, top, right, bottom]
 
 
 @dataclass(frozen=True)
@@ -86,9 +47,14 @@ class JointAugmentation:
         fill: Padding value of each channel, usually the image processor's mean on the scale of the pixels.
         ignore_index: Class id of padded pixels, which the loss ignores.
         seed: Seed of all random draws.
+        resize_share: Share of the crops that are resized, from 0 to 1.
+        rotation_share: Share of the crops that are rotated, from 0 to 1.
+        context_ratio: For models with two scales, sides of the context of a crop in sides of the crop. None cuts
+            no contexts.
+        context_sampling: How pixels of such a pair are sampled, "area" or "point", see `cut_pair`.
 
     Raises:
-        ValueError: If `scale_range` or `rotation` is outside its range.
+        ValueError: If `context_sampling` is unknown, or `scale_range` or `rotation` is outside its range.
     """
 
     crop_size: tuple[int, int]
@@ -101,6 +67,10 @@ class JointAugmentation:
     fill: tuple[float, ...] = (124, 116, 104)
     ignore_index: int = 255
     seed: int = 0
+    resize_share: float = 1.0
+    rotation_share: float = 1.0
+    context_ratio: int | None = None
+    context_sampling: Sampling = "area"
 
     def __post_init__(self) -> None:
         if not 0.001 <= self.scale_range[0] <= self.scale_range[1] <= 1000:
@@ -110,6 +80,10 @@ class JointAugmentation:
         if not 0 <= self.rotation <= 180:
             raise ValueError(
                 f"rotation={self.rotation} is not an angle from 0 to 180 degrees. 0 turns nothing."
+            )
+        if self.context_sampling not in SAMPLINGS:
+            raise ValueError(
+                f"context_sampling={self.context_sampling!r} is unknown. Use one of {', '.join(SAMPLINGS)}."
             )
 
     def __call__(
@@ -129,22 +103,48 @@ class JointAugmentation:
         Raises:
             ValueError: If `fill` does not have one value per channel of the image.
         """
-        random = np.random.default_rng((self.seed, epoch, index))
+        sample = self.crop({"image": image, "mask": mask}, epoch=epoch, index=index)
+        return sample["image"], sample["mask"]
+
+    def crop(self, sample: dict[str, Any], *, epoch: int, index: int) -> dict[str, Any]:
+        """Augments one sample, and cuts its context if there is a `context_ratio`.
+
+        Args:
+            sample: `image` and `mask`, as a `SegmentationData` gives them, also those of its `windowed`.
+            epoch: Epoch of the sample.
+            index: Index of the sample in the dataset.
+
+        Returns:
+            The sample with the cropped `image` and `mask`; with a `context_ratio`, with all entries of `cut_pair`.
+
+        Raises:
+            ValueError: If `fill` does not have one value per channel of the image.
+        """
+        image, mask = sample["image"], sample["mask"]
+        if not isinstance(image, RasterImage):
+            image = DecodedImage(image)
+        self._check(image, mask, sample.get("name", "a sample"))
+        plan = self._plan(mask, np.random.default_rng((self.seed, epoch, index)))
+        if self.context_ratio is None:
+            return {**sample, **plan.cut(image, mask)}
+        return {**sample, **plan.cut_pair(image, mask, self.context_ratio, self.context_sampling)}
+
+    def _plan(self, mask: np.ndarray | LabelReader, random: Generator) -> CropPlan:
+        """Draws all that is random."""
         region = self._draw_balanced_region(mask, random)
         flip, colors = random.random() < self.flip_probability, PhotometricDistortion.draw(random)
         angle = random.uniform(-self.rotation, self.rotation) if self.rotation else 0.0
-        pixels = image if isinstance(image, Image.Image) else F.to_image(image)
-        self._check_fill(pixels)
-        pixels, mask = self._cut(pixels, mask, region, angle)
-        if flip:
-            pixels, mask = F.horizontal_flip(pixels), mask[:, ::-1]
-        if self.use_photometric_distortion:
-            pixels = colors(pixels)
-        return self._pad(pixels, mask)
+        if self.rotation_share < 1 and random.random() >= self.rotation_share:
+            angle = 0.0
+        colors = colors if self.use_photometric_distortion else None
+        return CropPlan(region, angle, flip, colors, self.crop_size, self.fill, self.ignore_index)
 
-    def _draw_balanced_region(self, mask: np.ndarray, random: Generator) -> Region:
+    def _draw_balanced_region(self, mask: np.ndarray | LabelReader, random: Generator) -> Region:
         """Draws one scale, then crops at that scale until one is balanced, at most ten of them."""
-        scale = random.uniform(*self.scale_range) * self._base_scale(mask.shape)
+        scale = random.uniform(*self.scale_range)
+        if self.resize_share < 1 and random.random() >= self.resize_share:
+            scale = 1.0
+        scale *= self._base_scale(mask.shape)
         for _ in range(DRAWS):
             region = draw_region(mask.shape, self.crop_size, scale, random)
             if self._is_balanced(mask, region):
@@ -157,103 +157,22 @@ class JointAugmentation:
             return 1.0
         return min(max(self.base_size) / max(size), min(self.base_size) / min(size))
 
-    def _is_balanced(self, mask: np.ndarray, region: Region) -> bool:
-        """Whether the region has two or more classes, none above `cat_max_ratio`, on a grid of its pixels."""
-        step = max(1, int((region.height * region.width / PIXELS_FOR_SHARES) ** 0.5))
-        rows, columns = (
-            slice(region.top, region.top + region.height, step),
-            slice(region.left, region.left + region.width, step),
-        )
-        ids, counts = np.unique(mask[rows, columns], return_counts=True)
-        counts = counts[ids != self.ignore_index]
-        return len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum()
-
-    def _check_fill(self, pixels: Image.Image | torch.Tensor) -> None:
-        channels = len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[0]
-        if len(self.fill) != channels:
+    def _check(self, image: DecodedImage | RasterImage, mask: np.ndarray | LabelReader, name: str) -> None:
+        check_sizes(image.shape, mask.shape, str(name))
+        if image.num_channels not in (None, len(self.fill)):
             raise ValueError(
-                f"fill={self.fill} has {len(self.fill)} values, but the image has {channels} channels. "
+                f"fill={self.fill} has {len(self.fill)} values, but the image has {image.num_channels} channels. "
                 "Pass one value per channel."
             )
 
-    def _cut(
-        self, pixels: Image.Image | torch.Tensor, mask: np.ndarray, region: Region, angle: float
-    ) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
-        """Crops and resizes the region, turned by `angle` degrees counterclockwise about its center."""
-        wide, padding = region.surrounding(angle, mask.shape)
-        pixels = F.resized_crop(pixels, wide.top, wide.left, wide.height, wide.width, list(wide.size))
-        mask = resized_crop_of_mask(mask, wide)
-        if not angle:
-            return pixels, mask
-        pixels = F.pad(pixels, padding, fill=list(self.fill))
-        left, top, right, bottom = padding
-        mask = np.pad(mask, [(top, bottom), (left, right)], constant_values=self.ignore_index)
-        turned = turned_mask(mask, angle, self.ignore_index)
-        pixels = F.rotate(pixels, angle, F.InterpolationMode.BILINEAR, fill=list(self.fill))
-        rows, columns = (
-            slice((whole - part) // 2, (whole + part) // 2)
-            for whole, part in zip(turned.shape, region.size, strict=True)
-        )
-        return F.center_crop(pixels, list(region.size)), turned[rows, columns]
-
-    def _pad(
-        self, pixels: Image.Image | torch.Tensor, mask: np.ndarray
-    ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-        """Pads to `crop_size` on the right and bottom, with `fill` and the ignore index."""
-        missing = [wanted - present for wanted, present in zip(self.crop_size, mask.shape, strict=True)]
-        if any(missing):
-            pixels = F.pad(pixels, [0, 0, missing[1], missing[0]], fill=list(self.fill))
-            mask = np.pad(mask, [(0, missing[0]), (0, missing[1])], constant_values=self.ignore_index)
-        if not isinstance(pixels, Image.Image):
-            pixels = pixels.permute(1, 2, 0).numpy()
-        return pixels, np.ascontiguousarray(mask)
-
-
-@dataclass(frozen=True)
-class PhotometricDistortion:
-    """Changes brightness, contrast, saturation and hue, each with probability 1/2.
-
-    The contrast is changed before or after saturation and hue. Pixels stay 8-bit: every step is a lookup
-    table in RGB or HSV. Arrays with other channels have neither a hue nor a known value range; only their
-    contrast is changed.
-    """
-
-    brightness: float | None
-    contrast: float | None
-    saturation: float | None
-    hue: float | None
-    is_contrast_first: bool
-
-    @classmethod
-    def draw(cls, random: Generator) -> "PhotometricDistortion":
-        # 18 of OpenCV's 180 hue units are a tenth of the circle.
-        ranges = [(-32, 32), (0.5, 1.5), (0.5, 1.5), (-0.1, 0.1)]
-        values = [random.uniform(*limits) if random.random() < 0.5 else None for limits in ranges]
-        return cls(*values, is_contrast_first=random.random() < 0.5)
-
-    def __call__(self, pixels: Image.Image | torch.Tensor) -> Image.Image | torch.Tensor:
-        """RGB image or (C, H, W) tensor -> the same type and shape."""
-        if not isinstance(pixels, Image.Image):
-            return pixels if self.contrast is None else times(pixels, self.contrast)
-        levels = np.arange(256.0)
-        if self.brightness is not None:
-            levels = clip_levels(levels + self.brightness)
-        if self.contrast is not None and self.is_contrast_first:
-            levels = clip_levels(levels * self.contrast)
-        pixels = look_up(pixels, [levels] * 3)
-        pixels = self.shift_colors(pixels)
-        if self.contrast is not None and not self.is_contrast_first:
-            pixels = look_up(pixels, [clip_levels(np.arange(256) * self.contrast)] * 3)
-        return pixels
-
-    def shift_colors(self, image: Image.Image) -> Image.Image:
-        """Changes saturation and hue with a single conversion to HSV."""
-        if self.saturation is None and self.hue is None:
-            return image
-        levels = np.arange(256)
-        hue = (levels + round(256 * (self.hue or 0.0))) % 256
-        saturation = clip_levels(levels * (1.0 if self.saturation is None else self.saturation))
-        return look_up(image.convert("HSV"), [hue, saturation, levels]).convert("RGB")
+    def _is_balanced(self, mask: np.ndarray | LabelReader, region: Region) -> bool:
+        """Whether the region has two or more classes, none above `cat_max_ratio`, on a grid of its pixels."""
+        step = max(1, int((region.height * region.width / PIXELS_FOR_SHARES) ** 0.5))
+        rows = np.arange(region.top, region.top + region.height, step)
+        columns = np.arange(region.left, region.left + region.width, step)
+        ids, counts = np.unique(labels_at(mask, rows, columns), return_counts=True)
+        counts = counts[ids != self.ignore_index]
+        return len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum()
 
 
 class AugmentedDataset(Dataset):
@@ -288,52 +207,11 @@ class AugmentedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         crop, index = divmod(index % len(self), len(self.dataset))
-        sample = self.dataset[index]
-        position = {"epoch": self.epoch.item() * self.crops_per_image + crop, "index": index}
-        image, mask = self.augmentation(sample["image"], sample["mask"], **position)
-        return {**sample, "image": image, "mask": mask}
+        sample = windowed(self.dataset, index)
+        epoch = self.epoch.item() * self.crops_per_image + crop
+        return self.augmentation.crop(sample, epoch=epoch, index=index)
 
 
-def draw_region(size: Sequence[int], crop_size: Sequence[int], scale: float, random: Generator) -> Region:
-    """Draws a crop of the scaled image, in original pixels. Axes shorter than the crop are taken whole."""
-    cropped = [min(crop, max(1, round(length * scale))) for length, crop in zip(size, crop_size, strict=True)]
-    lengths = [min(length, max(1, round(crop / scale))) for length, crop in zip(size, cropped, strict=True)]
-    top, left = (int(random.integers(0, n - m, endpoint=True)) for n, m in zip(size, lengths, strict=True))
-    return Region(top, left, *lengths, size=tuple(cropped))
-
-
-def resized_crop_of_mask(mask: np.ndarray, region: Region) -> np.ndarray:
-    """(H, W) -> `region.size`: the id under the center of each new pixel."""
-    rows, columns = (
-        start + ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for start, old, new in zip(
-            (region.top, region.left), (region.height, region.width), region.size, strict=True
-        )
-    )
-    return mask[rows[:, None], columns]
-
-
-def turned_mask(mask: np.ndarray, angle: float, outside: int) -> np.ndarray:
-    """(H, W) -> (H, W): class ids turned by `angle` degrees counterclockwise, by nearest neighbor."""
-    ids = torch.from_numpy(mask.astype(np.int64))[None]
-    turned = F.rotate(ids, angle, F.InterpolationMode.NEAREST, fill=[float(outside)])
-    return turned[0].numpy().astype(mask.dtype)
-
-
-def times(pixels: torch.Tensor, factor: float) -> torch.Tensor:
-    """Scales the values of any number of channels; integer types are rounded and clamped to their range."""
-    scaled = pixels.to(torch.float32) * factor
-    if not pixels.dtype.is_floating_point:
-        limits = torch.iinfo(pixels.dtype)
-        scaled = scaled.round().clamp(limits.min, limits.max)
-    return tv_tensors.wrap(scaled.to(pixels.dtype), like=pixels)
-
-
-def clip_levels(levels: np.ndarray) -> np.ndarray:
-    """Rounds to integers and clips to 0..255."""
-    return np.clip(np.rint(levels), 0, 255)
-
-
-def look_up(image: Image.Image, levels: Sequence[np.ndarray]) -> Image.Image:
-    """Maps the 256 values of each channel through its table."""
-    return image.point(np.concatenate(levels).astype(int).tolist())
+def windowed(dataset: Dataset, index: int) -> dict[str, Any]:
+    """The sample at `index`, with rasters in place of decoded images if the dataset can do that."""
+    return getattr(dataset, "windowed", dataset.__getitem__)(index)

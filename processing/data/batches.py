@@ -19,8 +19,9 @@ from transformers import BaseImageProcessor
 
 from ..image_reading import ImageReadError
 from ..inference import Inference
+from ..pair_inputs import with_contexts
 from ..samples import scale_for
-from .augmentation import JointAugmentation
+from .augmentation import JointAugmentation, windowed
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
 
 PICTURE_SIDE = 240  # pixels
@@ -85,13 +86,17 @@ class TrainingSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        sample = readable_sample(self.data, index)
-        image, mask = self.augmentation(sample["image"], sample["mask"], epoch=epoch, index=index)
-        scale = scale_for(self.processor, sample)
-        pixels = self.processor(image, do_resize=False, return_tensors="pt", **scale)["pixel_values"][0]
+
+        def crop(place: int) -> dict[str, Any]:
+            return self.augmentation.crop(windowed(self.data, place), epoch=epoch, index=index)
+
+        sample = readable_sample(self.data, index, crop)
+        options = {"do_resize": False, "return_tensors": "pt", **scale_for(self.processor, sample)}
+        pixels = self.processor(sample["image"], **options)["pixel_values"]
+        labels = torch.as_tensor(sample["mask"], dtype=torch.int64)[None]
+        inputs = with_contexts({"pixel_values": pixels, "labels": labels}, [sample], self.processor)
         return {
-            "pixel_values": pixels,
-            "labels": torch.as_tensor(mask, dtype=torch.int64),
+            **{name: values[0] for name, values in inputs.items()},
             "name": sample["name"],
             UNREADABLE: sample[UNREADABLE],
         }

@@ -21,11 +21,12 @@ from ..label_maps import LabelMap
 from ..mask_reading import read_mask
 from ..processor_numbers import check_processor_numbers
 from ..raster_files import check_pair_grid, unlabeled_pixels
-from ..samples import MASK_COLUMNS, SCALE, VALUE_RANGE, check_sizes
+from ..samples import MASK_COLUMNS, check_sizes, scale_of
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded
 from .official_layouts import Layout, check_place, find_layout
 from .pairing import MASKS_TO_GUESS_FROM, Pair, Pairing, missing_table, pair_files, propose_table
+from .windowed_pairs import windowed_pair
 
 if TYPE_CHECKING:
     import datasets
@@ -89,11 +90,17 @@ class SegmentationData(Dataset, ABC):
         image, stored = self.read_image(pair.image), self.read_stored_mask(pair.mask)
         check_sizes(image_size(image), stored.shape[:2], pair.name)
         check_pair_grid(pair.image, pair.mask, pair.name)
-        mask = self.decoder.decode(stored, f"the mask of '{pair.name}'")
+        mask = self.decode(stored, pair)
         if (unlabeled := unlabeled_pixels(pair.image, self.num_channels)) is not None:
             mask[unlabeled] = self.ignore_index
-        scale = {VALUE_RANGE: SCALE} if isinstance(image, np.ndarray) and image.dtype.kind == "f" else {}
-        return {"image": image, "mask": mask, "name": pair.name, **scale}
+        return {"image": image, "mask": mask, "name": pair.name, **scale_of(image)}
+
+    def windowed(self, index: int) -> dict[str, Any]:
+        """As `self[index]`, but image and mask are not decoded if their files can be read by windows."""
+        return windowed_pair(self, self.sources(index))
+
+    def decode(self, stored: np.ndarray, pair: Pair) -> np.ndarray:
+        return self.decoder.decode(stored, f"the mask of '{pair.name}'")
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
         if self.num_channels == 3:

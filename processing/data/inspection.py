@@ -25,6 +25,7 @@ from ..samples import check_sizes
 from ..value_ranges import OUTLIERS, StoredValues, UnknownRangeError, values_of
 from .datasets import SegmentationData
 from .pairing import Pair
+from .raster_inspection import MaskValues, large_image, large_mask
 
 FEW_VALUES = 1 << 16
 DARK = 64  # of 255, which 14 bits in a 16-bit file reach
@@ -55,16 +56,9 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
     try:
         pair = dataset.sources(index)
         name = pair.name
-        image = dataset.read_image(pair.image)
-        size = image_size(image)
-        mask = dataset.read_stored_mask(pair.mask)
-        finding = Finding(
-            name,
-            size,
-            count_values(mask),
-            mask.ndim == 3,
-            values=lost_values(dataset, lambda: pair.image, image),
-        )
+        size, values = inspect_image(dataset, pair.image)
+        mask = inspect_mask(dataset, pair.mask)
+        finding = Finding(name, size, mask.counts, mask.is_colored, values=values)
     except UnknownRangeError as error:
         return Finding(name, unreadable=str(error), values=error.values)
     except PaletteError as error:
@@ -72,11 +66,27 @@ def inspect_pair(dataset: SegmentationData, index: int) -> Finding:
     except Exception as error:
         return Finding(name, unreadable=reason(error, name))
     try:
-        check_sizes(size, mask.shape[:2], name)
+        check_sizes(size, mask.size, name)
         check_pair_grid(pair.image, pair.mask, name)
     except ValueError as error:
         return finding._replace(mismatch=str(error))
     return finding._replace(doubts=tuple(doubts_of(dataset, pair, finding)))
+
+
+def inspect_image(dataset: SegmentationData, source: Source) -> tuple[tuple[int, int], StoredValues | None]:
+    """Reads an image: its size, and the values that are lost."""
+    if (large := large_image(dataset, source)) is not None:
+        return large.size, lost_values(dataset, lambda: large.stored, large.windows)
+    image = dataset.read_image(source)
+    return image_size(image), lost_values(dataset, lambda: source, image)
+
+
+def inspect_mask(dataset: SegmentationData, source: Source) -> MaskValues:
+    """Reads a mask: its size, and its values."""
+    if (large := large_mask(dataset, source, count_values)) is not None:
+        return large
+    mask = dataset.read_stored_mask(source)
+    return MaskValues(mask.shape[:2], count_values(mask), mask.ndim == 3)
 
 
 def doubts_of(dataset: SegmentationData, pair: Pair, finding: Finding) -> Iterator[str]:

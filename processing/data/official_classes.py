@@ -1,9 +1,11 @@
-"""The classes of ADE20K, Cityscapes and COCO-Stuff in the order of the papers' models, and their ids in the mask files."""
+"""The classes of published datasets in the order of the papers' models, and their ids or colors in the mask files."""
+
+import re
 
 from ..label_maps import IGNORE
 
 IGNORE_INDEX = 255
-LabelIds = dict[int, int | str]  # id in a mask -> class or "ignore"
+LabelIds = dict[int | tuple[int, int, int], int | str]  # id or color in a mask -> class or "ignore"
 
 ADE20K = """
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, table, mountain,
@@ -61,6 +63,50 @@ COCO_STUFF_IDS = 182
 # street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door, blender, hair brush: ids that occur in no image
 COCO_STUFF_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 
+URUR = {  # class -> RGB color
+    "others": (0, 0, 0),
+    "building": (230, 230, 230),
+    "greenhouse": (100, 100, 100),
+    "woodland": (200, 230, 160),
+    "farmland": (95, 163, 7),
+    "bareland": (255, 255, 100),
+    "water": (150, 200, 250),
+    "road": (240, 100, 80),
+}
+URUR_IGNORED = (255, 255, 255)
+DEEPGLOBE = {  # class -> RGB color
+    "urban land": (0, 255, 255),
+    "agriculture land": (255, 255, 0),
+    "rangeland": (255, 0, 255),
+    "forest land": (0, 255, 0),
+    "water": (0, 0, 255),
+    "barren land": (255, 255, 255),
+}
+DEEPGLOBE_IGNORED = (0, 0, 0)  # unknown: clouds and others
+FLAIR_HUB = [
+    *(
+        "building",
+        "greenhouse",
+        "swimming pool",
+        "impervious surface",
+        "pervious surface",
+        "bare soil",
+        "water",
+        "snow",
+    ),
+    *(
+        "herbaceous vegetation",
+        "agricultural land",
+        "plowed land",
+        "vineyard",
+        "deciduous",
+        "coniferous",
+        "brushwood",
+    ),
+]
+FLAIR_HUB_IGNORED = (15, 16, 17, 18)  # clear cut, ligneous, mixed, undefined: not evaluated by the authors
+INRIA_VALIDATION_TILES = 5  # the first ones of each city, as the authors recommend
+
 
 def names(table: str) -> list[str]:
     return " ".join(table.split()).split(", ")
@@ -86,3 +132,14 @@ def coco_stuff_ids() -> LabelIds:
 def train_ids(count: int) -> LabelIds:
     """Ids that are class ids already; 255 is unlabeled."""
     return {index: index for index in range(count)} | {IGNORE_INDEX: IGNORE}
+
+
+def color_ids(colors: dict[str, tuple[int, int, int]], ignored: tuple[int, int, int]) -> LabelIds:
+    """The classes by their colors, and the color of pixels without a class."""
+    return {color: index for index, color in enumerate(colors.values())} | {ignored: IGNORE}
+
+
+def is_in_inria_split(name: str, split: str) -> bool:
+    """Whether a tile such as "austin12" belongs to "train" or "val"."""
+    number = int("0" + re.sub(r".*?([0-9]*)$", r"\1", name))
+    return (number <= INRIA_VALIDATION_TILES) == (split == "val")

@@ -1,14 +1,18 @@
-"""The folders of ADE20K, Cityscapes and COCO-Stuff as published, recognized by their contents.
+"""The folders of published datasets, recognized by their contents.
 
     ADEChallengeData2016/  images/{training,validation}/*.jpg       annotations/{training,validation}/*.png
     cityscapes/            leftImg8bit/{train,val}/CITY/*_leftImg8bit.png
                            gtFine/{train,val}/CITY/*_gtFine_labelIds.png, or *_gtFine_labelTrainIds.png
     coco_stuff164k/        images/{train2017,val2017}/*.jpg
                            annotations/{train2017,val2017}/*.png, or *_labelTrainIds.png
+    URUR/                  {train,val,test}/image/*.tif            {train,val,test}/label/*.png
+    deepglobe/             {train,valid,test}/*_sat.jpg            {train,valid,test}/*_mask.png
+    AerialImageDataset/    train/images/*.tif                      train/gt/*.tif (Inria; tiles 1 to 5 of a city: val)
 
 The split is part of the source, as in "cityscapes:val"; training and evaluation add it by themselves.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +29,16 @@ class Layout:
     Args:
         title: Name of the dataset.
         hub_name: Its name in the `datasets` field of model cards.
-        splits: "train" and "val" -> names of their folders.
-        image_folder: Folder of the images.
+        splits: "train", "val" and so on -> names of their folders.
+        image_folder: Folder of the images of a split, with "{split}" for its name.
         image_suffix: Suffix of the image files.
-        mask_folder: Folder of the masks.
-        masks: Suffix of the mask files -> meaning of their ids. The first suffix that occurs is used.
+        mask_folder: Folder of the masks of a split.
+        masks: Suffix of the mask files -> meaning of their ids or colors. The first suffix that occurs is used.
         classes: Class names.
         palette: RGB color of each class.
+        marks: Patterns of files or folders, of which each split has one. Default: the folders of images and of
+            masks.
+        takes: Whether a file of this name belongs to a split. Default: every file of its folder.
     """
 
     title: str
@@ -43,13 +50,21 @@ class Layout:
     masks: dict[str, official_classes.LabelIds]
     classes: list[str]
     palette: tuple[tuple[int, int, int], ...] | None = None
+    marks: tuple[str, ...] | None = None
+    takes: Callable[[str, str], bool] = lambda name, split: True  # noqa: ARG005
 
     def folders(self, root: Path, split: str) -> tuple[Path, Path]:
         """The folders of the images and of the masks of a split."""
-        return root / self.image_folder / self.splits[split], root / self.mask_folder / self.splits[split]
+        name = self.splits[split]
+        return root / self.image_folder.format(split=name), root / self.mask_folder.format(split=name)
 
     def splits_in(self, root: Path) -> list[str]:
-        return [split for split in self.splits if any(place.is_dir() for place in self.folders(root, split))]
+        marks = self.marks or (self.image_folder, self.mask_folder)
+        return [
+            split
+            for split, name in self.splits.items()
+            if any(next(root.glob(mark.format(split=name)), None) for mark in marks)
+        ]
 
     def split_named(self, name: str | None, root: Path) -> str:
         """The split with this name or folder name. Raises ValueError if there is none."""
@@ -71,8 +86,14 @@ class Layout:
                     f"'{root}' looks like {self.title}, but has no {place.relative_to(root)}/; it holds {contents(root)}. "
                     "Unpack the images and the annotations into one folder."
                 )
-        images = files_by_name(image_folder, self.image_suffix)
-        kinds = {suffix: files_by_name(mask_folder, suffix) for suffix in self.masks}
+        images, *found = (
+            {name: path for name, path in files_by_name(*place).items() if self.takes(name, split)}
+            for place in (
+                (image_folder, self.image_suffix),
+                *((mask_folder, suffix) for suffix in self.masks),
+            )
+        )
+        kinds = dict(zip(self.masks, found, strict=True))
         suffix = next((suffix for suffix, files in kinds.items() if files), None)
         masks = kinds[suffix] if suffix else {}
         names = sorted(images.keys() & masks.keys())
@@ -100,9 +121,9 @@ ADE20K = Layout(
     title="ADE20K",
     hub_name="scene_parse_150",
     splits={"train": "training", "val": "validation"},
-    image_folder="images",
+    image_folder="images/{split}",
     image_suffix=".jpg",
-    mask_folder="annotations",
+    mask_folder="annotations/{split}",
     masks={".png": official_classes.ade20k_ids()},
     classes=official_classes.names(official_classes.ADE20K),
 )
@@ -110,9 +131,9 @@ CITYSCAPES = Layout(
     title="Cityscapes",
     hub_name="cityscapes",
     splits={"train": "train", "val": "val"},
-    image_folder="leftImg8bit",
+    image_folder="leftImg8bit/{split}",
     image_suffix="_leftImg8bit.png",
-    mask_folder="gtFine",
+    mask_folder="gtFine/{split}",
     masks={
         "_gtFine_labelIds.png": official_classes.cityscapes_ids(),
         "_gtFine_labelTrainIds.png": official_classes.train_ids(len(official_classes.CITYSCAPES)),
@@ -124,9 +145,9 @@ COCO_STUFF = Layout(
     title="COCO-Stuff",
     hub_name="coco_stuff",
     splits={"train": "train2017", "val": "val2017"},
-    image_folder="images",
+    image_folder="images/{split}",
     image_suffix=".jpg",
-    mask_folder="annotations",
+    mask_folder="annotations/{split}",
     masks={
         "_labelTrainIds.png": official_classes.train_ids(
             len(official_classes.names(official_classes.COCO_STUFF))
@@ -135,7 +156,46 @@ COCO_STUFF = Layout(
     },
     classes=official_classes.names(official_classes.COCO_STUFF),
 )
-LAYOUTS = (ADE20K, CITYSCAPES, COCO_STUFF)
+URUR = Layout(
+    title="URUR",
+    hub_name="urur",
+    splits={"train": "train", "val": "val", "test": "test"},
+    image_folder="{split}/image",
+    image_suffix=".tif",
+    mask_folder="{split}/label",
+    masks={".png": official_classes.color_ids(official_classes.URUR, official_classes.URUR_IGNORED)},
+    classes=list(official_classes.URUR),
+    palette=tuple(official_classes.URUR.values()),
+)
+DEEPGLOBE = Layout(
+    title="DeepGlobe land cover",
+    hub_name="deepglobe_land_cover",
+    splits={"train": "train", "val": "valid", "test": "test"},
+    image_folder="{split}",
+    image_suffix="_sat.jpg",
+    mask_folder="{split}",
+    masks={
+        "_mask.png": official_classes.color_ids(
+            official_classes.DEEPGLOBE, official_classes.DEEPGLOBE_IGNORED
+        )
+    },
+    classes=list(official_classes.DEEPGLOBE),
+    palette=tuple(official_classes.DEEPGLOBE.values()),
+    marks=("{split}/*_sat.jpg",),
+)
+INRIA = Layout(
+    title="Inria aerial images",
+    hub_name="inria_aerial_image_labeling",
+    splits={"train": "train", "val": "train"},
+    image_folder="{split}/images",
+    image_suffix=".tif",
+    mask_folder="{split}/gt",
+    masks={".tif": {0: 0, 255: 1}},
+    classes=["background", "building"],
+    marks=("{split}/gt",),
+    takes=official_classes.is_in_inria_split,
+)
+LAYOUTS = (ADE20K, CITYSCAPES, COCO_STUFF, URUR, DEEPGLOBE, INRIA)
 
 
 def find_layout(root: Path) -> Layout | None:

@@ -7,7 +7,7 @@ replacement of an unreadable image depends only on its index.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from accelerate import Accelerator
@@ -22,15 +22,24 @@ logger = logging.getLogger(__name__)
 UNREADABLE = "unreadable"  # key of the error messages in a sample or batch
 
 
-def readable_sample(data: Dataset, index: int) -> dict[str, Any]:
+def readable_sample(
+    data: Dataset, index: int, read: Callable[[int], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The sample at `index` or the next readable one, with the error messages of those skipped.
 
-    Raises ValueError if no sample is readable.
+    Args:
+        data: The dataset.
+        index: Index of the sample.
+        read: Makes the sample of an index; by default that of `data`.
+
+    Raises:
+        ValueError: If no sample is readable.
     """
+    read = read or data.__getitem__
     complaints = []
     for offset in range(len(data)):
         try:
-            return data[(index + offset) % len(data)] | {UNREADABLE: complaints}
+            return read((index + offset) % len(data)) | {UNREADABLE: complaints}
         except ImageReadError as error:
             complaints.append(str(error))
     raise ValueError(

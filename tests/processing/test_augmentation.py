@@ -9,14 +9,11 @@ from cases import each
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from contextseg.processing.data.augmentation import (
-    AugmentedDataset,
-    JointAugmentation,
-    PhotometricDistortion,
-    Region,
-    draw_region,
-    resized_crop_of_mask,
-)
+from contextseg.processing.crop_images import DecodedImage
+from contextseg.processing.data.augmentation import AugmentedDataset, JointAugmentation
+from contextseg.processing.data.color_distortion import PhotometricDistortion
+from contextseg.processing.data.crop_plans import CropPlan
+from contextseg.processing.data.crop_regions import Region, draw_region, resized_crop_of_mask
 
 COLORS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], dtype=np.uint8)
 GRAY = (120, 120, 120)
@@ -322,10 +319,9 @@ def test_image_and_mask_stay_aligned_when_rotated(seed, kind):
 
 def quarter_turn(image, mask, size):
     """The augmented crop of an image whose random angle is set to 90 degrees."""
-    augmentation = JointAugmentation(size, use_photometric_distortion=False, fill=GRAY, **UPRIGHT)
     region = Region(10, 20, 12, 16, size=(12, 16))
-    pixels, ids = augmentation._cut(image, mask, region, 90.0)
-    return np.asarray(pixels), ids
+    crop = CropPlan(region, 90.0, False, None, size, GRAY, 255).cut(DecodedImage(image), mask)
+    return np.asarray(crop["image"]), crop["mask"]
 
 
 def test_a_quarter_turn_is_that_of_numpy_around_the_center_of_the_crop():

@@ -1,4 +1,4 @@
-"""ADE20K, Cityscapes and COCO-Stuff, on a few files in the folders in which they are published."""
+"""Published datasets, on a few files in the folders in which they are published."""
 
 import json
 import pickle
@@ -13,6 +13,8 @@ from contextseg.processing.data.official_layouts import (
     ADE20K,
     CITYSCAPES,
     COCO_STUFF,
+    DEEPGLOBE,
+    URUR,
     find_layout,
     with_split,
 )
@@ -246,3 +248,64 @@ def test_training_and_evaluation_take_their_split_of_one_folder(tmp_path):
     assert evaluate.main([str(run), "--data", str(root), "--output", str(tmp_path / "scores"), "--cpu"]) == 0
     assert json.loads((tmp_path / "scores/evaluation.json").read_text())["images"] == 3
     assert json.loads((run / "run.json").read_text())["arguments"]["val"] == str(root)
+
+
+def write_urur(root):
+    colors = [*URUR.palette, (255, 255, 255)]
+    for split in ("train", "val", "test"):
+        save(root / f"{split}/image/10.tif", np.full((1, 9, 3), 50))
+        label = Image.fromarray(
+            np.arange(9, dtype=np.uint8)[None]
+        )  # the palette has the colors in another order
+        label.putpalette([level for color in colors[::-1] for level in color] + [0] * 30)
+        (root / f"{split}/label").mkdir()
+        label.save(root / f"{split}/label/10.png")
+    return root
+
+
+def write_deepglobe(root):
+    save(root / "train/119_sat.jpg", np.full((1, 7, 3), 50))
+    save(root / "train/119_mask.png", [[*DEEPGLOBE.palette, (0, 0, 0)]])
+    save(root / "valid/120_sat.jpg", np.full((1, 7, 3), 50))
+    return root
+
+
+def write_inria(root):
+    for name in ("austin1", "austin6", "tyrol-w5", "tyrol-w12"):
+        save(root / f"train/images/{name}.tif", np.full((1, 2, 3), 50))
+        save(root / f"train/gt/{name}.tif", [[0, 255]])
+    return root
+
+
+@each(
+    ("write", "source", "labels"),
+    [
+        (write_urur, "urur:test", [255, *range(7, -1, -1)]),
+        (write_deepglobe, "land:train", [*range(6), 255]),
+        (write_inria, "aerial:train", [0, 1]),
+    ],
+)
+def test_scenes_from_above_are_read_by_their_colors_or_ids(write, source, labels, tmp_path):
+    write(tmp_path / source.split(":")[0])
+    data = open_data(f"{tmp_path}/{source}")
+    assert data[0]["mask"].tolist() == [labels]
+
+
+def test_inria_sets_the_first_tiles_of_each_city_aside(tmp_path):
+    write_inria(tmp_path)
+    names = {
+        split: [pair.name for pair in open_data(f"{tmp_path}:{split}").pairing.pairs]
+        for split in ("train", "val")
+    }
+    assert names == {"train": ["austin6", "tyrol-w12"], "val": ["austin1", "tyrol-w5"]}
+
+
+def test_deepglobe_without_published_masks_of_a_split_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"valid/ holds 1 files \*_sat\.jpg .* 0 files \*_mask\.png"):
+        open_data(f"{write_deepglobe(tmp_path)}:val")
+
+
+def test_a_folder_of_splits_of_ones_own_is_not_a_published_one(tmp_path):
+    for part in ("images", "masks"):
+        save(tmp_path / f"train/{part}/a.png", np.zeros((1, 3)))
+    assert find_layout(tmp_path) is None

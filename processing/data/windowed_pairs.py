@@ -1,0 +1,38 @@
+"""Pairs of image and mask of which only windows are read, for training crops."""
+
+from typing import TYPE_CHECKING, Any
+
+from ..crop_images import RasterImage
+from ..georeferences import check_same_grid
+from ..label_windows import LabelRaster
+from ..samples import check_sizes, scale_of
+from ..windowed_files import windowed_image, windowed_mask
+from .pairing import Pair
+
+if TYPE_CHECKING:
+    from .datasets import SegmentationData
+
+
+def windowed_pair(data: "SegmentationData", pair: Pair) -> dict[str, Any]:
+    """Opens a pair for a `JointAugmentation`.
+
+    Args:
+        data: The dataset of the pair.
+        pair: The files.
+
+    Returns:
+        A sample: `image`, a `RasterImage` if the file can be read by windows, else as in other samples; `mask`, a
+        `LabelRaster` or `LabelArray`, or class ids; and `name`.
+
+    Raises:
+        ImageReadError: If a file cannot be opened.
+        ValueError: If image and mask differ in size, or are on different grids.
+    """
+    image = windowed_image(pair.image, data.num_channels, data.read_image)
+    mask = windowed_mask(pair.mask, data.decoder)
+    if isinstance(image, RasterImage) and isinstance(mask, LabelRaster):
+        check_sizes(image.shape, mask.shape, pair.name)
+        check_same_grid(image.raster, mask.mask, pair.name)
+    image = data.read_image(pair.image) if image is None else image
+    mask = data.decode(data.read_stored_mask(pair.mask), pair) if mask is None else mask
+    return {"image": image, "mask": mask, "name": pair.name, **scale_of(image)}

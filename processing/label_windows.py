@@ -1,0 +1,94 @@
+"""Labels of crops, read from masks of any size: only the window of the crop is read, and only its labels are decoded.
+
+Legend: H, W pixels of the mask, h, w labels that are asked for.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from .label_maps import LabelMap
+
+MASK_PIXELS = 1 << 22  # that are read in one piece
+LabelDecoder = Callable[[np.ndarray], np.ndarray]
+
+
+class StoredMask(Protocol):
+    """A mask that is read by windows: what of a `RasterMask` is needed here."""
+
+    name: str
+    shape: tuple[int, int]
+
+    def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Returns ids (h, w) or colors (h, w, 3) of a window inside the mask."""
+        ...
+
+
+class LabelArray:
+    """A mask in memory or in a memory map.
+
+    Args:
+        mask: Class ids (H, W), or ids that `decode` takes.
+        ignore_index: Label outside the mask.
+        decode: Turns ids of the mask into class ids. Default: they are class ids.
+    """
+
+    def __init__(self, mask: np.ndarray, ignore_index: int, decode: LabelDecoder | None = None) -> None:
+        self.mask, self.ignore_index, self.decode = mask, ignore_index, decode
+        self.shape = mask.shape
+
+    def __call__(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Rows and columns that broadcast to (h, w) -> class ids (h, w), the ignore index outside."""
+        inside = is_inside(self.shape, rows, columns)
+        height, width = self.shape
+        ids = np.asarray(self.mask[rows.clip(0, height - 1), columns.clip(0, width - 1)])
+        ids = ids if self.decode is None else self.decode(ids)
+        return ids if inside.all() else np.where(inside, ids, self.ignore_index)
+
+
+class LabelRaster:
+    """A mask in a raster file.
+
+    Args:
+        mask: The file.
+        table: The ids and colors of the classes.
+    """
+
+    def __init__(self, mask: StoredMask, table: LabelMap) -> None:
+        self.mask, self.table = mask, table
+        self.shape = mask.shape
+
+    def __call__(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Rows and columns that broadcast to (h, w) -> class ids (h, w), the ignore index outside.
+
+        Raises:
+            ImageReadError: If the file is damaged there.
+            ValueError: If a pixel has a value without a class.
+        """
+        height = max(rows.shape[0], columns.shape[0])
+        area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        parts = min(height, -(-int(area) // MASK_PIXELS))
+        split = [
+            np.array_split(places, parts) if len(places) > 1 else [places] * parts
+            for places in (rows, columns)
+        ]
+        return np.concatenate([self._part(*part) for part in zip(*split, strict=True)])
+
+    def _part(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """As `__call__`, in one piece."""
+        inside = is_inside(self.shape, rows, columns)
+        if not inside.any():
+            return np.full(inside.shape, self.table.ignore_index, dtype=np.int64)
+        rows, columns = (
+            places.clip(0, side - 1) for places, side in zip((rows, columns), self.shape, strict=True)
+        )
+        spans = [(int(places.min()), int(places.max()) + 1) for places in (rows, columns)]
+        stored = self.mask.read(*spans)[rows - spans[0][0], columns - spans[1][0]]
+        labels = self.table.decode(stored, f"the mask {self.mask.name}")
+        return labels if inside.all() else np.where(inside, labels, self.table.ignore_index)
+
+
+def is_inside(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Rows and columns that broadcast to (h, w) -> (h, w): whether they lie in a mask of this shape."""
+    return (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
