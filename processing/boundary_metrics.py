@@ -11,22 +11,20 @@ Legend: B batch, H, W image axes, K classes, N boundary pixels; `ids` are intege
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .boundary_pixels import boundary, contour, within
 from .label_maps import default_ignore_index
 from .metrics import as_equal_ids, check_ids, count_ids, is_counted
 
-COMPARED_AT_ONCE = 1 << 22  # pairs of a boundary pixel and a neighbor
 PER_CLASS = "per_class_"
-DENSE = 1 / 4  # share of boundary pixels above which comparing whole images is faster
 UNIT = 2**32  # sums of scores are integers, so that they do not depend on order or processes
 
 
@@ -54,8 +52,12 @@ class BoundaryScore(ABC):
             ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
         """
         for predicted, labeled in without_void(prediction, labels, self.num_labels, self.ignore_index):
-            counts = self._count(predicted, labeled)
-            self.counts = self.counts.to(counts.device) + counts
+            self.add(self._sums(predicted, labeled, labeled.shape, slice(None)))
+
+    def add(self, sums: Tensor) -> None:
+        """Adds one image, given the sums of `_sums` over all its rows."""
+        counts = self._settled(sums)
+        self.counts = self.counts.to(counts.device) + counts
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> Self:
         """Returns the sum over processes; this object keeps its own counts.
@@ -72,8 +74,27 @@ class BoundaryScore(ABC):
         """Returns the scores of all images so far."""
 
     @abstractmethod
-    def _count(self, predicted: Tensor, labeled: Tensor) -> Tensor:
-        """Two (H, W) -> what an image adds to `counts`; both are `num_labels` where pixels are not counted."""
+    def distance(self, size: Sequence[int]) -> float:
+        """The distance from boundaries in pixels, in an image of (H, W)."""
+
+    @abstractmethod
+    def _sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
+        """Sums over some rows of an image, which add up to those of all its rows.
+
+        Args:
+            predicted: (R, W) rows of the prediction, `num_labels` where pixels are not counted.
+            labeled: The same of the labels.
+            size: (H, W) of the whole image.
+            inner: The rows to sum; `halo` rows above and below them are given too, as far as the image has them.
+        """
+
+    def _settled(self, sums: Tensor) -> Tensor:
+        """The sums over all rows of an image -> what it adds to `counts`."""
+        return sums
+
+    def halo(self, size: Sequence[int]) -> int:
+        """The number of neighboring rows that the score of a row of an image of (H, W) depends on."""
+        return math.floor(self.distance(size)) + 1
 
 
 class BoundaryIoU(BoundaryScore):
@@ -89,15 +110,22 @@ class BoundaryIoU(BoundaryScore):
         num_labels: Number of classes.
         ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         dilation_ratio: The distance as a fraction of the image diagonal, from 0 to 1. Default: 0.02.
+        pixels: The distance in whole pixels of 1 or more, whatever the size of the image. Default: None, by the diagonal.
 
     Raises:
-        ValueError: If `dilation_ratio` is out of its range.
+        ValueError: If `dilation_ratio` or `pixels` is out of its range.
     """
 
     def __init__(
-        self, num_labels: int, ignore_index: int | None = None, dilation_ratio: float = 0.02
+        self,
+        num_labels: int,
+        ignore_index: int | None = None,
+        dilation_ratio: float = 0.02,
+        *,
+        pixels: int | None = None,
     ) -> None:
         self.dilation_ratio = checked_fraction("dilation_ratio", dilation_ratio)
+        self.pixels = checked_pixels(pixels)
         counts = torch.zeros(2, num_labels, dtype=torch.int64)  # intersection, sum of both
         super().__init__(num_labels, ignore_index, counts)
 
@@ -107,12 +135,16 @@ class BoundaryIoU(BoundaryScore):
         per_class = intersection / (both - intersection)
         return {"boundary_iou": per_class.nanmean().item(), "per_class_boundary_iou": per_class.tolist()}
 
-    def _count(self, predicted: Tensor, labeled: Tensor) -> Tensor:
-        """Two (H, W) -> (2, K): the boundary pixels in both, and the sum of those in each."""
-        radius = max(1, round(self.dilation_ratio * math.hypot(*labeled.shape)))
-        count = self.num_labels
-        label_edge = (labeled != count) & boundary(labeled, radius)
-        predicted_edge = (labeled != count) & boundary(predicted, radius)
+    def distance(self, size: Sequence[int]) -> int:
+        """The distance from boundaries in pixels, in an image of (H, W)."""
+        return self.pixels or max(1, round(self.dilation_ratio * math.hypot(*size)))
+
+    def _sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
+        """-> (2, K): the boundary pixels in both, and the sum of those in each."""
+        radius, count = self.distance(size), self.num_labels
+        label_edge, predicted_edge = (boundary(ids, radius)[inner] for ids in (labeled, predicted))
+        labeled, predicted = labeled[inner], predicted[inner]
+        label_edge, predicted_edge = (edge & (labeled != count) for edge in (label_edge, predicted_edge))
         shared = label_edge & predicted_edge & (labeled == predicted)
         both = count_ids(labeled, label_edge, count) + count_ids(predicted, predicted_edge, count)
         return torch.stack([count_ids(labeled, shared, count), both])
@@ -134,13 +166,22 @@ class BoundaryF(BoundaryScore):
         num_labels: Number of classes.
         ignore_index: Label of pixels that are not counted. Default: 255, or 65535 where 255 is a class.
         tolerance: The distance as a fraction of the image diagonal, from 0 to 1. Default: 0.0075, as in the paper.
+        pixels: The distance in whole pixels of 1 or more, whatever the size of the image. Default: None, by the diagonal.
 
     Raises:
-        ValueError: If `tolerance` is out of its range.
+        ValueError: If `tolerance` or `pixels` is out of its range.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int | None = None, tolerance: float = 0.0075) -> None:
+    def __init__(
+        self,
+        num_labels: int,
+        ignore_index: int | None = None,
+        tolerance: float = 0.0075,
+        *,
+        pixels: int | None = None,
+    ) -> None:
         self.tolerance = checked_fraction("tolerance", tolerance)
+        self.pixels = checked_pixels(pixels)
         # Of F, precision and recall: the sum over images in units, and the number of images.
         super().__init__(num_labels, ignore_index, torch.zeros(2, 3, num_labels, dtype=torch.int64))
 
@@ -156,22 +197,72 @@ class BoundaryF(BoundaryScore):
         means = {f"boundary_{name}": values.nanmean().item() for name, values in per_class.items()}
         return means | {f"per_class_boundary_{name}": values.tolist() for name, values in per_class.items()}
 
-    def _count(self, predicted: Tensor, labeled: Tensor) -> Tensor:
-        """Two (H, W) -> (2, 3, K) on the CPU: what one image adds to `counts`."""
-        distance = max(1.0, self.tolerance * math.hypot(*labeled.shape))
-        count = self.num_labels
+    def distance(self, size: Sequence[int]) -> float:
+        """The distance from boundaries in pixels, in an image of (H, W)."""
+        return self.pixels or max(1.0, self.tolerance * math.hypot(*size))
+
+    def _sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
+        """-> (4, K) on the CPU: predicted and labeled boundary pixels, and those of each that are matched."""
+        distance, count = self.distance(size), self.num_labels
         edges = [torch.where(contour(ids), ids, count) for ids in (predicted, labeled)]  # others are void
-        found, present = (count_ids(edge, edge < count, count).cpu() for edge in edges)
+        found, present = (count_ids(edge[inner], edge[inner] < count, count).cpu() for edge in edges)
         hits, recalled = (
-            count_ids(edge, within(edge, other, distance, count), count).cpu()
+            count_ids(edge[inner], within(edge, other, distance, count)[inner], count).cpu()
             for edge, other in (edges, edges[::-1])
         )
+        return torch.stack([found, present, hits, recalled])
+
+    def _settled(self, sums: Tensor) -> Tensor:
+        """(4, K) sums over an image -> (2, 3, K): what it adds to `counts`."""
+        found, present, hits, recalled = sums
         precision, recall = hits.double() / found, recalled.double() / present
         either = (found > 0) | (present > 0)
         both = precision + recall
         f_score = torch.where(both > 0, 2 * precision * recall / both, 0.0)  # NaN > 0 is false
         values = torch.stack([torch.where(either, f_score, torch.nan), precision, recall])
         return torch.stack([(values.nan_to_num() * UNIT).round().long(), (~values.isnan()).long()])
+
+
+class ImageInBands:
+    """Adds an image to a boundary score band by band; equals `update` with the whole image.
+
+    What is held does not grow with the height of the image, but with the distance of the score.
+
+    Args:
+        score: The score, updated with the last row.
+        size: (H, W) of the image.
+    """
+
+    def __init__(self, score: BoundaryScore, size: Sequence[int]) -> None:
+        self.score, self.size, self.halo = score, tuple(size), score.halo(size)
+        self.first = self.done = 0  # rows: of what is held, and that are summed
+        self.held: list[Tensor] | None = None
+        self.sums: Tensor | None = None
+
+    def update(self, prediction: Tensor, labels: Tensor) -> None:
+        """Adds the next rows (R, W), as in `BoundaryScore.update`."""
+        (rows,) = without_void(prediction, labels, self.score.num_labels, self.score.ignore_index)
+        self.held = rows if self.held is None else list(map(torch.cat, zip(self.held, rows, strict=True)))
+        end, height = self.first + len(self.held[0]), self.size[0]
+        stop = end if end == height else end - self.halo
+        if stop - self.done < self.halo and end < height:
+            return  # too few: the neighbors would take longer than the rows
+        inner = slice(self.done - self.first, stop - self.first)
+        sums = self.score._sums(*self.held, self.size, inner)
+        self.sums = sums if self.sums is None else self.sums + sums
+        first = max(0, stop - self.halo)
+        self.held = [ids[first - self.first :] for ids in self.held]
+        self.first, self.done = first, stop
+        if end == height:
+            self.score.add(self.sums)
+
+
+def checked_pixels(value: int | None) -> int | None:
+    """The value. Raises ValueError unless it is a whole number of 1 or more, or None."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    if value is not None and not is_whole:
+        raise ValueError(f"pixels is {value!r}, but must be a whole number of pixels of 1 or more.")
+    return value
 
 
 def checked_fraction(name: str, value: float) -> float:
@@ -192,102 +283,6 @@ def without_void(
     images = (ids.reshape(-1, *ids.shape[-2:]) for ids in (prediction, labels, counted))
     for predicted, labeled, valid in zip(*images, strict=True):
         yield torch.where(valid, predicted, num_labels), torch.where(valid, labeled, num_labels)
-
-
-def contour(ids: Tensor) -> Tensor:
-    """(H, W) -> (H, W) bool: whether one of the four neighbors inside the image has another id."""
-    edge = torch.zeros_like(ids, dtype=torch.bool)
-    differs = ids[1:] != ids[:-1]
-    edge[1:] |= differs
-    edge[:-1] |= differs
-    differs = ids[:, 1:] != ids[:, :-1]
-    edge[:, 1:] |= differs
-    edge[:, :-1] |= differs
-    return edge
-
-
-def within(edges: Tensor, others: Tensor, distance: float, void: int) -> Tensor:
-    """Two (H, W) -> (H, W) bool: which boundary pixels have one of their class in `others` in reach.
-
-    Args:
-        edges: Class ids of boundary pixels, `void` elsewhere.
-        others: The same for the other boundaries.
-        distance: Reach in pixels, Euclidean.
-        void: Id of all pixels that are not on a boundary.
-    """
-    reach = math.floor(distance)
-    edges, others = edges.to(torch.int16), F.pad(others.to(torch.int16), [reach] * 4, value=void)
-    candidates = torch.isin(edges, others[others != void].unique())
-    if candidates.count_nonzero() > DENSE * candidates.numel():
-        return within_by_image(edges, others, distance) & candidates
-    matched = torch.zeros_like(candidates)
-    matched[candidates] = within_by_pixel(edges, others, candidates, distance)
-    return matched
-
-
-def within_by_image(edges: Tensor, others: Tensor, distance: float) -> Tensor:
-    """(H, W) and the others (H + 2 r, W + 2 r) -> (H, W) bool: compares whole images, one per neighbor."""
-    height, width = edges.shape
-    matched = torch.zeros_like(edges, dtype=torch.bool)
-    is_equal = torch.empty_like(matched)
-    for row, column in steps_within(distance).tolist():
-        torch.eq(edges, others[row : row + height, column : column + width], out=is_equal)
-        matched |= is_equal
-    return matched
-
-
-def within_by_pixel(edges: Tensor, others: Tensor, candidates: Tensor, distance: float) -> Tensor:
-    """As `within_by_image`, but for the N candidates alone -> (N,) bool.
-
-    Neighbors are compared from the nearest on. Pixels that have found one drop out, so most are compared only
-    a few times.
-    """
-    flat, wanted = others.flatten(), edges[candidates]
-    rows, columns = candidates.nonzero(as_tuple=True)
-    places = rows * others.shape[1] + columns
-    rows, columns = steps_within(distance).to(edges.device).unbind(1)
-    offsets = rows * others.shape[1] + columns
-    missing = torch.arange(len(places), device=edges.device)
-    hit = torch.zeros(len(places), dtype=torch.bool, device=edges.device)
-    start, step = 0, 1
-    while start < len(offsets) and len(missing):
-        seen = flat[places[missing, None] + offsets[start : start + step]]  # (N, step)
-        is_hit = (seen == wanted[missing, None]).any(1)
-        hit[missing[is_hit]] = True
-        missing = missing[~is_hit]
-        start += step
-        step = max(1, min(2 * step, COMPARED_AT_ONCE // max(1, len(missing))))
-    return hit
-
-
-def steps_within(distance: float) -> Tensor:
-    """-> (steps, 2): rows and columns from the corner of the square around a pixel to all within `distance`."""
-    reach = math.floor(distance)
-    square = torch.cartesian_prod(*[torch.arange(2 * reach + 1)] * 2)
-    lengths = (square - reach).square().sum(1)
-    inside = lengths <= distance**2
-    return square[inside][lengths[inside].argsort(stable=True)]
-
-
-def boundary(ids: Tensor, radius: int) -> Tensor:
-    """(H, W) -> (H, W) bool: whether another id or the image border is within `radius` rows and columns."""
-    padded = F.pad(ids.to(torch.int16), [radius] * 4, value=-1)
-    lowest, highest = padded, padded
-    for axis in (-2, -1):
-        lowest = running(torch.minimum, lowest, 2 * radius + 1, axis)
-        highest = running(torch.maximum, highest, 2 * radius + 1, axis)
-    return lowest != highest
-
-
-def running(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor, length: int, axis: int) -> Tensor:
-    """(..., N, ...) -> (..., N - length + 1, ...): running minimum or maximum, in log2(length) steps."""
-    covered = 1
-    while covered < length:
-        shift = min(covered, length - covered)
-        kept = values.shape[axis] - shift
-        values = combine(values.narrow(axis, 0, kept), values.narrow(axis, shift, kept))
-        covered += shift
-    return values
 
 
 def add_boundaries(scores: dict[str, Any], *boundaries: dict[str, Any]) -> None:

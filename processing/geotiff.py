@@ -132,6 +132,13 @@ def read_reduced(path: Path, size: tuple[int, int]) -> np.ndarray:
         return dataset.read(1, out_shape=size)
 
 
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """Returns what rasterio raises for errors of GDAL, of which some are not wrapped."""
+    from rasterio._err import CPLE_BaseError
+
+    return load_rasterio().errors.RasterioError, CPLE_BaseError
+
+
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
     """Context manager with GDAL's settings, which turns its errors of writing into OSError with the target's name.
@@ -144,7 +151,7 @@ def explained(target: Path) -> Iterator[None]:
     try:
         with rasterio.Env(**GDAL_OPTIONS):
             yield
-    except rasterio.errors.RasterioError as error:
+    except gdal_errors() as error:
         free = shutil.disk_usage(target.parent).free
         number = errno.ENOSPC if free < MEGABYTE else errno.EIO
         cause = error.__cause__ or error

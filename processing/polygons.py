@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .atomic_write import atomic_write
-from .geotiff import explained
+from .geotiff import explained, gdal_errors
 from .plain_text import one_line
 from .raster_files import Georeference, load_rasterio
 
@@ -54,7 +54,12 @@ def write_polygons(
 
 def check_coordinates(reference: Georeference | None, crs: str) -> None:
     """Raises ValueError if polygons of a raster with this reference cannot have the coordinates that are asked for."""
-    coordinates(reference or Georeference(), crs)[0](np.zeros((1, 2)))
+    try:
+        coordinates(reference or Georeference(), crs)[0](np.zeros((1, 2)))
+    except gdal_errors() as error:
+        raise ValueError(
+            f"the raster's coordinates cannot be computed: {error}. Leave out the polygons."
+        ) from error
 
 
 def features(dataset: Any, places: Map, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -123,7 +128,7 @@ def scene_coordinates(reference: Georeference) -> tuple[Map | None, Any]:
     from rasterio.transform import GCPTransformer, RPCTransformer
 
     if reference.gcps:
-        transformer, crs = GCPTransformer(list(reference.gcps)), reference.gcps_crs
+        transformer, crs = GCPTransformer(list(reference.gcps), tps=True), reference.gcps_crs
     elif reference.rpcs is not None:
         transformer, crs = (
             RPCTransformer(reference.rpcs),
@@ -136,12 +141,16 @@ def scene_coordinates(reference: Georeference) -> tuple[Map | None, Any]:
 
 def longitude_latitude(crs: Any, points: np.ndarray) -> np.ndarray:
     """Coordinates (N, 2) of a CRS -> longitude and latitude. Raises ValueError if the CRS has none."""
-    rasterio = load_rasterio()
     from rasterio.warp import transform
 
+    cause = "points outside of its area"
     try:
-        return np.stack(transform(crs, LONGITUDE_LATITUDE, *points.T.tolist()), axis=1).round(DIGITS)
-    except rasterio.errors.RasterioError as error:
-        raise ValueError(
-            f"the scene's coordinate system has no longitude and latitude ({error}). Use the scene's own: --polygons-crs scene."
-        ) from error
+        placed = np.stack(transform(crs, LONGITUDE_LATITUDE, *points.T.tolist()), axis=1)
+        if np.isfinite(placed).all():
+            return placed.round(DIGITS)
+    except gdal_errors() as error:
+        cause = str(error)[:200]
+    raise ValueError(
+        f"the raster's coordinate system does not give longitude and latitude ({cause}). Use its own coordinates: "
+        "--polygons-crs scene."
+    )

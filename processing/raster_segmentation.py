@@ -5,7 +5,7 @@ from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +191,20 @@ class RasterSegmentation:
                 scores = self.inference.raster_scores(
                     self.model, self.processor, self.raster, rows=rows, memory=self.memory
                 )
-                for band, pieces in groupby(pieces_of(scores, limits), key=lambda piece: piece[0]):
-                    with self.parts.writing(band) as writer:
-                        for _, row, probabilities in pieces:
-                            valid = validity.rows(row, row + probabilities.shape[1])
-                            writer.add(layer_rows(list(self.parts.layers), probabilities, valid))
+                pieces = pieces_of(scores, limits)
+                for band in run:
+                    self.write_band(band, pieces, validity)
                     bar.update(limits[band][1] - limits[band][0])
+
+    def write_band(self, band: int, pieces: Iterator[tuple[int, Tensor]], validity: Validity) -> None:
+        """Writes the next pieces of class probabilities, up to the last row of a band, to its part files."""
+        row, stop = self.parts.bands[band]
+        with self.parts.writing(band) as writer:
+            while row < stop:
+                row, probabilities = next(pieces)
+                end = row + probabilities.shape[1]
+                writer.add(layer_rows(list(self.parts.layers), probabilities, validity.rows(row, end)))
+                row = end
 
     def finish(self) -> None:
         """Puts the results together, the mask last, and removes the part files."""
@@ -276,16 +284,16 @@ def runs(numbers: Sequence[int]) -> Iterator[list[int]]:
 
 def pieces_of(
     scores: Iterator[tuple[int, Tensor]], bands: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Cuts strips of rows (K, R, W) into small pieces that lie in one band: (band, first row, piece)."""
+) -> Iterator[tuple[int, Tensor]]:
+    """Cuts strips of rows (K, R, W) into small pieces that lie in one band: (first row, piece)."""
     starts = [start for start, _ in bands]
     for row, strip in scores:
         most = max(1, PIECE_VALUES // (strip.shape[0] * strip.shape[2]))
         done = 0
         while done < strip.shape[1]:
-            band = bisect(starts, row + done) - 1
-            count = min(most, bands[band][1] - row - done, strip.shape[1] - done)
-            yield band, row + done, strip[:, done : done + count]
+            stop = bands[bisect(starts, row + done) - 1][1]
+            count = min(most, stop - row - done, strip.shape[1] - done)
+            yield row + done, strip[:, done : done + count]
             done += count
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from cases import each
 
-from contextseg.processing import boundary_metrics
-from contextseg.processing.boundary_metrics import BoundaryF, BoundaryIoU
+from contextseg.processing import boundary_pixels
+from contextseg.processing.boundary_metrics import BoundaryF, BoundaryIoU, ImageInBands
 from contextseg.processing.metrics import ConfusionMatrix
 
 
@@ -105,8 +105,8 @@ def test_boundary_f_equals_the_definition_on_all_pairs_of_pixels(size, tolerance
     prediction, labels = random_images(size)
     counts = []
     for share, at_once in [(1, 1 << 22), (1, 100), (0, 1 << 22)]:  # by pixel, by few pixels at once, by image
-        monkeypatch.setattr(boundary_metrics, "DENSE", share)
-        monkeypatch.setattr(boundary_metrics, "COMPARED_AT_ONCE", at_once)
+        monkeypatch.setattr(boundary_pixels, "DENSE", share)
+        monkeypatch.setattr(boundary_pixels, "COMPARED_AT_ONCE", at_once)
         score = BoundaryF(4, tolerance=tolerance)
         score.update(prediction, labels)
         counts.append(score.counts.tolist())
@@ -171,3 +171,37 @@ def test_a_perfect_prediction_scores_one_beside_ignored_regions(build, mean):
     score = build(3)
     score.update(labels.clamp(max=2), labels)
     assert score.compute()[mean] == 1.0
+
+
+@each(
+    ("kind", "pixels"), [(kind, pixels) for kind in (BoundaryIoU, BoundaryF) for pixels in (None, 1, 5, 200)]
+)
+def test_an_image_in_bands_scores_as_the_whole(kind, pixels):
+    """Bands are shorter and longer than the distance, and the image has ignored pixels."""
+    torch.manual_seed(0)
+    labels, prediction = F.interpolate(torch.rand(2, 3, 9, 8), size=(97, 60), mode="bilinear").argmax(1)
+    labels[40:60, 10:20] = 255
+    whole, banded = kind(3, pixels=pixels), kind(3, pixels=pixels)
+    whole.update(prediction, labels)
+    image = ImageInBands(banded, labels.shape)
+    for rows in torch.arange(97).split([1, 2, 30, 3, 60, 1]):
+        image.update(prediction[rows], labels[rows])
+    assert torch.equal(banded.counts, whole.counts)
+    assert banded.counts.sum() > 0
+
+
+@each("kind", [BoundaryIoU, BoundaryF])
+def test_a_distance_in_pixels_is_that_fraction_of_the_diagonal(kind):
+    torch.manual_seed(0)
+    labels, prediction = F.interpolate(torch.rand(2, 3, 9, 8), size=(30, 40), mode="bilinear").argmax(1)
+    scores = [kind(3, None, 0.06), kind(3, pixels=3), kind(3, pixels=4)]
+    for score in scores:
+        score.update(prediction, labels)
+    assert torch.equal(scores[0].counts, scores[1].counts)
+    assert not torch.equal(scores[1].counts, scores[2].counts)
+
+
+@each("pixels", [0, -1, 1.5, True])
+def test_a_distance_in_pixels_is_a_whole_number(pixels):
+    with pytest.raises(ValueError, match="whole number of pixels"):
+        BoundaryIoU(3, pixels=pixels)

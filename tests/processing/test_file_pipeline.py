@@ -44,7 +44,7 @@ class Slow(FilePredictor):
             self.held -= 1
         return self.step(job, "write")
 
-    def targets(self, _job):
+    def targets(self, job):  # noqa: ARG002
         return []
 
 
