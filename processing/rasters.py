@@ -81,13 +81,18 @@ class ArrayRaster:
 
     def read(self, rows: Span, columns: Span, scale: float = 1.0) -> np.ndarray:
         """The pixels (C, h, w) of a window."""
-        if scale == 1:
-            return self._stored(rows, columns)
-        return area_average(
-            lambda strip, span: (self._stored(strip, span), None),
-            window_edges(rows, scale),
-            window_edges(columns, scale),
-        )[0]
+        return self.read_with_validity(rows, columns, scale)[0]
+
+    def read_with_validity(
+        self, rows: Span, columns: Span, scale: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels (C, h, w) of a window, and where they are finite (h, w)."""
+        if scale != 1:
+            edges = window_edges(rows, scale), window_edges(columns, scale)
+            return area_average(self.read_with_validity, *edges)
+        pixels = self._stored(rows, columns)
+        is_float = pixels.dtype.kind == "f"
+        return pixels, np.isfinite(pixels).all(0) if is_float else np.ones(pixels.shape[1:], dtype=bool)
 
     def _stored(self, rows: Span, columns: Span) -> np.ndarray:
         window = slice(*rows), slice(*columns)
