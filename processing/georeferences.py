@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 TOLERANCE = 0.05  # of a pixel, by which the corners of equal grids may differ
 
 
@@ -60,14 +62,22 @@ def difference(one: Georeference, other: Georeference, size: Sequence[int]) -> s
     if one.transform is None or other.transform is None:
         return ""
     height, width = size
-    for corner in ((0, 0), (width, 0), (0, height), (width, height)):
-        column, row = ~one.transform * (other.transform * corner)
-        if max(abs(column - corner[0]), abs(row - corner[1])) > TOLERANCE:
-            return (
-                f"{described(other.transform)} in place of {described(one.transform)}, so that its pixel {corner} (column, row) "
-                f"lies on pixel ({column:.6g}, {row:.6g}) of the image"
-            )
-    return ""
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    places = np.linalg.solve(matrix_of(one.transform), matrix_of(other.transform) @ corners)
+    shifts = np.abs(places - corners).max(0)
+    if shifts.max() <= TOLERANCE:
+        return ""
+    worst = shifts.argmax()
+    return (
+        f"{described(other.transform)} in place of {described(one.transform)}, so that its pixel {tuple(corners[:2, worst].tolist())} "
+        f"(column, row) lies on pixel ({places[0, worst]:.6g}, {places[1, worst]:.6g}) of the image"
+    )
+
+
+def matrix_of(transform: Any) -> np.ndarray:
+    """An affine map as a matrix (3, 3)."""
+    rows = (transform.a, transform.b, transform.c), (transform.d, transform.e, transform.f), (0, 0, 1)
+    return np.array(rows, dtype=np.float64)
 
 
 def crs_name(crs: Any) -> str:
