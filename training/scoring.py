@@ -3,7 +3,7 @@
 Predictions are compared with masks at the size of the mask, whatever the input size of the model.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
@@ -33,17 +33,18 @@ def whole_images(
     workers: int | None,
     *,
     pictures: int = 0,
+    streaming: Mapping[str, Any] | None = None,
     errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
     """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
 
     Up to `pictures` samples of the main process, evenly spaced, also have a small picture. A sample that raises
-    one of `errors` is replaced by its message, see `UnreadableImages`.
+    one of `errors` is replaced by its message, see `UnreadableImages`. `streaming` is as of `WholeImages`.
     """
     world, length = accelerator.num_processes, len(data)
     shown = {number * length // pictures // world * world for number in range(pictures)}
     return evaluation_loader(
-        WholeImages(data, processor, inference, shown),
+        WholeImages(data, processor, inference, shown, streaming),
         workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         rank=accelerator.process_index,
@@ -69,6 +70,9 @@ def count(
     model.eval()
     for sample in images:
         try:
+            if "streamed" in sample:
+                sample["streamed"].score(model, inference, metrics)
+                continue
             labels = sample["labels"].to(model.device)
             prediction = inference.mask(model, sample["inputs"], labels.shape)
             for metric in metrics:

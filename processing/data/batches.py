@@ -7,7 +7,7 @@ interrupted.
 
 import os
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..inference import Inference
 from ..pair_inputs import with_contexts
 from ..samples import scale_for
 from .augmentation import JointAugmentation, windowed
+from .streamed_pairs import streamed_pair
 from .unreadable import UNREADABLE, ReadableImages, complaints_of, readable_sample
 
 PICTURE_SIDE = 240  # pixels
@@ -111,11 +112,14 @@ class TrainingSamples(Dataset):
 class WholeImages(Dataset):
     """Images for evaluation: inputs as `inference` takes them, and labels at the original size.
 
+    A large raster is a `StreamedPair` instead, under the key "streamed".
+
     Args:
         data: Samples with image and mask.
         processor: Image processor.
         inference: How the model is applied.
         shown: Indices of the samples that also get a small picture (H, W, 3), uint8. Default: none.
+        streaming: `memory` and `window` of a `StreamedPair`, for large rasters. Default: its own.
     """
 
     def __init__(
@@ -124,13 +128,18 @@ class WholeImages(Dataset):
         processor: BaseImageProcessor,
         inference: Inference,
         shown: Collection[int] = (),
+        streaming: Mapping[str, Any] | None = None,
     ) -> None:
         self.data, self.processor, self.inference, self.shown = data, processor, inference, shown
+        self.streaming = streaming or {}
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = streamed_pair(self.data, index, self.processor, **self.streaming)
+        if pair is not None:
+            return {"streamed": pair, "name": pair.name}
         sample = self.data[index]
         return {
             "inputs": self.inference.inputs(
