@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .atomic_write import MEGABYTE, atomic_write
-from .raster_files import GDAL_OPTIONS, INSTALL_GEO, Georeference, load_rasterio
+from .raster_files import GDAL_OPTIONS, Georeference, load_rasterio
 
 TILE = 256  # pixels a side; also the rows that are held at a time
 SMALLEST_OVERVIEW = 256  # pixels of the longer side
@@ -134,22 +134,15 @@ def read_reduced(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def gdal_errors() -> tuple[type[Exception], ...]:
     """Returns what rasterio raises for errors of GDAL, of which some are not wrapped."""
-    from rasterio._err import CPLE_BaseError
-
-    return load_rasterio().errors.RasterioError, CPLE_BaseError
+    rasterio = load_rasterio()
+    return rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError
 
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Context manager with GDAL's settings, which turns its errors of writing into OSError with the target's name.
-
-    Raises ImportError if rasterio is not installed.
-    """
-    rasterio = load_rasterio()
-    if rasterio is None:
-        raise ImportError(f"writing GeoTIFFs needs rasterio. {INSTALL_GEO}")
+    """Context manager with GDAL's settings, which turns its errors of writing into OSError with the target's name."""
     try:
-        with rasterio.Env(**GDAL_OPTIONS):
+        with load_rasterio().Env(**GDAL_OPTIONS):
             yield
     except gdal_errors() as error:
         free = shutil.disk_usage(target.parent).free

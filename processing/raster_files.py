@@ -41,6 +41,9 @@ def load_rasterio() -> ModuleType | None:
     """rasterio, which is imported at first use because that takes long; None if it is not installed."""
     try:
         import rasterio
+        import rasterio.features
+        import rasterio.transform
+        import rasterio.warp
         import rasterio.windows
     except ImportError:
         return None

@@ -20,6 +20,7 @@ from .part_files import PartFiles
 from .polygons import check_coordinates, write_polygons
 from .probability_files import write_probabilities
 from .progress import progress
+from .raster_files import INSTALL_GEO, load_rasterio
 from .raster_layers import Validity, layer_rows, layers_of, map_content, mask_content
 from .rasters import Raster, open_raster
 from .work_records import files_of, model_record, record_of
@@ -144,6 +145,8 @@ class RasterSegmentation:
         memory: int = MEMORY,
         window: int | tuple[int, int] | None = None,
     ) -> None:
+        if load_rasterio() is None:
+            raise ImportError(f"writing GeoTIFFs needs rasterio. {INSTALL_GEO}")
         limit = getattr(processor, "pixel_limit", PIXEL_LIMIT)
         self.raster = open_raster(source, channels_of(processor), limit)
         self.files = files_of(source, self.raster)
