@@ -16,11 +16,11 @@ from ..image_reading import Source
 from ..inference import Inference, channels_of
 from ..label_maps import LabelMap
 from ..metrics import ConfusionMatrix
-from ..raster_files import RasterFile, check_pair_grid, is_raster_file
-from ..raster_layers import Validity
-from ..raster_masks import RasterMask
-from ..raster_segmentation import MEMORY, WHOLE_PIXELS, with_windows
-from ..rasters import open_raster
+from ..rasters.files import RasterFile, check_pair_grid, is_raster_file
+from ..rasters.layers import Validity
+from ..rasters.masks import RasterMask
+from ..rasters.raster import open_raster
+from ..rasters.segmentation import MEMORY, WHOLE_PIXELS, with_windows
 from ..samples import check_sizes
 
 
