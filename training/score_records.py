@@ -14,7 +14,7 @@ from torch import Tensor
 from ..processing.atomic_write import atomic_write
 from ..processing.boundary_metrics import BoundaryScore
 from ..processing.metrics import ConfusionMatrix
-from ..processing.work_records import as_text
+from ..processing.rasters.work_records import as_text
 
 SECONDS = 10.0  # between two writes
 

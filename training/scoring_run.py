@@ -19,8 +19,8 @@ from ..processing.data.unreadable import UNREADABLE, UnreadableImages
 from ..processing.failures import concerns_every_file, reason, telling
 from ..processing.metrics import ConfusionMatrix
 from ..processing.progress import progress
-from ..processing.raster_files import RasterFile
-from ..processing.work_records import as_text, model_record
+from ..processing.rasters.files import RasterFile
+from ..processing.rasters.work_records import as_text, model_record
 from .evaluation_options import EvaluateArguments
 from .option_texts import byte_count
 from .score_records import ScoreRecords, evaluation_key

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ..crop_frames import Frame, Sampling
 from ..crop_images import DecodedImage, RasterImage
-from ..label_windows import LabelArray, LabelRaster
 from ..pair_cutting import cut_pair
+from ..rasters.label_windows import LabelArray, LabelRaster
 from ..samples import scale_of
 from .color_distortion import PhotometricDistortion
 from .crop_regions import Region, resized_crop_of_mask, sampled, turned_mask

@@ -20,10 +20,10 @@ from ..image_reading import Source
 from ..inference import Inference
 from ..label_maps import LabelMap
 from ..metrics import ConfusionMatrix
-from ..raster_files import RasterFile, check_pair_grid, is_raster_file
-from ..raster_layers import nodata_of
-from ..raster_masks import RasterMask
-from ..raster_segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets, work_folder
+from ..rasters.files import RasterFile, check_pair_grid, is_raster_file
+from ..rasters.layers import nodata_of
+from ..rasters.masks import RasterMask
+from ..rasters.segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets, work_folder
 from ..row_scores import rows_of
 from ..samples import check_sizes
 

@@ -13,8 +13,8 @@ from raster_writing import noise, rasterio, write_mosaic, write_raster
 from contextseg import SegmentationImageProcessor
 from contextseg.processing.image_opening import ImageReadError
 from contextseg.processing.image_reading import read_image
-from contextseg.processing.raster_files import RasterFile, is_raster_file
-from contextseg.processing.rasters import open_raster, read_window, window_values
+from contextseg.processing.rasters.files import RasterFile, is_raster_file
+from contextseg.processing.rasters.raster import open_raster, read_window, window_values
 
 SHAPE = (40, 50)
 PIXELS = noise(3, *SHAPE)

@@ -7,9 +7,9 @@ from cases import each
 from PIL import Image
 
 from contextseg import SegmentationImageProcessor
-from contextseg.processing.area_averaging import area_average, window_edges
 from contextseg.processing.image_opening import ImageReadError
-from contextseg.processing.rasters import ArrayRaster, Raster, open_raster, read_window, window_values
+from contextseg.processing.rasters.area_averaging import area_average, window_edges
+from contextseg.processing.rasters.raster import ArrayRaster, Raster, open_raster, read_window, window_values
 
 
 def noise(*shape, dtype=np.uint8):

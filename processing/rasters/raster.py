@@ -1,7 +1,7 @@
 """Images of any size behind one small protocol: windows are read, never the whole image.
 
 A raster is anything with `shape` (channels, height, width) and `read(rows, columns, scale)`. `open_raster` makes
-one of files, arrays, memory maps and zarr-like arrays; files that need rasterio are in raster_files.py. What a
+one of files, arrays, memory maps and zarr-like arrays; files that need rasterio are in files.py. What a
 window becomes for a model depends on the processor and the raster's type, never on the content of the window.
 
 Legend: C channels, H, W pixels; h, w pixels of a window.
@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
+from ..image_reading import decode_once, read_image, to_numpy, to_rgb
 from .area_averaging import area_average, window_edges
-from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
-from .image_reading import decode_once, read_image, to_numpy, to_rgb
-from .raster_files import RasterFile, is_raster_file
+from .files import RasterFile, is_raster_file
 
 CODED_MODES = (
     "1",

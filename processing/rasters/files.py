@@ -1,4 +1,4 @@
-"""Raster files that rasterio reads (GeoTIFF, COG, VRT, JPEG 2000), as rasters of rasters.py.
+"""Raster files that rasterio reads (GeoTIFF, COG, VRT, JPEG 2000), as rasters of raster.py.
 
 Bands are channels. Pixels have no data where all bands have their nodata value, where the mask or alpha band is
 0, where a band is not finite, and in the gaps of a mosaic. An alpha band is validity, a palette becomes RGB, and
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from ..image_opening import ImageReadError, read_orientation
+from ..raster_library import RASTER_SUFFIXES
 from .area_averaging import area_average, window_edges
+from .bands import Bands
 from .georeferences import Georeference, check_same_grid, georeference_of
-from .image_opening import ImageReadError, read_orientation
-from .raster_bands import Bands
 from .virtual_mosaics import covered, covered_parts
 
-RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".j2k"}
 INSTALL_GEO = "Run: pip install 'contextseg[geo]'"
 GDAL_OPTIONS = {
     "GDAL_CACHEMAX": 256,  # megabytes: the tiles or lines of a row of windows of a large mosaic

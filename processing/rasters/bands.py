@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .image_opening import ImageReadError
+from ..image_opening import ImageReadError
 
 MOST_BLOCK_BYTES = 1 << 30  # a window needs whole blocks in memory
 

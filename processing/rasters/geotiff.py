@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .atomic_write import MEGABYTE, atomic_write
-from .raster_files import GDAL_OPTIONS, Georeference, load_rasterio
+from ..atomic_write import MEGABYTE, atomic_write
+from .files import GDAL_OPTIONS, Georeference, load_rasterio
 
 TILE = 256  # pixels a side; also the rows that are held at a time
 SMALLEST_OVERVIEW = 256  # pixels of the longer side

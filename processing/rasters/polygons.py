@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .atomic_write import atomic_write
+from ..atomic_write import atomic_write
+from ..plain_text import one_line
+from .files import Georeference, load_rasterio
 from .geotiff import explained, gdal_errors
-from .plain_text import one_line
-from .raster_files import Georeference, load_rasterio
 
 LONGITUDE_LATITUDE = "EPSG:4326"
 DIGITS = 9  # of degrees behind the point: a tenth of a millimeter
