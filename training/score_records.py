@@ -72,7 +72,7 @@ class ScoreRecords:
 
     def write(self) -> None:
         """Writes the counts. Raises OSError if the file cannot be written."""
-        if self.folder is None:
+        if self.folder is None or not self.whole[0]:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         number, counts = self.whole

@@ -115,8 +115,9 @@ class ScoringRun:
             errors=(Exception,),
         )
         shown = progress(images, unit="image")
+        mine = len(images) + len(divided) + (len(done) if self.accelerator.is_main_process else 0)
         try:
-            with telling(lambda: self.state(len(done) + shown.n, len(done) + len(images))):
+            with telling(lambda: self.state(mine)):
                 hooks = {"on_scored": self.note, "on_error": self.note_failure}
                 count(
                     self.model,
@@ -127,14 +128,18 @@ class ScoringRun:
                 )
                 for index in divided:
                     self.score_together(self.pair(index))
-                return not_scored(self.failed, self.accelerator)
+                failures = not_scored(self.failed, self.accelerator)
         except BaseException:
             with suppress(OSError):  # the disk may be what is wrong
                 self.records.write()
             raise
+        if len(failures) == len(self.data) and self.accelerator.is_main_process:
+            self.records.remove()  # of part files
+        return failures
 
-    def state(self, scored: int, total: int) -> str:
-        """What is done, at an interruption."""
+    def state(self, total: int) -> str:
+        """What is done of this process's images, at an interruption."""
+        scored = len(self.records.done)
         kept = "" if self.records.folder is None else f" {CONTINUE}"
         return f"{name_of(self.accelerator)}{scored} of {total} images were scored; no results were written.{kept}"
 
