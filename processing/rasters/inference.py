@@ -28,7 +28,7 @@ from ..image_windows import (
 )
 from ..logits_to_masks import cells_at, mean_probabilities, upsampled_rows
 from ..tiling import RowReader
-from .files import GDAL_OPTIONS
+from .gdal import GDAL_OPTIONS
 from .raster import Raster, read_window, window_values
 from .row_sums import summed_rows
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..atomic_write import atomic_write
 from ..plain_text import one_line
-from .files import Georeference, load_rasterio
-from .geotiff import explained, gdal_errors
+from .gdal import gdal_errors, load_rasterio, writing_explained
+from .georeferences import Georeference
 
 LONGITUDE_LATITUDE = "EPSG:4326"
 DIGITS = 9  # of degrees behind the point: a tenth of a millimeter
@@ -41,7 +41,7 @@ def write_polygons(
         ValueError: If the scene's CRS has no longitude and latitude.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary, explained(target):
+    with atomic_write(target) as temporary, writing_explained(target):
         places, about = coordinates(reference or Georeference(), crs)
         with temporary.open("w", encoding="utf-8") as file, load_rasterio().open(mask) as dataset:
             file.write(json.dumps({"type": "FeatureCollection", **about})[:-1] + ', "features": [')

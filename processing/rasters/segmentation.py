@@ -16,7 +16,7 @@ from ..image_opening import PIXEL_LIMIT, Source
 from ..inference import Inference, channels_of
 from ..palettes import class_colors
 from ..progress import progress
-from .files import INSTALL_GEO, load_rasterio
+from .gdal import INSTALL_GEO, load_rasterio
 from .geotiff import write_geotiff
 from .layers import Validity, layer_rows, layers_of, map_content, mask_content
 from .part_files import PartFiles
