@@ -54,11 +54,11 @@ from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits
 from .processing.overlays import mask_overlay as mask_overlay
-from .processing.raster_segmentation import segment_raster as segment_raster
-from .processing.rasters import Raster as Raster
-from .processing.rasters import open_raster as open_raster
-from .processing.rasters import read_window as read_window
-from .processing.rasters import window_values as window_values
+from .processing.rasters.raster import Raster as Raster
+from .processing.rasters.raster import open_raster as open_raster
+from .processing.rasters.raster import read_window as read_window
+from .processing.rasters.raster import window_values as window_values
+from .processing.rasters.segmentation import segment_raster as segment_raster
 from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
 from .training.trainer import SegmentationTrainer as SegmentationTrainer
 from .training.trainer import SetEpoch as SetEpoch

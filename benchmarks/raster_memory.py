@@ -33,7 +33,7 @@ class MemoryArguments(CommandOptions):
         "10000x10000,40000x30000,80000x15000", "widths and heights of the rasters", metavar="WxH,WxH"
     )
     classes: str = option("8,150", "numbers of classes", metavar="K,K")
-    memory: str = option("2048", "settings in MiB", metavar="N,N")
+    settings: str = option("2048", "settings in MiB", metavar="N,N")
     side: int = option(512, "side of the windows")
     stride: int = option(4, "pixels of a cell of the logits along each axis")
 
@@ -85,7 +85,7 @@ def measure(size: str, num_labels: int, memory: int, window: int, stride: int) -
 @short_errors(PROGRAM)
 def main() -> None:
     arguments = CommandLine(MemoryArguments, PROGRAM, DESCRIPTION).arguments()
-    sizes, settings = arguments.rasters.split(","), integers(arguments.memory, "--memory")
+    sizes, settings = arguments.rasters.split(","), integers(arguments.settings, "--settings")
     cases = list(product(sizes, integers(arguments.classes, "--classes"), settings))
     if len(cases) == 1:
         print(measure(*cases[0], arguments.side, arguments.stride), flush=True)
@@ -94,7 +94,7 @@ def main() -> None:
         "| raster | classes | setting, MiB | peak above the model, MiB | seconds | most frequent class |\n|---|---|---|---|---|---|"
     )
     for size, classes, memory in cases:
-        case = ["--rasters", size, "--classes", classes, "--memory", memory]
+        case = ["--rasters", size, "--classes", classes, "--settings", memory]
         shared = ["--side", arguments.side, "--stride", arguments.stride]
         command = [sys.executable, "-m", "contextseg.benchmarks.raster_memory", *map(str, case + shared)]
         subprocess.run(command, check=True)

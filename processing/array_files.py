@@ -27,7 +27,7 @@ from .image_opening import (
     opened_file,
 )
 from .orientation import TURNS, UPRIGHT, turn_upright
-from .raster_files import stored_raster
+from .raster_library import raster_module
 
 try:
     import tifffile
@@ -90,7 +90,7 @@ def oriented_array(
     if hasattr(source, "read") and not getattr(source, "seekable", lambda: False)():
         return None
     name = describe(source)
-    if choose is None and (raster := stored_raster(source, pixel_limit, num_channels)) is not None:
+    if choose is None and (raster := raster_array(source, pixel_limit, num_channels)) is not None:
         return raster, UPRIGHT
     try:
         with opened_file(source, pixel_limit) as file:
@@ -112,6 +112,12 @@ def oriented_array(
         raise explained(error, name) from error
     array = channels_behind(array, num_channels) if read is read_npy else array
     return (array if orientation == UPRIGHT else turn_upright(array, orientation)), orientation
+
+
+def raster_array(source: Source, pixel_limit: int, num_channels: int | None) -> np.ndarray | None:
+    """Reads a raster file that says more about its pixels than a picture does; None for all other sources."""
+    files = raster_module(source, "files")
+    return files and files.stored_raster(source, pixel_limit, num_channels)
 
 
 def stored_mask(source: Source, pixel_limit: int) -> np.ndarray | None:

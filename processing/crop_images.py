@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from .image_opening import ImageReadError
 from .image_reading import image_size
-from .rasters import Raster, read_window
+from .rasters.raster import Raster, read_window
 from .value_ranges import UnknownRangeError
 
 WINDOW_PIXELS = 1 << 24  # of a window that is read at full size before it is resized

@@ -32,7 +32,7 @@ from .image_windows import (
     window_sides,
 )
 from .logits_to_masks import argmax_of_bands, mean_probabilities, upsampled_rows
-from .raster_inference import raster_rows, raster_scores
+from .rasters.inference import raster_rows, raster_scores
 from .tiling import WEIGHTS, RowReader, blended_rows
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once

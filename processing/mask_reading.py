@@ -2,7 +2,7 @@
 
 Masks are returned as stored: gray values are the samples in the file, also where Pillow scales them. Palette
 masks are ids or colors by the rule of palette_masks.py. Lossy masks are refused, and so are files with several frames.
-Raster files with a georeference or nodata value are read by raster_masks.py.
+Raster files with a georeference or nodata value are read by rasters/masks.py.
 
 Legend: H height, W width.
 """
@@ -20,7 +20,7 @@ from .label_maps import LabelMap
 from .mask_encoding import Encoding, encoding_of, stored_samples
 from .orientation import turn_upright
 from .palette_masks import decode_palette
-from .raster_masks import raster_mask
+from .raster_library import raster_module
 
 NOT_IDS = ("F", "CMYK", "LAB", "YCbCr", "HSV")  # Pillow's modes for measurements and colors
 EXPORT_AGAIN = "Export the mask again as PNG."
@@ -49,7 +49,8 @@ def read_mask(source: Source, *, table: LabelMap | None = None, pixel_limit: int
             hold class ids.
         PaletteError: If indices and colors of a palette image contradict each other.
     """
-    if (raster := raster_mask(source, table)) is not None:
+    masks = raster_module(source, "masks")
+    if masks and (raster := masks.raster_mask(source, table)) is not None:
         return raster.read_whole(pixel_limit)
     is_array = isinstance(source, np.ndarray | Tensor)
     array = source if is_array else stored_mask(source, pixel_limit)

@@ -25,7 +25,7 @@ def report(scores: dict[str, Any], facts: dict[str, Any], confusion: ConfusionMa
         f"mIoU {percent(scores['mean_iou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %, "
         f"boundary IoU {percent(scores['boundary_iou'])} %, boundary F {percent(scores['boundary_f'])} %"
     )
-    write_scores(scores, facts, scores_table(scores), means, folder)
+    write_scores(scores, facts, scores_table(scores), f"{means} ({facts['boundaries']})", folder)
     names = [row["name"] for row in scores["per_class"]]
     counts, cells = confusion.matrix.tolist(), [csv_text(name) for name in names]
     write_csv(

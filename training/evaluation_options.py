@@ -12,6 +12,16 @@ from .reading_options import ReadingOptions
 class EvaluateArguments(CommandOptions, ReadingOptions, InferenceOptions):
     model: str = positional(MODEL_HELP)
     data: str = required("data to score on, in the forms of --train and --val of contextseg-train")
+    boundary_band: int | None = option(
+        None,
+        "distance from class boundaries for boundary IoU and boundary F, in pixels (default: 2 and 0.75 % of the image diagonal)",
+        metavar="PIXELS",
+    )
+    memory: str = option(
+        "2GB",
+        "most memory besides the model for a raster above 4 megapixels, which is read by windows",
+        metavar="SIZE",
+    )
     workers: int | None = option(
         None, "processes that load data (default: number of cores minus one, at most 8)"
     )

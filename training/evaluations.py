@@ -22,7 +22,8 @@ from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
 from .models import CLASSIFIER, open_model
 from .processes import quiet_unless_first
-from .scoring import count_or_name, not_scored, whole_images
+from .scoring import not_scored
+from .scoring_run import ScoringRun
 from .sharing import name_of, open_accelerator, tell_and_leave
 from .stored_reading import reading_for, rgb_reading
 
@@ -46,9 +47,13 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
     started = time.perf_counter()
-    images = whole_images(data, processor, inference, accelerator, arguments.workers, errors=(Exception,))
-    metrics = [kind(len(names), data.ignore_index) for kind in (ConfusionMatrix, BoundaryIoU, BoundaryF)]
-    failures = count_or_name(model.to(accelerator.device), images, metrics, inference, accelerator)
+    near = {"pixels": arguments.boundary_band}
+    metrics = [
+        ConfusionMatrix(len(names), data.ignore_index),
+        *(kind(len(names), data.ignore_index, **near) for kind in (BoundaryIoU, BoundaryF)),
+    ]
+    run = ScoringRun(arguments, model, processor, data, metrics, accelerator)
+    failures = run.score()
     confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
@@ -56,10 +61,19 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     add_boundaries(scores, *(metric.compute() for metric in boundaries))
     facts = {"model": source, **facts_of(arguments, scores, failures, len(data), started)}
     facts["protocol"] = f"{inference}, one image at a time"
+    facts["boundaries"] = boundaries_in_words(arguments.boundary_band)
     if accelerator.is_main_process:
         report(scores, facts, confusion, arguments.output_folder())
+        run.records.remove()
     tell_and_leave(accelerator, failures)
     return scores
+
+
+def boundaries_in_words(pixels: int | None) -> str:
+    """Says within which distance boundaries are scored."""
+    if pixels is not None:
+        return f"within {pixels} pixel{'s' * (pixels > 1)} of class boundaries"
+    return "boundary IoU within 2 % of the image diagonal, boundary F within 0.75 %"
 
 
 def evaluate_classifier(arguments: EvaluateArguments) -> dict[str, Any]:

@@ -30,6 +30,7 @@ SCENE = whole(32, 4096)  # pixels
 RANGES = {
     "accumulation": COUNT,
     "batch_size": COUNT,
+    "boundary_band": whole(1, 4096),  # pixels
     "clip_norm": Range(above=0),
     "color_jitter": SHARE,
     "cooldown_steps": COUNT_OR_ZERO,

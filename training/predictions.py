@@ -10,8 +10,10 @@ from ..processing.class_prediction import ClassPredictor
 from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
 from ..processing.prediction_maps import MAPS
-from ..processing.raster_files import INSTALL_GEO, RASTER_SUFFIXES, is_raster_file, load_rasterio
-from ..processing.raster_prediction import RasterPredictor
+from ..processing.raster_library import RASTER_SUFFIXES
+from ..processing.rasters.files import is_raster_file
+from ..processing.rasters.gdal import INSTALL_GEO, load_rasterio
+from ..processing.rasters.prediction import RasterPredictor
 from .explaining import chosen_explanations
 from .file_run import CONTINUE, FileRun
 from .inference_options import check_task

@@ -20,7 +20,7 @@ from ..image_reading import PIXEL_LIMIT, Source, image_size, read_channels, read
 from ..label_maps import LabelMap
 from ..mask_reading import read_mask
 from ..processor_numbers import check_processor_numbers
-from ..raster_files import check_pair_grid, unlabeled_pixels
+from ..rasters.files import check_pair_grid, unlabeled_pixels
 from ..samples import MASK_COLUMNS, check_sizes, scale_of
 from .class_table import ClassTable, find_class_table
 from .dataset_rows import check_rows, load_rows, picture_columns, row_source, table_suffix, undecoded

@@ -20,7 +20,7 @@ from ..label_maps import NO_LABEL, without_label
 from ..mask_encoding import encoding_of
 from ..orientation import UPRIGHT, swaps_sides
 from ..palette_masks import PaletteError, has_other_colors
-from ..raster_files import check_pair_grid
+from ..rasters.files import check_pair_grid
 from ..samples import check_sizes
 from ..value_ranges import OUTLIERS, StoredValues, UnknownRangeError, values_of
 from .datasets import SegmentationData

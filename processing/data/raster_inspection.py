@@ -11,8 +11,8 @@ import numpy as np
 
 from ..crop_images import WINDOW_PIXELS, RasterImage
 from ..image_opening import Source
-from ..label_windows import LabelRaster
-from ..windowed_files import windowed_image, windowed_mask
+from ..rasters.label_windows import LabelRaster
+from ..rasters.windowed_files import windowed_image, windowed_mask
 from .datasets import SegmentationData
 
 WINDOWS, WINDOW_SIDE = 3, 256  # windows of an image along each axis, and their side in pixels

@@ -15,10 +15,10 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from ..atomic_write import atomic_write
-from ..georeferences import TOLERANCE
 from ..image_opening import ImageReadError
 from ..progress import progress as progress_of
-from ..raster_files import gdal_explained, open_dataset
+from ..rasters.gdal import gdal_explained, open_dataset
+from ..rasters.georeferences import TOLERANCE
 from .official_classes import FLAIR_HUB, FLAIR_HUB_IGNORED
 
 IMAGES, MASKS = "AERIAL_RGBI", "AERIAL_LABEL-COSIA"

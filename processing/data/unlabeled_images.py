@@ -12,9 +12,9 @@ import numpy as np
 from ..crop_images import RasterImage
 from ..image_files import image_files
 from ..image_reading import image_size
-from ..raster_files import unlabeled_pixels
+from ..rasters.files import unlabeled_pixels
+from ..rasters.windowed_files import windowed_image
 from ..samples import scale_of
-from ..windowed_files import windowed_image
 from .class_table import ClassTable
 from .datasets import Reading, SegmentationData
 from .pairing import Pair, contents

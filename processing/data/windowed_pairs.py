@@ -3,10 +3,10 @@
 from typing import Any
 
 from ..crop_images import RasterImage
-from ..georeferences import check_same_grid
-from ..label_windows import LabelRaster
+from ..rasters.georeferences import check_same_grid
+from ..rasters.label_windows import LabelRaster
+from ..rasters.windowed_files import windowed_image, windowed_mask
 from ..samples import check_sizes, scale_of
-from ..windowed_files import windowed_image, windowed_mask
 from .pairing import Pair
 
 

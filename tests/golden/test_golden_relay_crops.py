@@ -8,8 +8,8 @@ from golden_cases import golden_cases
 
 from contextseg.processing.crop_frames import Frame
 from contextseg.processing.crop_images import DecodedImage
-from contextseg.processing.label_windows import LabelArray
 from contextseg.processing.pair_cutting import cut_pair
+from contextseg.processing.rasters.label_windows import LabelArray
 
 CASES = [case for case in golden_cases("relay") if case.id == "none" or case.values[0].kind == "crops"]
 INTERPOLATED = 1e-3  # by OpenCV, where a square is scaled or turned

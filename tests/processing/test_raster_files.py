@@ -13,8 +13,8 @@ from raster_writing import noise, rasterio, write_mosaic, write_raster
 from contextseg import SegmentationImageProcessor
 from contextseg.processing.image_opening import ImageReadError
 from contextseg.processing.image_reading import read_image
-from contextseg.processing.raster_files import RasterFile, is_raster_file
-from contextseg.processing.rasters import open_raster, read_window, window_values
+from contextseg.processing.rasters.files import RasterFile, is_raster_file
+from contextseg.processing.rasters.raster import open_raster, read_window, window_values
 
 SHAPE = (40, 50)
 PIXELS = noise(3, *SHAPE)
@@ -103,6 +103,22 @@ def test_pixels_without_data_are_not_valid_and_have_the_mean(pixels, options, tm
     np.testing.assert_array_equal(
         np.asarray(read_image(path, value_range=(0, 255)))[valid], PIXELS[:, valid].T
     )
+
+
+def test_bands_of_several_types_are_read_as_one_that_holds_all(tmp_path):
+    bands = []
+    for number, kind in enumerate((np.uint8, np.uint16), 1):
+        write_raster(tmp_path / f"{number}.tif", PIXELS[:1].astype(kind) * number)
+        bands.append(
+            f'<VRTRasterBand dataType="{"Byte" if number == 1 else "UInt16"}" band="{number}"><SimpleSource>'
+            f'<SourceFilename relativeToVRT="1">{number}.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>'
+            "</VRTRasterBand>"
+        )
+    path = tmp_path / "bands.vrt"
+    path.write_text(f'<VRTDataset rasterXSize="50" rasterYSize="40">{"".join(bands)}</VRTDataset>')
+    pixels, _ = whole(path)
+    np.testing.assert_array_equal(pixels, np.stack([PIXELS[0], PIXELS[0].astype(np.uint16) * 2]))
+    assert pixels.dtype == np.uint16
 
 
 def test_nodata_in_one_band_alone_is_a_dark_pixel(tmp_path):

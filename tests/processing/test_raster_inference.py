@@ -14,7 +14,7 @@ from torch import nn
 from contextseg import Inference, SegmentationImageProcessor
 from contextseg.benchmarks.measuring import peak_memory
 from contextseg.processing.context_windows import shared_context_box
-from contextseg.processing.rasters import ArrayRaster
+from contextseg.processing.rasters.raster import ArrayRaster
 
 PROCESSOR = SegmentationImageProcessor()
 SETTINGS = [
@@ -46,9 +46,9 @@ class Blur(nn.Module):
 class Reads(ArrayRaster):
     """A raster that records the sizes of the windows that are read."""
 
-    def read(self, rows, columns, scale=1.0):
+    def read_with_validity(self, rows, columns, scale=1.0):
         self.sizes = [*getattr(self, "sizes", []), (rows[1] - rows[0], columns[1] - columns[0])]
-        return super().read(rows, columns, scale)
+        return super().read_with_validity(rows, columns, scale)
 
 
 def picture(height, width):
@@ -88,7 +88,7 @@ def test_a_raster_gives_the_result_of_the_image_in_memory(inference, size, model
 
 @each("inference", [*SETTINGS[:5], Inference(window=16, scales=(1.0, 0.6))])
 def test_neither_memory_nor_rows_change_a_bit(inference, monkeypatch):
-    monkeypatch.setattr("contextseg.processing.raster_inference.BAND_VALUES", 700)
+    monkeypatch.setattr("contextseg.processing.rasters.inference.BAND_VALUES", 700)
     model, raster = Blur(4, logits_stride=4), raster_of(picture(45, 30))
     whole, starts = of_raster(inference, model, raster), inference.raster_rows(model, raster)
     assert starts[0] == 0
@@ -171,7 +171,7 @@ def test_only_windows_are_read():
 
 @each("memory", [1, 1 << 30])
 def test_memory_does_not_grow_with_the_height_of_a_raster(memory, monkeypatch):
-    monkeypatch.setattr("contextseg.processing.raster_inference.BAND_VALUES", 1 << 13)
+    monkeypatch.setattr("contextseg.processing.rasters.inference.BAND_VALUES", 1 << 13)
 
     def peak(height, width, memory=memory):
         scores = Inference(window=32).raster_scores(

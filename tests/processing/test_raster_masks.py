@@ -8,10 +8,10 @@ from cases import each
 from raster_writing import UTM, grid, noise, rasterio, write_raster
 
 from contextseg import check_data, open_data
-from contextseg.processing.georeferences import Georeference, difference
 from contextseg.processing.label_maps import LabelMap
 from contextseg.processing.mask_reading import ImageReadError, read_mask
-from contextseg.processing.raster_masks import RasterMask
+from contextseg.processing.rasters.georeferences import Georeference, difference
+from contextseg.processing.rasters.masks import RasterMask
 
 SHAPE = (24, 30)
 IDS = noise(*SHAPE) % 3

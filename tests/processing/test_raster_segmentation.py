@@ -10,9 +10,9 @@ import torch
 from cases import each
 
 from contextseg import Inference, SegmentationImageProcessor, segment_raster
-from contextseg.processing.geotiff import BandContent, write_geotiff
-from contextseg.processing.part_files import Layer, PartFiles
-from contextseg.processing.raster_segmentation import (
+from contextseg.processing.rasters.geotiff import BandContent, write_geotiff
+from contextseg.processing.rasters.part_files import Layer, PartFiles
+from contextseg.processing.rasters.segmentation import (
     WHOLE_PIXELS,
     RasterSegmentation,
     RasterTargets,

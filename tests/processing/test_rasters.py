@@ -7,9 +7,9 @@ from cases import each
 from PIL import Image
 
 from contextseg import SegmentationImageProcessor
-from contextseg.processing.area_averaging import area_average, window_edges
 from contextseg.processing.image_opening import ImageReadError
-from contextseg.processing.rasters import ArrayRaster, Raster, open_raster, read_window, window_values
+from contextseg.processing.rasters.area_averaging import area_average, window_edges
+from contextseg.processing.rasters.raster import ArrayRaster, Raster, open_raster, read_window, window_values
 
 
 def noise(*shape, dtype=np.uint8):
@@ -120,6 +120,14 @@ def test_means_over_areas_leave_out_what_has_no_data():
     )
     np.testing.assert_array_equal(means, [[[7, 7, 0, 0]] * 2])
     np.testing.assert_array_equal(found, [[True, True, False, False]] * 2)
+
+
+def test_an_array_has_no_data_where_it_is_not_finite():
+    array = np.full((4, 4, 2), 3.0)
+    array[0, 0, 1], array[2:, 2:] = np.inf, np.nan
+    pixels, valid = read_window(ArrayRaster(array), 0, 0, 4, 4, 0.5)
+    np.testing.assert_array_equal(valid, [[True, True], [True, False]])
+    assert (pixels[:, valid] == 3).all()
 
 
 def test_a_window_across_the_border_is_reduced_with_its_outside():

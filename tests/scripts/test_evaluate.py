@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from tiny_runs import CLASSES, run_options, write_data, write_pairs
 
+from contextseg.processing.data import streamed_pairs
 from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.processing.inference import Inference
 from contextseg.scripts.evaluate import main
@@ -180,6 +181,32 @@ def test_an_interrupted_evaluation_says_how_far_it_came(run, five, tmp_path, cap
     assert "of 5 images were scored; no results were written" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("own_sigterm")
+def test_a_stopped_evaluation_goes_on_unless_something_changes(run, five, tmp_path, caplog, monkeypatch):
+    """The third of five images gets a signal; another option starts anew, and nothing is left at the end."""
+    command = [str(run), "--data", str(five), "--workers", "0", "--output"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    predict, sizes = Inference.mask, []
+
+    def mask(*arguments):
+        sizes.append(arguments[-1])
+        if len(sizes) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*arguments)
+
+    monkeypatch.setattr(Inference, "mask", mask)
+    with pytest.raises(SystemExit, match="130"):
+        main([*command, str(tmp_path / "out")])
+    assert main([*command, str(tmp_path / "out"), "--flip"]) == 0
+    assert len(sizes) == 3 + 5
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert len(sizes) == 3 + 5 + 3
+    assert "2 of 5 images were scored before" in caplog.text
+    whole, out = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("whole", "out"))
+    assert whole["per_class"] == out["per_class"]
+    assert not list((tmp_path / "out").glob("*.parts"))
+
+
 def test_the_results_go_to_the_run_by_default(run, data):
     assert main([str(run), "--data", f"{data}/val", "--workers", "0"]) == 0
     assert (run / "evaluation.json").is_file()
@@ -259,3 +286,37 @@ def test_other_names_at_the_same_positions_are_matched_with_a_warning(data, capl
 def test_a_folder_without_a_model_is_refused(data):
     with pytest.raises(SystemExit, match="has no config.json, no best/ and no last/"):
         main([str(data), "--data", f"{data}/val"])
+
+
+def test_a_large_raster_is_scored_by_windows_as_the_same_picture(run, tmp_path, monkeypatch):
+    """Pixels without data do not count."""
+    rasterio = pytest.importorskip("rasterio")
+    write_pairs(tmp_path / "pictures", 1, size=(150, 70))
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES, "ignore_index": 255}))
+    pixels, mask = (
+        np.array(Image.open(tmp_path / "pictures" / kind / "scene0.png")) for kind in ("images", "masks")
+    )
+    pixels[60:80, 10:30] = 250
+    Image.fromarray(pixels).save(tmp_path / "pictures" / "images" / "scene0.png")
+    profile = {"driver": "GTiff", "dtype": "uint8", "height": 150, "width": 70, "crs": "EPSG:32633"}
+    profile["transform"] = rasterio.transform.from_origin(400000, 5800000, 1, 1)
+
+    def write(folder, nodata=None):
+        for kind, bands in (("images", pixels.transpose(2, 0, 1)), ("masks", mask[None])):
+            (tmp_path / folder / kind).mkdir(parents=True)
+            options = {**profile, "nodata": nodata if kind == "images" else None, "count": len(bands)}
+            with rasterio.open(tmp_path / folder / kind / "scene0.tif", "w", **options) as file:
+                file.write(bands)
+
+    write("rasters")
+    write("gaps", nodata=250)
+    monkeypatch.setattr(streamed_pairs, "WHOLE_PIXELS", 0)
+    scores = {}
+    for folder in ("pictures", "rasters", "gaps"):
+        options = ["--window", "32", "--boundary-band", "3", "--workers", "0", "--output", str(tmp_path)]
+        assert main([str(run), "--data", str(tmp_path / folder), *options]) == 0
+        scores[folder] = json.loads((tmp_path / "evaluation.json").read_text())
+    assert scores["rasters"]["boundaries"] == "within 3 pixels of class boundaries"
+    assert scores["rasters"]["per_class"] == scores["pictures"]["per_class"]
+    supports = [sum(row["support"] for row in scores[name]["per_class"]) for name in ("rasters", "gaps")]
+    assert supports[0] - supports[1] == 20 * 20

@@ -17,7 +17,7 @@ from task_models import save_classifier, save_detector, write_class_folders
 from tiny import tiny_glam_swin
 
 from contextseg import SegmentationImageProcessor
-from contextseg.processing.raster_segmentation import RasterSegmentation
+from contextseg.processing.rasters.segmentation import RasterSegmentation
 from contextseg.scripts.predict import main as predict
 
 UNLUCKY = str(Path(__file__).resolve().parents[1] / "predict_on_cpus.py")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .context_windows import Box, reduced
-from .image_windows import (
+from ..context_windows import Box, reduced
+from ..image_windows import (
     CONTEXT_BYTES,
     View,
     logits_of,
@@ -26,11 +26,11 @@ from .image_windows import (
     view_of,
     window_sides,
 )
-from .logits_to_masks import cells_at, mean_probabilities, upsampled_rows
-from .raster_files import GDAL_OPTIONS
-from .rasters import Raster, read_window, window_values
+from ..logits_to_masks import cells_at, mean_probabilities, upsampled_rows
+from ..tiling import RowReader
+from .gdal import GDAL_OPTIONS
+from .raster import Raster, read_window, window_values
 from .row_sums import summed_rows
-from .tiling import RowReader
 
 BAND_VALUES = 1 << 20  # class scores in a band of rows, 4 MiB, or a row if that has more; a few exist at once
 STRIP_ROWS = 64  # rows of a context that are read at once, where it reaches over the raster

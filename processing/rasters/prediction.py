@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..overlays import mask_overlay, save_png
+from ..prediction import Predictor
+from ..prediction_files import FilePredictor, Job
+from ..prediction_maps import IMAGE_MAPS
 from .geotiff import read_reduced
-from .overlays import mask_overlay, save_png
+from .layers import nodata_of
 from .polygons import write_polygons
-from .prediction import Predictor
-from .prediction_files import FilePredictor, Job
-from .prediction_maps import IMAGE_MAPS
-from .raster_layers import nodata_of
-from .raster_segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets
-from .rasters import Raster, read_window, window_values
+from .raster import Raster, read_window, window_values
+from .segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets
 from .work_records import model_record
 
 OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay at most

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .array_files import check_array
-from .crop_images import WINDOW_PIXELS, RasterImage
-from .image_opening import DECODING_ERRORS, describe, explained
-from .label_maps import LabelMap
+from ..array_files import check_array
+from ..crop_images import WINDOW_PIXELS, RasterImage
+from ..image_opening import DECODING_ERRORS, describe, explained
+from ..label_maps import LabelMap
+from .files import RasterFile, is_raster_file
 from .label_windows import LabelArray, LabelRaster
-from .raster_files import RasterFile, is_raster_file
-from .raster_masks import RasterMask
-from .rasters import ArrayRaster
+from .masks import RasterMask
+from .raster import ArrayRaster
 
 OPEN_FILES = 16
 ANY_SIZE = 1 << 62  # pixels

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..image_opening import PIXEL_LIMIT, Source
+from ..inference import Inference, channels_of
+from ..palettes import class_colors
+from ..progress import progress
+from .gdal import INSTALL_GEO, load_rasterio
 from .geotiff import write_geotiff
-from .image_opening import PIXEL_LIMIT, Source
-from .inference import Inference, channels_of
-from .palettes import class_colors
+from .layers import Validity, layer_rows, layers_of, map_content, mask_content
 from .part_files import PartFiles
 from .polygons import check_coordinates, write_polygons
 from .probability_files import write_probabilities
-from .progress import progress
-from .raster_layers import Validity, layer_rows, layers_of, map_content, mask_content
-from .rasters import Raster, open_raster
+from .raster import Raster, open_raster
 from .work_records import files_of, model_record, record_of
 
 MEMORY = 2 << 30  # bytes
@@ -144,6 +145,8 @@ class RasterSegmentation:
         memory: int = MEMORY,
         window: int | tuple[int, int] | None = None,
     ) -> None:
+        if load_rasterio() is None:
+            raise ImportError(f"writing GeoTIFFs needs rasterio. {INSTALL_GEO}")
         limit = getattr(processor, "pixel_limit", PIXEL_LIMIT)
         self.raster = open_raster(source, channels_of(processor), limit)
         self.files = files_of(source, self.raster)

@@ -1,7 +1,7 @@
 """Images of any size behind one small protocol: windows are read, never the whole image.
 
 A raster is anything with `shape` (channels, height, width) and `read(rows, columns, scale)`. `open_raster` makes
-one of files, arrays, memory maps and zarr-like arrays; files that need rasterio are in raster_files.py. What a
+one of files, arrays, memory maps and zarr-like arrays; files that need rasterio are in files.py. What a
 window becomes for a model depends on the processor and the raster's type, never on the content of the window.
 
 Legend: C channels, H, W pixels; h, w pixels of a window.
@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
+from ..image_reading import decode_once, read_image, to_numpy, to_rgb
 from .area_averaging import area_average, window_edges
-from .image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
-from .image_reading import decode_once, read_image, to_numpy, to_rgb
-from .raster_files import RasterFile, is_raster_file
+from .files import RasterFile, is_raster_file
 
 CODED_MODES = (
     "1",
@@ -81,13 +81,18 @@ class ArrayRaster:
 
     def read(self, rows: Span, columns: Span, scale: float = 1.0) -> np.ndarray:
         """The pixels (C, h, w) of a window."""
-        if scale == 1:
-            return self._stored(rows, columns)
-        return area_average(
-            lambda strip, span: (self._stored(strip, span), None),
-            window_edges(rows, scale),
-            window_edges(columns, scale),
-        )[0]
+        return self.read_with_validity(rows, columns, scale)[0]
+
+    def read_with_validity(
+        self, rows: Span, columns: Span, scale: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels (C, h, w) of a window, and where they are finite (h, w)."""
+        if scale != 1:
+            edges = window_edges(rows, scale), window_edges(columns, scale)
+            return area_average(self.read_with_validity, *edges)
+        pixels = self._stored(rows, columns)
+        is_float = pixels.dtype.kind == "f"
+        return pixels, np.isfinite(pixels).all(0) if is_float else np.ones(pixels.shape[1:], dtype=bool)
 
     def _stored(self, rows: Span, columns: Span) -> np.ndarray:
         window = slice(*rows), slice(*columns)

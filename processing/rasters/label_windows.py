@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .label_maps import LabelMap
+from ..label_maps import LabelMap
 
 MASK_PIXELS = 1 << 22  # that are read in one piece
 LabelDecoder = Callable[[np.ndarray], np.ndarray]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .atomic_write import atomic_write
-from .geotiff import explained, gdal_errors
-from .plain_text import one_line
-from .raster_files import Georeference, load_rasterio
+from ..atomic_write import atomic_write
+from ..plain_text import one_line
+from .gdal import gdal_errors, load_rasterio, writing_explained
+from .georeferences import Georeference
 
 LONGITUDE_LATITUDE = "EPSG:4326"
 DIGITS = 9  # of degrees behind the point: a tenth of a millimeter
@@ -41,7 +41,7 @@ def write_polygons(
         ValueError: If the scene's CRS has no longitude and latitude.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary, explained(target):
+    with atomic_write(target) as temporary, writing_explained(target):
         places, about = coordinates(reference or Georeference(), crs)
         with temporary.open("w", encoding="utf-8") as file, load_rasterio().open(mask) as dataset:
             file.write(json.dumps({"type": "FeatureCollection", **about})[:-1] + ', "features": [')
@@ -64,9 +64,8 @@ def check_coordinates(reference: Georeference | None, crs: str) -> None:
 
 def features(dataset: Any, places: Map, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yields the connected areas of all classes of a dataset as features of GeoJSON."""
-    from rasterio.features import shapes
-
-    found = shapes(load_rasterio().band(dataset, 1), connectivity=4)
+    rasterio = load_rasterio()
+    found = rasterio.features.shapes(rasterio.band(dataset, 1), connectivity=4)
     to_pixels = ~dataset.transform
     of_classes = ((shape["coordinates"], int(value)) for shape, value in found if value < len(names))
     while batch := list(islice(of_classes, BATCH)):
@@ -125,14 +124,16 @@ def scene_coordinates(reference: Georeference) -> tuple[Map | None, Any]:
     """Returns the function from corners of pixels (N, 2) to coordinates of the scene, and their CRS; None if unknown."""
     if reference.transform is not None:
         return lambda pixels: mapped(reference.transform, pixels), reference.crs
-    from rasterio.transform import GCPTransformer, RPCTransformer
-
+    rasterio = load_rasterio()
     if reference.gcps:
-        transformer, crs = GCPTransformer(list(reference.gcps), tps=True), reference.gcps_crs
+        transformer, crs = (
+            rasterio.transform.GCPTransformer(list(reference.gcps), tps=True),
+            reference.gcps_crs,
+        )
     elif reference.rpcs is not None:
         transformer, crs = (
-            RPCTransformer(reference.rpcs),
-            load_rasterio().crs.CRS.from_string(LONGITUDE_LATITUDE),
+            rasterio.transform.RPCTransformer(reference.rpcs),
+            rasterio.crs.CRS.from_string(LONGITUDE_LATITUDE),
         )
     else:
         return None, None
@@ -141,11 +142,9 @@ def scene_coordinates(reference: Georeference) -> tuple[Map | None, Any]:
 
 def longitude_latitude(crs: Any, points: np.ndarray) -> np.ndarray:
     """Coordinates (N, 2) of a CRS -> longitude and latitude. Raises ValueError if the CRS has none."""
-    from rasterio.warp import transform
-
     cause = "points outside of its area"
     try:
-        placed = np.stack(transform(crs, LONGITUDE_LATITUDE, *points.T.tolist()), axis=1)
+        placed = np.stack(load_rasterio().warp.transform(crs, LONGITUDE_LATITUDE, *points.T.tolist()), axis=1)
         if np.isfinite(placed).all():
             return placed.round(DIGITS)
     except gdal_errors() as error:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .atomic_write import MEGABYTE, replace_flushed
+from ..atomic_write import MEGABYTE, replace_flushed
 
 RECORD = "record.json"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .atomic_write import MEGABYTE, atomic_write
+from ..atomic_write import MEGABYTE, atomic_write
 
 STRIP_VALUES = 1 << 24
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..plain_text import one_line
+from ..prediction_maps import IMAGE_MAPS, ONE
 from .geotiff import BandContent
 from .part_files import Layer
-from .plain_text import one_line
-from .prediction_maps import IMAGE_MAPS, ONE
-from .rasters import read_window
+from .raster import read_window
 
 DESCRIPTIONS = {
     "confidence": "probability of the predicted class",

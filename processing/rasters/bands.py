@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .image_opening import ImageReadError
+from ..image_opening import ImageReadError
 
 MOST_BLOCK_BYTES = 1 << 30  # a window needs whole blocks in memory
 
@@ -38,12 +38,17 @@ class Bands:
         self.shifts = np.array([dataset.offsets[band - 1] for band in self.indices]).reshape(-1, 1, 1)
         self.is_scaled = self.table is None and bool((self.steps != 1).any() or (self.shifts != 0).any())
         self.largest = None if self.table is not None or self.is_scaled else largest_of_few_bits(dataset)
-        stored = np.result_type(*(dataset.dtypes[band - 1] for band in self.indices))
-        self.dtype = np.dtype(
-            np.float32 if self.is_scaled else np.uint8 if self.table is not None else stored
-        )
+        self.stored = np.result_type(*(dataset.dtypes[band - 1] for band in self.indices))
+        is_palette = self.table is not None
+        self.dtype = np.dtype(np.float32 if self.is_scaled else np.uint8 if is_palette else self.stored)
         self.channels = len(self.indices) if self.table is None else self.table.shape[1]
         self.masked = masked_bands(dataset, self.indices, bool(alpha))
+
+    def _stored(self, dataset: Any, window: Any) -> np.ndarray:
+        """The bands as stored, of one type that holds all of theirs."""
+        if len({dataset.dtypes[band - 1] for band in self.indices}) == 1:
+            return dataset.read(self.indices, window=window)
+        return np.stack([dataset.read(band, window=window).astype(self.stored) for band in self.indices])
 
     @property
     def is_plain(self) -> bool:
@@ -52,7 +57,7 @@ class Bands:
 
     def read(self, dataset: Any, window: Any) -> tuple[np.ndarray, np.ndarray]:
         """A window as channels (C, h, w), and where it has data (h, w)."""
-        stored = dataset.read(self.indices, window=window)
+        stored = self._stored(dataset, window)
         valid = np.ones(stored.shape[1:], dtype=bool)
         if self.masked:
             valid &= (dataset.read_masks(self.masked, window=window) > 0).any(0)

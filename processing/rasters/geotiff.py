@@ -4,7 +4,6 @@ Rows are asked for as they are written, so that memory does not grow with the he
 """
 
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .atomic_write import MEGABYTE, atomic_write
-from .raster_files import GDAL_OPTIONS, INSTALL_GEO, Georeference, load_rasterio
+from ..atomic_write import atomic_write
+from .gdal import load_rasterio, writing_explained
+from .georeferences import Georeference
 
 TILE = 256  # pixels a side; also the rows that are held at a time
 SMALLEST_OVERVIEW = 256  # pixels of the longer side
@@ -56,7 +56,7 @@ def write_geotiff(
         OSError: If the file cannot be written, such as on a full disk. There is no file then, or the former one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary, explained(target):
+    with atomic_write(target) as temporary, writing_explained(target):
         temporary.unlink(missing_ok=True)  # GDAL reads what it overwrites, and fails if that is incomplete
         with created(temporary, size, content, reference) as dataset:
             for start, stop in spans(size[0]):
@@ -130,34 +130,6 @@ def read_reduced(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Returns the band of a GeoTIFF at this size (H, W), by nearest neighbor."""
     with load_rasterio().open(path) as dataset:
         return dataset.read(1, out_shape=size)
-
-
-def gdal_errors() -> tuple[type[Exception], ...]:
-    """Returns what rasterio raises for errors of GDAL, of which some are not wrapped."""
-    from rasterio._err import CPLE_BaseError
-
-    return load_rasterio().errors.RasterioError, CPLE_BaseError
-
-
-@contextmanager
-def explained(target: Path) -> Iterator[None]:
-    """Context manager with GDAL's settings, which turns its errors of writing into OSError with the target's name.
-
-    Raises ImportError if rasterio is not installed.
-    """
-    rasterio = load_rasterio()
-    if rasterio is None:
-        raise ImportError(f"writing GeoTIFFs needs rasterio. {INSTALL_GEO}")
-    try:
-        with rasterio.Env(**GDAL_OPTIONS):
-            yield
-    except gdal_errors() as error:
-        free = shutil.disk_usage(target.parent).free
-        number = errno.ENOSPC if free < MEGABYTE else errno.EIO
-        cause = error.__cause__ or error
-        raise OSError(
-            number, f"cannot be written, {free // MEGABYTE} MB are free: {cause}", str(target)
-        ) from error
 
 
 __all__ = ["BandContent", "read_reduced", "write_geotiff"]

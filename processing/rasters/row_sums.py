@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from .tiling import Grid, Place, moved_up, overlaid
+from ..tiling import Grid, Place, moved_up, overlaid
 
 
 class MemorySums:

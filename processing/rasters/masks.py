@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ..image_opening import DECODING_ERRORS, ImageReadError, Source, identified, opened_file
+from ..label_maps import NO_LABEL, LabelMap
+from ..mask_encoding import encoding_of
+from ..palette_masks import colors_decide
+from .files import RasterFile, is_raster_file
+from .gdal import gdal_explained, load_rasterio
 from .georeferences import Georeference
-from .image_opening import DECODING_ERRORS, ImageReadError, Source, identified, opened_file
-from .label_maps import NO_LABEL, LabelMap
-from .mask_encoding import encoding_of
-from .palette_masks import colors_decide
-from .raster_files import RasterFile, gdal_explained, is_raster_file, load_rasterio
 
 LOSSY = (
     "jpeg",
