@@ -17,10 +17,11 @@ from ..inference import Inference, channels_of
 from ..label_maps import LabelMap
 from ..metrics import ConfusionMatrix
 from ..rasters.files import RasterFile, check_pair_grid, is_raster_file
+from ..rasters.inference import MEMORY
 from ..rasters.layers import Validity
 from ..rasters.masks import RasterMask
 from ..rasters.raster import open_raster
-from ..rasters.segmentation import MEMORY, WHOLE_PIXELS, with_windows
+from ..rasters.segmentation import WHOLE_PIXELS, with_windows
 from ..samples import check_sizes
 
 

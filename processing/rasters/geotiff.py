@@ -14,6 +14,7 @@ import numpy as np
 from ..atomic_write import atomic_write
 from .gdal import load_rasterio, writing_explained
 from .georeferences import Georeference
+from .spans import spans_of
 
 TILE = 256  # pixels a side; also the rows that are held at a time
 SMALLEST_OVERVIEW = 256  # pixels of the longer side
@@ -59,7 +60,7 @@ def write_geotiff(
     with atomic_write(target) as temporary, writing_explained(target):
         temporary.unlink(missing_ok=True)  # GDAL reads what it overwrites, and fails if that is incomplete
         with created(temporary, size, content, reference) as dataset:
-            for start, stop in spans(size[0]):
+            for start, stop in spans_of(size[0], TILE):
                 dataset.write(rows(start, stop)[None], window=((start, stop), (0, size[1])))
             if factors := overview_factors(size):
                 dataset.build_overviews(factors, load_rasterio().enums.Resampling.nearest)
@@ -100,12 +101,6 @@ def place(dataset: Any, reference: Georeference) -> None:
         dataset.rpcs = reference.rpcs
 
 
-def spans(height: int) -> Iterator[tuple[int, int]]:
-    """Yields first and last + 1 of the rows of each row of tiles."""
-    for start in range(0, height, TILE):
-        yield start, min(start + TILE, height)
-
-
 def overview_factors(size: tuple[int, int]) -> list[int]:
     """Factors by which the overviews are smaller: 2, 4, ..., until the longer side is short."""
     factors, side = [], max(size)
@@ -120,7 +115,7 @@ def check_written(path: Path, rows: Rows, size: tuple[int, int]) -> None:
     with load_rasterio().open(path) as dataset:
         is_whole = dataset.overviews(1) == overview_factors(size) and all(
             np.array_equal(dataset.read(1, window=((start, stop), (0, size[1]))), rows(start, stop))
-            for start, stop in spans(size[0])
+            for start, stop in spans_of(size[0], TILE)
         )
     if not is_whole:
         raise OSError(errno.EIO, "what was written cannot be read back")

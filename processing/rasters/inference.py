@@ -31,7 +31,9 @@ from ..tiling import RowReader
 from .gdal import GDAL_OPTIONS
 from .raster import Raster, read_window, window_values
 from .row_sums import summed_rows
+from .spans import Span
 
+MEMORY = 2 << 30  # bytes that may be held besides the model, by default
 BAND_VALUES = 1 << 20  # class scores in a band of rows, 4 MiB, or a row if that has more; a few exist at once
 STRIP_ROWS = 64  # rows of a context that are read at once, where it reaches over the raster
 BATCH_VALUES = 1 << 26  # logits of a batch of windows, 256 MiB, or a window if that has more
@@ -133,8 +135,8 @@ def raster_scores(
     model: nn.Module,
     processor: Any,
     raster: Raster,
-    rows: tuple[int, int] | None = None,
-    memory: int = 2 << 30,
+    rows: Span | None,
+    memory: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields bands of class probabilities, see `Inference.raster_scores`."""
     size = tuple(raster.shape[1:])

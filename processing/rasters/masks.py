@@ -17,6 +17,7 @@ from ..palette_masks import colors_decide
 from .files import RasterFile, is_raster_file
 from .gdal import gdal_explained, load_rasterio
 from .georeferences import Georeference
+from .spans import Span, spans_of
 
 LOSSY = (
     "jpeg",
@@ -30,7 +31,6 @@ LOSSY = (
 )  # rasterio's names
 EXPORT_LOSSLESS = "Export the mask again with a lossless compression, such as DEFLATE."
 PIXELS_AT_ONCE = 1 << 24  # to find the used indices of a palette
-Span = tuple[int, int]
 
 
 class RasterMask:
@@ -128,8 +128,7 @@ class RasterMask:
         step = max(1, PIXELS_AT_ONCE // width)
         windows = load_rasterio().windows
         used = np.zeros(256, dtype=bool)
-        for top in range(0, height, step):
-            rows = (top, min(top + step, height))
+        for rows in spans_of(height, step):
             used[np.unique(dataset.read(1, window=windows.Window.from_slices(rows, (0, width))))] = True
         if self.nodata is not None:
             used[int(self.nodata)] = False

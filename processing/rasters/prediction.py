@@ -14,10 +14,11 @@ from ..prediction import Predictor
 from ..prediction_files import FilePredictor, Job
 from ..prediction_maps import IMAGE_MAPS
 from .geotiff import read_reduced
+from .inference import MEMORY
 from .layers import nodata_of
 from .polygons import write_polygons
 from .raster import Raster, read_window, window_values
-from .segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets
+from .segmentation import WHOLE_PIXELS, RasterSegmentation, RasterTargets
 from .work_records import model_record
 
 OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay at most

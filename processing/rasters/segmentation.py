@@ -18,6 +18,7 @@ from ..palettes import class_colors
 from ..progress import progress
 from .gdal import INSTALL_GEO, load_rasterio
 from .geotiff import write_geotiff
+from .inference import MEMORY
 from .layers import Validity, layer_rows, layers_of, map_content, mask_content
 from .part_files import PartFiles
 from .polygons import check_coordinates, write_polygons
@@ -25,7 +26,6 @@ from .probability_files import write_probabilities
 from .raster import Raster, open_raster
 from .work_records import files_of, model_record, record_of
 
-MEMORY = 2 << 30  # bytes
 OWN_MEMORY = 128 << 20  # bytes that turning scores into results takes
 WHOLE_PIXELS = 2048 * 2048  # of the largest raster that is segmented as a whole
 WINDOW = 512  # pixels, where neither model nor training tells another size
