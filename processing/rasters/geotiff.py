@@ -16,7 +16,7 @@ from .gdal import load_rasterio, writing_explained
 from .georeferences import Georeference
 from .spans import spans_of
 
-TILE = 256  # pixels a side; also the rows that are held at a time
+TILE = 256  # pixels on a side, and rows in memory at once
 SMALLEST_OVERVIEW = 256  # pixels of the longer side
 Rows = Callable[[int, int], np.ndarray]
 
@@ -48,13 +48,13 @@ def write_geotiff(
 
     Args:
         target: The file to write; its folder is created if needed.
-        rows: Function of the first row and the one behind the last that returns their pixels (rows, W).
+        rows: Function of the first row and the one after the last that returns their pixels (rows, W).
         size: (H, W).
         content: What the band is.
         reference: The place on Earth; None if it is unknown.
 
     Raises:
-        OSError: If the file cannot be written, such as on a full disk. There is no file then, or the former one.
+        OSError: If the file cannot be written, such as on a full disk. There is then no file, or the previous one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as temporary, writing_explained(target):
@@ -90,7 +90,7 @@ def created(
 
 
 def place(dataset: Any, reference: Georeference) -> None:
-    """Gives a dataset the reference that there is: CRS and transform, control points, or coefficients."""
+    """Sets the known reference of a dataset: CRS and transform, control points, or coefficients."""
     if reference.crs is not None:
         dataset.crs = reference.crs
     if reference.transform is not None:

@@ -2,8 +2,7 @@
 
 Windows are read one batch at a time, and rows of results leave as soon as no further window covers them. What
 is held at once does not grow with the height of the raster, and what grows with its width is in a file, where
-it would exceed the setting. Nothing that decides about a value depends on the setting, or on the rows that
-are asked for.
+it would exceed the setting. No value depends on the setting, or on which rows are requested.
 
 Legend: C channels, H, W pixels of the raster, K classes, R rows, h, w pixels of a window.
 """

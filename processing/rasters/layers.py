@@ -25,8 +25,8 @@ DESCRIPTIONS = {
     "confidence": "probability of the predicted class",
     "entropy": "entropy of the class probabilities divided by the logarithm of their number",
 }
-VALID_PIXELS = 1 << 24  # whose validity is held at a time
-READ_PIXELS = 1 << 21  # that are read at a time to know it
+VALID_PIXELS = 1 << 24  # whose validity is in memory at once
+READ_PIXELS = 1 << 21  # that are read at once to find it
 
 
 def nodata_of(num_labels: int) -> int:

@@ -1,6 +1,6 @@
 """Masks in raster files, read as a whole or by windows: class ids, palette indices, or RGB colors.
 
-The pixels are those that `read_mask` gives for other masks. Where the file's mask band is 0, or a pixel has the
+The pixels are as `read_mask` returns those of other masks. Where the file's mask band is 0, or a pixel has the
 nodata value and this is not the id of a class, they are `NO_LABEL`.
 """
 
@@ -81,7 +81,7 @@ class RasterMask:
         """Reads a window inside the mask.
 
         Args:
-            rows: First row, and the one behind the last.
+            rows: First row, and the one after the last.
             columns: The same for columns.
 
         Returns:

@@ -33,7 +33,7 @@ class RasterPredictor(FilePredictor):
         memory: Bytes that may be held besides the model. Default: 2 GiB.
         window: Side of the windows in which large rasters are segmented if `inference` has none. Default: the
             model's `crop_size`, or 512.
-        tell: Called with a sentence on windows that were chosen. Default: nothing is told.
+        tell: Called with a sentence about the windows that were chosen. Default: nothing is said.
     """
 
     done = "segmented"

@@ -20,7 +20,7 @@ def write_probabilities(
 
     Args:
         target: The file to write; its folder is created if needed.
-        rows: Function of the first row and the one behind the last that returns (rows, W, K).
+        rows: Function of the first row and the one after the last that returns (rows, W, K).
         shape: (K, H, W).
 
     Raises:

@@ -48,7 +48,7 @@ class Raster(Protocol):
         """Returns the pixels (C, h, w) of a window inside the raster, of the raster's own type.
 
         Args:
-            rows: First row, and the one behind the last.
+            rows: First row, and the one after the last.
             columns: The same for columns.
             scale: Factor of at most 1: h and w are the numbers of rows and columns times `scale`, rounded, at
                 least 1. Below 1, pixels are averages over areas.

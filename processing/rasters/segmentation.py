@@ -29,7 +29,7 @@ from .work_records import files_of, model_record, record_of
 OWN_MEMORY = 128 << 20  # bytes that turning scores into results takes
 WHOLE_PIXELS = 2048 * 2048  # of the largest raster that is segmented as a whole
 WINDOW = 512  # pixels, where neither model nor training tells another size
-PIECE_VALUES = 1 << 21  # class probabilities that are turned into results at a time
+PIECE_VALUES = 1 << 21  # class probabilities that become results at once
 Target = str | os.PathLike
 
 
@@ -267,7 +267,7 @@ def check_targets(targets: RasterTargets, files: Sequence[str]) -> None:
 
 
 def is_same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
-    """Whether two paths are of one file, also by links, or would be."""
+    """Whether two paths lead to the same file, which need not exist, also through links."""
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
