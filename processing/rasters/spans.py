@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-Span = tuple[int, int]  # the first row or column, and the one behind the last
+Span = tuple[int, int]  # the first row or column, and the one after the last
 
 
-def spans_of(length: int, step: int) -> Iterator[Span]:
-    """Yields runs of `step` rows or columns, of which the last may be shorter, that make up `length`."""
-    for start in range(0, length, step):
-        yield start, min(start + step, length)
+def spans_of(stop: int, step: int, start: int = 0) -> Iterator[Span]:
+    """Yields start..stop-1 in runs of `step` rows or columns, of which the last may be shorter."""
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
