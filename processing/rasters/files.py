@@ -20,9 +20,8 @@ from .area_averaging import area_average, window_edges
 from .bands import Bands
 from .gdal import INSTALL_GEO, gdal_explained, load_rasterio, open_dataset
 from .georeferences import Georeference, check_same_grid, georeference_of
+from .spans import Span
 from .virtual_mosaics import covered, covered_parts
-
-Span = tuple[int, int]
 
 
 def is_raster_file(source: Any) -> bool:

@@ -19,7 +19,7 @@ from .gdal import gdal_errors, load_rasterio, writing_explained
 from .georeferences import Georeference
 
 LONGITUDE_LATITUDE = "EPSG:4326"
-DIGITS = 9  # of degrees behind the point: a tenth of a millimeter
+DIGITS = 9  # decimal places of degrees: a tenth of a millimeter
 BATCH = 1000  # polygons that are transformed together
 Map = Callable[[np.ndarray], np.ndarray]
 

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ..image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
 from ..image_reading import decode_once, read_image, to_numpy, to_rgb
+from ..tiling import overlap_slices
 from .area_averaging import area_average, window_edges
 from .files import RasterFile, is_raster_file
+from .spans import Span
 
 CODED_MODES = (
     "1",
@@ -30,7 +32,6 @@ CODED_MODES = (
     "CMYK",
 )  # Pillow's modes that are not channels as stored
 ALPHA_MODES = ("LA", "RGBA")
-Span = tuple[int, int]  # first row or column, and the one behind the last
 
 
 @runtime_checkable
@@ -47,7 +48,7 @@ class Raster(Protocol):
         """Returns the pixels (C, h, w) of a window inside the raster, of the raster's own type.
 
         Args:
-            rows: First row, and the one behind the last.
+            rows: First row, and the one after the last.
             columns: The same for columns.
             scale: Factor of at most 1: h and w are the numbers of rows and columns times `scale`, rounded, at
                 least 1. Below 1, pixels are averages over areas.
@@ -151,18 +152,17 @@ def read_window(
     Returns:
         Pixels (C, h, w) of the raster's type, and where they are valid (h, w): False outside and without data.
     """
-    channels, *sides = raster.shape
+    sides = raster.shape[1:]
     spans = (top, top + height), (left, left + width)
-    inside = [(max(0, start), min(stop, side)) for (start, stop), side in zip(spans, sides, strict=True)]
-    if scale != 1 and inside != list(spans):
-        return area_average(
-            lambda rows, columns: _with_surroundings(raster, rows, columns),
-            window_edges(spans[0], scale),
-            window_edges(spans[1], scale),
-        )
-    if inside == list(spans):
+    if all(start >= 0 and stop <= side for (start, stop), side in zip(spans, sides, strict=True)):
         return _read(raster, *spans, scale)
-    return _with_surroundings(raster, *spans)
+    if scale == 1:
+        return _with_surroundings(raster, *spans)
+    return area_average(
+        lambda rows, columns: _with_surroundings(raster, rows, columns),
+        window_edges(spans[0], scale),
+        window_edges(spans[1], scale),
+    )
 
 
 def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: str | None = None) -> Tensor:
@@ -219,18 +219,16 @@ def _read(raster: Raster, rows: Span, columns: Span, scale: float) -> tuple[np.n
 def _with_surroundings(raster: Raster, rows: Span, columns: Span) -> tuple[np.ndarray, np.ndarray]:
     """As `_read` at scale 1, for a window that may reach beyond the raster."""
     channels, *sides = raster.shape
-    spans = (rows, columns)
-    inside = [(max(0, start), min(stop, side)) for (start, stop), side in zip(spans, sides, strict=True)]
-    size = [stop - start for start, stop in spans]
-    if any(start >= stop for start, stop in inside):
-        pixels, _ = _read(raster, (0, 1), (0, 1), 1.0)
-        return np.zeros((channels, *size), pixels.dtype), np.zeros(size, dtype=bool)
-    found, found_valid = _read(raster, *inside, 1.0)
-    place = tuple(
-        slice(start - outer, stop - outer) for (start, stop), (outer, _) in zip(inside, spans, strict=True)
-    )
+    size = [stop - start for start, stop in (rows, columns)]
+    cuts = [overlap_slices(*cut) for cut in zip((rows[0], columns[0]), size, sides, strict=True)]
+    inside = [(part.start, part.stop) for part, _ in cuts]
+    overlaps = all(start < stop for start, stop in inside)
+    found, found_valid = _read(raster, *(inside if overlaps else [(0, 1), (0, 1)]), 1.0)
     pixels, valid = np.zeros((channels, *size), found.dtype), np.zeros(size, dtype=bool)
-    pixels[(slice(None), *place)], valid[place] = found, found_valid
+    if overlaps:
+        rows_there, columns_there = (place for _, place in cuts)
+        pixels[:, rows_there, columns_there] = found
+        valid[rows_there, columns_there] = found_valid
     return pixels, valid
 
 
