@@ -131,7 +131,7 @@ class RasterFile:
         with gdal_explained(self.name):
             self.bands = Bands(self.dataset, num_channels, self.name)
             self.shape = (self.bands.channels, self.dataset.height, self.dataset.width)
-        is_mosaic = self.path.lower().endswith(".vrt") and self.bands.is_plain
+        is_mosaic = self.path.lower().endswith(".vrt") and self.bands.is_valid
         self.parts = covered_parts(self.path) if is_mosaic else None
 
     def __getstate__(self) -> dict[str, Any]:

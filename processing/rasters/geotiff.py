@@ -96,7 +96,7 @@ def place(dataset: Any, reference: Georeference) -> None:
     if reference.transform is not None:
         dataset.transform = reference.transform
     elif reference.gcps:
-        dataset.gcps = (list(reference.gcps), reference.gcps_crs)
+        dataset.gcps = (list(reference.gcps), reference.gcps_crs or load_rasterio().crs.CRS())
     if reference.rpcs is not None:
         dataset.rpcs = reference.rpcs
 

@@ -64,17 +64,24 @@ class ArrayRaster:
         channels_first: Which of the two last it is. Default: channels are the shorter of the first and last
             axis; where both are equal, they are last.
         name: Name in messages.
+        mask: (H, W) bool, False where there are no data. Default: all finite pixels are data.
     """
 
     georeference = None
 
-    def __init__(self, array: Any, channels_first: bool | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        array: Any,
+        channels_first: bool | None = None,
+        name: str | None = None,
+        mask: np.ndarray | None = None,
+    ) -> None:
         self.name = name or f"{type(array).__name__} of shape {tuple(array.shape)}"
         if array.ndim not in (2, 3) or 0 in array.shape or np.dtype(array.dtype).kind not in "biuf":
             raise ImageReadError(
                 f"{self.name} and type {array.dtype} is not an image. Pass numbers as (H, W), (H, W, C) or (C, H, W)."
             )
-        self.array = array
+        self.array, self.mask = array, mask
         is_first = array.shape[0] < array.shape[-1] if channels_first is None else channels_first
         self.channels_first = array.ndim == 3 and is_first
         sides = array.shape if self.channels_first or array.ndim == 2 else array.shape[-1:] + array.shape[:2]
@@ -87,13 +94,15 @@ class ArrayRaster:
     def read_with_validity(
         self, rows: Span, columns: Span, scale: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels (C, h, w) of a window, and where they are finite (h, w)."""
+        """The pixels (C, h, w) of a window, and where they are data (h, w)."""
         if scale != 1:
             edges = window_edges(rows, scale), window_edges(columns, scale)
             return area_average(self.read_with_validity, *edges)
         pixels = self._stored(rows, columns)
-        is_float = pixels.dtype.kind == "f"
-        return pixels, np.isfinite(pixels).all(0) if is_float else np.ones(pixels.shape[1:], dtype=bool)
+        valid = (
+            np.ones(pixels.shape[1:], bool) if self.mask is None else self.mask[slice(*rows), slice(*columns)]
+        )
+        return pixels, valid & np.isfinite(pixels).all(0) if pixels.dtype.kind == "f" else valid
 
     def _stored(self, rows: Span, columns: Span) -> np.ndarray:
         window = slice(*rows), slice(*columns)
@@ -133,7 +142,8 @@ def open_raster(
         return ArrayRaster(source)
     image = decode_once(source, pixel_limit, num_channels)[0]
     name = describe(source)
-    return ArrayRaster(_channels(image, num_channels, name), channels_first=False, name=name)
+    pixels, mask = _channels(image, num_channels, name)
+    return ArrayRaster(pixels, channels_first=False, name=name, mask=mask)
 
 
 def read_window(
@@ -232,16 +242,18 @@ def _with_surroundings(raster: Raster, rows: Span, columns: Span) -> tuple[np.nd
     return pixels, valid
 
 
-def _channels(image: Image.Image | np.ndarray, num_channels: int | None, name: str) -> np.ndarray:
-    """A decoded image -> (H, W) or (H, W, C) as stored; codes for colors become RGB."""
+def _channels(
+    image: Image.Image | np.ndarray, num_channels: int | None, name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A decoded image -> (H, W) or (H, W, C) as stored, where codes for colors become RGB; and where alpha is not 0."""
     if isinstance(image, np.ndarray):
-        return image
+        return image, None
     pixels = np.asarray(to_rgb(image, None, name) if image.mode in CODED_MODES else image)
     if image.mode == "I" and image.format == "PNG":
-        return pixels.astype(np.uint16)  # at most 16 bits
+        return pixels.astype(np.uint16), None  # at most 16 bits
     if image.mode in ALPHA_MODES and num_channels != pixels.shape[-1]:
-        return pixels[..., :-1]
-    return pixels
+        return pixels[..., :-1], pixels[..., -1] > 0
+    return pixels, None
 
 
 __all__ = ["ArrayRaster", "Raster", "open_raster", "read_window", "window_values"]
