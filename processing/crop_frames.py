@@ -85,13 +85,14 @@ class Frame:
     def context(self, ratio: int) -> "Frame":
         """The frame with the same center and turn, and `ratio` times the sides.
 
-        If half of a pixel is left over at a frame that is not turned, the context begins that much earlier.
+        If half of a pixel is left over at a frame that is not turned, the context begins that much later, as that of
+        a tile in the models does.
         """
         down, right = ((ratio * rows, ratio * columns) for rows, columns in (self.down, self.right))
         origin = _moved(self.origin, self.down, self.right, (1 - ratio) / 2)
         if self.is_whole:
-            rest = [min(origin[k], origin[k] + down[k] + right[k]) % 1 for k in (0, 1)]
-            origin = origin[0] - rest[0], origin[1] - rest[1]
+            rest = [-min(origin[k], origin[k] + down[k] + right[k]) % 1 for k in (0, 1)]
+            origin = origin[0] + rest[0], origin[1] + rest[1]
         return Frame(origin, down, right)
 
     @property

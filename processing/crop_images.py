@@ -95,6 +95,9 @@ class RasterImage:
         scale = 1 if height * width <= REDUCED_PIXELS else 1 / reduction
         image, valid = self._read(top, left, height, width, scale)
         pixels = np.moveaxis(np.asarray(image).reshape(*valid.shape, -1), -1, 0)
+        if scale == 1 and valid.all():
+            pixels = averaged(pixels, reduction)
+            return pixels, np.ones(pixels.shape[1:], np.float32)
         if scale == 1:
             return averaged(pixels * valid, reduction), averaged(valid[None], reduction)[0]
         share = inside_share(self.shape, (top, left, height, width), reduction) * valid
@@ -104,7 +107,8 @@ class RasterImage:
         self, top: int, left: int, height: int, width: int, scale: float
     ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         pixels, valid = read_window(self.raster, top, left, height, width, scale)
-        pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
+        if not valid.all():
+            pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
         try:
             return self.to_image(np.moveaxis(pixels, 0, -1)), valid
         except UnknownRangeError as error:

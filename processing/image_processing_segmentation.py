@@ -70,8 +70,8 @@ class SegmentationProcessing(CropPairs, SegmentationOptions, SemanticPostProcess
 
     def process_image(self, image: Source, **options: Any) -> Tensor | np.ndarray:
         """Reads an image: upright, (C, H, W), uint8 or float32 in 0..255, as a copy."""
-        reading = {name: options.get(name) for name in ("value_range", "input_data_format")}
-        reading["pixel_limit"] = options.get("pixel_limit", self.pixel_limit)
+        reading = {name: options.get(name, getattr(self, name)) for name in ("value_range", "pixel_limit")}
+        reading["input_data_format"] = options.get("input_data_format")
         if options.get("do_convert_rgb", self.do_convert_rgb):
             channels = np.asarray(read_image(image, **reading))
         else:
