@@ -20,10 +20,10 @@ class RowsOfBoundaries:
     Args:
         score: The score; its `add` takes the sums over all rows of an image.
         size: (H, W) of the image.
-        rows: First row, and the one behind the last.
+        rows: First row, and the one after the last.
 
     Attributes:
-        needed: First row that `update` needs, and the one behind the last: the rows and their neighbors.
+        needed: First row that `update` needs, and the one after the last: the rows and their neighbors.
         sums: The sums, when `update` was called with all needed rows.
     """
 

@@ -83,7 +83,7 @@ class FileRun:
     def num_parts(self, job: Job) -> int:
         try:
             image = self.predictor.parts_of(job)
-        except Exception:  # it is told when the image is predicted
+        except Exception:  # reported when the image is predicted
             return 1
         return 1 if image is None else image.num_parts
 

@@ -52,12 +52,14 @@ MASKED = ModelKind(
 )
 
 
+ANY_CONTENT = {"cat_max_ratio": 1.0}  # crops are not drawn again for their classes, as there are none
 # Of an augmentation that only cuts crops.
 UNCHANGED = {
     "scale_range": (1.0, 1.0),
     "flip_probability": 0.0,
     "use_photometric_distortion": False,
     "rotation": 0.0,
+    **ANY_CONTENT,
 }
 
 
@@ -95,7 +97,7 @@ class MaskedPretrainingTask(SegmentationTask):
 
     def new_samples(self, processor: BaseImageProcessor) -> "MaskedSamples":
         augmentation = new_augmentation(self.arguments, processor, self.config, seed=self.arguments.seed)
-        return MaskedSamples(self.data, augmentation, processor)
+        return MaskedSamples(self.data, replace(augmentation, **ANY_CONTENT), processor)
 
     def count(self, batch: dict[str, Any]) -> float:
         """Number of images."""

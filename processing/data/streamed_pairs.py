@@ -21,9 +21,11 @@ from ..inference import Inference
 from ..label_maps import LabelMap
 from ..metrics import ConfusionMatrix
 from ..rasters.files import RasterFile, check_pair_grid, is_raster_file
+from ..rasters.inference import MEMORY
 from ..rasters.layers import nodata_of
 from ..rasters.masks import RasterMask
-from ..rasters.segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets, work_folder
+from ..rasters.segmentation import WHOLE_PIXELS, RasterSegmentation, RasterTargets, work_folder
+from ..rasters.spans import Span, spans_of
 from ..row_scores import rows_of
 from ..samples import check_sizes
 
@@ -156,13 +158,13 @@ class RasterScoring:
         labels = self.pair.decoder.decode(stored, f"the mask of '{self.pair.name}'")
         return torch.as_tensor(labels, dtype=torch.int32)
 
-    def strips(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Divides rows start..stop-1 into strips: the first row, and the one behind the last."""
+    def strips(self, start: int, stop: int) -> Iterator[Span]:
+        """Divides rows start..stop-1 into strips: the first row, and the one after the last."""
         step = max(1, STRIP_PIXELS // self.size[1])
-        return ((first, min(first + step, stop)) for first in range(start, stop, step))
+        return spans_of(stop, step, start)
 
     @staticmethod
-    def joined(spans: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    def joined(spans: Iterable[Span]) -> Span:
         """The smallest span of rows that contains all of these."""
         starts, stops = zip(*spans, strict=True)
         return min(starts), max(stops)
