@@ -66,26 +66,12 @@ class ScoringRun:
         self.arguments, self.inference = arguments, arguments.inference()
         self.processor, self.data, self.metrics, self.accelerator = processor, data, metrics, accelerator
         self.window, self.failed = crop_of_run(arguments.model), UnreadableImages(skip=True, quiet=True)
-        record, folder = decided_by_first(accelerator, lambda: self.place(model))
+        record, folder = decided_by_first(accelerator, lambda: place_of(self, model))
         memory = byte_count(arguments.memory)
         self.streaming = {"memory": memory, "window": self.window, "model": record, "folder": folder}
         self.records = ScoreRecords(folder, metrics, accelerator.process_index)
-        self.model, self.has_told = model.to(accelerator.device).eval(), False
-
-    def place(self, model: PreTrainedModel) -> tuple[str, Path | None]:
-        """The record of the model, and the folder where a stopped evaluation is kept, if it can go on."""
-        record = model_record(model)
-        settings = {
-            "model": record,
-            "processor": as_text(self.processor.to_dict()),
-            "inference": asdict(self.inference),
-            "window": self.window,
-            "labels": as_text(vars(self.data.decoder)),
-            "reading": [self.data.num_channels, self.data.value_range],
-            "scores": [as_text({**vars(metric), "counts": None, "matrix": None}) for metric in self.metrics],
-        }
-        key = evaluation_key(self.data, settings)
-        return record, key and self.arguments.output_folder() / f"evaluation-{key}.parts"
+        self.model = model.to(accelerator.device).eval()
+        self.distances = DistanceCheck(metrics if arguments.boundary_band is None else ())
 
     def score(self) -> list[str]:
         """Scores all images that are not scored yet.
@@ -121,7 +107,7 @@ class ScoringRun:
                 hooks = {"on_scored": self.note, "on_error": self.note_failure}
                 count(
                     self.model,
-                    map(self.announced, self.failed.filter(shown)),
+                    map(self.distances.announced, self.failed.filter(shown)),
                     self.metrics,
                     self.inference,
                     **hooks,
@@ -175,30 +161,9 @@ class ScoringRun:
         except Exception:  # it is told when the image is scored
             return False
 
-    def announced(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """The sample. Says once if boundaries of a raster are scored within a distance that is hardly meant."""
-        if "streamed" in sample:
-            self.check_distance(sample["streamed"])
-        return sample
-
-    def check_distance(self, pair: StreamedPair) -> None:
-        distances = [
-            metric.distance(RasterFile(pair.image).shape[1:])
-            for metric in self.metrics
-            if isinstance(metric, BoundaryScore)
-        ]
-        if self.arguments.boundary_band is None and not self.has_told and max(distances) > WIDE:
-            self.has_told = True
-            logger.warning(
-                "'%s' is large: its boundary IoU is scored within %d pixels of boundaries, and its boundary F within %d. "
-                "State a distance in pixels with --boundary-band, such as 5",
-                pair.name,
-                *distances,
-            )
-
     def score_together(self, pair: StreamedPair) -> None:
         """Scores one raster in all processes, each of which does neighboring rows of windows; the first counts it."""
-        self.check_distance(pair)
+        self.distances.check(pair)
         totals: list[tuple[int, list[Tensor]]] = []
 
         def told(error: Exception) -> str:
@@ -220,3 +185,49 @@ class ScoringRun:
         add_sums(self.metrics, [sum(sums) for sums in zip(*everything, strict=True)])
         self.records.note(pair.index, at_once=True)
         pair.remove_parts()
+
+
+class DistanceCheck:
+    """Says once if boundaries of a raster are scored within a distance that is hardly meant.
+
+    Args:
+        metrics: Scores whose distance goes by the image diagonal.
+    """
+
+    def __init__(self, metrics: Sequence[ConfusionMatrix | BoundaryScore]) -> None:
+        self.scores, self.has_told = [score for score in metrics if isinstance(score, BoundaryScore)], False
+
+    def announced(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Returns the sample, after `check` if it is a large raster."""
+        if "streamed" in sample:
+            self.check(sample["streamed"])
+        return sample
+
+    def check(self, pair: StreamedPair) -> None:
+        """Warns, unless it has done so before, if a distance is large in this raster."""
+        distances = [score.distance(RasterFile(pair.image).shape[1:]) for score in self.scores]
+        if self.has_told or max(distances, default=0) <= WIDE:
+            return
+        self.has_told = True
+        logger.warning(
+            "'%s' is large: its boundary IoU is scored within %d pixels of boundaries, and its boundary F within %d. "
+            "State a distance in pixels with --boundary-band, such as 5",
+            pair.name,
+            *distances,
+        )
+
+
+def place_of(run: ScoringRun, model: PreTrainedModel) -> tuple[str, Path | None]:
+    """The record of the model, and the folder where a stopped evaluation is kept, if it can go on."""
+    record = model_record(model)
+    settings = {
+        "model": record,
+        "processor": as_text(run.processor.to_dict()),
+        "inference": asdict(run.inference),
+        "window": run.window,
+        "labels": as_text(vars(run.data.decoder)),
+        "reading": [run.data.num_channels, run.data.value_range],
+        "scores": [as_text({**vars(metric), "counts": None, "matrix": None}) for metric in run.metrics],
+    }
+    key = evaluation_key(run.data, settings)
+    return record, key and run.arguments.output_folder() / f"evaluation-{key}.parts"
