@@ -21,10 +21,16 @@ SAMPLINGS = ("area", "point")
 TINY = 1e-6  # pixels
 
 # (top, left, height, width, reduction) -> pixels (C, height / reduction, width / reduction), each a mean over an area
-# in which the outside of the image counts 0, and the share of each area (...) that lies inside
+# in which the outside of the image counts as 0, and the share of each area (...) that lies inside
 PixelReader = Callable[[int, int, int, int, int], tuple[np.ndarray, np.ndarray]]
 # Rows and columns that broadcast to (h, w) -> class ids (h, w), the ignore index outside the image
 LabelReader = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def check_sampling(sampling: str) -> None:
+    """Raises ValueError unless this is a way to sample contexts."""
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"context_sampling={sampling!r} is unknown. Use one of {', '.join(SAMPLINGS)}.")
 
 
 class Crop(NamedTuple):

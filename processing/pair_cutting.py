@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .crop_frames import SAMPLINGS, Frame, LabelReader, PixelReader, Sampling, cut_labels, cut_pixels
+from .crop_frames import Frame, LabelReader, PixelReader, Sampling, check_sampling, cut_labels, cut_pixels
 from .crop_images import DecodedImage, RasterImage
 from .image_opening import Source
 from .label_maps import LabelMap
@@ -20,7 +20,7 @@ from .rasters.raster import Raster
 from .rasters.windowed_files import windowed_image, windowed_mask
 from .samples import SCALE, VALUE_RANGE, check_sizes
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # (top, left, height, width)
 
 
 def cut_pair(
@@ -143,7 +143,4 @@ def check_cut(
         raise ValueError(
             f"context_ratio={context_ratio} is not a whole number of 1 or more. Use that of the model, model.config.context_ratio."
         )
-    if context_sampling not in SAMPLINGS:
-        raise ValueError(
-            f"context_sampling={context_sampling!r} is unknown. Use one of {', '.join(SAMPLINGS)}."
-        )
+    check_sampling(context_sampling)

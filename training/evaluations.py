@@ -21,11 +21,11 @@ from .class_matching import check_classes, match_classes
 from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
 from .models import CLASSIFIER, open_model
-from .option_texts import byte_count
 from .processes import quiet_unless_first
-from .scoring import count_or_name, not_scored, whole_images
+from .scoring import not_scored
+from .scoring_run import ScoringRun
 from .sharing import name_of, open_accelerator, tell_and_leave
-from .stored_reading import crop_of_run, reading_for, rgb_reading
+from .stored_reading import reading_for, rgb_reading
 
 
 def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -47,21 +47,13 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
     started = time.perf_counter()
-    images = whole_images(
-        data,
-        processor,
-        inference,
-        accelerator,
-        arguments.workers,
-        streaming={"memory": byte_count(arguments.memory), "window": crop_of_run(arguments.model)},
-        errors=(Exception,),
-    )
     near = {"pixels": arguments.boundary_band}
     metrics = [
         ConfusionMatrix(len(names), data.ignore_index),
         *(kind(len(names), data.ignore_index, **near) for kind in (BoundaryIoU, BoundaryF)),
     ]
-    failures = count_or_name(model.to(accelerator.device), images, metrics, inference, accelerator)
+    run = ScoringRun(arguments, model, processor, data, metrics, accelerator)
+    failures = run.score()
     confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
@@ -72,6 +64,7 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     facts["boundaries"] = boundaries_in_words(arguments.boundary_band)
     if accelerator.is_main_process:
         report(scores, facts, confusion, arguments.output_folder())
+        run.records.remove()
     tell_and_leave(accelerator, failures)
     return scores
 

@@ -11,7 +11,8 @@ from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
 from ..processing.prediction_maps import MAPS
 from ..processing.raster_library import RASTER_SUFFIXES
-from ..processing.rasters.files import INSTALL_GEO, is_raster_file, load_rasterio
+from ..processing.rasters.files import is_raster_file
+from ..processing.rasters.gdal import INSTALL_GEO, load_rasterio
 from ..processing.rasters.prediction import RasterPredictor
 from .explaining import chosen_explanations
 from .file_run import CONTINUE, FileRun

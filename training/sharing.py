@@ -14,7 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
+from ..processing.prediction_files import PartedImage
+from .processes import is_loss_of_a_peer
+
 T = TypeVar("T")
+PARTS = 2  # an image with more parts per process than this is divided
 LONGEST = timedelta(days=30)  # that one process may work while others wait
 POLLING = 0.05  # seconds
 
@@ -75,6 +79,45 @@ def gathered(accelerator: Accelerator, numbered: Iterable[tuple[int, T]]) -> lis
     """Returns the items of all processes in the order of their numbers, in every process."""
     wait_for_all(accelerator)
     return [item for _, item in sorted(gather_object(list(numbered)), key=lambda pair: pair[0])]
+
+
+def is_divided(num_parts: int, accelerator: Accelerator) -> bool:
+    """Whether an image with so many parts is divided among processes, rather than given to one of them."""
+    return accelerator.num_processes > 1 and num_parts > PARTS * accelerator.num_processes
+
+
+def predicted_by_all(
+    accelerator: Accelerator, opened: Callable[[], PartedImage], told: Callable[[Exception], str]
+) -> str | None:
+    """Predicts the parts of one image in all processes, each of which does neighboring ones.
+
+    Args:
+        accelerator: The processes.
+        opened: Opens the image.
+        told: Says in words what is wrong, or raises what no other image can survive.
+
+    Returns:
+        Why it failed, the same in every process, or None.
+    """
+    try:
+        left = decided_by_first(accelerator, lambda: opened().begin())
+    except Exception as error:
+        if is_loss_of_a_peer(error):
+            raise
+        return told(error)
+    return done_by_all(accelerator, lambda: opened().predict(consecutive_share(left, accelerator)), told)
+
+
+def done_by_all(
+    accelerator: Accelerator, do: Callable[[], None], told: Callable[[Exception], str]
+) -> str | None:
+    """Calls `do` in every process, and returns why it failed in one of them, the same in every process, or None."""
+    failed = None
+    try:
+        do()
+    except Exception as error:
+        failed = told(error)
+    return next(filter(None, gathered(accelerator, [(accelerator.process_index, failed)])), None)
 
 
 def wait_for_all(accelerator: Accelerator) -> None:

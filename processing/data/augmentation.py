@@ -16,7 +16,7 @@ from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..crop_frames import SAMPLINGS, LabelReader, Sampling
+from ..crop_frames import LabelReader, Sampling, check_sampling
 from ..crop_images import DecodedImage, RasterImage
 from ..samples import check_sizes
 from .color_distortion import PhotometricDistortion
@@ -81,10 +81,7 @@ class JointAugmentation:
             raise ValueError(
                 f"rotation={self.rotation} is not an angle from 0 to 180 degrees. 0 turns nothing."
             )
-        if self.context_sampling not in SAMPLINGS:
-            raise ValueError(
-                f"context_sampling={self.context_sampling!r} is unknown. Use one of {', '.join(SAMPLINGS)}."
-            )
+        check_sampling(self.context_sampling)
 
     def __call__(
         self, image: Image.Image | np.ndarray, mask: np.ndarray, *, epoch: int, index: int

@@ -15,7 +15,7 @@ LabelDecoder = Callable[[np.ndarray], np.ndarray]
 
 
 class StoredMask(Protocol):
-    """A mask that is read by windows: what of a `RasterMask` is needed here."""
+    """A mask that is read by windows, such as a `RasterMask`."""
 
     name: str
     shape: tuple[int, int]

@@ -120,6 +120,7 @@ REFERENCES = {
     "turned": lambda: {"crs": UTM, "transform": TURNED},
     "transform alone": lambda: {"transform": NORTH_UP},
     "control points": lambda: {"gcps": (control_points(), rasterio.crs.CRS.from_epsg(4326))},
+    "control points of an unknown system": lambda: {"gcps": (control_points(), rasterio.crs.CRS())},
     "coefficients": lambda: {"rpcs": coefficients()},
     "none": dict,
 }
@@ -418,15 +419,20 @@ def test_polygons_have_the_area_of_their_classes_and_turn_as_geojson_says(tmp_pa
     {
         "transform": (REFERENCES["north up"](), (9.0, 48.74, 9.006, 48.754)),
         "control points": (REFERENCES["control points"](), (9.0, 47.94, 9.05, 48.001)),
+        "across the antimeridian": (
+            {"crs": "EPSG:32660", "transform": Affine(10, 0, 828_900, 0, -10, 1_106_000)},
+            (179.998, 9.985, 180.003, 9.992),
+        ),
     },
 )
 def test_polygons_are_in_longitude_and_latitude_by_default(tmp_path, reference, box):
     found, _ = polygons_of(tmp_path, "wgs84", **reference)
     assert "crs" not in found
     points = np.concatenate([ring for f in found["features"] for ring in f["geometry"]["coordinates"]])
+    points[:, 0] %= 360
     assert (points.min(0) >= np.array(box[:2]) - 1e-6).all()
     assert (points.max(0) <= np.array(box[2:]) + 1e-6).all()
-    assert all(area(f["geometry"]["coordinates"][0]) > 0 for f in found["features"])
+    assert all(0 < area(f["geometry"]["coordinates"][0]) < 1 for f in found["features"])
 
 
 def test_a_crs_without_longitude_and_latitude_is_refused_before_any_work(tmp_path):
