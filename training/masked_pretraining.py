@@ -93,7 +93,7 @@ class MaskedPretrainingTask(SegmentationTask):
         return {} if channels in (None, self.known_channels) else {"num_channels": channels}
 
     def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
-        """As of any task: there are neither labels to ignore nor inference in windows."""
+        """As in every task: there are neither labels to ignore nor windows to predict."""
         Task.prepare(self, model, data)
 
     def new_processor(self) -> SegmentationImageProcessor:
