@@ -24,8 +24,10 @@ from .models import CLASSIFIER, open_model
 from .processes import quiet_unless_first
 from .scoring import not_scored
 from .scoring_run import ScoringRun
-from .sharing import name_of, open_accelerator, tell_and_leave
+from .sharing import name_of, open_accelerator, said_once, tell_and_leave
 from .stored_reading import reading_for, rgb_reading
+
+PROGRAM = "contextseg-evaluate"
 
 
 def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -38,14 +40,15 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     Raises:
         ValueError: If model or data do not exist or do not fit together, or no image can be scored.
     """
-    inference = arguments.inference()
-    model, processor, source = open_model(arguments.model)
-    check_context_sharing(inference, model)
-    reading = reading_for(arguments, arguments.model, model, processor)
-    data = open_data(with_split(arguments.data, "val"), **reading)
-    names = check_classes(model, data)
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        inference = arguments.inference()
+        model, processor, source = open_model(arguments.model)
+        check_context_sharing(inference, model)
+        reading = reading_for(arguments, arguments.model, model, processor)
+        data = open_data(with_split(arguments.data, "val"), **reading)
+        names = check_classes(model, data)
     started = time.perf_counter()
     near = {"pixels": arguments.boundary_band}
     metrics = [
@@ -59,7 +62,8 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     )
     scores = confusion.compute(names)
     add_boundaries(scores, *(metric.compute() for metric in boundaries))
-    facts = {"model": source, **facts_of(arguments, scores, failures, len(data), started)}
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        facts = {"model": source, **facts_of(arguments, scores, failures, len(data), started)}
     facts["protocol"] = f"{inference}, one image at a time"
     facts["boundaries"] = boundaries_in_words(arguments.boundary_band)
     if accelerator.is_main_process:
@@ -88,8 +92,10 @@ def evaluate_classifier(arguments: EvaluateArguments) -> dict[str, Any]:
     from .class_scores import score_classes
     from .classification import central_crops
 
-    model, processor, source = open_model(arguments.model, CLASSIFIER)
-    data = open_labeled_images(arguments.data, **rgb_reading(arguments, arguments.model, model))
+    with said_once(open_accelerator(arguments.cpu), PROGRAM, arguments.traceback):
+        model, processor, source = open_model(arguments.model, CLASSIFIER)
+        data = open_labeled_images(arguments.data, **rgb_reading(arguments, arguments.model, model))
+        match_classes(model, data)
     scores, facts = scored(arguments, model, processor, data, central_crops, score_classes)
     rows = [
         [markdown_text(row["name"]), percent(row["top_1"]), f"{row['images']:,}"]
@@ -115,8 +121,10 @@ def evaluate_detector(arguments: EvaluateArguments) -> dict[str, Any]:
     from .coco_scores import score_objects
     from .detection import DETECTOR, images_with_objects
 
-    model, processor, source = open_model(arguments.model, DETECTOR)
-    data = open_coco(arguments.data, "val", **rgb_reading(arguments, arguments.model, model))
+    with said_once(open_accelerator(arguments.cpu), PROGRAM, arguments.traceback):
+        model, processor, source = open_model(arguments.model, DETECTOR)
+        data = open_coco(arguments.data, "val", **rgb_reading(arguments, arguments.model, model))
+        match_classes(model, data)
     scores, facts = scored(arguments, model, processor, data, images_with_objects, score_objects)
     rows = [
         [markdown_text(row["name"]), percent(row["box_ap"]), percent(row["mask_ap"]), f"{row['support']:,}"]
@@ -148,7 +156,6 @@ def scored(
     Returns:
         The scores, with `not_scored` if images could not be scored, and what the files say of the evaluation.
     """
-    match_classes(model, data)
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
     started = time.perf_counter()
@@ -158,7 +165,8 @@ def scored(
     with telling(lambda: f"{name_of(accelerator)}No results were written."):
         scores = score(model.to(accelerator.device), failed.filter(images), accelerator)
         failures = not_scored(failed, accelerator)
-    return scores, facts_of(arguments, scores, failures, len(data), started)
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        return scores, facts_of(arguments, scores, failures, len(data), started)
 
 
 def facts_of(

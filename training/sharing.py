@@ -6,7 +6,9 @@ Each process works on its share alone, for as long as it takes; the processes ta
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from ..processing.prediction_files import PartedImage
+from .command_line import is_expected, plain_message, printable
 from .processes import is_loss_of_a_peer
 
 T = TypeVar("T")
@@ -54,6 +57,38 @@ def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
+
+
+@contextmanager
+def said_once(accelerator: Accelerator, program: str, with_traceback: bool = False) -> Iterator[None]:
+    """Context manager for what every process does alike, such as reading options: an error ends all of them, said once.
+
+    Args:
+        accelerator: The processes.
+        program: Name of the command, printed before the message.
+        with_traceback: Print the traceback, too.
+
+    Raises:
+        SystemExit: In every process, if there was an error in one.
+    """
+    failed, error = None, None
+    try:
+        yield
+    except Exception as caught:
+        if accelerator.num_processes == 1 or is_loss_of_a_peer(caught):
+            raise
+        error = caught
+        is_short = is_expected(error) and not with_traceback
+        failed = plain_message(error) if is_short else "".join(traceback.format_exception(error))
+    if accelerator.num_processes == 1:
+        return
+    told = gathered(accelerator, [(accelerator.process_index, failed)])
+    if not any(told):
+        return
+    if failed is not None and told.index(failed) == accelerator.process_index:
+        print(f"{program}: {printable(failed)}", file=sys.stderr, flush=True)
+    tell_and_leave(accelerator, ())
+    raise SystemExit(1) from error
 
 
 def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
