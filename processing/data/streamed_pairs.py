@@ -80,7 +80,8 @@ class StreamedPair:
         if not isinstance(mask, np.ndarray):
             check_pair_grid(self.image, self.mask, self.name)
         inference = with_windows(inference, model, (height, width), self.window)
-        for row, scores in inference.raster_scores(model, self.processor, raster, memory=self.memory):
+        settings = {"memory": self.memory, "probabilities": False}
+        for row, scores in inference.raster_scores(model, self.processor, raster, **settings):
             rows = row, row + scores.shape[1]
             stored = mask[slice(*rows)] if isinstance(mask, np.ndarray) else mask.read(rows, (0, width))
             labels = self.decoder.decode(stored, f"the mask of '{self.name}'")
