@@ -80,6 +80,11 @@ class Inference:
         """(height, width) of the windows in pixels; `window` must not be None."""
         return (self.window, self.window) if isinstance(self.window, Integral) else tuple(self.window)
 
+    @property
+    def has_several_views(self) -> bool:
+        """Whether class probabilities are averaged over several scales, or with those of the mirrored image."""
+        return len(self.scales) > 1 or self.flip
+
     def __str__(self) -> str:
         parts = ["whole images"]
         if self.window is not None:
@@ -176,6 +181,7 @@ class Inference:
         raster: Any,
         rows: tuple[int, int] | None = None,
         memory: int = MEMORY,
+        probabilities: bool = True,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields class probabilities of a raster of any size in bands of rows from top to bottom.
 
@@ -185,11 +191,13 @@ class Inference:
             raster: The raster, as `open_raster` returns it.
             rows: First row of the result and the row after the last. Default: all.
             memory: Bytes that may be held at once, besides the model. Default: 2 GiB.
+            probabilities: With False, logits are yielded unless there are several views to average, which saves time
+                where only the class with the highest score counts. Default: True.
 
         Yields:
             The first row of a band, and its probabilities (K, rows, W), float32 on the model's device.
         """
-        return raster_scores(self, model, processor, raster, rows, memory)
+        return raster_scores(self, model, processor, raster, rows, memory, probabilities)
 
 
 def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> None:

@@ -39,7 +39,8 @@ class Raster(Protocol):
     """An image that is read by windows.
 
     Optional members: `georeference` (`Georeference`); `valid(rows, columns, scale=1.0)`, a boolean array (h, w),
-    True where the raster has data, or None where all of it has; `name`, for messages; `close()`.
+    True where the raster has data, or None where all of it has; `may_lack_data`, False if every pixel has data;
+    `name`, for messages; `close()`.
     """
 
     shape: tuple[int, int, int]
@@ -86,6 +87,11 @@ class ArrayRaster:
         self.channels_first = array.ndim == 3 and is_first
         sides = array.shape if self.channels_first or array.ndim == 2 else array.shape[-1:] + array.shape[:2]
         self.shape = (1, *sides) if array.ndim == 2 else tuple(sides)
+
+    @property
+    def may_lack_data(self) -> bool:
+        """Whether some pixels may not be finite."""
+        return np.dtype(self.array.dtype).kind == "f"
 
     def read(self, rows: Span, columns: Span, scale: float = 1.0) -> np.ndarray:
         """The pixels (C, h, w) of a window."""

@@ -11,7 +11,9 @@ from cases import each
 
 from contextseg import Inference, SegmentationImageProcessor, segment_raster
 from contextseg.processing.rasters.geotiff import BandContent, write_geotiff
+from contextseg.processing.rasters.layers import Validity, layer_rows
 from contextseg.processing.rasters.part_files import Layer, PartFiles
+from contextseg.processing.rasters.raster import ArrayRaster
 from contextseg.processing.rasters.segmentation import (
     WHOLE_PIXELS,
     RasterSegmentation,
@@ -171,6 +173,24 @@ def test_pixels_without_data_have_a_value_that_is_no_class(tmp_path, num_labels)
         with rasterio.open(path) as file:
             assert np.array_equal(file.read_masks(1) == 0, nothing)
             assert 0 < (file.read(1) * file.scales[0])[~nothing].min() <= 1
+
+
+def test_layers_of_logits_are_those_of_their_probabilities():
+    logits, valid = torch.randn(3, 4, 5), np.arange(20).reshape(4, 5) % 3 > 0
+    names = ["mask", "confidence", "entropy", "probabilities"]
+    of_logits = layer_rows(names, logits, valid, are_logits=True)
+    for name, rows in layer_rows(names, logits.softmax(0), valid).items():
+        np.testing.assert_array_equal(of_logits[name], rows, name)
+    alone = layer_rows(["mask"], logits, valid, are_logits=True)
+    np.testing.assert_array_equal(alone["mask"], of_logits["mask"])
+
+
+@each("dtype", ["uint8", "float32"])
+def test_only_rasters_that_may_lack_data_are_read_to_know_where_they_have_some(dtype, monkeypatch):
+    raster, reads = ArrayRaster(pixels().astype(dtype)), []
+    monkeypatch.setattr(raster, "_stored", lambda *window: reads.append(window) or raster.array)
+    assert Validity(raster).rows(0, 50).all()
+    assert bool(reads) == (dtype == "float32")
 
 
 def test_a_mask_is_that_of_the_array_by_inference(tmp_path):
