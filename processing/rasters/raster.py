@@ -126,8 +126,8 @@ def open_raster(
     """Opens anything that holds an image for reading by windows.
 
     Args:
-        source: Path of a raster file (GeoTIFF, COG, VRT, JPEG 2000, ...), which is read by windows; any other
-            source of `read_image`, which is decoded at once; an array, memory map, tensor or zarr-like array; or
+        source: Path or open rasterio dataset of a raster file (GeoTIFF, COG, VRT, JPEG 2000, ...), which is read by
+            windows; any other source of `read_image`, which is decoded at once; an array, memory map, tensor or zarr-like array; or
             a raster, which is returned as it is.
         num_channels: Number of channels that the model takes; None for one of RGB images. A band or channel that
             is marked as alpha is the validity of the pixels, unless exactly that many channels need it.
@@ -136,8 +136,10 @@ def open_raster(
     Raises:
         ImageReadError: If the file is missing, damaged, or not an image.
     """
+    if is_open_dataset(source):
+        source = source.name
     if isinstance(source, Raster):
-        return source
+        return checked(source)
     if is_raster_file(source):
         return RasterFile(source, num_channels)
     if isinstance(source, str | os.PathLike):
@@ -209,6 +211,21 @@ def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: s
             error.args = (str(error).replace(describe(pixels), name),)
         raise
     return values.float() * torch.from_numpy(valid)
+
+
+def is_open_dataset(source: Any) -> bool:
+    """Whether this is a file that the caller has opened by rasterio, whose `shape` and `read` are not those of a raster."""
+    return all(hasattr(source, name) for name in ("name", "read", "indexes", "colorinterp", "dataset_mask"))
+
+
+def checked(raster: Raster) -> Raster:
+    """Returns a raster. Raises ImageReadError if its shape is not (channels, height, width)."""
+    if len(raster.shape) != 3 or min(raster.shape) < 1:
+        raise ImageReadError(
+            f"{getattr(raster, 'name', type(raster).__name__)} has the shape {tuple(raster.shape)}. A raster has the shape "
+            "(channels, height, width), each at least 1."
+        )
+    return raster
 
 
 def check_place(path: str) -> None:

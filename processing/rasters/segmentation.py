@@ -109,9 +109,12 @@ def segment_raster(  # noqa: PLR0913 - one argument for each result
     work = RasterSegmentation(
         model, processor, source, RasterTargets(Path(target), **paths), inference or Inference(), memory
     )
-    work.begin()
-    work.segment_rest()
-    work.finish()
+    try:
+        work.begin()
+        work.segment_rest()
+        work.finish()
+    finally:
+        work.parts.release()
     return Path(target)
 
 

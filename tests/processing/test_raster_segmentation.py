@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -306,6 +308,36 @@ def test_results_that_do_not_fit_on_the_disk_are_refused_before_any_work(tmp_pat
     parts = PartFiles(tmp_path / "parts", {"mask": Layer("uint8", (10**9,))}, 10**9, [0])
     with pytest.raises(ValueError, match="MB are free"):
         parts.begin({})
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    parts = PartFiles(tmp_path / "parts", {"mask": Layer("uint8", (4,))}, 10, [0])
+    parts.folder.mkdir()
+    (parts.folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        parts.begin({})
+    assert [path.name for path in parts.folder.iterdir()] == ["notes.txt"]
+
+
+def test_two_runs_do_not_write_the_same_results_at_once(tmp_path):
+    pytest.importorskip("fcntl")
+    parts = PartFiles(tmp_path / "parts", {"mask": Layer("uint8", (4,))}, 10, [0, 5])
+    parts.begin({"model": 1})
+    hold = "import fcntl; f = open('lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB); print(flush=True); input()"
+    held = {"cwd": parts.folder, "text": True, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-S", "-c", hold]
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
+    assert subprocess.run(command, **held | quiet).stdout == ""
+    parts.begin({"model": 2})  # the same process may begin again
+    parts.remove()
+    parts.folder.mkdir()
+    with subprocess.Popen(command, **held, stdin=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another run"):
+            parts.begin({"model": 2})
+        other.communicate("\n")
+    parts.begin({"model": 2})
+    assert parts.to_do() == [0, 1]
 
 
 # -- targets ---------------------------------------------------------------------------------------------------------
