@@ -10,6 +10,7 @@ Legend: B batch, C channels, K labels, H, W image height and width, h, w those o
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -57,14 +58,11 @@ def class_activation(
     if model.training:
         raise ValueError("the model is in training mode, which changes its outputs. Call model.eval() first.")
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
-        logits, feature_maps = run(model, pixel_values.detach().clone())
-        score = score_of(logits, label, region)
-        feature_maps, gradients = reached(feature_maps, score)
-    if not -len(feature_maps) <= level < len(feature_maps):
-        raise ValueError(f"feature map {level} does not exist. Choose 0 to {len(feature_maps) - 1}.")
-    feature_map, gradient = (
-        spatial(values[level].detach(), model, pixel_values) for values in (feature_maps, gradients)
-    )
+        logits, passes = run(model, pixel_values.detach().clone())
+        levels = reached(passes, score_of(logits, label, region))
+    if not -len(levels) <= level < len(levels):
+        raise ValueError(f"feature map {level} does not exist. Choose 0 to {len(levels) - 1}.")
+    feature_map, gradient = (spatial(values, model, pixel_values) for values in levels[level])
     weights = gradient.float().mean(dim=(2, 3), keepdim=True)
     cam = (weights * feature_map.float()).sum(dim=1, keepdim=True).relu()
     strides = getattr(getattr(model, "backbone", None), "strides", None)
@@ -84,20 +82,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def run(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+def run(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, list[Sequence[Tensor]]]:
     """(B, C, H, W) -> logits (B, K, ., .) and the feature maps that they were computed from, fine to coarse.
 
-    Models without a `backbone`, such as SegFormer, are asked for their hidden states.
+    Feature maps are those of each pass of the backbone: models of two scales cut an image into tiles. Models without a
+    `backbone`, such as SegFormer, are asked for their hidden states.
     """
     backbone = getattr(model, "backbone", None)
     if backbone is None:
         outputs = model(pixel_values=pixel_values.requires_grad_(), output_hidden_states=True)
-        return outputs.logits, outputs.hidden_states or ()
-    seen = []
+        return outputs.logits, [outputs.hidden_states or ()]
+    passes: list[Sequence[Tensor]] = []
 
     def start_graph(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
-        seen[:] = [feature_map.detach().requires_grad_() for feature_map in outputs.feature_maps]
-        outputs["feature_maps"] = tuple(seen)
+        passes.append(tuple(feature_map.detach().requires_grad_() for feature_map in outputs.feature_maps))
+        outputs["feature_maps"] = passes[-1]
         return outputs
 
     hook = backbone.register_forward_hook(start_graph)
@@ -105,7 +104,7 @@ def run(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Sequence[Tensor
         logits = model(pixel_values=pixel_values).logits
     finally:
         hook.remove()
-    return logits, seen
+    return logits, passes
 
 
 def score_of(logits: Tensor, label: int, region: Tensor | None) -> Tensor:
@@ -130,25 +129,28 @@ def score_of(logits: Tensor, label: int, region: Tensor | None) -> Tensor:
     return (logits[:, label].float() * share).sum()
 
 
-def reached(feature_maps: Sequence[Tensor], score: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The feature maps that the score depends on, and its gradients with respect to them."""
-    asked = [feature_map for feature_map in feature_maps if feature_map.requires_grad]
-    gradients = torch.autograd.grad(score, asked, allow_unused=True) if asked else ()
-    found = [pair for pair in zip(asked, gradients, strict=True) if pair[1] is not None]
+def reached(passes: Sequence[Sequence[Tensor]], score: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each feature map that the score depends on, of all passes together, and its gradient."""
+    asked = [level for level in zip(*passes, strict=True) if level[0].requires_grad]
+    every_map = [feature_map for level in asked for feature_map in level]
+    gradients = iter(torch.autograd.grad(score, every_map, allow_unused=True) if every_map else ())
+    pairs = [(level, list(islice(gradients, len(level)))) for level in asked]
+    found = [(torch.cat(maps).detach(), torch.cat(each)) for maps, each in pairs if each[0] is not None]
     if not found:
         raise ValueError(
             "the logits depend on no feature map that the model returns. Grad-CAM cannot explain it."
         )
-    return [pair[0] for pair in found], [pair[1] for pair in found]
+    return found
 
 
 def spatial(values: Tensor, model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """(B, C, h, w), or tokens (B, N, C) of a plain vision transformer -> (B, C, h, w)."""
+    """(B, C, h, w), those of tiles (T, C, h, w), or tokens (B, N, C) of a plain vision transformer -> (B, C, h, w)."""
+    size = tuple(pixel_values.shape[-2:])
     if values.ndim == 4:
-        return values
+        return model.joined(values, size) if hasattr(model, "joined") else values
     patch = model.config.patch_size
     patches = (patch, patch) if isinstance(patch, int) else tuple(patch)
-    grid = [side // step for side, step in zip(pixel_values.shape[-2:], patches, strict=True)]
+    grid = [side // step for side, step in zip(size, patches, strict=True)]
     return values[:, values.shape[1] - prod(grid) :].unflatten(1, grid).movedim(-1, 1)  # without class tokens
 
 

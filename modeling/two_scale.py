@@ -148,10 +148,14 @@ class TwoScaleSegmentationModel(SegmentationModel):
         attentions = [outputs.attentions or () for _, outputs in passes]
         return SemanticSegmenterOutput(
             loss=loss,
-            logits=joined_tiles(scores.local, size, side),
-            hidden_states=tuple(joined_tiles(state, size, side) for state in joined_passes(states)) or None,
+            logits=self.joined(scores.local, size),
+            hidden_states=tuple(self.joined(state, size) for state in joined_passes(states)) or None,
             attentions=tuple(joined_passes(attentions)) or None,
         )
+
+    def joined(self, tiles: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (T, C, h, w) of the tiles of images with `size` pixels -> maps (B, C, h', w') of the images."""
+        return joined_tiles(tiles, size, self.config.crop_size)
 
     def score_pairs(
         self, pixel_values: Tensor, context: Any, has_labels: bool, **recorded: bool

@@ -52,10 +52,10 @@ class BoundaryScore(ABC):
             ValueError: If shapes differ, a type is not an integer, or an id is neither a class nor ignored.
         """
         for predicted, labeled in without_void(prediction, labels, self.num_labels, self.ignore_index):
-            self.add(self._sums(predicted, labeled, labeled.shape, slice(None)))
+            self.add(self.sums(predicted, labeled, labeled.shape, slice(None)))
 
     def add(self, sums: Tensor) -> None:
-        """Adds one image, given the sums of `_sums` over all its rows."""
+        """Adds one image, given the sums of `sums` over all its rows."""
         counts = self._settled(sums)
         self.counts = self.counts.to(counts.device) + counts
 
@@ -78,7 +78,7 @@ class BoundaryScore(ABC):
         """The distance from boundaries in pixels, in an image of (H, W)."""
 
     @abstractmethod
-    def _sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
+    def sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
         """Sums over some rows of an image, which add up to those of all its rows.
 
         Args:
@@ -139,7 +139,7 @@ class BoundaryIoU(BoundaryScore):
         """The distance from boundaries in pixels, in an image of (H, W)."""
         return self.pixels or max(1, round(self.dilation_ratio * math.hypot(*size)))
 
-    def _sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
+    def sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
         """-> (2, K): the boundary pixels in both, and the sum of those in each."""
         radius, count = self.distance(size), self.num_labels
         label_edge, predicted_edge = (boundary(ids, radius)[inner] for ids in (labeled, predicted))
@@ -201,7 +201,7 @@ class BoundaryF(BoundaryScore):
         """The distance from boundaries in pixels, in an image of (H, W)."""
         return self.pixels or max(1.0, self.tolerance * math.hypot(*size))
 
-    def _sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
+    def sums(self, predicted: Tensor, labeled: Tensor, size: Sequence[int], inner: slice) -> Tensor:
         """-> (4, K) on the CPU: predicted and labeled boundary pixels, and those of each that are matched."""
         distance, count = self.distance(size), self.num_labels
         edges = [torch.where(contour(ids), ids, count) for ids in (predicted, labeled)]  # others are void
@@ -221,40 +221,6 @@ class BoundaryF(BoundaryScore):
         f_score = torch.where(both > 0, 2 * precision * recall / both, 0.0)  # NaN > 0 is false
         values = torch.stack([torch.where(either, f_score, torch.nan), precision, recall])
         return torch.stack([(values.nan_to_num() * UNIT).round().long(), (~values.isnan()).long()])
-
-
-class ImageInBands:
-    """Adds an image to a boundary score band by band; equals `update` with the whole image.
-
-    What is held does not grow with the height of the image, but with the distance of the score.
-
-    Args:
-        score: The score, updated with the last row.
-        size: (H, W) of the image.
-    """
-
-    def __init__(self, score: BoundaryScore, size: Sequence[int]) -> None:
-        self.score, self.size, self.halo = score, tuple(size), score.halo(size)
-        self.first = self.done = 0  # rows: of what is held, and that are summed
-        self.held: list[Tensor] | None = None
-        self.sums: Tensor | None = None
-
-    def update(self, prediction: Tensor, labels: Tensor) -> None:
-        """Adds the next rows (R, W), as in `BoundaryScore.update`."""
-        (rows,) = without_void(prediction, labels, self.score.num_labels, self.score.ignore_index)
-        self.held = rows if self.held is None else list(map(torch.cat, zip(self.held, rows, strict=True)))
-        end, height = self.first + len(self.held[0]), self.size[0]
-        stop = end if end == height else end - self.halo
-        if stop - self.done < self.halo and end < height:
-            return  # too few: the neighbors would take longer than the rows
-        inner = slice(self.done - self.first, stop - self.first)
-        sums = self.score._sums(*self.held, self.size, inner)
-        self.sums = sums if self.sums is None else self.sums + sums
-        first = max(0, stop - self.halo)
-        self.held = [ids[first - self.first :] for ids in self.held]
-        self.first, self.done = first, stop
-        if end == height:
-            self.score.add(self.sums)
 
 
 def checked_pixels(value: int | None) -> int | None:

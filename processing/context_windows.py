@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tiling import overlaid
+from .tiling import overlap_slices
 
 
 class Box(NamedTuple):
@@ -52,7 +52,7 @@ def shared_start(start: int, step: int) -> int:
 def cut_window(pixels: Tensor, box: Box) -> Tensor:
     """(C, H, W) -> (C, h, w), 0 outside the image."""
     sides = zip(box[:2], box[2:], pixels.shape[1:], strict=True)
-    (rows, top), (columns, left) = (overlaid(*side) for side in sides)
+    (rows, top), (columns, left) = (overlap_slices(*side) for side in sides)
     inside = pixels[:, rows, columns]
     if inside.shape[1:] == box[2:]:
         return inside

@@ -21,10 +21,16 @@ SAMPLINGS = ("area", "point")
 TINY = 1e-6  # pixels
 
 # (top, left, height, width, reduction) -> pixels (C, height / reduction, width / reduction), each a mean over an area
-# in which the outside of the image counts 0, and the share of each area (...) that lies inside
+# in which the outside of the image counts as 0, and the share of each area (...) that lies inside
 PixelReader = Callable[[int, int, int, int, int], tuple[np.ndarray, np.ndarray]]
 # Rows and columns that broadcast to (h, w) -> class ids (h, w), the ignore index outside the image
 LabelReader = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def check_sampling(sampling: str) -> None:
+    """Raises ValueError unless this is a way to sample contexts."""
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"context_sampling={sampling!r} is unknown. Use one of {', '.join(SAMPLINGS)}.")
 
 
 class Crop(NamedTuple):
@@ -79,13 +85,14 @@ class Frame:
     def context(self, ratio: int) -> "Frame":
         """The frame with the same center and turn, and `ratio` times the sides.
 
-        If half of a pixel is left over at a frame that is not turned, the context begins that much earlier.
+        If half of a pixel is left over at a frame that is not turned, the context begins that much later, as that of
+        a tile in the models does.
         """
         down, right = ((ratio * rows, ratio * columns) for rows, columns in (self.down, self.right))
         origin = _moved(self.origin, self.down, self.right, (1 - ratio) / 2)
         if self.is_whole:
-            rest = [min(origin[k], origin[k] + down[k] + right[k]) % 1 for k in (0, 1)]
-            origin = origin[0] - rest[0], origin[1] - rest[1]
+            rest = [-min(origin[k], origin[k] + down[k] + right[k]) % 1 for k in (0, 1)]
+            origin = origin[0] + rest[0], origin[1] + rest[1]
         return Frame(origin, down, right)
 
     @property

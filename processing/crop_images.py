@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from .image_opening import ImageReadError
 from .image_reading import image_size
 from .rasters.raster import Raster, read_window
+from .tiling import overlap_slices
 from .value_ranges import UnknownRangeError
 
 WINDOW_PIXELS = 1 << 24  # of a window that is read at full size before it is resized
@@ -44,15 +45,17 @@ class DecodedImage:
         self, top: int, left: int, height: int, width: int, reduction: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """Reads a window that may reach beyond the image, see `PixelReader`."""
-        box = top, left, height, width
-        share, inner = inside_share(self.shape, box, reduction), inner_box(self.shape, box)
-        if inner is None:
+        share = inside_share(self.shape, (top, left, height, width), reduction)
+        (rows, row_place), (columns, column_place) = (
+            overlap_slices(start, length, side)
+            for start, length, side in zip((top, left), (height, width), self.shape, strict=True)
+        )
+        sides = rows.stop - rows.start, columns.stop - columns.start
+        if 0 in sides:
             return np.zeros((self.num_channels, *share.shape), np.float32), share
-        first, start, rows, columns = inner
-        found = np.asarray(self.window(*inner)[0]).reshape(rows, columns, -1)
+        found = np.asarray(self.window(rows.start, columns.start, *sides)[0]).reshape(*sides, -1)
         pixels = np.zeros((self.num_channels, height, width), found.dtype)
-        place = slice(first - top, first - top + rows), slice(start - left, start - left + columns)
-        pixels[(slice(None), *place)] = np.moveaxis(found, -1, 0)
+        pixels[:, row_place, column_place] = np.moveaxis(found, -1, 0)
         return averaged(pixels, reduction), share
 
 
@@ -92,6 +95,9 @@ class RasterImage:
         scale = 1 if height * width <= REDUCED_PIXELS else 1 / reduction
         image, valid = self._read(top, left, height, width, scale)
         pixels = np.moveaxis(np.asarray(image).reshape(*valid.shape, -1), -1, 0)
+        if scale == 1 and valid.all():
+            pixels = averaged(pixels, reduction)
+            return pixels, np.ones(pixels.shape[1:], np.float32)
         if scale == 1:
             return averaged(pixels * valid, reduction), averaged(valid[None], reduction)[0]
         share = inside_share(self.shape, (top, left, height, width), reduction) * valid
@@ -101,20 +107,14 @@ class RasterImage:
         self, top: int, left: int, height: int, width: int, scale: float
     ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         pixels, valid = read_window(self.raster, top, left, height, width, scale)
-        pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
+        if not valid.all():
+            pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
         try:
             return self.to_image(np.moveaxis(pixels, 0, -1)), valid
         except UnknownRangeError as error:
             raise UnknownRangeError(f"{self.name}: {error}", error.values) from error
         except ImageReadError as error:
             raise ImageReadError(f"{self.name}: {error}") from error
-
-
-def inner_box(shape: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:
-    """The part of a box (top, left, height, width) that lies in an image; None if there is none."""
-    starts = [max(0, box[k]) for k in (0, 1)]
-    lengths = [min(shape[k], box[k] + box[k + 2]) - starts[k] for k in (0, 1)]
-    return (*starts, *lengths) if min(lengths) > 0 else None
 
 
 def inside_share(shape: tuple[int, int], box: tuple[int, int, int, int], reduction: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from .mask_reading import read_mask
 from .orientation import swaps_sides
 from .pair_processing import CropPairs
 from .processor_numbers import check_processor_numbers
-from .resize_rules import resized_size
+from .resize_rules import resized_nearest, resized_size
 from .saving import SavedWithCode
 
 
@@ -70,8 +70,8 @@ class SegmentationProcessing(CropPairs, SegmentationOptions, SemanticPostProcess
 
     def process_image(self, image: Source, **options: Any) -> Tensor | np.ndarray:
         """Reads an image: upright, (C, H, W), uint8 or float32 in 0..255, as a copy."""
-        reading = {name: options.get(name) for name in ("value_range", "input_data_format")}
-        reading["pixel_limit"] = options.get("pixel_limit", self.pixel_limit)
+        reading = {name: options.get(name, getattr(self, name)) for name in ("value_range", "pixel_limit")}
+        reading["input_data_format"] = options.get("input_data_format")
         if options.get("do_convert_rgb", self.do_convert_rgb):
             channels = np.asarray(read_image(image, **reading))
         else:
@@ -162,7 +162,7 @@ class SegmentationProcessing(CropPairs, SegmentationOptions, SemanticPostProcess
                     "Give a mask of the upright image."
                 )
             if options["do_resize"]:
-                label = _resize_nearest(label, resized_size(*size, options["size"]))
+                label = resized_nearest(label, resized_size(*size, options["size"]))
             labels.append(self._to_backend(label, options["device"]))
         return labels
 
@@ -271,12 +271,6 @@ def _masks(segmentation_maps: Source | Sequence[Source], is_batch: bool) -> list
         if is_stack or isinstance(segmentation_maps, list | tuple)
         else [segmentation_maps]
     )
-
-
-def _resize_nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) -> size; each pixel takes the value under its center."""
-    rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, label.shape, strict=True))
-    return label[rows.astype(np.int64)[:, None], columns.astype(np.int64)]
 
 
 def _pad_labels(

@@ -32,7 +32,8 @@ from .image_windows import (
     window_sides,
 )
 from .logits_to_masks import argmax_of_bands, mean_probabilities, upsampled_rows
-from .rasters.inference import raster_rows, raster_scores
+from .rasters.inference import MEMORY, raster_rows, raster_scores
+from .rasters.spans import spans_of
 from .tiling import WEIGHTS, RowReader, blended_rows
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
@@ -179,7 +180,7 @@ class Inference:
         processor: Any,
         raster: Any,
         rows: tuple[int, int] | None = None,
-        memory: int = 2 << 30,
+        memory: int = MEMORY,
         probabilities: bool = True,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields class probabilities of a raster of any size in bands of rows from top to bottom.
@@ -282,8 +283,7 @@ def logit_bands(
         for is_mirrored in sorted({False, inference.flip})
     ]
     rows = max(1, BAND_VALUES // (views[0][1].channels * width))
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
+    for start, stop in spans_of(height, rows):
         yield [upsampled_rows(reader, cells, (height, width), start, stop) for cells, reader in views]
 
 

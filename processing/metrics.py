@@ -73,7 +73,21 @@ class ConfusionMatrix:
         flat = (ids.flatten().split(PIXELS_AT_ONCE) for ids in (prediction, labels, counted))
         for some_prediction, some_labels, some_counted in zip(*flat, strict=True):
             pairs = some_labels.long() * self.num_labels + some_prediction
-            self.matrix += count_ids(pairs, some_counted, self.num_labels**2).view_as(self.matrix)
+            counts = count_ids(pairs, some_counted, self.num_labels**2)
+            self.matrix = self.matrix + counts.view_as(self.matrix)  # not in place: see `counts`
+
+    @property
+    def counts(self) -> Tensor:
+        """The matrix, under the name that the counts of all scores have. Updates replace the tensor."""
+        return self.matrix
+
+    @counts.setter
+    def counts(self, counts: Tensor) -> None:
+        self.matrix = counts
+
+    def add(self, counts: Tensor) -> None:
+        """Adds pixel counts (K, K)."""
+        self.matrix = self.matrix.to(counts.device) + counts
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         if (self.num_labels, self.ignore_index) != (other.num_labels, other.ignore_index):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .crop_frames import SAMPLINGS, Frame, LabelReader, PixelReader, Sampling, cut_labels, cut_pixels
+from .crop_frames import Frame, LabelReader, PixelReader, Sampling, check_sampling, cut_labels, cut_pixels
 from .crop_images import DecodedImage, RasterImage
 from .image_opening import Source
 from .label_maps import LabelMap
@@ -20,7 +20,7 @@ from .rasters.raster import Raster
 from .rasters.windowed_files import windowed_image, windowed_mask
 from .samples import SCALE, VALUE_RANGE, check_sizes
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # (top, left, height, width)
 
 
 def cut_pair(
@@ -76,7 +76,9 @@ def processed_pairs(
     context_sampling: Sampling,
 ) -> BatchFeature:
     """Does what `SegmentationImageProcessor.crop_pairs` says, whose arguments these are."""
-    check_cut(boxes, size, context_ratio, context_sampling)
+    check_cut(boxes, size, angle, context_ratio, context_sampling)
+    boxes = [tuple(map(float, box)) for box in boxes]
+    size = size or tuple(max(1, round(side)) for side in boxes[0][2:])
     pixels = image_to_cut(processor, image)
     labels = None if segmentation_map is None else labels_to_cut(processor, segmentation_map)
     if labels is not None:
@@ -87,10 +89,7 @@ def processed_pairs(
         "ignore_index": processor.ignore_index,
         "sampling": context_sampling,
     }
-    samples = [
-        cut_pair(pixels, labels, Frame.of_box(*box, angle=angle), size or tuple(box[2:]), **options)
-        for box in boxes
-    ]
+    samples = [cut_pair(pixels, labels, Frame.of_box(*box, angle=angle), size, **options) for box in boxes]
     reading = {"do_resize": False, "do_convert_rgb": False, VALUE_RANGE: SCALE, "return_tensors": "pt"}
     inputs = dict(processor([sample["image"] for sample in samples], **reading))
     if labels is not None:
@@ -123,18 +122,25 @@ def labels_to_cut(processor: Any, mask: Source) -> LabelArray | LabelRaster:
 
 
 def check_cut(
-    boxes: Sequence[Box], size: tuple[int, int] | None, context_ratio: int, context_sampling: str
+    boxes: Sequence[Box],
+    size: tuple[int, int] | None,
+    angle: float,
+    context_ratio: int,
+    context_sampling: str,
 ) -> None:
     """Raises ValueError if crop pairs cannot be cut with these arguments of `crop_pairs`."""
-    if not len(boxes) or any(np.shape(box) != (4,) or min(box[2:]) < 1 for box in boxes):
+    if not len(boxes) or any(
+        np.shape(box) != (4,) or not np.isfinite(np.asarray(box)).all() or min(box[2:]) < 1 for box in boxes
+    ):
         raise ValueError(f"boxes={boxes} are not boxes. Give a list of (top, left, height, width) in pixels.")
-    if size is None and len({tuple(box[2:]) for box in boxes}) > 1:
+    if size is None and len({tuple(map(float, box[2:])) for box in boxes}) > 1:
         raise ValueError("the boxes differ in size. Pass the size (height, width) that all crops get.")
-    if not isinstance(context_ratio, int) or context_ratio < 1:
+    if size is not None and (np.shape(size) != (2,) or any(side < 1 or side != int(side) for side in size)):
+        raise ValueError(f"size={size} is not a size. Give (height, width) in whole pixels.")
+    if not np.isfinite(angle):
+        raise ValueError(f"angle={angle} is not a number of degrees. 0 turns nothing.")
+    if not isinstance(context_ratio, int | np.integer) or context_ratio < 1:
         raise ValueError(
             f"context_ratio={context_ratio} is not a whole number of 1 or more. Use that of the model, model.config.context_ratio."
         )
-    if context_sampling not in SAMPLINGS:
-        raise ValueError(
-            f"context_sampling={context_sampling!r} is unknown. Use one of {', '.join(SAMPLINGS)}."
-        )
+    check_sampling(context_sampling)

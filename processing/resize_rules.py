@@ -3,10 +3,14 @@
 {"height": 512, "width": 1024}      this size, whatever the aspect ratio
 {"shortest_edge": 512}              keeps the aspect ratio; "longest_edge": 2048 limits the other edge
 {"max_pixels": 1000000}             keeps the aspect ratio, never enlarges
+
+Masks are resized to the same size by nearest neighbor.
 """
 
 from collections.abc import Mapping
 from math import sqrt
+
+import numpy as np
 
 RULES = (
     {"height", "width"},
@@ -48,3 +52,14 @@ def _within_pixels(height: int, width: int, max_pixels: int) -> tuple[int, int]:
     new_height = max(1, int(height * scale))
     new_width = max(1, min(int(width * scale), max_pixels // new_height))  # if the height was raised to 1
     return min(new_height, max_pixels // new_width), new_width
+
+
+def resized_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) -> `size`: the value under the center of each new pixel."""
+    rows, columns = (pixels_under_centers(old, new) for old, new in zip(array.shape, size, strict=True))
+    return array[rows[:, None], columns]
+
+
+def pixels_under_centers(old: int, new: int) -> np.ndarray:
+    """(new,): the pixels of `old` ones in which the centers of `new` ones lie."""
+    return ((np.arange(new) + 0.5) * old / new).astype(np.int64)

@@ -25,7 +25,7 @@ def scale_for(processor: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scale_of(image: Any) -> dict[str, Any]:
-    """The entry of a sample that tells the scale of a float array."""
+    """The entry of a sample that states the scale of a float array."""
     is_float = isinstance(image, np.ndarray) and image.dtype.kind == "f"
     return {VALUE_RANGE: SCALE} if is_float else {}
 

@@ -113,9 +113,10 @@ def center_grid(cells: Sequence[int], window: Sequence[int], overlap: float) -> 
     return Grid(tuple(cells), tuple(window), starts, margin, constant_weights(steps), True)
 
 
-def overlaid(start: int, length: int, size: int) -> tuple[slice, slice]:
+def overlap_slices(start: int, length: int, size: int) -> tuple[slice, slice]:
     """Where a part of `length` cells from `start` on lies in a map of `size` cells, and which of its cells do."""
-    first, stop = max(0, start), min(start + length, size)
+    first = max(0, start)
+    stop = max(first, min(start + length, size))
     return slice(first, stop), slice(first - start, stop - start)
 
 
@@ -140,7 +141,7 @@ def blended_rows(grid: Grid, predict: Callable[[list[Place]], Iterable[Tensor]])
                     values.new_zeros(len(values), rows, *size[1:]),
                     weights.new_zeros(rows, *size[1:]),
                 )
-            sides = [overlaid(*axis) for axis in zip(place[1:], part, size[1:], strict=True)]
+            sides = [overlap_slices(*axis) for axis in zip(place[1:], part, size[1:], strict=True)]
             under, inside = ((..., *(side[k] for side in sides)) for k in (0, 1))
             total[under] += (values * weights)[inside]
             weight[under] += weights[inside]

@@ -36,11 +36,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from ..training.evaluations import EVALUATIONS
     from ..training.models import task_of_model
     from ..training.processes import explained_loss_of_a_peer
-    from ..training.sharing import open_accelerator
+    from ..training.sharing import open_accelerator, said_once
 
-    task = task_of_model(arguments.model)
-    check_task(arguments, task)
     accelerator = open_accelerator(arguments.cpu)
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        task = task_of_model(arguments.model)
+        check_task(arguments, task)
     with explained_loss_of_a_peer(accelerator, "No results were written. Run the command again."):
         return EVALUATIONS[task](arguments)
 

@@ -49,7 +49,8 @@ class GoldenCase:
     @property
     def tolerance(self) -> float:
         suggested = self.description.get("suggested_tolerance", self.description.get("tolerance"))
-        return suggested.get("atol", 1e-4) if isinstance(suggested, dict) else 1e-4
+        values = suggested if isinstance(suggested, dict) else {}
+        return values.get("atol", values.get("max_abs", 1e-4))
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:

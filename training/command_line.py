@@ -13,9 +13,11 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import os
 import re
 import shutil
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
@@ -40,6 +42,7 @@ LARGE = 10**6
 MODEL_HELP = (
     "a run of contextseg-train (its best/ is used), a folder written by save_pretrained, or a name on the Hub"
 )
+SECONDS_FOR_THE_FIRST = 5.0  # to say what is wrong: a launcher kills it when another process ends
 
 
 class CommandError(RuntimeError):
@@ -138,6 +141,13 @@ class CommandLine(HfArgumentParser):
             return self.dataclass_types[-1](**given)
         except ValueError as error:
             self.error(str(error))
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program; of several processes, which are given the same options, the first says why."""
+        if int(os.environ.get("RANK", 0)) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            time.sleep(SECONDS_FOR_THE_FIRST)
+            self.exit(2)
+        super().error(message)
 
     def add_argument_group(self, title: str | None = None, *args: Any, **settings: Any) -> Any:
         """Returns the group with this title, creating it if needed: several dataclasses may share one."""

@@ -21,11 +21,13 @@ from .class_matching import check_classes, match_classes
 from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
 from .models import CLASSIFIER, open_model
-from .option_texts import byte_count
 from .processes import quiet_unless_first
-from .scoring import count_or_name, not_scored, whole_images
-from .sharing import name_of, open_accelerator, tell_and_leave
-from .stored_reading import crop_of_run, reading_for, rgb_reading
+from .scoring import not_scored
+from .scoring_run import ScoringRun
+from .sharing import name_of, open_accelerator, said_once, tell_and_leave
+from .stored_reading import reading_for, rgb_reading
+
+PROGRAM = "contextseg-evaluate"
 
 
 def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -38,40 +40,35 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     Raises:
         ValueError: If model or data do not exist or do not fit together, or no image can be scored.
     """
-    inference = arguments.inference()
-    model, processor, source = open_model(arguments.model)
-    check_context_sharing(inference, model)
-    reading = reading_for(arguments, arguments.model, model, processor)
-    data = open_data(with_split(arguments.data, "val"), **reading)
-    names = check_classes(model, data)
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        inference = arguments.inference()
+        model, processor, source = open_model(arguments.model)
+        check_context_sharing(inference, model)
+        reading = reading_for(arguments, arguments.model, model, processor)
+        data = open_data(with_split(arguments.data, "val"), **reading)
+        names = check_classes(model, data)
     started = time.perf_counter()
-    images = whole_images(
-        data,
-        processor,
-        inference,
-        accelerator,
-        arguments.workers,
-        streaming={"memory": byte_count(arguments.memory), "window": crop_of_run(arguments.model)},
-        errors=(Exception,),
-    )
     near = {"pixels": arguments.boundary_band}
     metrics = [
         ConfusionMatrix(len(names), data.ignore_index),
         *(kind(len(names), data.ignore_index, **near) for kind in (BoundaryIoU, BoundaryF)),
     ]
-    failures = count_or_name(model.to(accelerator.device), images, metrics, inference, accelerator)
+    run = ScoringRun(arguments, model, processor, data, metrics, accelerator)
+    failures = run.score()
     confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )
     scores = confusion.compute(names)
     add_boundaries(scores, *(metric.compute() for metric in boundaries))
-    facts = {"model": source, **facts_of(arguments, scores, failures, len(data), started)}
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        facts = {"model": source, **facts_of(arguments, scores, failures, len(data), started)}
     facts["protocol"] = f"{inference}, one image at a time"
     facts["boundaries"] = boundaries_in_words(arguments.boundary_band)
     if accelerator.is_main_process:
         report(scores, facts, confusion, arguments.output_folder())
+        run.records.remove()
     tell_and_leave(accelerator, failures)
     return scores
 
@@ -95,8 +92,10 @@ def evaluate_classifier(arguments: EvaluateArguments) -> dict[str, Any]:
     from .class_scores import score_classes
     from .classification import central_crops
 
-    model, processor, source = open_model(arguments.model, CLASSIFIER)
-    data = open_labeled_images(arguments.data, **rgb_reading(arguments, arguments.model, model))
+    with said_once(open_accelerator(arguments.cpu), PROGRAM, arguments.traceback):
+        model, processor, source = open_model(arguments.model, CLASSIFIER)
+        data = open_labeled_images(arguments.data, **rgb_reading(arguments, arguments.model, model))
+        match_classes(model, data)
     scores, facts = scored(arguments, model, processor, data, central_crops, score_classes)
     rows = [
         [markdown_text(row["name"]), percent(row["top_1"]), f"{row['images']:,}"]
@@ -122,8 +121,10 @@ def evaluate_detector(arguments: EvaluateArguments) -> dict[str, Any]:
     from .coco_scores import score_objects
     from .detection import DETECTOR, images_with_objects
 
-    model, processor, source = open_model(arguments.model, DETECTOR)
-    data = open_coco(arguments.data, "val", **rgb_reading(arguments, arguments.model, model))
+    with said_once(open_accelerator(arguments.cpu), PROGRAM, arguments.traceback):
+        model, processor, source = open_model(arguments.model, DETECTOR)
+        data = open_coco(arguments.data, "val", **rgb_reading(arguments, arguments.model, model))
+        match_classes(model, data)
     scores, facts = scored(arguments, model, processor, data, images_with_objects, score_objects)
     rows = [
         [markdown_text(row["name"]), percent(row["box_ap"]), percent(row["mask_ap"]), f"{row['support']:,}"]
@@ -155,7 +156,6 @@ def scored(
     Returns:
         The scores, with `not_scored` if images could not be scored, and what the files say of the evaluation.
     """
-    match_classes(model, data)
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
     started = time.perf_counter()
@@ -165,7 +165,8 @@ def scored(
     with telling(lambda: f"{name_of(accelerator)}No results were written."):
         scores = score(model.to(accelerator.device), failed.filter(images), accelerator)
         failures = not_scored(failed, accelerator)
-    return scores, facts_of(arguments, scores, failures, len(data), started)
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        return scores, facts_of(arguments, scores, failures, len(data), started)
 
 
 def facts_of(

@@ -1,6 +1,7 @@
 """One run over many files in one or several processes, each of which does a share of them."""
 
 import traceback
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,10 +13,9 @@ from ..processing.prediction_files import FilePredictor, Job
 from ..processing.progress import progress
 from .prediction_options import PredictArguments
 from .processes import is_loss_of_a_peer
-from .sharing import consecutive_share, decided_by_first, gathered, name_of, share_of
+from .sharing import decided_by_first, gathered, is_divided, name_of, predicted_by_all, share_of
 
 CONTINUE = "Run the command again with --skip-existing for the other images; a large raster goes on where it stopped."
-PARTS = 2  # an image with more parts per process than this is divided
 
 
 class FileRun:
@@ -76,13 +76,14 @@ class FileRun:
 
     def large(self, jobs: list[Job]) -> list[Job]:
         """The images that are divided among processes, rather than given to one of them."""
-        world = self.accelerator.num_processes
-        return [] if world == 1 else [job for job in jobs if self.num_parts(job) > PARTS * world]
+        if self.accelerator.num_processes == 1:
+            return []
+        return [job for job in jobs if is_divided(self.num_parts(job), self.accelerator)]
 
     def num_parts(self, job: Job) -> int:
         try:
             image = self.predictor.parts_of(job)
-        except Exception:  # it is told when the image is predicted
+        except Exception:  # reported when the image is predicted
             return 1
         return 1 if image is None else image.num_parts
 
@@ -97,18 +98,13 @@ class FileRun:
 
     def failure_of(self, job: Job) -> str | None:
         """Predicts one image in all processes; returns why it failed, the same in every process, or None."""
+        failure = predicted_by_all(
+            self.accelerator, lambda: self.predictor.parts_of(job), partial(self.told, job)
+        )
+        if failure is not None:
+            return failure
         try:
-            left = decided_by_first(self.accelerator, lambda: self.predictor.parts_of(job).begin())
-            failed = None
-            try:
-                image = self.predictor.parts_of(job)
-                image.predict(consecutive_share(left, self.accelerator))
-            except Exception as error:
-                failed = self.told(job, error)
-            failures = gathered(self.accelerator, [(self.accelerator.process_index, failed)])
-            if any(failures):
-                return next(filter(None, failures))
-            decided_by_first(self.accelerator, lambda: image.write())
+            decided_by_first(self.accelerator, lambda: self.predictor.parts_of(job).write())
         except Exception as error:
             if is_loss_of_a_peer(error):
                 raise

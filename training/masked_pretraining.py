@@ -37,6 +37,7 @@ from .models import ModelKind
 from .segmentation import SegmentationTask, new_augmentation, processor_of
 from .setup import CHECKED_SAMPLES
 from .starting_points import checkpoint_of
+from .tasks import Task
 
 if TYPE_CHECKING:
     from .options import MaskedPretrainingArguments
@@ -52,12 +53,14 @@ MASKED = ModelKind(
 )
 
 
+ANY_CONTENT = {"cat_max_ratio": 1.0}  # crops are not drawn again for their classes, as there are none
 # Of an augmentation that only cuts crops.
 UNCHANGED = {
     "scale_range": (1.0, 1.0),
     "flip_probability": 0.0,
     "use_photometric_distortion": False,
     "rotation": 0.0,
+    **ANY_CONTENT,
 }
 
 
@@ -89,13 +92,17 @@ class MaskedPretrainingTask(SegmentationTask):
         channels = self.arguments.num_channels
         return {} if channels in (None, self.known_channels) else {"num_channels": channels}
 
+    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
+        """As in every task: there are neither labels to ignore nor windows to predict."""
+        Task.prepare(self, model, data)
+
     def new_processor(self) -> SegmentationImageProcessor:
         source = self.arguments.init_from
         return processor_of(self.data, source and checkpoint_of(source))
 
     def new_samples(self, processor: BaseImageProcessor) -> "MaskedSamples":
         augmentation = new_augmentation(self.arguments, processor, self.config, seed=self.arguments.seed)
-        return MaskedSamples(self.data, augmentation, processor)
+        return MaskedSamples(self.data, replace(augmentation, **ANY_CONTENT), processor)
 
     def count(self, batch: dict[str, Any]) -> float:
         """Number of images."""

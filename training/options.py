@@ -301,10 +301,11 @@ def train_arguments(given: Mapping[str, Any]) -> TrainArguments:
     own = fields_of(task)
     for name in given:
         if name not in {"task", *own}:
-            others = [other for other in ARGUMENTS if name in fields_of(other)]
+            owners = [other for other in ARGUMENTS if name in fields_of(other)]
+            listed = " and ".join(filter(None, (", ".join(owners[:-1]), owners[-1])))
             raise ValueError(
-                f"--{name.replace('_', '-')} is an option of {' and '.join(others)}, but the task of this run is {task}. "
-                f"Leave it out, or choose --task {others[0]}."
+                f"--{name.replace('_', '-')} is an option of {listed}, but the task of this run is {task}. "
+                f"Leave it out, or choose --task {owners[0]}."
             )
     return ARGUMENTS[task](**{name: value for name, value in given.items() if name != "task"})
 

@@ -11,7 +11,8 @@ from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
 from ..processing.prediction_maps import MAPS
 from ..processing.raster_library import RASTER_SUFFIXES
-from ..processing.rasters.files import INSTALL_GEO, is_raster_file, load_rasterio
+from ..processing.rasters.files import is_raster_file
+from ..processing.rasters.gdal import INSTALL_GEO, load_rasterio
 from ..processing.rasters.prediction import RasterPredictor
 from .explaining import chosen_explanations
 from .file_run import CONTINUE, FileRun
@@ -20,8 +21,10 @@ from .models import CLASSIFIER, open_model, task_of_model
 from .option_texts import byte_count
 from .prediction_options import PredictArguments
 from .processes import explained_loss_of_a_peer, quiet_unless_first
-from .sharing import decided_by_first, open_accelerator, tell_and_leave
+from .sharing import decided_by_first, open_accelerator, said_once, tell_and_leave
 from .stored_reading import crop_of_run, rgb_reading, set_reading
+
+PROGRAM = "contextseg-predict"
 
 
 def predict(arguments: PredictArguments) -> list[str]:
@@ -33,13 +36,17 @@ def predict(arguments: PredictArguments) -> list[str]:
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
     with explained_loss_of_a_peer(accelerator, CONTINUE):
-        task = task_of_model(arguments.model)
-        check_task(arguments, task)
-        jobs, failures = decided_by_first(accelerator, lambda: found_jobs(arguments, task))
-        predictor = PREDICTORS[task](arguments, accelerator)
+        with said_once(accelerator, PROGRAM, arguments.traceback):
+            task = task_of_model(arguments.model)
+            check_task(arguments, task)
+        with said_once(accelerator, PROGRAM, arguments.traceback):
+            jobs, failures = decided_by_first(accelerator, lambda: found_jobs(arguments, task))
+        with said_once(accelerator, PROGRAM, arguments.traceback):
+            predictor = PREDICTORS[task](arguments, accelerator)
         earlier: dict[Job, Any] = {}
         if arguments.skip_existing:
-            earlier = decided_by_first(accelerator, lambda: predictor.earlier(jobs))
+            with said_once(accelerator, PROGRAM, arguments.traceback):
+                earlier = decided_by_first(accelerator, lambda: predictor.earlier(jobs))
         run = FileRun(predictor, jobs, earlier, arguments, accelerator)
         failures += run.predict()
         if accelerator.is_main_process:

@@ -3,7 +3,7 @@
 Predictions are compared with masks at the size of the mask, whatever the input size of the model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
@@ -11,15 +11,12 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..processing.boundary_metrics import BoundaryF, BoundaryIoU
+from ..processing.boundary_metrics import BoundaryScore
 from ..processing.data.batches import WholeImages, evaluation_loader
-from ..processing.data.unreadable import UNREADABLE, UnreadableImages
-from ..processing.failures import reason, telling
-from ..processing.image_reading import ImageReadError
+from ..processing.data.unreadable import UnreadableImages
 from ..processing.inference import Inference
 from ..processing.metrics import ConfusionMatrix
-from ..processing.progress import progress
-from .sharing import name_of, wait_for_all
+from .sharing import wait_for_all
 
 if TYPE_CHECKING:
     from .validation_pictures import ValidationPictures
@@ -33,88 +30,72 @@ def whole_images(
     workers: int | None,
     *,
     pictures: int = 0,
-    streaming: Mapping[str, Any] | None = None,
-    errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
     """Returns a loader of this process's share of `data`, with images preprocessed for `inference`.
 
     Up to `pictures` samples of the main process, evenly spaced, also have a small picture. A sample that raises
-    one of `errors` is replaced by its message, see `UnreadableImages`. `streaming` is as of `WholeImages`.
+    ImageReadError is replaced by its message, see `UnreadableImages`.
     """
     world, length = accelerator.num_processes, len(data)
     shown = {number * length // pictures // world * world for number in range(pictures)}
     return evaluation_loader(
-        WholeImages(data, processor, inference, shown, streaming),
+        WholeImages(data, processor, inference, shown),
         workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        errors=errors,
     )
 
 
 def count(
     model: PreTrainedModel,
     images: Iterable[dict[str, Any]],
-    metrics: Sequence[ConfusionMatrix | BoundaryIoU | BoundaryF],
+    metrics: Sequence[ConfusionMatrix | BoundaryScore],
     inference: Inference,
     *,
     pictures: "ValidationPictures | None" = None,
+    on_scored: Callable[[dict[str, Any]], None] = lambda _: None,
     on_error: Callable[[Exception, str], None] | None = None,
 ) -> None:
     """Predicts `images`, samples of `WholeImages`, and updates each metric and `pictures` with the results.
 
-    `on_error` is called with the error of an image and its name; by default, the error is raised.
+    `on_scored` is called with each sample that is in the metrics, `on_error` with the error of one that is not, and its
+    name; by default, the error is raised.
     """
     was_training = model.training
     model.eval()
     for sample in images:
+        before = [metric.counts for metric in metrics]
         try:
-            if "streamed" in sample:
-                sample["streamed"].score(model, inference, metrics)
-                continue
-            labels = sample["labels"].to(model.device)
-            prediction = inference.mask(model, sample["inputs"], labels.shape)
-            for metric in metrics:
-                metric.update(prediction, labels)
-            if pictures is not None:
-                pictures.add(sample, prediction)
+            count_one(model, sample, metrics, inference, pictures)
         except Exception as error:
             if on_error is None:
                 raise
+            for metric, counts in zip(metrics, before, strict=True):
+                metric.counts = counts
             on_error(error, sample["name"])
+        else:
+            on_scored(sample)
     model.train(was_training)
 
 
-def count_or_name(
+def count_one(
     model: PreTrainedModel,
-    images: DataLoader,
-    metrics: Sequence[ConfusionMatrix | BoundaryIoU],
+    sample: dict[str, Any],
+    metrics: Sequence[ConfusionMatrix | BoundaryScore],
     inference: Inference,
-    accelerator: Accelerator,
-) -> list[str]:
-    """Updates the metrics with the images that can be scored, behind a progress bar.
-
-    Args:
-        model: The segmenter, on the accelerator's device.
-        images: Loader from `whole_images` with `errors`.
-        metrics: Updated with the images of this process.
-        inference: How images are predicted.
-        accelerator: Gathers the messages of all processes.
-
-    Returns:
-        The images of all processes that could not be scored, and why, in alphabetical order.
-    """
-    failed = UnreadableImages(skip=True, quiet=True)
-
-    def note(error: Exception, name: str) -> None:
-        failed.check({UNREADABLE: [reason(error, f"'{name}'")]})
-
-    shown = progress(images, unit="image")
-    who = name_of(accelerator)
-    with telling(lambda: f"{who}{shown.n} of {len(images)} images were scored; no results were written."):
-        count(model, failed.filter(shown), metrics, inference, on_error=note)
-        return not_scored(failed, accelerator)
+    pictures: "ValidationPictures | None",
+) -> None:
+    """Predicts one sample of `count`, and updates each metric and `pictures`."""
+    if "streamed" in sample:
+        sample["streamed"].score(model, inference, metrics)
+        return
+    labels = sample["labels"].to(model.device)
+    prediction = inference.mask(model, sample["inputs"], labels.shape)
+    for metric in metrics:
+        metric.update(prediction, labels)
+    if pictures is not None:
+        pictures.add(sample, prediction)
 
 
 def not_scored(failed: UnreadableImages, accelerator: Accelerator) -> list[str]:

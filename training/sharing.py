@@ -6,7 +6,9 @@ Each process works on its share alone, for as long as it takes; the processes ta
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,7 +16,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
+from ..processing.prediction_files import PartedImage
+from .command_line import is_expected, plain_message, printable
+from .processes import is_loss_of_a_peer
+
 T = TypeVar("T")
+PARTS = 2  # an image with more parts per process than this is divided
 LONGEST = timedelta(days=30)  # that one process may work while others wait
 POLLING = 0.05  # seconds
 
@@ -52,6 +59,38 @@ def decided_by_first(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     return result
 
 
+@contextmanager
+def said_once(accelerator: Accelerator, program: str, with_traceback: bool = False) -> Iterator[None]:
+    """Context manager for what every process does alike, such as reading options: an error ends all of them, said once.
+
+    Args:
+        accelerator: The processes.
+        program: Name of the command, printed before the message.
+        with_traceback: Print the traceback, too.
+
+    Raises:
+        SystemExit: In every process, if there was an error in one.
+    """
+    failed, error = None, None
+    try:
+        yield
+    except Exception as caught:
+        if accelerator.num_processes == 1 or is_loss_of_a_peer(caught):
+            raise
+        error = caught
+        is_short = is_expected(error) and not with_traceback
+        failed = plain_message(error) if is_short else "".join(traceback.format_exception(error))
+    if accelerator.num_processes == 1:
+        return
+    told = gathered(accelerator, [(accelerator.process_index, failed)])
+    if not any(told):
+        return
+    if failed is not None and told.index(failed) == accelerator.process_index:
+        print(f"{program}: {printable(failed)}", file=sys.stderr, flush=True)
+    tell_and_leave(accelerator, ())
+    raise SystemExit(1) from error
+
+
 def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
     """The items of this process: every n-th of n processes, so that neighbors, often of one size, are spread."""
     return items[accelerator.process_index :: accelerator.num_processes]
@@ -75,6 +114,45 @@ def gathered(accelerator: Accelerator, numbered: Iterable[tuple[int, T]]) -> lis
     """Returns the items of all processes in the order of their numbers, in every process."""
     wait_for_all(accelerator)
     return [item for _, item in sorted(gather_object(list(numbered)), key=lambda pair: pair[0])]
+
+
+def is_divided(num_parts: int, accelerator: Accelerator) -> bool:
+    """Whether an image with so many parts is divided among processes, rather than given to one of them."""
+    return accelerator.num_processes > 1 and num_parts > PARTS * accelerator.num_processes
+
+
+def predicted_by_all(
+    accelerator: Accelerator, opened: Callable[[], PartedImage], told: Callable[[Exception], str]
+) -> str | None:
+    """Predicts the parts of one image in all processes, each of which does neighboring ones.
+
+    Args:
+        accelerator: The processes.
+        opened: Opens the image.
+        told: Says in words what is wrong, or raises what no other image can survive.
+
+    Returns:
+        Why it failed, the same in every process, or None.
+    """
+    try:
+        left = decided_by_first(accelerator, lambda: opened().begin())
+    except Exception as error:
+        if is_loss_of_a_peer(error):
+            raise
+        return told(error)
+    return done_by_all(accelerator, lambda: opened().predict(consecutive_share(left, accelerator)), told)
+
+
+def done_by_all(
+    accelerator: Accelerator, do: Callable[[], None], told: Callable[[Exception], str]
+) -> str | None:
+    """Calls `do` in every process, and returns why it failed in one of them, the same in every process, or None."""
+    failed = None
+    try:
+        do()
+    except Exception as error:
+        failed = told(error)
+    return next(filter(None, gathered(accelerator, [(accelerator.process_index, failed)])), None)
 
 
 def wait_for_all(accelerator: Accelerator) -> None:

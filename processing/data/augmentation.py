@@ -16,7 +16,7 @@ from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..crop_frames import SAMPLINGS, LabelReader, Sampling
+from ..crop_frames import LabelReader, Sampling, check_sampling
 from ..crop_images import DecodedImage, RasterImage
 from ..samples import check_sizes
 from .color_distortion import PhotometricDistortion
@@ -39,7 +39,7 @@ class JointAugmentation:
         base_size: (long, short) edge in pixels that the image is fitted into at a factor of 1. None uses the
             size of the image.
         cat_max_ratio: Largest share of the labeled pixels that one class may have in a crop, from 0 to 1.
-            Crops above it are redrawn, up to ten times.
+            Crops above it are redrawn, up to ten times. At 1, no crop is.
         flip_probability: Probability of a horizontal flip.
         use_photometric_distortion: Whether to change brightness, contrast, saturation and hue.
         rotation: Largest angle in degrees, from 0 to 180, by which the crop is turned about its center in
@@ -81,10 +81,7 @@ class JointAugmentation:
             raise ValueError(
                 f"rotation={self.rotation} is not an angle from 0 to 180 degrees. 0 turns nothing."
             )
-        if self.context_sampling not in SAMPLINGS:
-            raise ValueError(
-                f"context_sampling={self.context_sampling!r} is unknown. Use one of {', '.join(SAMPLINGS)}."
-            )
+        check_sampling(self.context_sampling)
 
     def __call__(
         self, image: Image.Image | np.ndarray, mask: np.ndarray, *, epoch: int, index: int
@@ -140,14 +137,17 @@ class JointAugmentation:
         return CropPlan(region, angle, flip, colors, self.crop_size, self.fill, self.ignore_index)
 
     def _draw_balanced_region(self, mask: np.ndarray | LabelReader, random: Generator) -> Region:
-        """Draws one scale, then crops at that scale until one is balanced, at most ten of them."""
+        """Draws one scale, then crops at that scale until one is balanced, at most ten of them.
+
+        If any share is allowed, the first one is taken without a look at its labels.
+        """
         scale = random.uniform(*self.scale_range)
         if self.resize_share < 1 and random.random() >= self.resize_share:
             scale = 1.0
         scale *= self._base_scale(mask.shape)
         for _ in range(DRAWS):
             region = draw_region(mask.shape, self.crop_size, scale, random)
-            if self._is_balanced(mask, region):
+            if self.cat_max_ratio >= 1 or self._is_balanced(mask, region):
                 break
         return region
 

@@ -7,7 +7,7 @@ interrupted.
 
 import os
 import signal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -119,7 +119,7 @@ class WholeImages(Dataset):
         processor: Image processor.
         inference: How the model is applied.
         shown: Indices of the samples that also get a small picture (H, W, 3), uint8. Default: none.
-        streaming: `memory` and `window` of a `StreamedPair`, for large rasters. Default: its own.
+        streaming: Settings of a `StreamedPair`, for large rasters. Default: its own.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class WholeImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = streamed_pair(self.data, index, self.processor, **self.streaming)
         if pair is not None:
-            return {"streamed": pair, "name": pair.name}
+            return {"streamed": pair, "name": pair.name, "index": index}
         sample = self.data[index]
         return {
             "inputs": self.inference.inputs(
@@ -147,6 +147,7 @@ class WholeImages(Dataset):
             ),
             "labels": torch.as_tensor(sample["mask"], dtype=torch.int64),
             "name": sample["name"],
+            "index": index,
             "picture": small_picture(sample["image"]) if index in self.shown else None,
         }
 
@@ -196,13 +197,15 @@ def evaluation_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world: int = 1,
+    left: Sequence[int] | None = None,
     errors: tuple[type[Exception], ...] = (ImageReadError,),
 ) -> DataLoader:
     """Loads one image at a time, since sizes may differ; each of `world` processes gets its share.
 
-    A sample that raises one of `errors` is replaced by its message, see `ReadableImages`.
+    `left` are the indices of the images to load, by default all. A sample that raises one of `errors` is replaced by
+    its message, see `ReadableImages`.
     """
-    indices = range(rank, len(images), world)
+    indices = (range(len(images)) if left is None else left)[rank::world]
     options = loader_options(workers, pin_memory)
     return DataLoader(ReadableImages(images, errors), sampler=indices, batch_size=None, **options)
 

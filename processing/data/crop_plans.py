@@ -15,9 +15,10 @@ from ..crop_frames import Frame, Sampling
 from ..crop_images import DecodedImage, RasterImage
 from ..pair_cutting import cut_pair
 from ..rasters.label_windows import LabelArray, LabelRaster
+from ..resize_rules import resized_nearest
 from ..samples import scale_of
 from .color_distortion import PhotometricDistortion
-from .crop_regions import Region, resized_crop_of_mask, sampled, turned_mask
+from .crop_regions import Region, resized_crop_of_mask, turned_mask
 
 
 class CropPlan(NamedTuple):
@@ -92,7 +93,7 @@ class CropPlan(NamedTuple):
         labels = resized_crop_of_mask(mask, wide)
         if valid is not None:
             pixels = filled(pixels, valid, self.fill)
-            labels = np.where(sampled(valid, wide.size), labels, self.ignore_index)
+            labels = np.where(resized_nearest(valid, wide.size), labels, self.ignore_index)
         pixels = pixels if isinstance(pixels, Image.Image) else F.to_image(pixels)
         pixels = F.resize(pixels, list(wide.size))
         if not self.angle:

@@ -10,6 +10,7 @@ from numpy.random import Generator
 from torchvision.transforms.v2 import functional as F
 
 from ..crop_frames import LabelReader
+from ..resize_rules import pixels_under_centers
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,12 @@ def draw_region(size: Sequence[int], crop_size: Sequence[int], scale: float, ran
 def resized_crop_of_mask(mask: np.ndarray | LabelReader, region: Region) -> np.ndarray:
     """Mask (H, W) -> `region.size`: the id under the center of each new pixel."""
     rows, columns = (
-        start + centers(old, new)
+        start + pixels_under_centers(old, new)
         for start, old, new in zip(
             (region.top, region.left), (region.height, region.width), region.size, strict=True
         )
     )
     return labels_at(mask, rows, columns)
-
-
-def sampled(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) -> `size`: the value under the center of each new pixel."""
-    rows, columns = (centers(old, new) for old, new in zip(array.shape, size, strict=True))
-    return array[rows[:, None], columns]
-
-
-def centers(old: int, new: int) -> np.ndarray:
-    """(new,): the pixels of `old` ones in which the centers of `new` ones lie."""
-    return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
 
 
 def labels_at(mask: np.ndarray | LabelReader, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

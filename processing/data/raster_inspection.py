@@ -12,6 +12,7 @@ import numpy as np
 from ..crop_images import WINDOW_PIXELS, RasterImage
 from ..image_opening import Source
 from ..rasters.label_windows import LabelRaster
+from ..rasters.spans import spans_of
 from ..rasters.windowed_files import windowed_image, windowed_mask
 from .datasets import SegmentationData
 
@@ -64,8 +65,8 @@ def large_mask(
         return None
     (height, width), counts, is_colored = mask.shape, Counter(), False
     step = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, step):
-        strip = mask.mask.read((top, min(top + step, height)), (0, width))
+    for rows in spans_of(height, step):
+        strip = mask.mask.read(rows, (0, width))
         counts.update(count_values(strip))
         is_colored = strip.ndim == 3
     return MaskValues(mask.shape, dict(counts), is_colored)

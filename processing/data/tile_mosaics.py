@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 from ..atomic_write import atomic_write
 from ..image_opening import ImageReadError
 from ..progress import progress as progress_of
-from ..rasters.files import gdal_explained, open_dataset
+from ..rasters.gdal import gdal_explained, open_dataset
 from ..rasters.georeferences import TOLERANCE
 from .official_classes import FLAIR_HUB, FLAIR_HUB_IGNORED
 

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
+
 from ..crop_images import RasterImage
 from ..rasters.georeferences import check_same_grid
-from ..rasters.label_windows import LabelRaster
+from ..rasters.label_windows import LabelArray, LabelRaster
 from ..rasters.windowed_files import windowed_image, windowed_mask
 from ..samples import check_sizes, scale_of
 from .pairing import Pair
@@ -25,11 +27,18 @@ def windowed_pair(data: Any, pair: Pair) -> dict[str, Any]:
         ImageReadError: If a file cannot be opened.
         ValueError: If image and mask differ in size, or are on different grids.
     """
+
+    def decode(stored: np.ndarray) -> np.ndarray:
+        return data.decode(stored, pair)
+
     image = windowed_image(pair.image, data.num_channels, data.read_image)
     mask = windowed_mask(pair.mask, data.decoder)
     if isinstance(image, RasterImage) and isinstance(mask, LabelRaster):
         check_sizes(image.shape, mask.shape, pair.name)
         check_same_grid(image.raster, mask.mask, pair.name)
     image = data.read_image(pair.image) if image is None else image
-    mask = data.decode(data.read_stored_mask(pair.mask), pair) if mask is None else mask
+    if mask is None:
+        stored = data.read_stored_mask(pair.mask)
+        is_large = isinstance(image, RasterImage)  # only the labels of the crop are decoded then
+        mask = LabelArray(stored, data.ignore_index, decode) if is_large else decode(stored)
     return {"image": image, "mask": mask, "name": pair.name, **scale_of(image)}

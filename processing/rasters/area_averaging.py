@@ -19,7 +19,7 @@ def window_edges(span: tuple[int, int], scale: float, shrink: float = 1.0) -> np
     """The edges of the areas along one axis.
 
     Args:
-        span: First row or column, and the one behind the last.
+        span: First row or column, and the one after the last.
         scale: Factor of the number of pixels.
         shrink: Factor of the positions, for a source that is smaller than the raster.
 
@@ -53,7 +53,7 @@ def area_average(read: AreaReader, rows: np.ndarray, columns: np.ndarray) -> tup
 
 
 def whole(edges: np.ndarray) -> tuple[int, int]:
-    """The pixels that areas with these edges touch: the first, and the one behind the last."""
+    """The pixels that areas with these edges touch: the first, and the one after the last."""
     return floor(edges[0] + ROUNDING), ceil(edges[-1] - ROUNDING)
 
 

@@ -23,7 +23,7 @@ class Bands:
         channels: Number of channels.
 
     Raises:
-        ImageReadError: If the pixels are complex numbers, or blocks are too large.
+        ImageReadError: If the pixels are complex numbers, blocks are too large, or a scale tag is no factor.
     """
 
     def __init__(self, dataset: Any, num_channels: int | None, name: str) -> None:
@@ -33,11 +33,16 @@ class Bands:
         takes_all = num_channels == dataset.count or len(alpha) == dataset.count
         self.alpha = None if takes_all or not alpha else alpha[0]
         self.indices = [band for band in dataset.indexes if takes_all or band not in alpha]
+        if num_channels in (None, 3):
+            self.indices = red_green_blue_first(self.indices, kinds)
         self.table, self.opaque = palette_of(dataset, self.indices, num_channels)
         self.steps = np.array([dataset.scales[band - 1] for band in self.indices]).reshape(-1, 1, 1)
         self.shifts = np.array([dataset.offsets[band - 1] for band in self.indices]).reshape(-1, 1, 1)
+        check_scales(self.steps, self.shifts, name)
         self.is_scaled = self.table is None and bool((self.steps != 1).any() or (self.shifts != 0).any())
-        self.largest = None if self.table is not None or self.is_scaled else largest_of_few_bits(dataset)
+        self.largest = (
+            None if self.table is not None or self.is_scaled else largest_of_few_bits(dataset, self.indices)
+        )
         self.stored = np.result_type(*(dataset.dtypes[band - 1] for band in self.indices))
         is_palette = self.table is not None
         self.dtype = np.dtype(np.float32 if self.is_scaled else np.uint8 if is_palette else self.stored)
@@ -53,7 +58,12 @@ class Bands:
     @property
     def is_plain(self) -> bool:
         """Whether all pixels are valid and the stored numbers are the pixels, up to palettes and few bits."""
-        return not self.masked and self.alpha is None and not self.is_scaled
+        return self.is_valid and not self.is_scaled and self.indices == sorted(self.indices)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether no nodata value, mask or alpha band leaves pixels out."""
+        return not self.masked and self.alpha is None
 
     def read(self, dataset: Any, window: Any) -> tuple[np.ndarray, np.ndarray]:
         """A window as channels (C, h, w), and where it has data (h, w)."""
@@ -116,10 +126,28 @@ def palette_of(
     return table[:, : 1 if is_gray and num_channels == 1 else 3], table[:, 3] > 0
 
 
-def largest_of_few_bits(dataset: Any) -> int | None:
-    """The largest gray value of a file with fewer than 8 bits, which is white; None for others."""
-    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
-    return (1 << bits) - 1 if dataset.count == 1 and dataset.dtypes[0] == "uint8" and bits < 8 else None
+def red_green_blue_first(indices: list[int], kinds: list[str]) -> list[int]:
+    """The bands with those first that are marked as red, green and blue, in this order, if all three are."""
+    colors = [band for color in ("red", "green", "blue") for band in indices if kinds[band - 1] == color]
+    return colors + [band for band in indices if band not in colors] if len(colors) == 3 else indices
+
+
+def check_scales(steps: np.ndarray, shifts: np.ndarray, name: str) -> None:
+    """Raises ImageReadError if a scale tag is 0, or a scale or offset tag is not finite."""
+    if not (np.isfinite(steps) & np.isfinite(shifts) & (steps != 0)).all():
+        raise ImageReadError(
+            f"{name} has scale tags {steps.ravel().tolist()} and offset tags {shifts.ravel().tolist()}, which are no factors and "
+            "summands of pixels. Correct them, for example with gdal_edit.py -scale 1 -offset 0."
+        )
+
+
+def largest_of_few_bits(dataset: Any, indices: list[int]) -> int | None:
+    """The largest value of bands with fewer than 8 bits, which is white; None for others."""
+    bits = {int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8)) for band in indices}
+    is_small = (
+        len(bits) == 1 and max(bits) < 8 and {dataset.dtypes[band - 1] for band in indices} == {"uint8"}
+    )
+    return (1 << bits.pop()) - 1 if is_small else None
 
 
 def masked_bands(dataset: Any, indices: list[int], has_alpha: bool) -> list[int]:

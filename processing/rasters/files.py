@@ -5,16 +5,11 @@ Bands are channels. Pixels have no data where all bands have their nodata value,
 scale and offset tags are applied, which gives float32.
 """
 
-import logging
 import os
 import stat
 import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,33 +18,10 @@ from ..image_opening import ImageReadError, read_orientation
 from ..raster_library import RASTER_SUFFIXES
 from .area_averaging import area_average, window_edges
 from .bands import Bands
+from .gdal import INSTALL_GEO, gdal_explained, load_rasterio, open_dataset
 from .georeferences import Georeference, check_same_grid, georeference_of
+from .spans import Span
 from .virtual_mosaics import covered, covered_parts
-
-INSTALL_GEO = "Run: pip install 'contextseg[geo]'"
-GDAL_OPTIONS = {
-    "GDAL_CACHEMAX": 256,  # megabytes: the tiles or lines of a row of windows of a large mosaic
-    "GDAL_NUM_THREADS": "1",
-    "GDAL_HTTP_CONNECTTIMEOUT": "20",
-    "GDAL_HTTP_TIMEOUT": "60",
-}
-Span = tuple[int, int]
-
-
-@lru_cache(maxsize=1)
-def load_rasterio() -> ModuleType | None:
-    """rasterio, which is imported at first use because that takes long; None if it is not installed."""
-    try:
-        import rasterio
-        import rasterio.features
-        import rasterio.transform
-        import rasterio.warp
-        import rasterio.windows
-    except ImportError:
-        return None
-    logging.getLogger("rasterio").addHandler(logging.NullHandler())  # errors are raised, with the file's name
-    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning, append=True)
-    return rasterio
 
 
 def is_raster_file(source: Any) -> bool:
@@ -159,7 +131,7 @@ class RasterFile:
         with gdal_explained(self.name):
             self.bands = Bands(self.dataset, num_channels, self.name)
             self.shape = (self.bands.channels, self.dataset.height, self.dataset.width)
-        is_mosaic = self.path.lower().endswith(".vrt") and self.bands.is_plain
+        is_mosaic = self.path.lower().endswith(".vrt") and self.bands.is_valid
         self.parts = covered_parts(self.path) if is_mosaic else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,7 +155,9 @@ class RasterFile:
     def may_lack_data(self) -> bool:
         """Whether some pixels may have no data."""
         has_floats = any("float" in kind for kind in self.dataset.dtypes)
-        return bool(self.bands.masked) or self.bands.alpha is not None or self.parts is not None or has_floats
+        is_opaque = self.bands.opaque is None or bool(self.bands.opaque.all())
+        is_whole = self.bands.alpha is None and self.parts is None and is_opaque
+        return bool(self.bands.masked) or has_floats or not is_whole
 
     @property
     def is_picture(self) -> bool:
@@ -255,27 +229,6 @@ class RasterFile:
         for dataset in getattr(self._open, "datasets", {}).values():
             dataset.close()
         self._open.datasets = {}
-
-
-@contextmanager
-def gdal_explained(name: str) -> Iterator[None]:
-    """Context manager with GDAL's settings, which turns what rasterio raises into an ImageReadError with the name."""
-    rasterio = load_rasterio()
-    try:
-        with rasterio.Env(**GDAL_OPTIONS):
-            yield
-    except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, MemoryError) as error:
-        raise ImageReadError(
-            f"{name} cannot be read: {str(error.__cause__ or error).rstrip('.')}. Copy it again, or restore the files that it consists of."
-        ) from error
-
-
-def open_dataset(path: str, overview: int | None = None) -> Any:
-    """Opens rasterio's dataset of a file, or of one of its overviews. Raises ImageReadError."""
-    if load_rasterio() is None:
-        raise ImageReadError(f"'{path}' needs rasterio. {INSTALL_GEO}")
-    with gdal_explained(f"'{path}'"):
-        return load_rasterio().open(path, **({} if overview is None else {"overview_level": overview}))
 
 
 def _is_turned(path: str) -> bool:

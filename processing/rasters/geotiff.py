@@ -4,7 +4,6 @@ Rows are asked for as they are written, so that memory does not grow with the he
 """
 
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..atomic_write import MEGABYTE, atomic_write
-from .files import GDAL_OPTIONS, Georeference, load_rasterio
+from ..atomic_write import atomic_write
+from .gdal import load_rasterio, writing_explained
+from .georeferences import Georeference
+from .spans import spans_of
 
-TILE = 256  # pixels a side; also the rows that are held at a time
+TILE = 256  # pixels on a side, and rows in memory at once
 SMALLEST_OVERVIEW = 256  # pixels of the longer side
 Rows = Callable[[int, int], np.ndarray]
 
@@ -47,19 +48,19 @@ def write_geotiff(
 
     Args:
         target: The file to write; its folder is created if needed.
-        rows: Function of the first row and the one behind the last that returns their pixels (rows, W).
+        rows: Function of the first row and the one after the last that returns their pixels (rows, W).
         size: (H, W).
         content: What the band is.
         reference: The place on Earth; None if it is unknown.
 
     Raises:
-        OSError: If the file cannot be written, such as on a full disk. There is no file then, or the former one.
+        OSError: If the file cannot be written, such as on a full disk. There is then no file, or the previous one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary, explained(target):
+    with atomic_write(target) as temporary, writing_explained(target):
         temporary.unlink(missing_ok=True)  # GDAL reads what it overwrites, and fails if that is incomplete
         with created(temporary, size, content, reference) as dataset:
-            for start, stop in spans(size[0]):
+            for start, stop in spans_of(size[0], TILE):
                 dataset.write(rows(start, stop)[None], window=((start, stop), (0, size[1])))
             if factors := overview_factors(size):
                 dataset.build_overviews(factors, load_rasterio().enums.Resampling.nearest)
@@ -89,21 +90,15 @@ def created(
 
 
 def place(dataset: Any, reference: Georeference) -> None:
-    """Gives a dataset the reference that there is: CRS and transform, control points, or coefficients."""
+    """Sets the known reference of a dataset: CRS and transform, control points, or coefficients."""
     if reference.crs is not None:
         dataset.crs = reference.crs
     if reference.transform is not None:
         dataset.transform = reference.transform
     elif reference.gcps:
-        dataset.gcps = (list(reference.gcps), reference.gcps_crs)
+        dataset.gcps = (list(reference.gcps), reference.gcps_crs or load_rasterio().crs.CRS())
     if reference.rpcs is not None:
         dataset.rpcs = reference.rpcs
-
-
-def spans(height: int) -> Iterator[tuple[int, int]]:
-    """Yields first and last + 1 of the rows of each row of tiles."""
-    for start in range(0, height, TILE):
-        yield start, min(start + TILE, height)
 
 
 def overview_factors(size: tuple[int, int]) -> list[int]:
@@ -120,7 +115,7 @@ def check_written(path: Path, rows: Rows, size: tuple[int, int]) -> None:
     with load_rasterio().open(path) as dataset:
         is_whole = dataset.overviews(1) == overview_factors(size) and all(
             np.array_equal(dataset.read(1, window=((start, stop), (0, size[1]))), rows(start, stop))
-            for start, stop in spans(size[0])
+            for start, stop in spans_of(size[0], TILE)
         )
     if not is_whole:
         raise OSError(errno.EIO, "what was written cannot be read back")
@@ -130,27 +125,6 @@ def read_reduced(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Returns the band of a GeoTIFF at this size (H, W), by nearest neighbor."""
     with load_rasterio().open(path) as dataset:
         return dataset.read(1, out_shape=size)
-
-
-def gdal_errors() -> tuple[type[Exception], ...]:
-    """Returns what rasterio raises for errors of GDAL, of which some are not wrapped."""
-    rasterio = load_rasterio()
-    return rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError
-
-
-@contextmanager
-def explained(target: Path) -> Iterator[None]:
-    """Context manager with GDAL's settings, which turns its errors of writing into OSError with the target's name."""
-    try:
-        with load_rasterio().Env(**GDAL_OPTIONS):
-            yield
-    except gdal_errors() as error:
-        free = shutil.disk_usage(target.parent).free
-        number = errno.ENOSPC if free < MEGABYTE else errno.EIO
-        cause = error.__cause__ or error
-        raise OSError(
-            number, f"cannot be written, {free // MEGABYTE} MB are free: {cause}", str(target)
-        ) from error
 
 
 __all__ = ["BandContent", "read_reduced", "write_geotiff"]

@@ -2,8 +2,7 @@
 
 Windows are read one batch at a time, and rows of results leave as soon as no further window covers them. What
 is held at once does not grow with the height of the raster, and what grows with its width is in a file, where
-it would exceed the setting. Nothing that decides about a value depends on the setting, or on the rows that
-are asked for.
+it would exceed the setting. No value depends on the setting, or on which rows are requested.
 
 Legend: C channels, H, W pixels of the raster, K classes, R rows, h, w pixels of a window.
 """
@@ -28,10 +27,12 @@ from ..image_windows import (
 )
 from ..logits_to_masks import cells_at, mean_probabilities, upsampled_rows
 from ..tiling import RowReader
-from .files import GDAL_OPTIONS
+from .gdal import GDAL_OPTIONS
 from .raster import Raster, read_window, window_values
 from .row_sums import summed_rows
+from .spans import Span
 
+MEMORY = 2 << 30  # bytes that may be held besides the model, by default
 BAND_VALUES = 1 << 20  # class scores in a band of rows, 4 MiB, or a row if that has more; a few exist at once
 STRIP_ROWS = 64  # rows of a context that are read at once, where it reaches over the raster
 BATCH_VALUES = 1 << 26  # logits of a batch of windows, 256 MiB, or a window if that has more
@@ -133,9 +134,9 @@ def raster_scores(
     model: nn.Module,
     processor: Any,
     raster: Raster,
-    rows: tuple[int, int] | None = None,
-    memory: int = 2 << 30,
-    probabilities: bool = True,
+    rows: Span | None,
+    memory: int,
+    probabilities: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields bands of class probabilities or logits, see `Inference.raster_scores`."""
     size = tuple(raster.shape[1:])

@@ -15,7 +15,7 @@ LabelDecoder = Callable[[np.ndarray], np.ndarray]
 
 
 class StoredMask(Protocol):
-    """A mask that is read by windows: what of a `RasterMask` is needed here."""
+    """A mask that is read by windows, such as a `RasterMask`."""
 
     name: str
     shape: tuple[int, int]
@@ -29,14 +29,14 @@ class LabelArray:
     """A mask in memory or in a memory map.
 
     Args:
-        mask: Class ids (H, W), or ids that `decode` takes.
+        mask: Class ids (H, W), or ids (H, W) or colors (H, W, 3) that `decode` takes.
         ignore_index: Label outside the mask.
-        decode: Turns ids of the mask into class ids. Default: they are class ids.
+        decode: Turns ids or colors into class ids. Default: they are class ids.
     """
 
     def __init__(self, mask: np.ndarray, ignore_index: int, decode: LabelDecoder | None = None) -> None:
         self.mask, self.ignore_index, self.decode = mask, ignore_index, decode
-        self.shape = mask.shape
+        self.shape = mask.shape[:2]
 
     def __call__(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Rows and columns that broadcast to (h, w) -> class ids (h, w), the ignore index outside."""

@@ -19,13 +19,14 @@ from ..prediction_maps import IMAGE_MAPS, ONE
 from .geotiff import BandContent
 from .part_files import Layer
 from .raster import read_window
+from .spans import spans_of
 
 DESCRIPTIONS = {
     "confidence": "probability of the predicted class",
     "entropy": "entropy of the class probabilities divided by the logarithm of their number",
 }
-VALID_PIXELS = 1 << 24  # whose validity is held at a time
-READ_PIXELS = 1 << 21  # that are read at a time to know it
+VALID_PIXELS = 1 << 24  # whose validity is in memory at once
+READ_PIXELS = 1 << 21  # that are read at once to find it
 
 
 def nodata_of(num_labels: int) -> int:
@@ -104,6 +105,5 @@ class Validity:
         if not getattr(self.raster, "may_lack_data", True):
             return
         step = max(1, READ_PIXELS // rows)
-        for left in range(0, width, step):
-            columns = min(step, width - left)
-            self.held[:, left : left + columns] = read_window(self.raster, start, left, rows, columns)[1]
+        for left, right in spans_of(width, step):
+            self.held[:, left:right] = read_window(self.raster, start, left, rows, right - left)[1]

@@ -1,6 +1,6 @@
 """Masks in raster files, read as a whole or by windows: class ids, palette indices, or RGB colors.
 
-The pixels are those that `read_mask` gives for other masks. Where the file's mask band is 0, or a pixel has the
+The pixels are as `read_mask` returns those of other masks. Where the file's mask band is 0, or a pixel has the
 nodata value and this is not the id of a class, they are `NO_LABEL`.
 """
 
@@ -14,8 +14,10 @@ from ..image_opening import DECODING_ERRORS, ImageReadError, Source, identified,
 from ..label_maps import NO_LABEL, LabelMap
 from ..mask_encoding import encoding_of
 from ..palette_masks import colors_decide
-from .files import RasterFile, gdal_explained, is_raster_file, load_rasterio
+from .files import RasterFile, is_raster_file
+from .gdal import gdal_explained, load_rasterio
 from .georeferences import Georeference
+from .spans import Span, spans_of
 
 LOSSY = (
     "jpeg",
@@ -29,7 +31,6 @@ LOSSY = (
 )  # rasterio's names
 EXPORT_LOSSLESS = "Export the mask again with a lossless compression, such as DEFLATE."
 PIXELS_AT_ONCE = 1 << 24  # to find the used indices of a palette
-Span = tuple[int, int]
 
 
 class RasterMask:
@@ -80,7 +81,7 @@ class RasterMask:
         """Reads a window inside the mask.
 
         Args:
-            rows: First row, and the one behind the last.
+            rows: First row, and the one after the last.
             columns: The same for columns.
 
         Returns:
@@ -127,8 +128,7 @@ class RasterMask:
         step = max(1, PIXELS_AT_ONCE // width)
         windows = load_rasterio().windows
         used = np.zeros(256, dtype=bool)
-        for top in range(0, height, step):
-            rows = (top, min(top + step, height))
+        for rows in spans_of(height, step):
             used[np.unique(dataset.read(1, window=windows.Window.from_slices(rows, (0, width))))] = True
         if self.nodata is not None:
             used[int(self.nodata)] = False

@@ -2,7 +2,7 @@
 
 The files lie in a work folder beside the result. A band is finished when all its files have their final names, so
 that a process which is killed loses the bands that it is at, and processes which share the folder see what the
-others have finished. `record.json` in the folder says what the bands are of; bands of anything else are dropped.
+others have finished. `record.json` in the folder says what the bands depend on; bands of other work are dropped.
 """
 
 import json
@@ -45,7 +45,7 @@ class PartFiles:
 
     def __init__(self, folder: Path, layers: Mapping[str, Layer], height: int, starts: Sequence[int]) -> None:
         self.folder, self.layers, self.height = folder, dict(layers), height
-        self.bands = list(pairwise([*starts, height]))  # (first row, row behind the last)
+        self.bands = list(pairwise([*starts, height]))  # (first row, row after the last)
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Makes the work folder, or keeps it if it is of the same work. One process calls this, before all others.
@@ -123,7 +123,7 @@ class PartFiles:
     def _replace(self, temporary: Path, path: Path) -> None:
         if len(self.bands) > 1:
             replace_flushed(temporary, path)
-        else:  # the band is all that there is to do, so nothing is worth the wait for the disk
+        else:  # the band is the whole work, so waiting for the disk would save nothing
             temporary.replace(path)
 
     def _path(self, index: int, name: str) -> Path:

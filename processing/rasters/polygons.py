@@ -15,11 +15,11 @@ import numpy as np
 
 from ..atomic_write import atomic_write
 from ..plain_text import one_line
-from .files import Georeference, load_rasterio
-from .geotiff import explained, gdal_errors
+from .gdal import gdal_errors, load_rasterio, writing_explained
+from .georeferences import Georeference
 
 LONGITUDE_LATITUDE = "EPSG:4326"
-DIGITS = 9  # of degrees behind the point: a tenth of a millimeter
+DIGITS = 9  # decimal places of degrees: a tenth of a millimeter
 BATCH = 1000  # polygons that are transformed together
 Map = Callable[[np.ndarray], np.ndarray]
 
@@ -41,12 +41,12 @@ def write_polygons(
         ValueError: If the scene's CRS has no longitude and latitude.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary, explained(target):
+    with atomic_write(target) as temporary, writing_explained(target):
         places, about = coordinates(reference or Georeference(), crs)
         with temporary.open("w", encoding="utf-8") as file, load_rasterio().open(mask) as dataset:
             file.write(json.dumps({"type": "FeatureCollection", **about})[:-1] + ', "features": [')
             separator = "\n"
-            for feature in features(dataset, places, names):
+            for feature in features(dataset, places, names, is_degrees=not about):
                 file.write(separator + json.dumps(feature, ensure_ascii=False))
                 separator = ",\n"
             file.write("\n]}\n")
@@ -62,7 +62,9 @@ def check_coordinates(reference: Georeference | None, crs: str) -> None:
         ) from error
 
 
-def features(dataset: Any, places: Map, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def features(
+    dataset: Any, places: Map, names: Sequence[str], *, is_degrees: bool
+) -> Iterator[dict[str, Any]]:
     """Yields the connected areas of all classes of a dataset as features of GeoJSON."""
     rasterio = load_rasterio()
     found = rasterio.features.shapes(rasterio.band(dataset, 1), connectivity=4)
@@ -75,12 +77,15 @@ def features(dataset: Any, places: Map, names: Sequence[str]) -> Iterator[dict[s
         )
         placed = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
         for polygon, label in batch:
+            corners = [next(placed) for _ in polygon]
+            if is_degrees:
+                corners = across_antimeridian(corners)
             yield {
                 "type": "Feature",
                 "properties": {"class_id": label, "class": one_line(names[label])},
                 "geometry": {
                     "type": "Polygon",
-                    "coordinates": [turned(next(placed), index == 0) for index in range(len(polygon))],
+                    "coordinates": [turned(ring, index == 0) for index, ring in enumerate(corners)],
                 },
             }
 
@@ -95,6 +100,17 @@ def mapped(transform: Any, points: np.ndarray) -> np.ndarray:
     a, b, c, d, e, f = tuple(transform)[:6]
     x, y = points.T
     return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
+
+
+def across_antimeridian(rings: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rings of a polygon in degrees without jumps from 180 to -180: longitudes go on beyond 180 there."""
+    longitudes = [np.unwrap(ring[:, 0], period=360) for ring in rings]
+    if any(lon[0] != lon[-1] for lon in longitudes):  # around a pole
+        return list(rings)
+    middle = longitudes[0].mean()
+    shifts = [360 * np.round((middle - lon.mean()) / 360) for lon in longitudes]
+    moved = [(lon + shift).round(DIGITS) for lon, shift in zip(longitudes, shifts, strict=True)]
+    return [np.stack([lon, ring[:, 1]], axis=1) for lon, ring in zip(moved, rings, strict=True)]
 
 
 def turned(ring: np.ndarray, is_outer: bool) -> list[list[float]]:

@@ -14,10 +14,11 @@ from ..prediction import Predictor
 from ..prediction_files import FilePredictor, Job
 from ..prediction_maps import IMAGE_MAPS
 from .geotiff import read_reduced
+from .inference import MEMORY
 from .layers import nodata_of
 from .polygons import write_polygons
 from .raster import Raster, read_window, window_values
-from .segmentation import MEMORY, WHOLE_PIXELS, RasterSegmentation, RasterTargets
+from .segmentation import WHOLE_PIXELS, RasterSegmentation, RasterTargets
 from .work_records import model_record
 
 OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay at most
@@ -32,7 +33,7 @@ class RasterPredictor(FilePredictor):
         memory: Bytes that may be held besides the model. Default: 2 GiB.
         window: Side of the windows in which large rasters are segmented if `inference` has none. Default: the
             model's `crop_size`, or 512.
-        tell: Called with a sentence on windows that were chosen. Default: nothing is told.
+        tell: Called with a sentence about the windows that were chosen. Default: nothing is said.
     """
 
     done = "segmented"

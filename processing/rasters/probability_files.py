@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic_write import MEGABYTE, atomic_write
+from .spans import spans_of
 
 STRIP_VALUES = 1 << 24
 
@@ -19,7 +20,7 @@ def write_probabilities(
 
     Args:
         target: The file to write; its folder is created if needed.
-        rows: Function of the first row and the one behind the last that returns (rows, W, K).
+        rows: Function of the first row and the one after the last that returns (rows, W, K).
         shape: (K, H, W).
 
     Raises:
@@ -36,8 +37,7 @@ def write_probabilities(
     step = max(1, STRIP_VALUES // (width * shape[0]))
     with atomic_write(target) as temporary:
         np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        for start in range(0, height, step):
-            stop = min(start + step, height)
+        for start, stop in spans_of(height, step):
             # The file is opened for each strip, so that earlier rows do not stay in memory.
             stored = np.lib.format.open_memmap(temporary, mode="r+")
             stored[:, start:stop] = np.moveaxis(rows(start, stop), -1, 0)

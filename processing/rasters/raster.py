@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ..image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
 from ..image_reading import decode_once, read_image, to_numpy, to_rgb
+from ..tiling import overlap_slices
 from .area_averaging import area_average, window_edges
 from .files import RasterFile, is_raster_file
+from .spans import Span
 
 CODED_MODES = (
     "1",
@@ -30,7 +32,6 @@ CODED_MODES = (
     "CMYK",
 )  # Pillow's modes that are not channels as stored
 ALPHA_MODES = ("LA", "RGBA")
-Span = tuple[int, int]  # first row or column, and the one behind the last
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class Raster(Protocol):
         """Returns the pixels (C, h, w) of a window inside the raster, of the raster's own type.
 
         Args:
-            rows: First row, and the one behind the last.
+            rows: First row, and the one after the last.
             columns: The same for columns.
             scale: Factor of at most 1: h and w are the numbers of rows and columns times `scale`, rounded, at
                 least 1. Below 1, pixels are averages over areas.
@@ -64,17 +65,24 @@ class ArrayRaster:
         channels_first: Which of the two last it is. Default: channels are the shorter of the first and last
             axis; where both are equal, they are last.
         name: Name in messages.
+        mask: (H, W) bool, False where there are no data. Default: all finite pixels are data.
     """
 
     georeference = None
 
-    def __init__(self, array: Any, channels_first: bool | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        array: Any,
+        channels_first: bool | None = None,
+        name: str | None = None,
+        mask: np.ndarray | None = None,
+    ) -> None:
         self.name = name or f"{type(array).__name__} of shape {tuple(array.shape)}"
         if array.ndim not in (2, 3) or 0 in array.shape or np.dtype(array.dtype).kind not in "biuf":
             raise ImageReadError(
                 f"{self.name} and type {array.dtype} is not an image. Pass numbers as (H, W), (H, W, C) or (C, H, W)."
             )
-        self.array = array
+        self.array, self.mask = array, mask
         is_first = array.shape[0] < array.shape[-1] if channels_first is None else channels_first
         self.channels_first = array.ndim == 3 and is_first
         sides = array.shape if self.channels_first or array.ndim == 2 else array.shape[-1:] + array.shape[:2]
@@ -92,13 +100,15 @@ class ArrayRaster:
     def read_with_validity(
         self, rows: Span, columns: Span, scale: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels (C, h, w) of a window, and where they are finite (h, w)."""
+        """The pixels (C, h, w) of a window, and where they are data (h, w)."""
         if scale != 1:
             edges = window_edges(rows, scale), window_edges(columns, scale)
             return area_average(self.read_with_validity, *edges)
         pixels = self._stored(rows, columns)
-        is_float = pixels.dtype.kind == "f"
-        return pixels, np.isfinite(pixels).all(0) if is_float else np.ones(pixels.shape[1:], dtype=bool)
+        valid = (
+            np.ones(pixels.shape[1:], bool) if self.mask is None else self.mask[slice(*rows), slice(*columns)]
+        )
+        return pixels, valid & np.isfinite(pixels).all(0) if pixels.dtype.kind == "f" else valid
 
     def _stored(self, rows: Span, columns: Span) -> np.ndarray:
         window = slice(*rows), slice(*columns)
@@ -138,7 +148,8 @@ def open_raster(
         return ArrayRaster(source)
     image = decode_once(source, pixel_limit, num_channels)[0]
     name = describe(source)
-    return ArrayRaster(_channels(image, num_channels, name), channels_first=False, name=name)
+    pixels, mask = _channels(image, num_channels, name)
+    return ArrayRaster(pixels, channels_first=False, name=name, mask=mask)
 
 
 def read_window(
@@ -157,18 +168,17 @@ def read_window(
     Returns:
         Pixels (C, h, w) of the raster's type, and where they are valid (h, w): False outside and without data.
     """
-    channels, *sides = raster.shape
+    sides = raster.shape[1:]
     spans = (top, top + height), (left, left + width)
-    inside = [(max(0, start), min(stop, side)) for (start, stop), side in zip(spans, sides, strict=True)]
-    if scale != 1 and inside != list(spans):
-        return area_average(
-            lambda rows, columns: _with_surroundings(raster, rows, columns),
-            window_edges(spans[0], scale),
-            window_edges(spans[1], scale),
-        )
-    if inside == list(spans):
+    if all(start >= 0 and stop <= side for (start, stop), side in zip(spans, sides, strict=True)):
         return _read(raster, *spans, scale)
-    return _with_surroundings(raster, *spans)
+    if scale == 1:
+        return _with_surroundings(raster, *spans)
+    return area_average(
+        lambda rows, columns: _with_surroundings(raster, rows, columns),
+        window_edges(spans[0], scale),
+        window_edges(spans[1], scale),
+    )
 
 
 def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: str | None = None) -> Tensor:
@@ -225,31 +235,31 @@ def _read(raster: Raster, rows: Span, columns: Span, scale: float) -> tuple[np.n
 def _with_surroundings(raster: Raster, rows: Span, columns: Span) -> tuple[np.ndarray, np.ndarray]:
     """As `_read` at scale 1, for a window that may reach beyond the raster."""
     channels, *sides = raster.shape
-    spans = (rows, columns)
-    inside = [(max(0, start), min(stop, side)) for (start, stop), side in zip(spans, sides, strict=True)]
-    size = [stop - start for start, stop in spans]
-    if any(start >= stop for start, stop in inside):
-        pixels, _ = _read(raster, (0, 1), (0, 1), 1.0)
-        return np.zeros((channels, *size), pixels.dtype), np.zeros(size, dtype=bool)
-    found, found_valid = _read(raster, *inside, 1.0)
-    place = tuple(
-        slice(start - outer, stop - outer) for (start, stop), (outer, _) in zip(inside, spans, strict=True)
-    )
+    size = [stop - start for start, stop in (rows, columns)]
+    cuts = [overlap_slices(*cut) for cut in zip((rows[0], columns[0]), size, sides, strict=True)]
+    inside = [(part.start, part.stop) for part, _ in cuts]
+    overlaps = all(start < stop for start, stop in inside)
+    found, found_valid = _read(raster, *(inside if overlaps else [(0, 1), (0, 1)]), 1.0)
     pixels, valid = np.zeros((channels, *size), found.dtype), np.zeros(size, dtype=bool)
-    pixels[(slice(None), *place)], valid[place] = found, found_valid
+    if overlaps:
+        rows_there, columns_there = (place for _, place in cuts)
+        pixels[:, rows_there, columns_there] = found
+        valid[rows_there, columns_there] = found_valid
     return pixels, valid
 
 
-def _channels(image: Image.Image | np.ndarray, num_channels: int | None, name: str) -> np.ndarray:
-    """A decoded image -> (H, W) or (H, W, C) as stored; codes for colors become RGB."""
+def _channels(
+    image: Image.Image | np.ndarray, num_channels: int | None, name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A decoded image -> (H, W) or (H, W, C) as stored, where codes for colors become RGB; and where alpha is not 0."""
     if isinstance(image, np.ndarray):
-        return image
+        return image, None
     pixels = np.asarray(to_rgb(image, None, name) if image.mode in CODED_MODES else image)
     if image.mode == "I" and image.format == "PNG":
-        return pixels.astype(np.uint16)  # at most 16 bits
+        return pixels.astype(np.uint16), None  # at most 16 bits
     if image.mode in ALPHA_MODES and num_channels != pixels.shape[-1]:
-        return pixels[..., :-1]
-    return pixels
+        return pixels[..., :-1], pixels[..., -1] > 0
+    return pixels, None
 
 
 __all__ = ["ArrayRaster", "Raster", "open_raster", "read_window", "window_values"]

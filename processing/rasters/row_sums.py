@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..tiling import Grid, Place, moved_up, overlaid
+from ..tiling import Grid, Place, moved_up, overlap_slices
 
 
 class MemorySums:
@@ -104,7 +104,7 @@ def summed_rows(
     sums, filled = None, 0
     try:
         for top, next_top in pairwise([*grid.starts[0][first:], height]):
-            rows, inside = overlaid(top, grid.part[0], height)
+            rows, inside = overlap_slices(top, grid.part[0], height)
             windows = predict([(top, left) for left in grid.starts[1]])
             for index, strip in enumerate(strips(grid, windows, inside)):
                 sums = sums or sums_of(grid, strip, memory)

@@ -16,8 +16,9 @@ from ..image_opening import PIXEL_LIMIT, Source
 from ..inference import Inference, channels_of
 from ..palettes import class_colors
 from ..progress import progress
-from .files import INSTALL_GEO, load_rasterio
+from .gdal import INSTALL_GEO, load_rasterio
 from .geotiff import write_geotiff
+from .inference import MEMORY
 from .layers import Validity, layer_rows, layers_of, map_content, mask_content
 from .part_files import PartFiles
 from .polygons import check_coordinates, write_polygons
@@ -25,11 +26,10 @@ from .probability_files import write_probabilities
 from .raster import Raster, open_raster
 from .work_records import files_of, model_record, record_of
 
-MEMORY = 2 << 30  # bytes
 OWN_MEMORY = 128 << 20  # bytes that turning scores into results takes
 WHOLE_PIXELS = 2048 * 2048  # of the largest raster that is segmented as a whole
 WINDOW = 512  # pixels, where neither model nor training tells another size
-PIECE_VALUES = 1 << 21  # class probabilities that are turned into results at a time
+PIECE_VALUES = 1 << 21  # class probabilities that become results at once
 Target = str | os.PathLike
 
 
@@ -268,7 +268,7 @@ def check_targets(targets: RasterTargets, files: Sequence[str]) -> None:
 
 
 def is_same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
-    """Whether two paths are of one file, also by links, or would be."""
+    """Whether two paths lead to the same file, which need not exist, also through links."""
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:

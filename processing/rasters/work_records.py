@@ -1,6 +1,6 @@
-"""What stopped work on a raster was of: the record decides whether it goes on or starts anew.
+"""Records of work on a raster, by which a stopped run continues, or starts anew if anything has changed.
 
-Whatever cannot be recognized again, such as an array in memory, gets a record of its own, so its work starts anew.
+What cannot be recognized again, such as an array in memory, gets a unique record, so its work starts anew.
 """
 
 import hashlib

@@ -115,6 +115,7 @@ def relay_from_official(
     check_arguments(arguments, kind)
     config = RelayConfig(**config_options(weights, encoder, kind, arguments))
     model = RelayForSemanticSegmentation(config)
+    check_steps(weights)
     head = {name.removeprefix("seg_head."): weights[name] for name in weights.keys() - encoder.keys()}
     fill(model, {**backbone_weights(encoder, config), **HEAD.apply(head)})
     return model.eval()
@@ -123,9 +124,11 @@ def relay_from_official(
 def without_prefix(weights: Mapping[str, Tensor]) -> StateDict:
     """The tensors of encoder and decoder, without what a training program puts before their names, and `model.`.
 
+    A ViT whose crops share the patch embedding numbers it not at all there, and by 0 here.
+
     Raises ValueError if there is no patch embedding of the authors' code.
     """
-    stem = re.compile(r"(.*?)model\.patch_embed\.0\.proj\.weight$")
+    stem = re.compile(r"(.*?)model\.patch_embed\.(?:0\.)?proj\.weight$")
     found = next(filter(None, map(stem.match, weights)), None)
     if found is None:
         raise ValueError(
@@ -133,7 +136,10 @@ def without_prefix(weights: Mapping[str, Tensor]) -> StateDict:
             "tokens. Give the checkpoint of one, with its decoder."
         )
     names = {name: name.removeprefix(found[1]) for name in weights if name.startswith(found[1])}
-    return {own.removeprefix("model."): weights[name] for name, own in names.items()}
+    return {
+        own.removeprefix("model.").replace("patch_embed.proj.", "patch_embed.0.proj."): weights[name]
+        for name, own in names.items()
+    }
 
 
 def backbone_weights(encoder: Mapping[str, Tensor], config: RelayConfig) -> StateDict:
@@ -235,6 +241,16 @@ def swinv2_options(
         "crop_size": size if isinstance(size, int) else max(size),
         "layer_norm_eps": arguments.get("layer_norm_eps", 1e-5),
     }
+
+
+def check_steps(weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a decoder in steps of another size than two."""
+    first = weights.get("seg_head.layers.0.0.weight")
+    if first is not None and first.shape[-1] != 2:
+        raise ValueError(
+            f"the decoder upsamples in steps of {first.shape[-1]} (decoder_stride), but only steps of 2, or one step of the "
+            "whole stride, can be converted."
+        )
 
 
 def count_of(encoder: Mapping[str, Tensor], pattern: str) -> int:

@@ -1,5 +1,7 @@
 """Local and context crops of scaled and turned squares against those of the authors of relay tokens."""
 
+from math import atan2, degrees
+
 import numpy as np
 import pytest
 from golden_cases import golden_cases
@@ -14,10 +16,10 @@ INTERPOLATED = 1e-3  # by OpenCV, where a square is scaled or turned
 
 
 def frame_of(square):
-    """The frame of a square. That of the authors begins at the leftmost corner, as ours does after a turn to the left."""
-    angle = square["rotation_degrees"]
-    side = square["side"]
-    return Frame.of_box(square["y0"], square["x0"], side, side, angle=angle - 90 if angle > 0 else angle)
+    """The frame of a square. That of the authors begins at its leftmost corner, so the stored axes tell the angle."""
+    (x, y), (end_x, end_y) = (square["crop_frame"][name] for name in ("origin", "x_axis_end"))
+    angle, side = degrees(atan2(end_y - y, end_x - x)), square["side"]
+    return Frame.of_box(square["y0"], square["x0"], side, side, angle=angle)
 
 
 def within(frame, size, sides):

@@ -12,14 +12,19 @@ CASES = [case for case in golden_cases("relay") if case.id == "none" or case.val
 
 
 def tiles_and_parts(height, width, tile, overlap, split, **_):
-    """(x0, y0, x1, y1) of each window, and of its part that counts, for cells of a pixel."""
+    """(x0, y0, x1, y1) of each window, and of its part that counts, for cells of a pixel.
+
+    The authors count rows from the bottom; without overlap, our first window begins at the top.
+    """
     size, window = (height, width), (tile, tile)
     if split == "test":
         grid = center_grid(size, window, overlap)
+        rows, columns = grid.starts
     else:
         grid = sliding_grid(size, window, overlap, "constant", pads=True)
+        rows, columns = [height - tile - start for start in grid.starts[0]], grid.starts[1]
     (margin, _), (part, _) = grid.margin, grid.part
-    parts = [(x, y, x + part, y + part) for y, x in product(*grid.starts)]
+    parts = [(x, y, x + part, y + part) for y, x in product(rows, columns)]
     return [(x - margin, y - margin, x - margin + tile, y - margin + tile) for x, y, *_ in parts], parts
 
 

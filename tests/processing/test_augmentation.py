@@ -1,6 +1,7 @@
 """Joint augmentation: image and mask stay aligned, and a sample depends on seed, epoch and index alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,6 +263,14 @@ def test_a_crop_is_balanced_up_to_the_cat_max_ratio_of_a_class():
     assert JointAugmentation((4, 4), cat_max_ratio=0.75)._is_balanced(mask, region)
     assert not JointAugmentation((4, 4), cat_max_ratio=0.74)._is_balanced(mask, region)
     assert not JointAugmentation((4, 4))._is_balanced(np.full((4, 4), 255), region)
+
+
+def test_where_one_class_may_fill_a_crop_the_first_one_is_taken_without_reading_labels():
+    drawn = JointAugmentation((4, 4), cat_max_ratio=1.0)._draw_balanced_region(
+        SimpleNamespace(shape=(40, 40)), np.random.default_rng(0)
+    )
+    random = np.random.default_rng(0)
+    assert drawn == draw_region((40, 40), (4, 4), random.uniform(0.5, 2.0), random)
 
 
 def test_padding_has_the_ignore_index_that_is_set():

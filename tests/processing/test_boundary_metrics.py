@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from cases import each
 
 from contextseg.processing import boundary_pixels
-from contextseg.processing.boundary_metrics import BoundaryF, BoundaryIoU, ImageInBands
+from contextseg.processing.boundary_metrics import BoundaryF, BoundaryIoU
 from contextseg.processing.metrics import ConfusionMatrix
+from contextseg.processing.row_scores import rows_of
 
 
 def eroded_boundary(mask, radius):
@@ -174,18 +175,27 @@ def test_a_perfect_prediction_scores_one_beside_ignored_regions(build, mean):
 
 
 @each(
-    ("kind", "pixels"), [(kind, pixels) for kind in (BoundaryIoU, BoundaryF) for pixels in (None, 1, 5, 200)]
+    ("kind", "pixels"),
+    [
+        (ConfusionMatrix, None),
+        *((kind, pixels) for kind in (BoundaryIoU, BoundaryF) for pixels in (None, 1, 5, 200)),
+    ],
 )
-def test_an_image_in_bands_scores_as_the_whole(kind, pixels):
+def test_parts_of_an_image_in_bands_sum_to_the_score_of_the_whole(kind, pixels):
     """Bands are shorter and longer than the distance, and the image has ignored pixels."""
     torch.manual_seed(0)
     labels, prediction = F.interpolate(torch.rand(2, 3, 9, 8), size=(97, 60), mode="bilinear").argmax(1)
     labels[40:60, 10:20] = 255
-    whole, banded = kind(3, pixels=pixels), kind(3, pixels=pixels)
+    options = {} if pixels is None else {"pixels": pixels}
+    whole, banded = kind(3, **options), kind(3, **options)
     whole.update(prediction, labels)
-    image = ImageInBands(banded, labels.shape)
-    for rows in torch.arange(97).split([1, 2, 30, 3, 60, 1]):
-        image.update(prediction[rows], labels[rows])
+    parts = [rows_of(banded, labels.shape, rows) for rows in ((0, 41), (41, 43), (43, 97))]
+    for part in parts:
+        for band in torch.arange(97).split([1, 2, 30, 3, 60, 1]):
+            rows = band[(part.needed[0] <= band) & (band < part.needed[1])]
+            if len(rows):
+                part.update(prediction[rows], labels[rows])
+    banded.add(sum(part.sums for part in parts))
     assert torch.equal(banded.counts, whole.counts)
     assert banded.counts.sum() > 0
 

@@ -48,20 +48,20 @@ def crop(augmentation, image, mask, index=0):
     return augmentation.crop({"image": image, "mask": mask}, epoch=0, index=index)
 
 
-@each("ratio", [1, 2, 4])
-def test_the_processor_cuts_the_pairs_that_a_model_cuts_from_a_whole_image(ratio):
+@each(("ratio", "side"), [(1, 16), (2, 16), (4, 16), (2, 17), (3, 15), (4, 51)])
+def test_the_processor_cuts_the_pairs_that_a_model_cuts_from_a_whole_image(ratio, side):
     image, ids = scene(40, 72)
     processor, boxes = (
         SegmentationImageProcessor(),
-        [(y, x, 16, 16) for y in (0, 16, 32) for x in range(0, 80, 16)],
+        [(y, x, side, side) for y in range(0, 40, side) for x in range(0, 72, side)],
     )
     whole = processor(image, ids, return_tensors="pt")
     pairs = processor.crop_pairs(image, boxes, ids, context_ratio=ratio)
     expected = {
-        "pixel_values": tiles_of(whole["pixel_values"], 16),
-        "context_values": contexts_of(whole["pixel_values"], 16, ratio),
-        "labels": tiles_of(whole["labels"][:, None], 16, 255)[:, 0],
-        "context_labels": context_labels_of(whole["labels"], 16, ratio, 255),
+        "pixel_values": tiles_of(whole["pixel_values"], side),
+        "context_values": contexts_of(whole["pixel_values"], side, ratio),
+        "labels": tiles_of(whole["labels"][:, None], side, 255)[:, 0],
+        "context_labels": context_labels_of(whole["labels"], side, ratio, 255),
     }
     for name, values in expected.items():
         torch.testing.assert_close(pairs[name], values, rtol=0, atol=1e-5)
@@ -162,6 +162,15 @@ def test_training_and_the_collator_give_the_same_pairs_with_zero_outside_the_ima
     assert (sample["context_values"][:, outside] == 0).all()
 
 
+def test_pairs_of_numbers_with_a_range_are_read_as_the_processor_reads_them():
+    image = np.random.default_rng(0).random((20, 30, 4), dtype=np.float32) * 50
+    normalization = {"image_mean": [0.4] * 4, "image_std": [0.2] * 4}
+    processor = SegmentationImageProcessor(do_convert_rgb=False, value_range=(0, 50), **normalization)
+    pairs = processor.crop_pairs(image, torch.tensor([[0, 0, 20, 30]]), context_ratio=2)
+    whole = processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pairs["pixel_values"], whole, rtol=0, atol=1e-5)
+
+
 def test_a_batch_with_a_single_pair_is_refused():
     pair = crop(PAIRS, *scene())
     alone = {name: pair[name] for name in ("image", "mask", "value_range")}
@@ -183,6 +192,10 @@ def test_shares_of_resized_and_rotated_crops():
         ({"boxes": []}, "not boxes"),
         ({"boxes": [(0, 0, 8)]}, "not boxes"),
         ({"boxes": [(0, 0, 8, 8), (0, 0, 9, 9)]}, "differ in size"),
+        ({"boxes": [(0, float("nan"), 8, 8)]}, "not boxes"),
+        ({"size": 8}, "not a size"),
+        ({"size": (0, 8)}, "not a size"),
+        ({"angle": float("inf")}, "not a number of degrees"),
         ({"context_ratio": 1.5}, "whole number"),
         ({"context_sampling": "nearest"}, "area, point"),
         ({"segmentation_map": np.zeros((9, 9), np.uint8)}, "is 9x9"),

@@ -99,6 +99,24 @@ def test_pixels_without_data_are_the_mean_and_have_no_label(tmp_path, ratio):
     np.testing.assert_array_equal(pixels[:, :64], image[:, :64])
 
 
+def test_of_a_mask_that_is_decoded_as_a_whole_only_the_labels_of_the_crop_are_looked_up(tmp_path):
+    folder(tmp_path / "data", "tif")
+    colors = np.array([[9, 9, 9], [0, 200, 0], [0, 0, 200]], dtype=np.uint8)[IDS]
+    colors[0, 0] = 1, 2, 3  # not in the table
+    (tmp_path / "data/masks/one.tif").unlink()
+    Image.fromarray(colors).save(tmp_path / "data/masks/one.png")
+    names = {"a": [9, 9, 9], "b": [0, 200, 0], "c": [0, 0, 200]}
+    table = [{"name": name, "color": color} for name, color in names.items()]
+    (tmp_path / "data/classes.json").write_text(json.dumps({"classes": table}))
+    mask = open_data(tmp_path / "data").windowed(0)["mask"]
+    rows, columns = np.arange(50, 90)[:, None], np.arange(100, 140)[None]
+    found, inside = mask(rows, columns), (rows < IDS.shape[0]) & (columns < IDS.shape[1])
+    np.testing.assert_array_equal(found[inside], IDS[rows.clip(0, 95), columns.clip(0, 127)][inside])
+    assert (found[~inside] == 255).all()
+    with pytest.raises(ValueError, match="#010203"):
+        mask(rows - 50, columns - 100)
+
+
 def test_files_are_opened_by_each_process_and_samples_can_be_pickled(datasets):
     data = pickle.loads(pickle.dumps(datasets["tif"]))
     augmentation = JointAugmentation((16, 16), context_ratio=2)

@@ -63,7 +63,7 @@ def test_a_card_keeps_its_table_and_its_end_for_any_name():
 def test_evaluation_files_hold_any_name_in_one_cell(tmp_path, capsys):
     confusion, table = scores()
     add_boundaries(table, *(kind(len(NASTY)).compute() for kind in (BoundaryIoU, BoundaryF)))
-    report(table, {"model": NASTY[2]}, confusion, tmp_path)
+    report(table, {"model": NASTY[2], "boundaries": "within 2 pixels"}, confusion, tmp_path)
     with (tmp_path / "evaluation.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert [len(row) for row in rows] == [len(rows[0])] * (len(NASTY) + 1)

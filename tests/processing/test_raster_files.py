@@ -56,6 +56,9 @@ def whole(path, scale=1.0):
         "BigTIFF in lines": (PIXELS, {"BIGTIFF": "YES", "compress": "zstd", "blockysize": 1}, PIXELS),
         "palette": (PIXELS[0] % 16, {"colors": TABLE}, np.moveaxis(TABLE[PIXELS[0] % 16], -1, 0)),
         "4 bits": (PIXELS[:1] % 16, {"NBITS": 4}, PIXELS[:1] % 16 * 17),
+        "4 bits of three colors": (PIXELS % 16, {"NBITS": 4}, PIXELS % 16 * 17),
+        "marked as blue, green, red": (PIXELS[::-1], {"interpretation": RGB[::-1]}, PIXELS),
+        "the same in a plain file": (PIXELS[::-1], {"interpretation": RGB[::-1], "reference": False}, PIXELS),
         "without reference": (PIXELS, {"reference": False}, PIXELS),
         "alpha": (np.concatenate([PIXELS, ALPHA[None]]), {"interpretation": (*RGB, "alpha")}, PIXELS),
         "gray and alpha": (np.stack([PIXELS[0], ALPHA]), {"interpretation": ("gray", "alpha")}, PIXELS[:1]),
@@ -66,7 +69,7 @@ def test_a_raster_gives_the_values_of_the_same_picture(pixels, options, picture,
     Image.fromarray(np.broadcast_to(picture, (3, *SHAPE)).transpose(1, 2, 0).copy()).save(tmp_path / "a.png")
     expected = SegmentationImageProcessor()(tmp_path / "a.png", return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(found, expected * torch.from_numpy(valid), rtol=0, atol=0)
-    np.testing.assert_array_equal(valid, ALPHA > 0 if "interpretation" in options else True)
+    np.testing.assert_array_equal(valid, ALPHA > 0 if "alpha" in options.get("interpretation", ()) else True)
 
 
 HOLE = np.zeros(SHAPE, dtype=bool)
@@ -148,6 +151,7 @@ def test_scale_and_offset_tags_give_true_values(tmp_path):
         "complex": (PIXELS.astype(np.complex64), {}, "complex64"),
         "bands": (noise(5, *SHAPE), {}, "5 channels.*--num-channels 5"),
         "range": (PIXELS.astype(np.float32), {}, "value_range"),
+        "scale": (PIXELS, {"scales": (1, 0, 1), "offsets": (0, 0, 0)}, "scale tags"),
     },
 )
 def test_what_a_model_cannot_take_is_refused_by_name(pixels, options, words, tmp_path):
@@ -174,6 +178,11 @@ def test_gaps_of_a_mosaic_have_no_data_and_a_lost_tile_is_named(nodata, tmp_path
     assert valid[:, :20].all()
     assert valid[:, 30:].all()
     assert not valid[:, 20:30].any()
+    (tmp_path / "outer").mkdir()
+    outer = write_mosaic(tmp_path / "outer/outer.vrt", {mosaic: (5, 10, 50, 20)}, (40, 60))
+    outer.write_text(outer.read_text().replace("mosaic.vrt", "../mosaic.vrt"))
+    around = np.pad(valid, ((10, 10), (5, 5)))
+    np.testing.assert_array_equal(whole(outer)[1], around)
     (tmp_path / "b.tif").unlink()
     with pytest.raises(ImageReadError, match=r"mosaic\.vrt.*b\.tif"):
         whole(mosaic)

@@ -46,9 +46,9 @@ class Blur(nn.Module):
 class Reads(ArrayRaster):
     """A raster that records the sizes of the windows that are read."""
 
-    def read(self, rows, columns, scale=1.0):
+    def read_with_validity(self, rows, columns, scale=1.0):
         self.sizes = [*getattr(self, "sizes", []), (rows[1] - rows[0], columns[1] - columns[0])]
-        return super().read(rows, columns, scale)
+        return super().read_with_validity(rows, columns, scale)
 
 
 def picture(height, width):

@@ -10,6 +10,7 @@ import torch
 from cases import each
 
 from contextseg import Inference, SegmentationImageProcessor, segment_raster
+from contextseg.processing.rasters.files import RasterFile
 from contextseg.processing.rasters.geotiff import BandContent, write_geotiff
 from contextseg.processing.rasters.layers import Validity, layer_rows
 from contextseg.processing.rasters.part_files import Layer, PartFiles
@@ -122,6 +123,7 @@ REFERENCES = {
     "turned": lambda: {"crs": UTM, "transform": TURNED},
     "transform alone": lambda: {"transform": NORTH_UP},
     "control points": lambda: {"gcps": (control_points(), rasterio.crs.CRS.from_epsg(4326))},
+    "control points of an unknown system": lambda: {"gcps": (control_points(), rasterio.crs.CRS())},
     "coefficients": lambda: {"rpcs": coefficients()},
     "none": dict,
 }
@@ -190,6 +192,16 @@ def test_only_rasters_that_may_lack_data_are_read_to_know_where_they_have_some(d
     monkeypatch.setattr(raster, "_stored", lambda *window: reads.append(window) or raster.array)
     assert Validity(raster).rows(0, 50).all()
     assert bool(reads) == (dtype == "float32")
+
+
+def test_a_palette_with_a_transparent_color_may_lack_data(tmp_path):
+    scene = write_scene(tmp_path / "palette.tif", pixels()[:1] % 2, photometric="palette")
+    for opacity, may_lack_data in ((255, False), (0, True)):
+        with rasterio.open(scene, "r+") as file:
+            file.write_colormap(1, {0: (9, 9, 9, opacity), 1: (200, 0, 0, 255)})
+        raster = RasterFile(scene)
+        assert raster.may_lack_data == may_lack_data
+        assert raster.valid((0, 50), (0, 40)).all() != may_lack_data
 
 
 def test_a_mask_is_that_of_the_array_by_inference(tmp_path):
@@ -438,15 +450,20 @@ def test_polygons_have_the_area_of_their_classes_and_turn_as_geojson_says(tmp_pa
     {
         "transform": (REFERENCES["north up"](), (9.0, 48.74, 9.006, 48.754)),
         "control points": (REFERENCES["control points"](), (9.0, 47.94, 9.05, 48.001)),
+        "across the antimeridian": (
+            {"crs": "EPSG:32660", "transform": Affine(10, 0, 828_900, 0, -10, 1_106_000)},
+            (179.998, 9.985, 180.003, 9.992),
+        ),
     },
 )
 def test_polygons_are_in_longitude_and_latitude_by_default(tmp_path, reference, box):
     found, _ = polygons_of(tmp_path, "wgs84", **reference)
     assert "crs" not in found
     points = np.concatenate([ring for f in found["features"] for ring in f["geometry"]["coordinates"]])
+    points[:, 0] %= 360
     assert (points.min(0) >= np.array(box[:2]) - 1e-6).all()
     assert (points.max(0) <= np.array(box[2:]) + 1e-6).all()
-    assert all(area(f["geometry"]["coordinates"][0]) > 0 for f in found["features"])
+    assert all(0 < area(f["geometry"]["coordinates"][0]) < 1 for f in found["features"])
 
 
 def test_a_crs_without_longitude_and_latitude_is_refused_before_any_work(tmp_path):

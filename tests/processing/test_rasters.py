@@ -61,6 +61,16 @@ def test_a_picture_gives_the_values_that_its_processor_makes_of_it(mode, tmp_pat
     torch.testing.assert_close(values, processor(path, return_tensors="pt").pixel_values[0], rtol=0, atol=0)
 
 
+def test_a_picture_has_no_data_where_it_is_transparent(tmp_path):
+    picture = noise(20, 30, 4)
+    picture[5:9, :7, 3] = 0
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    pixels, valid = read_window(open_raster(tmp_path / "a.png"), 0, 0, 20, 30)
+    np.testing.assert_array_equal(pixels, picture[..., :3].transpose(2, 0, 1))
+    np.testing.assert_array_equal(valid, picture[..., 3] > 0)
+    assert read_window(open_raster(tmp_path / "a.png", num_channels=4), 0, 0, 20, 30)[1].all()
+
+
 def test_a_raster_of_ones_own_needs_a_shape_and_read_only():
     raster = open_raster(Slide())
     assert isinstance(raster, Raster)

@@ -10,6 +10,7 @@ from contextseg.processing.tiling import (
     blended_rows,
     constant_weights,
     gaussian_weights,
+    overlap_slices,
     window_starts,
 )
 
@@ -87,3 +88,12 @@ def test_rows_are_the_same_however_the_map_arrives(lengths, spans):
 
 def test_the_bell_is_one_at_the_center_between_two_cells_too():
     assert gaussian_weights((4, 6)).max() == 1
+
+
+def test_a_part_overlaps_the_map_where_both_have_cells():
+    for start, length, size in product(range(-6, 7), range(1, 8), range(1, 5)):
+        in_map, in_part = overlap_slices(start, length, size)
+        assert list(range(size))[in_map] == [
+            cell for cell in range(start, start + length) if 0 <= cell < size
+        ]
+        assert list(range(start, start + length))[in_part] == list(range(size))[in_map]

@@ -62,6 +62,8 @@ def official(model: RelayForSemanticSegmentation) -> dict[str, Tensor]:
         stored = stored[:, None, None] if name.endswith("log_scale") else stored
         for pattern, replacement in (*NAMES, *(CROP_INDEX if is_vit else ())):
             name = re.sub(pattern, replacement, name)
+        if is_vit and model.config.share_patch_embedding:
+            name = name.replace("patch_embed.0.", "patch_embed.")
         theirs[name] = stored.contiguous()
     return theirs
 
@@ -138,6 +140,13 @@ def test_what_cannot_be_converted_is_refused(changed, message):
         relay_from_official(
             official(model), {name: value for name, value in given.items() if value is not None}
         )
+
+
+def test_a_decoder_in_larger_steps_is_refused():
+    model = segmenter(SWINV2)
+    weights = {**official(model), "seg_head.layers.0.0.weight": torch.zeros(16, 8, 4, 4)}
+    with pytest.raises(ValueError, match=r"steps of 4 \(decoder_stride\)"):
+        relay_from_official(weights, arguments(model.config))
 
 
 def test_other_weights_are_refused():

@@ -181,6 +181,32 @@ def test_an_interrupted_evaluation_says_how_far_it_came(run, five, tmp_path, cap
     assert "of 5 images were scored; no results were written" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("own_sigterm")
+def test_a_stopped_evaluation_goes_on_unless_something_changes(run, five, tmp_path, caplog, monkeypatch):
+    """The third of five images gets a signal; another option starts anew, and nothing is left at the end."""
+    command = [str(run), "--data", str(five), "--workers", "0", "--output"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    predict, sizes = Inference.mask, []
+
+    def mask(*arguments):
+        sizes.append(arguments[-1])
+        if len(sizes) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*arguments)
+
+    monkeypatch.setattr(Inference, "mask", mask)
+    with pytest.raises(SystemExit, match="130"):
+        main([*command, str(tmp_path / "out")])
+    assert main([*command, str(tmp_path / "out"), "--flip"]) == 0
+    assert len(sizes) == 3 + 5
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert len(sizes) == 3 + 5 + 3
+    assert "2 of 5 images were scored before" in caplog.text
+    whole, out = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("whole", "out"))
+    assert whole["per_class"] == out["per_class"]
+    assert not list((tmp_path / "out").glob("*.parts"))
+
+
 def test_the_results_go_to_the_run_by_default(run, data):
     assert main([str(run), "--data", f"{data}/val", "--workers", "0"]) == 0
     assert (run / "evaluation.json").is_file()

@@ -1,6 +1,7 @@
 """Prediction in several processes, launched as a user launches them."""
 
 import filecmp
+import json
 import os
 import signal
 import subprocess
@@ -17,10 +18,14 @@ from task_models import save_classifier, save_detector, write_class_folders
 from tiny import tiny_glam_swin
 
 from contextseg import SegmentationImageProcessor
+from contextseg.processing.data import streamed_pairs
 from contextseg.processing.rasters.segmentation import RasterSegmentation
+from contextseg.scripts.evaluate import main as evaluate
 from contextseg.scripts.predict import main as predict
+from contextseg.training.records import read_json
 
 UNLUCKY = str(Path(__file__).resolve().parents[1] / "predict_on_cpus.py")
+SMALL = str(Path(__file__).resolve().parents[1] / "evaluate_on_cpus.py")
 PREDICT = ["-m", "contextseg.scripts.predict"]
 
 
@@ -84,6 +89,49 @@ def test_two_processes_divide_a_large_raster_and_go_on_after_a_stop(tmp_path):
         part.unlink()
     finished(launch("ddp.yaml", [*PREDICT, *command, str(tmp_path / "two")]))
     assert_same_files(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.processes
+def test_two_processes_divide_a_large_raster_in_evaluation_and_go_on_after_a_stop(tmp_path, monkeypatch):
+    """The raster has 11 rows of windows, 3 of which are done before; its classes touch at every fourth row."""
+    raster_writing = pytest.importorskip("raster_writing")
+    model, data = save_segmenter(tmp_path / "model"), tmp_path / "data"
+    for kind in ("images", "masks"):
+        (data / kind).mkdir(parents=True)
+    (data / "classes.json").write_text(json.dumps({"classes": ["road", "sky", "tree"]}))
+    raster_writing.write_raster(data / "images" / "scene.tif", raster_writing.noise(3, 192, 40))
+    labels = np.repeat(raster_writing.noise(48, 40) % 3, 4, axis=0)
+    raster_writing.write_raster(data / "masks" / "scene.tif", labels)
+    command = [str(model), "--data", str(data), "--window", "32", "--workers", "0", "--cpu", "--output"]
+    monkeypatch.setattr(streamed_pairs, "WHOLE_PIXELS", 0)
+    assert evaluate([*command, str(tmp_path / "one")]) == 0
+    write_band, written = RasterSegmentation.write_band, []
+
+    def stop_at_the_fourth(self, band, *arguments):
+        written.append(band)
+        if len(written) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return write_band(self, band, *arguments)
+
+    monkeypatch.setattr(RasterSegmentation, "write_band", stop_at_the_fourth)
+    with pytest.raises(SystemExit):
+        evaluate([*command, str(tmp_path / "two")])
+    assert len(list((tmp_path / "two").glob("evaluation-*.parts/000000.parts/*.mask"))) == 3
+    finished(launch("ddp.yaml", [SMALL, *command, str(tmp_path / "two")]))
+    one, two = (read_json(tmp_path / name / "evaluation.json") for name in ("one", "two"))
+    assert {name for name in one if one[name] != two[name]} <= {"seconds"}
+    assert not list((tmp_path / "two").glob("*.parts"))
+
+
+@pytest.mark.processes
+def test_what_every_process_meets_is_said_once(tmp_path):
+    for command in ("predict", "evaluate"):
+        given = {"predict": ["photo.png", "--output", "out"], "evaluate": ["--data", "data"]}[command]
+        place = ["-m", f"contextseg.scripts.{command}", str(tmp_path / "absent"), *given, "--cpu"]
+        process = launch("ddp.yaml", place)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode != 0
+        assert output.count(f"contextseg-{command}: ") == 1, output[-4000:]
 
 
 @pytest.mark.processes

@@ -16,7 +16,7 @@ from tiny_runs import CLASSES, TINY_MODEL, run_options, write_data
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, SwinModel
 
 import contextseg
-from contextseg import SegmentationImageProcessor
+from contextseg import GlamSwinConfig, SegmentationImageProcessor
 from contextseg.processing.data.batches import SampleStream, TrainingSamples, training_loader
 from contextseg.scripts.train import main
 from contextseg.training import loop
@@ -516,7 +516,10 @@ def test_rotation_is_one_of_the_augmentations_and_off_with_them():
     options = {"train": "a", "output": "b", "rotation": 30.0}
     drawn = [
         new_augmentation(
-            SegmentationArguments(**options, augmentation=on), SegmentationImageProcessor(), seed=0
+            SegmentationArguments(**options, augmentation=on),
+            SegmentationImageProcessor(),
+            GlamSwinConfig(),
+            seed=0,
         ).rotation
         for on in (True, False)
     ]

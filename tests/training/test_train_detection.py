@@ -142,7 +142,7 @@ def test_other_categories_to_validate_on_are_refused(data, tmp_path):
     [
         (
             ["--crop-size", "64"],
-            "--crop-size is an option of segmentation and classification, but the task of this run is detection",
+            "--crop-size is an option of segmentation, classification and masked_pretraining, but the task of this run is detection",
         ),
         (["--schedule", "step"], "--schedule step and --milestones must be given together"),
         (["--milestones", "3"], "--schedule step and --milestones must be given together"),
