@@ -191,8 +191,7 @@ class Inference:
             raster: The raster, as `open_raster` returns it.
             rows: First row of the result and the row after the last. Default: all.
             memory: Bytes that may be held at once, besides the model. Default: 2 GiB.
-            probabilities: With False, logits are yielded unless there are several views to average, which saves time
-                where only the class with the highest score counts. Default: True.
+            probabilities: False yields logits where there is one view: faster, and with the same argmax. Default: True.
 
         Yields:
             The first row of a band, and its probabilities (K, rows, W), float32 on the model's device.

@@ -136,7 +136,7 @@ def raster_scores(
     raster: Raster,
     rows: Span | None,
     memory: int,
-    probabilities: bool = True,
+    probabilities: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields bands of class probabilities or logits, see `Inference.raster_scores`."""
     size = tuple(raster.shape[1:])

@@ -12,6 +12,7 @@ import torch
 from cases import each
 
 from contextseg import Inference, SegmentationImageProcessor, segment_raster
+from contextseg.processing.rasters.files import RasterFile
 from contextseg.processing.rasters.geotiff import BandContent, write_geotiff
 from contextseg.processing.rasters.layers import Validity, layer_rows
 from contextseg.processing.rasters.part_files import Layer, PartFiles
@@ -193,6 +194,16 @@ def test_only_rasters_that_may_lack_data_are_read_to_know_where_they_have_some(d
     monkeypatch.setattr(raster, "_stored", lambda *window: reads.append(window) or raster.array)
     assert Validity(raster).rows(0, 50).all()
     assert bool(reads) == (dtype == "float32")
+
+
+def test_a_palette_with_a_transparent_color_may_lack_data(tmp_path):
+    scene = write_scene(tmp_path / "palette.tif", pixels()[:1] % 2, photometric="palette")
+    for opacity, may_lack_data in ((255, False), (0, True)):
+        with rasterio.open(scene, "r+") as file:
+            file.write_colormap(1, {0: (9, 9, 9, opacity), 1: (200, 0, 0, 255)})
+        raster = RasterFile(scene)
+        assert raster.may_lack_data == may_lack_data
+        assert raster.valid((0, 50), (0, 40)).all() != may_lack_data
 
 
 def test_a_mask_is_that_of_the_array_by_inference(tmp_path):
