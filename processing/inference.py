@@ -86,15 +86,7 @@ class Inference:
         return len(self.scales) > 1 or self.flip
 
     def __str__(self) -> str:
-        parts = ["whole images"]
-        if self.window is not None:
-            height, width = self.window_sides
-            parts = [f"windows of {height}x{width} pixels, overlap {self.overlap:.3g}, {self.blend} weights"]
-        if self.scales != (1.0,):
-            parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
-        parts += ["averaged with the mirrored image"] * self.flip
-        parts += ["contexts on a fixed grid"] * self.share_context
-        return ", ".join(parts)
+        return in_words(self)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, processor: Any, image: Source) -> Tensor:
@@ -197,6 +189,20 @@ class Inference:
             The first row of a band, and its probabilities (K, rows, W), float32 on the model's device.
         """
         return raster_scores(self, model, processor, raster, rows, memory, probabilities)
+
+
+def in_words(inference: Inference) -> str:
+    """Says how images are predicted."""
+    parts = ["whole images"]
+    if inference.window is not None:
+        height, width = inference.window_sides
+        overlap, blend = f"overlap {inference.overlap:.3g}", f"{inference.blend} weights"
+        parts = [f"windows of {height}x{width} pixels, {overlap}, {blend}"]
+    if inference.scales != (1.0,):
+        parts.append(f"scales {', '.join(f'{scale:g}' for scale in inference.scales)}")
+    parts += ["averaged with the mirrored image"] * inference.flip
+    parts += ["contexts on a fixed grid"] * inference.share_context
+    return ", ".join(parts)
 
 
 def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> None:
