@@ -2,16 +2,17 @@
 
     python -m contextseg.benchmarks.raster_memory --rasters 10000x10000,40000x30000,80000x15000 --classes 8,150
 
-Each case runs in its own process. Its peak is the largest resident size that the kernel saw, less the size of the
-process before the first window. Prints a Markdown table.
+Each case runs in its own process. Its peak is the largest resident size that the kernel saw from the first window
+on, less the size of the process before. Prints a Markdown table. Linux only.
 """
 
-import resource
-import subprocess
-import sys
+import hashlib
+import multiprocessing
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +37,12 @@ class MemoryArguments(CommandOptions):
     settings: str = option("2048", "settings in MiB", metavar="N,N")
     side: int = option(512, "side of the windows")
     stride: int = option(4, "pixels of a cell of the logits along each axis")
+    overlap: float = option(0.5, "fraction of a window that its neighbor covers too")
+    rows: str | None = option(
+        None,
+        "first row of the result to compute, and the one behind the last (default: all); the peak is reached where a second row of windows begins",
+        metavar="N,N",
+    )
 
 
 class OneLayer(nn.Module):
@@ -63,41 +70,69 @@ class MadeRaster:
         """The pixels (3, h, w) of a window, uint8."""
         if scale != 1:
             raise ValueError("this raster has no other scales")
-        down, across = np.arange(*rows)[:, None] // 37, np.arange(*columns)[None] // 23
-        return np.stack([down * across, down + across, down ^ across]).astype(np.uint8)
+        down, across = (
+            (np.arange(*span) // step).astype(np.uint8) for span, step in ((rows, 37), (columns, 23))
+        )
+        return np.stack([one.outer(down, across) for one in (np.multiply, np.add, np.bitwise_xor)])
 
 
-def measure(size: str, num_labels: int, memory: int, window: int, stride: int) -> str:
-    """Runs one case in this process; returns a row of the table."""
-    width, height = integers(size.replace("x", ","), "--rasters")
+def resident(kind: str) -> int:
+    """The size of this process in KiB: "VmRSS" now, "VmHWM" at its largest since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def in_own_process(work: Callable[..., None], *arguments: object) -> None:
+    """Calls a function in a copy of this process. Raises ValueError if it fails there."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise ValueError(f"a measurement ended with status {process.exitcode}. See the message above.")
+
+
+def measure(size: str, num_labels: int, memory: int, arguments: MemoryArguments) -> None:
+    """Runs one case and prints its row of the table."""
+    width, height = map(int, size.split("x"))
+    window, stride = arguments.side, arguments.stride
     model, raster = OneLayer(num_labels, stride).eval(), MadeRaster(width, height)
-    inference, processor = Inference(window=window), SegmentationImageProcessor()
+    inference = Inference(window=window, overlap=arguments.overlap)
+    processor = SegmentationImageProcessor()
+    rows = tuple(map(int, arguments.rows.split(","))) if arguments.rows else (0, height)
     inference(model, processor, np.zeros((8, 8, 3), np.uint8))
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    counts = torch.zeros(num_labels, dtype=torch.long)
-    for _, scores in inference.raster_scores(model, processor, raster, memory=memory << 20):
-        counts += scores.max(0).indices.flatten().bincount(minlength=num_labels)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    seconds = time.perf_counter() - start
-    return f"| {width} x {height} | {num_labels} | {memory} | {peak:.0f} | {seconds:.0f} | {int(counts.argmax())} |"
+    forget_peak()
+    before, start, digest = resident("VmRSS"), time.process_time(), hashlib.sha256()
+    for _, scores in inference.raster_scores(
+        model, processor, raster, rows, memory << 20, probabilities=False
+    ):
+        digest.update(scores.max(0).indices.to(torch.uint8).numpy().tobytes())
+    peak, seconds = (resident("VmHWM") - before) / 1024, time.process_time() - start
+    ids = digest.hexdigest()[:8]
+    row = f"| {width} x {height} | {rows[0]} to {rows[1]} | {num_labels} | {memory} | {peak:.0f} | {seconds:.0f} | {ids} |"
+    print(row, flush=True)
 
 
 @short_errors(PROGRAM)
 def main() -> None:
     arguments = CommandLine(MemoryArguments, PROGRAM, DESCRIPTION).arguments()
     sizes, settings = arguments.rasters.split(","), integers(arguments.settings, "--settings")
-    cases = list(product(sizes, integers(arguments.classes, "--classes"), settings))
-    if len(cases) == 1:
-        print(measure(*cases[0], arguments.side, arguments.stride), flush=True)
-        return
-    print(
-        "| raster | classes | setting, MiB | peak above the model, MiB | seconds | most frequent class |\n|---|---|---|---|---|---|"
+    names = (
+        "raster",
+        "rows",
+        "classes",
+        "setting, MiB",
+        "peak, MiB",
+        "processor seconds",
+        "checksum of the ids",
     )
-    for size, classes, memory in cases:
-        case = ["--rasters", size, "--classes", classes, "--settings", memory]
-        shared = ["--side", arguments.side, "--stride", arguments.stride]
-        command = [sys.executable, "-m", "contextseg.benchmarks.raster_memory", *map(str, case + shared)]
-        subprocess.run(command, check=True)
+    print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|", flush=True)
+    torch.set_num_threads(1)
+    for case in product(sizes, integers(arguments.classes, "--classes"), settings):
+        in_own_process(measure, *case, arguments)
 
 
 if __name__ == "__main__":

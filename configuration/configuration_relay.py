@@ -57,6 +57,8 @@ class RelayConfig(StageRules, DecodingConfig):
             "window_size": 4,
             "drop_path_rate": 0.0,
             "crop_size": 128,
+            "decoder": "semantic_fpn",  # at a stride of 32, one step takes more weights than the encoder
+            "decoder_hidden_size": 64,
         },
         "swinv2_small": {},
         "vit_small": {

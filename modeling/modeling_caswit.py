@@ -23,12 +23,12 @@ from ..configuration.configuration_caswit import CaswitConfig
 from .attention import Attention
 from .blocks import Encoded
 from .cross_scale_fusion import CrossScaleEncoder, CrossScaleFusion
-from .decoders import DECODERS
+from .decoders import CLASSIFIERS, DECODERS
 from .label_rows import LabelClassifier
 from .modeling_staged import StagedBackbone, StageNorms, channels_first, pyramid, stage_sizes
 from .pretrained import ContextsegPreTrainedModel, as_weights, check_images, library_module
 from .swin_stages import SwinEncoder, SwinStage
-from .two_scale import PairFeatures, PairScores, TwoScaleSegmentationModel, inside_image
+from .two_scale import PairFeatures, PairScores, TwoScaleSegmentationModel, inside_image, shape_of
 
 
 def build_caswit_stage(config: CaswitConfig, stage: int) -> SwinStage:
@@ -174,8 +174,10 @@ class ContextHead(nn.Module):
         self.norms = StageNorms(config)
         build = choose("decoder", config.decoder, DECODERS)
         self.decoder = build(config, backbone, partial(build_caswit_stage, config))
-        has_bias = config.decoder != "unet"
-        self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, 1, bias=has_bias)
+        if config.decoder in CLASSIFIERS:
+            self.classifier = CLASSIFIERS[config.decoder](config, backbone, self.decoder)
+        else:
+            self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, kernel_size=1)
 
     def forward(self, context: Encoded) -> Tensor:
         """Features (B, h, w, C_i) of each stage -> logits (B, K, h, w)."""
@@ -225,8 +227,8 @@ class CaswitForSemanticSegmentation(TwoScaleSegmentationModel, CaswitPreTrainedM
                 crops that share a context need it only once.
 
         Raises:
-            ValueError: If a shape or label is wrong, or attentions are not available; and if there are labels with
-                `context_features`.
+            ValueError: If a shape or label is wrong, or attentions are not available; and if `context_features` are
+                not those of this model, or come with labels.
         """
         recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         if context_features is None:
@@ -239,6 +241,7 @@ class CaswitForSemanticSegmentation(TwoScaleSegmentationModel, CaswitPreTrainedM
                 "pass context_values to compute a loss."
             )
         check_images(self.config, pixel_values, pixel_mask)
+        check_context_features(self.config, context_features)
         crops = inside_image(as_weights(self, pixel_values), pixel_mask)
         return self.segment_pairs(crops, tuple(context_features), **recorded)
 
@@ -271,6 +274,18 @@ class CaswitForSemanticSegmentation(TwoScaleSegmentationModel, CaswitPreTrainedM
         if context_labels is None:
             context_labels = torch.full_like(labels, self.config.semantic_loss_ignore_index)
         return self.config.context_loss_weight * self.label_loss(scores.context, context_labels)
+
+
+def check_context_features(config: CaswitConfig, context_features: Any) -> None:
+    """Raises ValueError unless these are feature maps (B, C_i, h_i, w_i) of every stage that reads the context."""
+    channels = [config.hidden_sizes[stage] for stage in config.fused_stages]
+    is_sequence = isinstance(context_features, tuple | list)
+    found = [shape_of(level) for level in context_features] if is_sequence else shape_of(context_features)
+    if not is_sequence or [shape[1:2] for shape in found] != [(count,) for count in channels]:
+        raise ValueError(
+            f"context_features is {found}, but must be a tuple of feature maps with {channels} channels. Pass what the "
+            "method context_features of this model returns."
+        )
 
 
 __all__ = ["CaswitBackbone", "CaswitForSemanticSegmentation", "CaswitPreTrainedModel"]

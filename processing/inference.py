@@ -80,16 +80,13 @@ class Inference:
         """(height, width) of the windows in pixels; `window` must not be None."""
         return (self.window, self.window) if isinstance(self.window, Integral) else tuple(self.window)
 
+    @property
+    def has_several_views(self) -> bool:
+        """Whether class probabilities are averaged over several scales, or with those of the mirrored image."""
+        return len(self.scales) > 1 or self.flip
+
     def __str__(self) -> str:
-        parts = ["whole images"]
-        if self.window is not None:
-            height, width = self.window_sides
-            parts = [f"windows of {height}x{width} pixels, overlap {self.overlap:.3g}, {self.blend} weights"]
-        if self.scales != (1.0,):
-            parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
-        parts += ["averaged with the mirrored image"] * self.flip
-        parts += ["contexts on a fixed grid"] * self.share_context
-        return ", ".join(parts)
+        return in_words(self)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, processor: Any, image: Source) -> Tensor:
@@ -176,6 +173,7 @@ class Inference:
         raster: Any,
         rows: tuple[int, int] | None = None,
         memory: int = MEMORY,
+        probabilities: bool = True,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields class probabilities of a raster of any size in bands of rows from top to bottom.
 
@@ -185,11 +183,26 @@ class Inference:
             raster: The raster, as `open_raster` returns it.
             rows: First row of the result and the row after the last. Default: all.
             memory: Bytes that may be held at once, besides the model. Default: 2 GiB.
+            probabilities: False yields logits where there is one view: faster, and with the same argmax. Default: True.
 
         Yields:
             The first row of a band, and its probabilities (K, rows, W), float32 on the model's device.
         """
-        return raster_scores(self, model, processor, raster, rows, memory)
+        return raster_scores(self, model, processor, raster, rows, memory, probabilities)
+
+
+def in_words(inference: Inference) -> str:
+    """Says how images are predicted."""
+    parts = ["whole images"]
+    if inference.window is not None:
+        height, width = inference.window_sides
+        overlap, blend = f"overlap {inference.overlap:.3g}", f"{inference.blend} weights"
+        parts = [f"windows of {height}x{width} pixels, {overlap}, {blend}"]
+    if inference.scales != (1.0,):
+        parts.append(f"scales {', '.join(f'{scale:g}' for scale in inference.scales)}")
+    parts += ["averaged with the mirrored image"] * inference.flip
+    parts += ["contexts on a fixed grid"] * inference.share_context
+    return ", ".join(parts)
 
 
 def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> None:

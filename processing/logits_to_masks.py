@@ -67,10 +67,12 @@ def upsampled_rows(rows: RowReader, cells: int, size: tuple[int, int], start: in
     below = (above + 1).clamp(max=cells - 1)
     first = int(above[0])
     band = rows.read(first, int(below[-1]) + 1)
-    band = F.interpolate(band[None], size=(band.shape[1], width), mode="bilinear", align_corners=False)[0]
     share = (at - above).to(band)[:, None]
     above, below = ((index - first).to(band.device) for index in (above, below))
-    return torch.lerp(band.index_select(1, above), band.index_select(1, below), share)
+    band = torch.lerp(band.index_select(1, above), band.index_select(1, below), share)
+    return F.interpolate(
+        band, size=width, mode="linear", align_corners=False
+    )  # rows first: they have few cells
 
 
 def cells_at(start: int, stop: int, cells: int, size: int) -> Tensor:

@@ -37,6 +37,7 @@ from .models import ModelKind
 from .segmentation import SegmentationTask, new_augmentation, processor_of
 from .setup import CHECKED_SAMPLES
 from .starting_points import checkpoint_of
+from .tasks import Task
 
 if TYPE_CHECKING:
     from .options import MaskedPretrainingArguments
@@ -90,6 +91,10 @@ class MaskedPretrainingTask(SegmentationTask):
     def model_fields(self, data: Dataset) -> dict[str, Any]:  # noqa: ARG002
         channels = self.arguments.num_channels
         return {} if channels in (None, self.known_channels) else {"num_channels": channels}
+
+    def prepare(self, model: PreTrainedModel, data: Dataset) -> None:
+        """As in every task: there are neither labels to ignore nor windows to predict."""
+        Task.prepare(self, model, data)
 
     def new_processor(self) -> SegmentationImageProcessor:
         source = self.arguments.init_from

@@ -155,7 +155,9 @@ class RasterFile:
     def may_lack_data(self) -> bool:
         """Whether some pixels may have no data."""
         has_floats = any("float" in kind for kind in self.dataset.dtypes)
-        return bool(self.bands.masked) or self.bands.alpha is not None or self.parts is not None or has_floats
+        is_opaque = self.bands.opaque is None or bool(self.bands.opaque.all())
+        is_whole = self.bands.alpha is None and self.parts is None and is_opaque
+        return bool(self.bands.masked) or has_floats or not is_whole
 
     @property
     def is_picture(self) -> bool:

@@ -59,6 +59,8 @@ def difference(one: Georeference, other: Georeference, size: Sequence[int]) -> s
     """How two georeferences of rasters of this (height, width) differ, in words; "" if they do not, or cannot be compared."""
     if one.crs and other.crs and one.crs != other.crs:
         return f"{crs_name(other.crs)} in place of {crs_name(one.crs)}"
+    if one.transform is None and other.transform is None:
+        return points_difference(one, other)
     if one.transform is None or other.transform is None:
         return ""
     height, width = size
@@ -72,6 +74,16 @@ def difference(one: Georeference, other: Georeference, size: Sequence[int]) -> s
         f"{described(other.transform)} in place of {described(one.transform)}, so that its pixel {tuple(corners[:2, worst].tolist())} "
         f"(column, row) lies on pixel ({places[0, worst]:.6g}, {places[1, worst]:.6g}) of the image"
     )
+
+
+def points_difference(one: Georeference, other: Georeference) -> str:
+    """How the control points of two rasters differ in words, where both have some; "" if they do not."""
+    if not (one.gcps and other.gcps):
+        return ""
+    if one.gcps_crs != other.gcps_crs:
+        return f"control points in {crs_name(other.gcps_crs)} in place of {crs_name(one.gcps_crs)}"
+    places = [sorted((p.row, p.col, p.x, p.y) for p in points) for points in (one.gcps, other.gcps)]
+    return "" if places[0] == places[1] else "other control points"
 
 
 def matrix_of(transform: Any) -> np.ndarray:

@@ -136,8 +136,9 @@ def raster_scores(
     raster: Raster,
     rows: Span | None,
     memory: int,
+    probabilities: bool,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yields bands of class probabilities, see `Inference.raster_scores`."""
+    """Yields bands of class probabilities or logits, see `Inference.raster_scores`."""
     size = tuple(raster.shape[1:])
     first, stop = rows or (0, size[0])
     if not 0 <= first < stop <= size[0]:
@@ -150,11 +151,13 @@ def raster_scores(
     for_sums = (memory - other_bytes(views, raster)) // len(views)
     readers = [(view.grid.cells[0], row_reader(view, size[0], first, for_sums)) for view in views]
     step = max(1, BAND_VALUES // (readers[0][1].channels * size[1]))
+    are_averaged = probabilities or inference.has_several_views
     for top, next_top in pairwise([*raster_rows(inference, model, raster), size[0]]):
         for start in range(top, next_top, step):
             band = max(start, first), min(start + step, next_top, stop)
             if band[0] < band[1]:
-                yield band[0], mean_probabilities(upsampled_rows(rows, n, size, *band) for n, rows in readers)
+                logits = (upsampled_rows(rows, n, size, *band) for n, rows in readers)
+                yield band[0], mean_probabilities(logits) if are_averaged else next(logits)
 
 
 def raster_view(

@@ -61,13 +61,19 @@ def map_content(name: str) -> BandContent:
     return BandContent("uint16", 0, DESCRIPTIONS[name], scale=1 / ONE)
 
 
-def layer_rows(names: Sequence[str], probabilities: Tensor, valid: np.ndarray) -> dict[str, np.ndarray]:
-    """Class probabilities (K, R, W) and where the raster has data (R, W) -> rows of the layers `names`."""
-    missing, rows = ~valid, {}
+def layer_rows(
+    names: Sequence[str], scores: Tensor, valid: np.ndarray, are_logits: bool = False
+) -> dict[str, np.ndarray]:
+    """Class scores (K, R, W) and where the raster has data (R, W) -> rows of the layers `names`.
+
+    The scores are probabilities, or logits, whose probabilities are computed only for other layers than the mask.
+    """
+    missing, rows, num_labels = ~valid, {}, len(scores)
+    probabilities = scores.softmax(0) if are_logits and set(names) != {"mask"} else scores
     for name in names:
         if name == "mask":
-            values = probabilities.max(0).indices.cpu().numpy().astype(mask_type(len(probabilities)))
-            values[missing] = nodata_of(len(probabilities))
+            values = scores.max(0).indices.cpu().numpy().astype(mask_type(num_labels))
+            values[missing] = nodata_of(num_labels)
         elif name == "probabilities":
             values = probabilities.half().cpu().numpy().transpose(1, 2, 0)
             values = np.where(missing[..., None], np.float16(np.nan), values)
@@ -95,7 +101,9 @@ class Validity:
     def _hold(self, start: int, stop: int) -> None:
         _, height, width = self.raster.shape
         rows = min(height - start, max(stop - start, VALID_PIXELS // width))
-        self.start, self.held = start, np.empty((rows, width), dtype=bool)
+        self.start, self.held = start, np.ones((rows, width), dtype=bool)
+        if not getattr(self.raster, "may_lack_data", True):
+            return
         step = max(1, READ_PIXELS // rows)
         for left, right in spans_of(width, step):
             self.held[:, left:right] = read_window(self.raster, start, left, rows, right - left)[1]

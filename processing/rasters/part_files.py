@@ -5,6 +5,7 @@ that a process which is killed loses the bands that it is at, and processes whic
 others have finished. `record.json` in the folder says what the bands depend on; bands of other work are dropped.
 """
 
+import errno
 import json
 import math
 import os
@@ -13,13 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ..atomic_write import MEGABYTE, replace_flushed
 
-RECORD = "record.json"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+RECORD, LOCK = "record.json", "lock"
+LOCKS: dict[Path, IO] = {}  # of work folders whose work this process has begun
 
 
 class Layer(NamedTuple):
@@ -54,14 +61,17 @@ class PartFiles:
             record: Everything that the results depend on, as values for JSON.
 
         Raises:
-            ValueError: If the disk has less free space than the bands that are to do need.
+            ValueError: If another run is at this work, the folder holds something else, or the disk has less free space than the bands that are to do need.
             OSError: If the folder cannot be made.
         """
         layers = {name: [layer.dtype, *layer.row] for name, layer in self.layers.items()}
         text = json.dumps({**record, "layers": layers, "bands": self.bands}, sort_keys=True, indent=1)
+        self._check_ours()
+        self._keep_others_out()
         if self._text() != text:
-            self.remove()
-            self.folder.mkdir(parents=True)
+            for path in self.folder.iterdir():
+                if path.name not in (LOCK, RECORD):
+                    path.unlink()
             temporary = self.folder / f"{RECORD}.writing"
             temporary.write_text(text, encoding="utf-8")
             self._replace(temporary, self.folder / RECORD)
@@ -114,11 +124,41 @@ class PartFiles:
         """Removes the work folder, if it exists."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
+        self.release()
+
+    def release(self) -> None:
+        """Lets other processes begin at the work, if this one has begun."""
+        if lock := LOCKS.pop(self.folder, None):
+            lock.close()
 
     def remove_if_empty(self) -> None:
         """Removes the work folder unless a band is finished or a process is at one."""
         if len(self.to_do()) == len(self.bands) and not any(self.folder.glob("*.writing")):
             self.remove()
+
+    def _check_ours(self) -> None:
+        """Raises ValueError if the folder exists and is no work folder."""
+        names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else {RECORD}
+        if RECORD not in names and not all(name == LOCK or name.endswith(".writing") for name in names):
+            raise ValueError(
+                f"{self.folder} is needed for finished rows, but holds other files. Move it, or choose another target."
+            )
+
+    def _keep_others_out(self) -> None:
+        """Makes the folder, and locks it until this process removes it or ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return
+        self.release()
+        LOCKS[self.folder] = lock = (self.folder / LOCK).open("w")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                self.release()
+                raise ValueError(
+                    f"another run is writing the same results in {self.folder}. Wait for it, or choose another target."
+                ) from error  # other errors are of disks that cannot lock files
 
     def _replace(self, temporary: Path, path: Path) -> None:
         if len(self.bands) > 1:

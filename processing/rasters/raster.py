@@ -39,7 +39,8 @@ class Raster(Protocol):
     """An image that is read by windows.
 
     Optional members: `georeference` (`Georeference`); `valid(rows, columns, scale=1.0)`, a boolean array (h, w),
-    True where the raster has data, or None where all of it has; `name`, for messages; `close()`.
+    True where the raster has data, or None where all of it has; `may_lack_data`, False if every pixel has data;
+    `name`, for messages; `close()`.
     """
 
     shape: tuple[int, int, int]
@@ -87,6 +88,11 @@ class ArrayRaster:
         sides = array.shape if self.channels_first or array.ndim == 2 else array.shape[-1:] + array.shape[:2]
         self.shape = (1, *sides) if array.ndim == 2 else tuple(sides)
 
+    @property
+    def may_lack_data(self) -> bool:
+        """Whether some pixels may not be finite."""
+        return np.dtype(self.array.dtype).kind == "f"
+
     def read(self, rows: Span, columns: Span, scale: float = 1.0) -> np.ndarray:
         """The pixels (C, h, w) of a window."""
         return self.read_with_validity(rows, columns, scale)[0]
@@ -120,8 +126,8 @@ def open_raster(
     """Opens anything that holds an image for reading by windows.
 
     Args:
-        source: Path of a raster file (GeoTIFF, COG, VRT, JPEG 2000, ...), which is read by windows; any other
-            source of `read_image`, which is decoded at once; an array, memory map, tensor or zarr-like array; or
+        source: Path or open rasterio dataset of a raster file (GeoTIFF, COG, VRT, JPEG 2000, ...), which is read by
+            windows; any other source of `read_image`, which is decoded at once; an array, memory map, tensor or zarr-like array; or
             a raster, which is returned as it is.
         num_channels: Number of channels that the model takes; None for one of RGB images. A band or channel that
             is marked as alpha is the validity of the pixels, unless exactly that many channels need it.
@@ -130,8 +136,10 @@ def open_raster(
     Raises:
         ImageReadError: If the file is missing, damaged, or not an image.
     """
+    if is_open_dataset(source):
+        source = source.name
     if isinstance(source, Raster):
-        return source
+        return checked(source)
     if is_raster_file(source):
         return RasterFile(source, num_channels)
     if isinstance(source, str | os.PathLike):
@@ -203,6 +211,21 @@ def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: s
             error.args = (str(error).replace(describe(pixels), name),)
         raise
     return values.float() * torch.from_numpy(valid)
+
+
+def is_open_dataset(source: Any) -> bool:
+    """Whether this is a file that the caller has opened by rasterio, whose `shape` and `read` are not those of a raster."""
+    return all(hasattr(source, name) for name in ("name", "read", "indexes", "colorinterp", "dataset_mask"))
+
+
+def checked(raster: Raster) -> Raster:
+    """Returns a raster. Raises ImageReadError if its shape is not (channels, height, width)."""
+    if len(raster.shape) != 3 or min(raster.shape) < 1:
+        raise ImageReadError(
+            f"{getattr(raster, 'name', type(raster).__name__)} has the shape {tuple(raster.shape)}. A raster has the shape "
+            "(channels, height, width), each at least 1."
+        )
+    return raster
 
 
 def check_place(path: str) -> None:

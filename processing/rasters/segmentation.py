@@ -109,9 +109,12 @@ def segment_raster(  # noqa: PLR0913 - one argument for each result
     work = RasterSegmentation(
         model, processor, source, RasterTargets(Path(target), **paths), inference or Inference(), memory
     )
-    work.begin()
-    work.segment_rest()
-    work.finish()
+    try:
+        work.begin()
+        work.segment_rest()
+        work.finish()
+    finally:
+        work.parts.release()
     return Path(target)
 
 
@@ -192,7 +195,7 @@ class RasterSegmentation:
             for run in runs(bands):
                 rows = limits[run[0]][0], limits[run[-1]][1]
                 scores = self.inference.raster_scores(
-                    self.model, self.processor, self.raster, rows=rows, memory=self.memory
+                    self.model, self.processor, self.raster, rows, self.memory, probabilities=False
                 )
                 pieces = pieces_of(scores, limits)
                 for band in run:
@@ -200,13 +203,14 @@ class RasterSegmentation:
                     bar.update(limits[band][1] - limits[band][0])
 
     def write_band(self, band: int, pieces: Iterator[tuple[int, Tensor]], validity: Validity) -> None:
-        """Writes the next pieces of class probabilities, up to the last row of a band, to its part files."""
+        """Writes the next pieces of class scores, up to the last row of a band, to its part files."""
         row, stop = self.parts.bands[band]
+        names, are_logits = list(self.parts.layers), not self.inference.has_several_views
         with self.parts.writing(band) as writer:
             while row < stop:
-                row, probabilities = next(pieces)
-                end = row + probabilities.shape[1]
-                writer.add(layer_rows(list(self.parts.layers), probabilities, validity.rows(row, end)))
+                row, scores = next(pieces)
+                end = row + scores.shape[1]
+                writer.add(layer_rows(names, scores, validity.rows(row, end), are_logits))
                 row = end
 
     def finish(self) -> None:

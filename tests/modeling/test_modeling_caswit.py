@@ -80,6 +80,23 @@ def test_cached_features_are_for_inference_only(given):
         model(crops, context_features=model.context_features(context), **{given: others[given]})
 
 
+@each(
+    ("changed", "found"),
+    {
+        "one of two": (lambda cached: cached[:1], r"\[\(2, 8, 4, 4\)\]"),
+        "none": (lambda _: (), r"\[\]"),
+        "from coarse to fine": (lambda cached: cached[::-1], r"\[\(2, 16, 2, 2\), \(2, 8, 4, 4\)\]"),
+        "not in a tuple": (lambda cached: cached[0], r"\(2, 8, 4, 4\)"),
+        "arrays": (lambda cached: [level.numpy() for level in cached], "of type ndarray"),
+    },
+)
+@torch.no_grad()
+def test_other_features_than_those_of_the_context_are_refused(changed, found):
+    model, (crops, context) = caswit(), pair()
+    with pytest.raises(ValueError, match=rf"context_features is .*{found}.* with \[8, 16\] channels"):
+        model(crops, context_features=changed(model.context_features(context)))
+
+
 @each("gate", ["none", "dynamic"])
 def test_an_open_gate_sees_the_context(gate):
     model, (crops, context) = caswit(gate=gate), pair()
@@ -130,6 +147,13 @@ def test_the_loss_of_the_context_has_labels_and_a_weight_of_its_own():
     terms = [loss(weight, context_labels=context_labels) - local for weight in (0.5, 1.0)]
     assert terms[1] == pytest.approx(2 * terms[0], rel=1e-4)
     assert terms[0] > 0.1
+
+
+@each("decoder", ["one_step", "progressive", "segdeformer", "semantic_fpn", "unet", "upernet"])
+@torch.no_grad()
+def test_every_decoder_gives_logits_of_the_context_like_those_of_the_crop(decoder):
+    scores, _ = caswit(decoder=decoder).score_pairs(*pair(), has_labels=True)
+    assert scores.context.shape == scores.local.shape
 
 
 def test_the_context_head_is_not_used_at_inference():

@@ -221,6 +221,18 @@ def test_scans_and_photographs_are_not_raster_files(tmp_path):
     assert [p.stem for p in sorted(tmp_path.iterdir()) if is_raster_file(p)] == ["plain"]
 
 
+def test_an_open_dataset_is_read_as_its_file(tmp_path):
+    path = write_raster(tmp_path / "a.tif", with_hole(0, np.uint8), nodata=0)
+    with rasterio.open(path) as dataset:
+        raster = open_raster(dataset)
+        pixels, valid = read_window(raster, 0, 0, *SHAPE)
+        assert raster.georeference.transform == dataset.transform
+        np.testing.assert_array_equal(pixels, dataset.read())
+    np.testing.assert_array_equal(valid, ~HOLE)
+    with rasterio.MemoryFile(path.read_bytes()) as file, pytest.raises(ImageReadError, match="local disk"):
+        open_raster(file.open())
+
+
 def test_a_raster_travels_to_threads_and_processes(tmp_path):
     raster = RasterFile(write_raster(tmp_path / "a.tif", PIXELS))
     sent = pickle.loads(pickle.dumps(raster))

@@ -98,6 +98,21 @@ def test_neither_memory_nor_rows_change_a_bit(inference, monkeypatch):
         assert torch.equal(of_raster(inference, model, raster, rows, memory=1), whole[:, slice(*rows)])
 
 
+@each("inference", [SETTINGS[0], SETTINGS[3]])
+def test_probabilities_are_the_softmax_of_the_logits_of_one_view(inference):
+    model, raster = Blur(4, logits_stride=4), raster_of(picture(33, 41))
+    logits = of_raster(inference, model, raster, probabilities=False)
+    assert logits.min() < 0
+    torch.testing.assert_close(logits.softmax(0), of_raster(inference, model, raster), rtol=1e-6, atol=0)
+
+
+def test_probabilities_of_several_views_are_averaged_even_where_only_the_classes_count():
+    model, raster = Blur(4, logits_stride=4), raster_of(picture(33, 41))
+    inference = Inference(window=16, flip=True)
+    averaged = of_raster(inference, model, raster, probabilities=False)
+    assert torch.equal(averaged, of_raster(inference, model, raster))
+
+
 @each("make", [tiny_caswit, tiny_relay])
 @each("size", [(8, 19), (37, 41)])
 def test_windows_of_a_model_of_two_scales_are_the_tiles_of_its_forward_pass(make, size):

@@ -112,3 +112,21 @@ def test_georeferences_of_one_kind_only_are_not_compared():
     crs = rasterio.crs.CRS.from_string(UTM)
     points = Georeference(gcps=(1, 2, 3), gcps_crs=crs)
     assert difference(Georeference(crs, grid()), points, SHAPE) == ""
+
+
+@each(
+    ("moved", "expected"),
+    {
+        "not": ({}, ""),
+        "by a pixel": ({"x": 10.0}, "other control points"),
+        "crs": ({"crs": "EPSG:32633"}, "EPSG:32633"),
+    },
+)
+def test_control_points_of_image_and_mask_are_compared(moved, expected):
+    def reference(x=0.0, crs="EPSG:32632"):
+        points = tuple(rasterio.control.GroundControlPoint(r, 0, x, 9 * r) for r in (0, 5))
+        return Georeference(gcps=points, gcps_crs=rasterio.crs.CRS.from_string(crs))
+
+    found = difference(reference(), reference(**moved), SHAPE)
+    assert expected in found
+    assert bool(expected) == bool(found)

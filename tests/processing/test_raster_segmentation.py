@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +12,11 @@ import torch
 from cases import each
 
 from contextseg import Inference, SegmentationImageProcessor, segment_raster
+from contextseg.processing.rasters.files import RasterFile
 from contextseg.processing.rasters.geotiff import BandContent, write_geotiff
+from contextseg.processing.rasters.layers import Validity, layer_rows
 from contextseg.processing.rasters.part_files import Layer, PartFiles
+from contextseg.processing.rasters.raster import ArrayRaster
 from contextseg.processing.rasters.segmentation import (
     WHOLE_PIXELS,
     RasterSegmentation,
@@ -173,6 +178,34 @@ def test_pixels_without_data_have_a_value_that_is_no_class(tmp_path, num_labels)
             assert 0 < (file.read(1) * file.scales[0])[~nothing].min() <= 1
 
 
+def test_layers_of_logits_are_those_of_their_probabilities():
+    logits, valid = torch.randn(3, 4, 5), np.arange(20).reshape(4, 5) % 3 > 0
+    names = ["mask", "confidence", "entropy", "probabilities"]
+    of_logits = layer_rows(names, logits, valid, are_logits=True)
+    for name, rows in layer_rows(names, logits.softmax(0), valid).items():
+        np.testing.assert_array_equal(of_logits[name], rows, name)
+    alone = layer_rows(["mask"], logits, valid, are_logits=True)
+    np.testing.assert_array_equal(alone["mask"], of_logits["mask"])
+
+
+@each("dtype", ["uint8", "float32"])
+def test_only_rasters_that_may_lack_data_are_read_to_know_where_they_have_some(dtype, monkeypatch):
+    raster, reads = ArrayRaster(pixels().astype(dtype)), []
+    monkeypatch.setattr(raster, "_stored", lambda *window: reads.append(window) or raster.array)
+    assert Validity(raster).rows(0, 50).all()
+    assert bool(reads) == (dtype == "float32")
+
+
+def test_a_palette_with_a_transparent_color_may_lack_data(tmp_path):
+    scene = write_scene(tmp_path / "palette.tif", pixels()[:1] % 2, photometric="palette")
+    for opacity, may_lack_data in ((255, False), (0, True)):
+        with rasterio.open(scene, "r+") as file:
+            file.write_colormap(1, {0: (9, 9, 9, opacity), 1: (200, 0, 0, 255)})
+        raster = RasterFile(scene)
+        assert raster.may_lack_data == may_lack_data
+        assert raster.valid((0, 50), (0, 40)).all() != may_lack_data
+
+
 def test_a_mask_is_that_of_the_array_by_inference(tmp_path):
     model, processor, values = PixelClassifier(), SegmentationImageProcessor(), pixels()
     segment_raster(model, processor, values, tmp_path / "m.tif", inference=WINDOWS)
@@ -286,6 +319,36 @@ def test_results_that_do_not_fit_on_the_disk_are_refused_before_any_work(tmp_pat
     parts = PartFiles(tmp_path / "parts", {"mask": Layer("uint8", (10**9,))}, 10**9, [0])
     with pytest.raises(ValueError, match="MB are free"):
         parts.begin({})
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    parts = PartFiles(tmp_path / "parts", {"mask": Layer("uint8", (4,))}, 10, [0])
+    parts.folder.mkdir()
+    (parts.folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        parts.begin({})
+    assert [path.name for path in parts.folder.iterdir()] == ["notes.txt"]
+
+
+def test_two_runs_do_not_write_the_same_results_at_once(tmp_path):
+    pytest.importorskip("fcntl")
+    parts = PartFiles(tmp_path / "parts", {"mask": Layer("uint8", (4,))}, 10, [0, 5])
+    parts.begin({"model": 1})
+    hold = "import fcntl; f = open('lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB); print(flush=True); input()"
+    held = {"cwd": parts.folder, "text": True, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-S", "-c", hold]
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
+    assert subprocess.run(command, **held | quiet).stdout == ""
+    parts.begin({"model": 2})  # the same process may begin again
+    parts.remove()
+    parts.folder.mkdir()
+    with subprocess.Popen(command, **held, stdin=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another run"):
+            parts.begin({"model": 2})
+        other.communicate("\n")
+    parts.begin({"model": 2})
+    assert parts.to_do() == [0, 1]
 
 
 # -- targets ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,13 @@ from contextseg.processing.data.batches import collate
 from contextseg.processing.data.unlabeled_images import UnlabeledImages
 from contextseg.scripts.train import main
 from contextseg.training.inference_options import check_task
-from contextseg.training.masked_pretraining import MaskedCrops, MaskedSamples, score_reconstructions
+from contextseg.training.masked_pretraining import (
+    MaskedCrops,
+    MaskedPretrainingTask,
+    MaskedSamples,
+    score_reconstructions,
+)
+from contextseg.training.options import MaskedPretrainingArguments
 from contextseg.training.records import read_json
 from contextseg.training.segmentation import processor_of
 
@@ -94,6 +100,15 @@ def test_the_score_is_the_mean_error_of_all_masked_pixels_in_any_batches(folder)
     assert one["val_loss"] == pytest.approx(two["val_loss"])
     assert (one["images"], one["negative_loss"]) == (2, -one["val_loss"])
     assert model.training
+
+
+def test_a_task_without_windows_prepares_its_model(folder):
+    task = MaskedPretrainingTask(MaskedPretrainingArguments(train=str(folder), output="run", steps=1))
+    model = GlamSwinForMaskedImageModeling(tiny_glam_swin().config)
+    task.prepare(model, task.open("train"))
+    samples = task.new_samples(task.new_processor())
+    assert samples.augmentation.cat_max_ratio == 1  # no crop is drawn again for its single class
+    assert task.config is model.config
 
 
 def test_a_pretrained_model_is_refused_where_classes_are_needed():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_relay
 from tiny_runs import write_data
 from transformers import AutoModelForSemanticSegmentation
 
@@ -13,6 +14,7 @@ from contextseg.scripts import finetune, train
 
 pytestmark = pytest.mark.slow
 RELAY = ["--model", "relay", "--preset", "nano", "--set", "crop_size=32", "--set", "depths=[1,1,1,1]"]
+RELAY += ["--set", "num_heads=[1,1,1,1]", "--set", "embed_dim=8"]
 STEPS = ["--batch-size", "2", "--steps", "2", "--eval-interval", "2", "--tracker", "none", "--cpu"]
 
 
@@ -46,7 +48,7 @@ def test_relay_tokens_learn_the_same_from_pictures_and_from_rasters_with_workers
 
 def test_trainer_fine_tunes_relay_tokens_and_scores_whole_images(tmp_path):
     data = write_data(tmp_path / "data")
-    losses(data, tmp_path / "start", "0")
+    tiny_relay(crop_size=32).save_pretrained(tmp_path / "start")
     options = ["--init-from", str(tmp_path / "start"), "--output", str(tmp_path / "run"), "--max_steps", "1"]
     options += ["--train", f"{data}/train", "--val", f"{data}/val", "--per_device_train_batch_size", "2"]
     assert finetune.main([*options, "--use_cpu", "--report_to", "none"]) == 0
