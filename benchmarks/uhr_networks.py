@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration.configuration_caswit import CaswitConfig
+from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_relay import RelayConfig
 from ..modeling.modeling_caswit import CaswitForSemanticSegmentation
+from ..modeling.modeling_glam_swin import GlamSwinForSemanticSegmentation
 from ..modeling.modeling_relay import RelayForSemanticSegmentation
 from ..processing.metrics import ConfusionMatrix
 from ..training.optim import learning_rate_factor, parameter_groups, set_learning_rate
@@ -43,17 +45,22 @@ class Network(NamedTuple):
     build: Callable[..., nn.Module]  # number of classes, their weights in the loss -> model
     ratio: int = 4
     late_fusion: bool = False
+    local_only: bool = False
 
     def logits(self, model: nn.Module, local: Tensor, context: Tensor) -> Tensor:
         """Two of (B, C, S, S) -> logits (B, K, h, w) of the local crops."""
         if self.late_fusion:
             return fused_late(model, local, context)
+        if self.local_only:
+            return model(pixel_values=local).logits
         return model(pixel_values=local, context_values=context).logits
 
     def loss(self, model: nn.Module, batch: Pair) -> Tensor:
         """The loss on pairs (B, ...): that of the model, or for late fusion the cross-entropy."""
         if self.late_fusion:
             return model.label_loss(fused_late(model, batch.local, batch.context), batch.labels)
+        if self.local_only:
+            return model(pixel_values=batch.local, labels=batch.labels).loss
         wide = {"context_labels": batch.context_labels} if model.uses_context_labels else {}
         return model(pixel_values=batch.local, context_values=batch.context, labels=batch.labels, **wide).loss
 
@@ -103,11 +110,19 @@ def caswit(ratio: int) -> Callable[..., nn.Module]:
     return build
 
 
+def swin(num_labels: int, class_weights: list[float] | None = None) -> nn.Module:
+    """The Swin of CASWiT, with its decoder, without context."""
+    sizes = {name: value for name, value in SIZES.items() if name != "crop_size"}
+    config = GlamSwinConfig(**sizes, num_global_tokens=0, num_labels=num_labels, class_weights=class_weights)
+    return GlamSwinForSemanticSegmentation(config)
+
+
 ALONE = {"global_loss_weight": 0.0, "consistency_weight": 0.0}
 FIVE = {
-    "local": Network("local crop alone", relay(0, **ALONE)),
-    "late": Network("late fusion", relay(0, **ALONE), late_fusion=True),
+    "local": Network("ViT, local crop alone", relay(0, **ALONE)),
+    "late": Network("ViT, late fusion", relay(0, **ALONE), late_fusion=True),
     "relay4": Network("relay, 4 tokens, sequential", relay(4)),
+    "swin": Network("Swin, local crop alone", swin, local_only=True),
     "caswit2": Network("CASWiT, ratio 2", caswit(2), ratio=2),
     "caswit4": Network("CASWiT, ratio 4", caswit(4)),
 }

@@ -50,4 +50,4 @@ def test_a_run_is_scored_once_and_printed(tmp_path, capsys):
     assert main(command) == main(command) == 0
     assert len(results.read_text().splitlines()) == 3
     assert main(["tables", "--results", str(results)]) == 0
-    assert "| late fusion | " in capsys.readouterr().out
+    assert "| ViT, late fusion | " in capsys.readouterr().out
