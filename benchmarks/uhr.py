@@ -110,14 +110,14 @@ def percents(values: list[float]) -> str:
 
 def run_all(arguments: UhrArguments) -> Iterator[dict]:
     """Runs what the file of results lacks, adds each result to it and yields it."""
-    from .uhr_networks import FIVE, NETWORKS
+    from .uhr_networks import COMPARED, NETWORKS
 
     results = Path(arguments.results)
     done = {(one["task"], one["network"], one["seed"]) for one in read_results(results)}
     names = (
         arguments.networks.split(",")
         if arguments.networks
-        else list(NETWORKS if arguments.task == "flags" else FIVE)
+        else list(NETWORKS if arguments.task == "flags" else COMPARED)
     )
     task = FlagTask(arguments) if arguments.task == "flags" else PictureTask(arguments)
     for seed in map(int, arguments.seeds.split(",")):

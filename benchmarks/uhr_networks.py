@@ -118,7 +118,7 @@ def swin(num_labels: int, class_weights: list[float] | None = None) -> nn.Module
 
 
 ALONE = {"global_loss_weight": 0.0, "consistency_weight": 0.0}
-FIVE = {
+COMPARED = {
     "local": Network("ViT, local crop alone", relay(0, **ALONE)),
     "late": Network("ViT, late fusion", relay(0, **ALONE), late_fusion=True),
     "relay4": Network("relay, 4 tokens, sequential", relay(4)),
@@ -128,7 +128,7 @@ FIVE = {
 }
 SWIN = {name: SIZES[name] for name in VIT.keys() & SIZES.keys()} | {"encoder_type": "swinv2", "patch_size": 4}
 NETWORKS = {
-    **FIVE,
+    **COMPARED,
     "relay4_swinv2": Network("relay, 4 tokens, sequential, SwinV2", relay(4, **SWIN)),
     **{
         f"relay{tokens}{'' if rule == 'sequential' else '_mean'}": Network(
