@@ -26,6 +26,7 @@ from ..modeling.modeling_relay import RelayForSemanticSegmentation
 from ..modeling.relay_tokens import TwoScales
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.inference import Inference
+from ..processing.rasters.raster import ArrayRaster
 from ..training.command_line import CommandLine, CommandOptions, option, positional, short_errors
 from .command_costs import command_memory, overlap_of_files, several_processes
 from .raster_memory import MadeRaster
@@ -88,7 +89,8 @@ def shared(arguments: CostArguments) -> None:
     print(
         "| CASWiT | overlap | shared / same contexts uncached | shared / centered | same bits |\n|---|---|---|---|---|"
     )
-    raster, processor = MadeRaster(arguments.side, arguments.side), SegmentationImageProcessor()
+    span, processor = (0, arguments.side), SegmentationImageProcessor()
+    raster = ArrayRaster(MadeRaster(arguments.side, arguments.side).read(span, span))
     torch.manual_seed(0)
     model = CaswitForSemanticSegmentation(CaswitConfig.preset("nano", num_labels=8)).eval()
     for parameter in model.parameters():

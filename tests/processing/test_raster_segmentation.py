@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
+from PIL import Image
 
 from contextseg import Inference, SegmentationImageProcessor, segment_raster
 from contextseg.processing.rasters.files import RasterFile
@@ -196,14 +197,15 @@ def test_only_rasters_that_may_lack_data_are_read_to_know_where_they_have_some(d
     assert bool(reads) == (dtype == "float32")
 
 
-def test_a_palette_with_a_transparent_color_may_lack_data(tmp_path):
-    scene = write_scene(tmp_path / "palette.tif", pixels()[:1] % 2, photometric="palette")
-    for opacity, may_lack_data in ((255, False), (0, True)):
-        with rasterio.open(scene, "r+") as file:
-            file.write_colormap(1, {0: (9, 9, 9, opacity), 1: (200, 0, 0, 255)})
-        raster = RasterFile(scene)
-        assert raster.may_lack_data == may_lack_data
-        assert raster.valid((0, 50), (0, 40)).all() != may_lack_data
+@each("opacity, may_lack_data", [((255, 255, 255), False), ((0, 0, 255), True)])
+def test_a_palette_with_transparent_colors_may_lack_data(tmp_path, opacity, may_lack_data):
+    picture = Image.fromarray(pixels()[0] % 3, "P")
+    picture.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    picture.save(tmp_path / "palette.png", transparency=bytes(opacity))
+    raster = RasterFile(tmp_path / "palette.png")
+    assert not raster.bands.masked
+    assert raster.may_lack_data == may_lack_data
+    assert raster.valid((0, 50), (0, 40)).all() != may_lack_data
 
 
 def test_a_mask_is_that_of_the_array_by_inference(tmp_path):
