@@ -34,8 +34,8 @@ def context_box(box: Box, ratio: int) -> Box:
 def shared_context_box(box: Box, ratio: int) -> Box:
     """The area of the nearest context on a fixed grid that covers the window.
 
-    The grid has steps of ratio - 1 windows, and its first context is that of the window at (0, 0). Of two at
-    the same distance, the first counts.
+    The grid begins at (0, 0) and has steps of ratio - 1 windows, so that one of its contexts holds any window. Of two at
+    the same distance, the one of an even index counts: windows side by side then share it.
     """
     top, left = (
         start if ratio == 1 else shared_start(start, (ratio - 1) * side)
@@ -46,7 +46,8 @@ def shared_context_box(box: Box, ratio: int) -> Box:
 
 def shared_start(start: int, step: int) -> int:
     """Along one axis: where the shared context of a window at `start` begins."""
-    return (2 * start + step - 1) // (2 * step) * step - step // 2
+    index, rest = divmod(start, step)
+    return (index - (index % 2 if rest == 0 else 0)) * step
 
 
 def cut_window(pixels: Tensor, box: Box) -> Tensor:
