@@ -166,10 +166,17 @@ def raster_view(
     """A raster as a model sees it in windows. Batches are small enough for any number of classes."""
     pixels = RasterPixels(raster, processor) if scale == 1 else ScaledRasterPixels(raster, processor, scale)
     sides = map(min, window_sides(inference, model, pixels.size)[0], pixels.size)
-    window = torch.zeros(1, raster.shape[0], *sides)
+    window = torch.zeros(1, channels_seen(model, raster), *sides)
     view = view_of(inference, model, pixels, window, is_mirrored)
     most = BATCH_VALUES // (num_labels_of(model, window) * prod(view.grid.window))
     return replace(view, batch_size=max(1, min(view.batch_size, most)))
+
+
+def channels_seen(model: nn.Module, raster: Raster) -> int:
+    """The number of channels that a model takes, which image processors make of those of a raster."""
+    configs = model.config, getattr(model.config, "backbone_config", None)
+    stated = (getattr(config, "num_channels", None) for config in configs)
+    return next((channels for channels in stated if channels), raster.shape[0])
 
 
 def num_labels_of(model: nn.Module, window: Tensor) -> int:
@@ -197,7 +204,8 @@ def row_reader(view: View, height: int, first: int, memory: int) -> RowReader:
 def other_bytes(views: list[View], raster: Raster) -> int:
     """Bytes that are held besides the sums of rows of windows, rounded up generously."""
     view, (channels, height, width) = views[0], raster.shape
-    num_labels = num_labels_of(view.model, torch.zeros(1, channels, *view.box((0, 0))[2:]))
+    seen = channels_seen(view.model, raster)
+    num_labels = num_labels_of(view.model, torch.zeros(1, seen, *view.box((0, 0))[2:]))
     window, part = prod(view.grid.window), prod(view.grid.part)
     batch = 2 * view.batch_size * window * (num_labels + 2 * channels * view.stride**2)
     strip = 4 * (num_labels + 1) * part

@@ -197,7 +197,7 @@ def test_only_rasters_that_may_lack_data_are_read_to_know_where_they_have_some(d
     assert bool(reads) == (dtype == "float32")
 
 
-@each("opacity, may_lack_data", [((255, 255, 255), False), ((0, 0, 255), True)])
+@each(("opacity", "may_lack_data"), [((255, 255, 255), False), ((0, 0, 255), True)])
 def test_a_palette_with_transparent_colors_may_lack_data(tmp_path, opacity, may_lack_data):
     picture = Image.fromarray(pixels()[0] % 3, "P")
     picture.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
@@ -496,7 +496,7 @@ def test_polygons_are_in_longitude_and_latitude_by_default(tmp_path, reference, 
     points = np.concatenate([ring for f in found["features"] for ring in f["geometry"]["coordinates"]])
     points[:, 0] %= 360
     assert (points.min(0) >= np.array(box[:2]) - 1e-6).all()
-    assert (points.max(0) <= np.array(box[2:]) + 1e-6).all()
+    assert (points.max(0) <= np.array(box[2:]) + 1e-3).all()  # the box is rounded
     assert all(0 < area(f["geometry"]["coordinates"][0]) < 1 for f in found["features"])
 
 
