@@ -99,6 +99,7 @@ def measure(size: str, num_labels: int, memory: int, arguments: MemoryArguments)
     """Runs one case and prints its row of the table."""
     width, height = map(int, size.split("x"))
     window, stride = arguments.side, arguments.stride
+    torch.manual_seed(0)
     model, raster = OneLayer(num_labels, stride).eval(), MadeRaster(width, height)
     inference = Inference(window=window, overlap=arguments.overlap)
     processor = SegmentationImageProcessor()
