@@ -17,6 +17,7 @@ from ..processing.image_windows import check_context_sharing
 from ..processing.metrics import ConfusionMatrix, percent
 from ..processing.plain_text import markdown_table, markdown_text
 from ..processing.progress import progress
+from ..processing.rasters.part_files import locks_released
 from .class_matching import check_classes, match_classes
 from .evaluation_files import report, write_scores
 from .evaluation_options import EvaluateArguments
@@ -56,7 +57,8 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
         *(kind(len(names), data.ignore_index, **near) for kind in (BoundaryIoU, BoundaryF)),
     ]
     run = ScoringRun(arguments, model, processor, data, metrics, accelerator)
-    failures = run.score()
+    with locks_released():
+        failures = run.score()
     confusion, *boundaries = (
         metric.reduced(lambda counts: accelerator.reduce(counts.to(accelerator.device))) for metric in metrics
     )

@@ -13,6 +13,7 @@ from ..processing.prediction_maps import MAPS
 from ..processing.raster_library import RASTER_SUFFIXES
 from ..processing.rasters.files import is_raster_file
 from ..processing.rasters.gdal import INSTALL_GEO, load_rasterio
+from ..processing.rasters.part_files import locks_released
 from ..processing.rasters.prediction import RasterPredictor
 from .explaining import chosen_explanations
 from .file_run import CONTINUE, FileRun
@@ -35,7 +36,7 @@ def predict(arguments: PredictArguments) -> list[str]:
     """
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
-    with explained_loss_of_a_peer(accelerator, CONTINUE):
+    with explained_loss_of_a_peer(accelerator, CONTINUE), locks_released():
         with said_once(accelerator, PROGRAM, arguments.traceback):
             task = task_of_model(arguments.model)
             check_task(arguments, task)

@@ -29,6 +29,16 @@ RECORD, LOCK = "record.json", "lock"
 LOCKS: dict[Path, IO] = {}  # of work folders whose work this process has begun
 
 
+@contextmanager
+def locks_released() -> Iterator[None]:
+    """Context manager of a command, after which others may go on with what it has begun, even if it was stopped."""
+    try:
+        yield
+    finally:
+        for folder in list(LOCKS):
+            LOCKS.pop(folder).close()
+
+
 class Layer(NamedTuple):
     """One of the results that a band has: its type, and the shape of one row, such as (W,) or (W, K)."""
 
