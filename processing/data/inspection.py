@@ -101,7 +101,9 @@ def doubts_of(dataset: SegmentationData, pair: Pair, finding: Finding) -> Iterat
     if mode == "1" and open_image(pair.mask, dataset.pixel_limit, encoding_of).inspected.is_inverted:
         yield "inverted"
     is_by_index = mode in ("P", "PA") and dataset.decoder.colors and not finding.is_colored
-    image = open_image(pair.mask, dataset.pixel_limit).image if is_by_index or "A" in mode else None
+    image = pillow_image(pair.mask, dataset.pixel_limit) if is_by_index or "A" in mode else None
+    if image is None:
+        return
     if "A" in mode and is_transparent(image):
         yield "transparent"
     if is_by_index and has_other_colors(image, dataset.decoder):
@@ -127,6 +129,14 @@ def kind_of(source: Source, pixel_limit: int) -> str:
         return "" if isinstance(source, np.ndarray) else read_mode(source, pixel_limit)
     except ImageReadError:
         return ""
+
+
+def pillow_image(source: Source, pixel_limit: int) -> Image.Image | None:
+    """A mask as Pillow opens it; None if only rasterio can decode it."""
+    try:
+        return open_image(source, pixel_limit).image
+    except ImageReadError:
+        return None
 
 
 def is_transparent(image: Image.Image) -> bool:

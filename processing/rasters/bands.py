@@ -1,11 +1,13 @@
 """How the bands of a raster file become channels and validity: alpha, masks, nodata, palettes, scale and offset tags."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..image_opening import ImageReadError
 
+MOST_BANDS = 4096  # damaged files state up to 65535
 MOST_BLOCK_BYTES = 1 << 30  # a window needs whole blocks in memory
 
 
@@ -36,14 +38,16 @@ class Bands:
         if num_channels in (None, 3):
             self.indices = red_green_blue_first(self.indices, kinds)
         self.table, self.opaque = palette_of(dataset, self.indices, num_channels)
-        self.steps = np.array([dataset.scales[band - 1] for band in self.indices]).reshape(-1, 1, 1)
-        self.shifts = np.array([dataset.offsets[band - 1] for band in self.indices]).reshape(-1, 1, 1)
+        self.steps, self.shifts = (
+            np.array(chosen(values, self.indices)).reshape(-1, 1, 1)
+            for values in (dataset.scales, dataset.offsets)
+        )
         check_scales(self.steps, self.shifts, name)
         self.is_scaled = self.table is None and bool((self.steps != 1).any() or (self.shifts != 0).any())
         self.largest = (
             None if self.table is not None or self.is_scaled else largest_of_few_bits(dataset, self.indices)
         )
-        self.stored = np.result_type(*(dataset.dtypes[band - 1] for band in self.indices))
+        self.stored = np.result_type(*set(chosen(dataset.dtypes, self.indices)))
         is_palette = self.table is not None
         self.dtype = np.dtype(np.float32 if self.is_scaled else np.uint8 if is_palette else self.stored)
         self.channels = len(self.indices) if self.table is None else self.table.shape[1]
@@ -51,7 +55,7 @@ class Bands:
 
     def _stored(self, dataset: Any, window: Any) -> np.ndarray:
         """The bands as stored, of one type that holds all of theirs."""
-        if len({dataset.dtypes[band - 1] for band in self.indices}) == 1:
+        if len(set(chosen(dataset.dtypes, self.indices))) == 1:
             return dataset.read(self.indices, window=window)
         return np.stack([dataset.read(band, window=window).astype(self.stored) for band in self.indices])
 
@@ -97,6 +101,11 @@ def check_blocks(dataset: Any, name: str) -> None:
             f"{name} has {len(dataset.subdatasets)} pages: {', '.join(dataset.subdatasets[:5])}. Export one of them as GeoTIFF, "
             "for example with gdal_translate."
         )
+    if dataset.count > MOST_BANDS:
+        raise ImageReadError(
+            f"{name} states {dataset.count} bands, more than the {MOST_BANDS} that are read. Copy the file again, or export the bands "
+            "that the model takes."
+        )
     if any(kind.startswith("complex") for kind in dataset.dtypes):
         raise ImageReadError(
             f"{name} has pixels of type {dataset.dtypes[0]}, but a model takes real numbers. Export amplitude, or real and "
@@ -141,18 +150,22 @@ def check_scales(steps: np.ndarray, shifts: np.ndarray, name: str) -> None:
         )
 
 
+def chosen(values: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    """The values of bands, numbered from 1. `values` is a property of a data set, which is read anew at each use."""
+    return [values[band - 1] for band in indices]
+
+
 def largest_of_few_bits(dataset: Any, indices: list[int]) -> int | None:
     """The largest value of bands with fewer than 8 bits, which is white; None for others."""
     bits = {int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8)) for band in indices}
-    is_small = (
-        len(bits) == 1 and max(bits) < 8 and {dataset.dtypes[band - 1] for band in indices} == {"uint8"}
-    )
+    is_small = len(bits) == 1 and max(bits) < 8 and set(chosen(dataset.dtypes, indices)) == {"uint8"}
     return (1 << bits.pop()) - 1 if is_small else None
 
 
 def masked_bands(dataset: Any, indices: list[int], has_alpha: bool) -> list[int]:
     """The bands whose masks say where there are data: of a mask for all bands the first; none if all pixels have."""
-    flags = {band: {flag.name for flag in dataset.mask_flag_enums[band - 1]} for band in indices}
+    every_mask = chosen(dataset.mask_flag_enums, indices)
+    flags = {band: {flag.name for flag in mask} for band, mask in zip(indices, every_mask, strict=True)}
     masked = [band for band in indices if "all_valid" not in flags[band]]
     if has_alpha:  # the alpha band is read as what it is
         masked = [band for band in masked if "alpha" not in flags[band]]
