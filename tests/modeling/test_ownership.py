@@ -118,6 +118,8 @@ def offloaded(model: PreTrainedModel, folder: Path) -> Iterator[tuple[str, nn.Mo
     yield "all in memory", whole, whole
     children = [child for child, module in model.named_children() if module is not None]
     for child in children:
+        if not any(True for _ in model.get_submodule(child).parameters()):
+            continue  # there is nothing to offload, such as in a decoder that passes its map on
         places = {other: "disk" if other == child else "cpu" for other in children}
         parts = dispatch_model(
             deepcopy(model), places, main_device="cpu", offload_dir=folder / child, force_hooks=True

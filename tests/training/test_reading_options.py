@@ -118,7 +118,8 @@ def test_five_channels_of_12_bits_go_through_all_commands(kind, tmp_path, capsys
     assert train.main([*splits, *run_options, f"{run}-2", "--init-from", run, *options[2:]]) == 0
     scores = evaluate.evaluate(evaluate.new_parser().arguments([f"{run}-2", "--data", data, "--cpu"]))
     assert predict.main([f"{run}-2", f"{data}/images", "--output", str(masks), "--cpu", "--overlay"]) == 0
-    predicted = [np.asarray(Image.open(masks / f"{index}.png")) for index in range(3)]
+    ending = "tif" if kind == "tif" else "png"
+    predicted = [np.asarray(Image.open(masks / f"{index}.{ending}")) for index in range(3)]
     truth = [np.asarray(Image.open(f"{data}/masks/{index}.png")) for index in range(3)]
     assert np.mean(np.equal(predicted, truth)) == pytest.approx(scores["pixel_accuracy"])
 
