@@ -1,0 +1,259 @@
+"""Does G-MSA carry a cue through a volume? Trains small nnFormers with and without global tokens.
+
+    python -m contextseg.benchmarks.volume_flags --results volumes.jsonl
+
+A volume holds gray noise, white cubes, and one small flag, bright or dark, which alone tells the class of all white
+voxels. Scores are by distance from the flag, the largest of slices, rows and columns. Each run adds a line to the
+file of results; runs that it has already are skipped. `benchmarks/hippocampus.md` tells the results.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..training.command_line import CommandLine, CommandOptions, option, short_errors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PROGRAM = "python -m contextseg.benchmarks.volume_flags"
+DESCRIPTION = "Train and score small nnFormers with and without global tokens on volumes with a distant cue."
+SIZE = (16, 48, 48)  # slices, rows, columns
+CUBE, CUBES = 4, 40  # side in voxels, and number, of the white cubes
+WHITE, FLAG = 2.0, 5.0  # values in a volume of noise with a standard deviation of 0.5
+EDGES = (0, 12, 24, 32, 48)  # distances at which the columns of the table begin, and the end
+WARMUP_STEPS, CLIP_NORM = 50, 1.0
+
+
+class Scene(NamedTuple):
+    """A volume with a bright flag, and what is scored.
+
+    Args:
+        values: (1, D, H, W) float32.
+        white: (D, H, W), true for white voxels.
+        flag: Slices of the flag along each axis.
+        distance: (D, H, W), voxels to the flag, the largest of the three axes.
+    """
+
+    values: np.ndarray
+    white: np.ndarray
+    flag: tuple[slice, ...]
+    distance: np.ndarray
+
+    def under(self, flag: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values and labels with a dark (0) or bright (1) flag: white voxels have the class 1 or 2."""
+        values = self.values.copy()
+        values[(0, *self.flag)] = FLAG if flag else -FLAG
+        return values, (self.white * (1 + flag)).astype(np.int64)
+
+
+@dataclass
+class VolumeFlagArguments(CommandOptions):
+    results: str = option("volume_flags.jsonl", "file to which a line is added for each run", metavar="FILE")
+    networks: str | None = option(
+        None, "names of networks, joined by commas; by default all", metavar="NAME,NAME"
+    )
+    seeds: str = option("0,1", "seeds, each a run of every network", metavar="N,N")
+    steps: int = option(600, "optimizer steps")
+    batch_size: int = option(4, "volumes in each step")
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
+    scored: int = option(40, "scored volumes, each with both flags")
+    tables: bool = option(False, "print the tables of the results instead of running")
+
+
+def network_options() -> dict[str, dict]:
+    """Name of a network -> the fields in which its configuration differs."""
+    tokens = {
+        f"{form} {count}": {"num_global_tokens": count, "global_block": form}
+        for form in ("bare", "half", "transformer")
+        for count in (1, 4)
+    }
+    return {"none": {"num_global_tokens": 0}, **tokens}
+
+
+def new_model(name: str) -> "nn.Module":
+    from ..configuration.configuration_nnformer import NnFormerConfig
+    from ..modeling.modeling_nnformer import NnFormerForSemanticSegmentation
+
+    options = {
+        "variant": "2021",
+        "crop_size": SIZE,
+        "patch_size": (2, 4, 4),
+        "embed_dim": 24,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "window_size": (2, 2),
+        "deep_supervision": False,
+        "drop_path_rate": 0.0,
+        "initializer_range": 0.1,
+        "num_labels": 3,
+        "loss": "cross_entropy",
+    }
+    return NnFormerForSemanticSegmentation(NnFormerConfig(**{**options, **network_options()[name]}))
+
+
+def new_scene(seed: int, index: int) -> Scene:
+    """Draws a volume; it depends on seed and index only."""
+    random = np.random.default_rng((seed, index))
+    values = random.normal(0, 0.5, SIZE).astype(np.float32)
+    white = np.zeros(SIZE, bool)
+    for _ in range(CUBES):
+        white[cube_at(random)] = True
+    flag = cube_at(random)
+    around = tuple(slice(max(0, side.start - CUBE), side.stop + CUBE) for side in flag)
+    white[around] = False
+    values[white] += WHITE
+    distance = np.zeros(SIZE, int)
+    for axis, side in enumerate(flag):
+        place = np.arange(SIZE[axis])
+        away = np.maximum(np.maximum(side.start - place, place - side.stop + 1), 0)
+        distance = np.maximum(distance, away.reshape([-1 if a == axis else 1 for a in range(3)]))
+    return Scene(values[None], white, flag, distance)
+
+
+def cube_at(random: np.random.Generator) -> tuple[slice, ...]:
+    corner = random.integers(0, [side - CUBE + 1 for side in SIZE])
+    return tuple(slice(start, start + CUBE) for start in corner.tolist())
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = CommandLine(VolumeFlagArguments, PROGRAM, DESCRIPTION).arguments(argv)
+    with short_errors(PROGRAM, arguments.traceback):
+        if arguments.tables:
+            print(table(read_results(Path(arguments.results))))
+            return 0
+        for result in run_all(arguments):
+            print(json.dumps(result), flush=True)
+    return 0
+
+
+def read_results(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run_all(arguments: VolumeFlagArguments) -> Iterator[dict]:
+    """Runs what the file of results lacks, adds each result to it and yields it."""
+    results = Path(arguments.results)
+    done = {(one["network"], one["seed"]) for one in read_results(results)}
+    names = arguments.networks.split(",") if arguments.networks else list(network_options())
+    for seed in map(int, arguments.seeds.split(",")):
+        for name in names:
+            if (name, seed) not in done:
+                result = run(name, seed, arguments)
+                with results.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                yield result
+
+
+def run(name: str, seed: int, arguments: VolumeFlagArguments) -> dict:
+    """Trains and scores one network."""
+    import torch
+
+    torch.manual_seed(seed)
+    model = new_model(name)
+    started = time.process_time()
+    train(model, seed, arguments)
+    return {
+        "network": name,
+        "seed": seed,
+        **score(model.eval(), arguments.scored),
+        "reach": reach(model),
+        "parameters": model.num_parameters(),
+        "steps": arguments.steps,
+        "seconds": round(time.process_time() - started, 1),
+    }
+
+
+def train(model: "nn.Module", seed: int, arguments: VolumeFlagArguments) -> None:
+    import torch
+
+    from ..training.optim import learning_rate_factor, parameter_groups, set_learning_rate
+
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, learning_rate=arguments.learning_rate, weight_decay=0.01)
+    )
+    model.train()
+    for step in range(arguments.steps):
+        pairs = [
+            new_scene(seed + 1, step * arguments.batch_size + number).under(number % 2)
+            for number in range(arguments.batch_size)
+        ]
+        values, labels = (torch.from_numpy(np.stack(parts)) for parts in zip(*pairs, strict=True))
+        factor = learning_rate_factor(step, steps=arguments.steps, warmup_steps=WARMUP_STEPS, schedule="poly")
+        set_learning_rate(optimizer, factor)
+        loss = model(pixel_values=values, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def score(model: "nn.Module", scored: int) -> dict:
+    """IoU of both white classes, and the share of white voxels that follow the flag, by distance from it."""
+    import torch
+
+    bins = len(EDGES) - 1
+    counts = np.zeros((bins, 2, 3), int)  # by distance: true class - 1, predicted class
+    follows, white = np.zeros(bins), np.zeros(bins)
+    for index in range(scored):
+        scene = new_scene(0, index)
+        both = [scene.under(flag) for flag in range(2)]
+        with torch.inference_mode():
+            logits = model(pixel_values=torch.from_numpy(np.stack([values for values, _ in both]))).logits
+        predicted = logits.argmax(1).numpy()
+        place = np.digitize(scene.distance, EDGES[1:-1])
+        for number in range(bins):
+            where = scene.white & (place == number)
+            white[number] += where.sum()
+            follows[number] += ((predicted[0] == 1) & (predicted[1] == 2) & where).sum()
+            for flag in range(2):
+                counts[number, flag] += np.bincount(predicted[flag][where], minlength=3)
+    right = counts[:, [0, 1], [1, 2]]
+    wrong = counts.sum(2) - right
+    other = wrong[:, ::-1] - counts[:, ::-1, 0]  # white of the other class that is labeled as this one
+    iou = right / np.maximum(counts.sum(2) + other, 1)
+    return {"iou": iou.mean(1).round(4).tolist(), "follows": (follows / white).round(4).tolist()}
+
+
+def reach(model: "nn.Module") -> int:
+    """Largest distance in voxels from a voxel to another on which its logits depend, by gradients."""
+    import torch
+
+    far = 0
+    for corner in ((0, 0, 0), tuple(side - 1 for side in SIZE), tuple(side // 2 for side in SIZE)):
+        values = torch.randn(1, 1, *SIZE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        model(pixel_values=values).logits[(0, slice(None), *corner)].sum().backward()
+        seen = values.grad[0, 0].nonzero()
+        far = max(far, int((seen - torch.tensor(corner)).abs().max()))
+    return far
+
+
+def table(results: list[dict]) -> str:
+    """A Markdown table: the mean over seeds in %, followed by each seed."""
+    names = [f"{first} to {last - 1}" for first, last in zip(EDGES, EDGES[1:], strict=False)]
+    lines = [
+        f"| network | reach | IoU at {' | '.join(names)} | follows the flag beyond {EDGES[-2]} | parameters |"
+    ]
+    lines.append("|---" * (len(names) + 4) + "|")
+    for name in network_options():
+        runs = [one for one in results if one["network"] == name]
+        if runs:
+            cells = [percents([one["iou"][number] for one in runs]) for number in range(len(names))]
+            cells.append(percents([one["follows"][-1] for one in runs]))
+            lines.append(f"| {name} | {runs[0]['reach']} | {' | '.join(cells)} | {runs[0]['parameters']:,} |")
+    return "\n".join(lines)
+
+
+def percents(values: list[float]) -> str:
+    each = " / ".join(f"{100 * value:.1f}" for value in values)
+    return f"**{100 * np.mean(values):.1f}** ({each})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
