@@ -265,7 +265,7 @@ def check_pixels(pixel_values: Tensor, num_channels: int, num_axes: int = 2) -> 
     shape = tuple(pixel_values.shape)
     if len(shape) != 2 + num_axes or shape[1] != num_channels:
         raise ValueError(
-            f"pixel_values has shape {shape}; (batch, {num_channels}, height, width) is required. "
+            f"pixel_values has shape {shape}; (batch, {num_channels}, {'slices, ' * (num_axes == 3)}height, width) is required. "
             "Prepare images with the model's image processor, or set num_channels."
         )
     if not pixel_values.is_floating_point():

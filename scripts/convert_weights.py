@@ -86,7 +86,7 @@ def convert_weights(
     arguments: str | Path | None = None,
     max_image_size: tuple[int, int] | None = None,
 ) -> "PreTrainedModel":
-    """Converts a checkpoint and writes model and image processor.
+    """Converts a checkpoint and writes the model, and for images their processor.
 
     Args:
         source: Code base of the checkpoint, a name that `--source` takes, such as "nnformer-official".
@@ -108,8 +108,9 @@ def convert_weights(
     options = None if arguments is None else json.loads(Path(arguments).read_text())
     model = converted(source, weights, options, max_image_size)
     model.save_pretrained(output)
-    mean, std = normalization(model)
-    SegmentationImageProcessor(image_mean=mean, image_std=std).save_pretrained(output)
+    if getattr(model.config, "num_axes", 2) == 2:
+        mean, std = normalization(model)
+        SegmentationImageProcessor(image_mean=mean, image_std=std).save_pretrained(output)
     return model
 
 

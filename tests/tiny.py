@@ -213,11 +213,11 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "caswit": tiny_caswit,
     "relay": tiny_relay,
     "relay_swinv2": tiny_relay_swinv2,
-    "nnformer": tiny_nnformer,
-    "glam_nnformer": tiny_glam_nnformer,
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
+    "nnformer": tiny_nnformer,
+    "glam_nnformer": tiny_glam_nnformer,
 }
 
 # Each encoder once, under three decoders: for claims that are dear to check for every segmenter.

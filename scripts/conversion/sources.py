@@ -81,7 +81,8 @@ def remarks(model: PreTrainedModel) -> list[str]:
         )
     if isinstance(model.config, NnFormerConfig):
         lines.append(
-            "Spacing and intensities of the training data are not in the weights: set them in preprocessor_config.json."
+            "Spacing and intensities of the training data are not in the weights: give the folder a VolumeImageProcessor "
+            "with them."
         )
         if model.config.variant == "2021":
             lines.append(
