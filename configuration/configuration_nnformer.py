@@ -124,7 +124,7 @@ class NnFormerConfig(VolumeStages, OutFeatures, StageRules, BackboneConfigMixin,
     drop_path_rate: float | int = 0.2
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-5
-    loss: str = "cross_entropy+dice"
+    loss: str = "cross_entropy+foreground_dice"
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
