@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import install_output_capuring_hook, maybe_install_capturing_hooks
 
@@ -164,6 +165,9 @@ class ContextsegPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, nn.ConvTranspose3d):  # which transformers leaves out
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
         if hasattr(module, "reset_own_weights"):
             module.reset_own_weights(self.config.initializer_range)
 
@@ -226,7 +230,8 @@ def check_images(
 
     Also raises it if `output_attentions` is set and the attention implementation does not return them.
     """
-    check_pixels(pixel_values, getattr(config, "num_channels", 3))  # configurations of users may lack it
+    # Configurations of users may lack both.
+    check_pixels(pixel_values, getattr(config, "num_channels", 3), getattr(config, "num_axes", 2))
     shape = tuple(pixel_values.shape)
     if pixel_mask is not None and not (
         isinstance(pixel_mask, Tensor) and tuple(pixel_mask.shape) == (shape[0], *shape[2:])
@@ -250,7 +255,7 @@ def as_weights(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return pixel_values
 
 
-def check_pixels(pixel_values: Tensor, num_channels: int) -> None:
+def check_pixels(pixel_values: Tensor, num_channels: int, num_axes: int = 2) -> None:
     """Raises ValueError unless `pixel_values` is a float tensor (B, num_channels, H, W) without a size of 0."""
     if not isinstance(pixel_values, Tensor):
         raise ValueError(
@@ -258,9 +263,9 @@ def check_pixels(pixel_values: Tensor, num_channels: int) -> None:
             'model\'s image processor and return_tensors="pt".'
         )
     shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[1] != num_channels:
+    if len(shape) != 2 + num_axes or shape[1] != num_channels:
         raise ValueError(
-            f"pixel_values has shape {shape}; (batch, {num_channels}, height, width) is required. "
+            f"pixel_values has shape {shape}; (batch, {num_channels}, {'slices, ' * (num_axes == 3)}height, width) is required. "
             "Prepare images with the model's image processor, or set num_channels."
         )
     if not pixel_values.is_floating_point():
