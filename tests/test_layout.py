@@ -128,7 +128,9 @@ def unguarded_imports(node):
 def wrong_imports(source):
     """What the Hub's loader would stumble over: it finds files by a regular expression, and every package outside a guard."""
     wrong = []
-    plain = re.compile(r"from (\.|\.\.(configuration|modeling|processing)\.)[a-z]\w* import [\w(]")
+    plain = re.compile(
+        r"from (\.|\.\.|\.volumes\.|\.\.(configuration|modeling|processing)\.)[a-z]\w* import [\w(]"
+    )
     for number, line in enumerate(source.splitlines(), 1):
         if re.match(r"\s*from\s+\.", line) and not plain.match(line):
             wrong.append(

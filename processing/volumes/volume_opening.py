@@ -194,8 +194,10 @@ def _first_sound(affine: np.ndarray | None, header: Any) -> tuple[np.ndarray | N
             faulty.append(code)
         elif found is None:
             found = candidate
-    if found is None and is_sound(base := header.get_base_affine()):
-        found = base
+    if found is None:
+        plain = header.copy()
+        plain["pixdim"][1:4] = np.abs(plain["pixdim"][1:4])  # signs of sizes mean nothing
+        found = base if is_sound(base := plain.get_base_affine()) else None
     return None if found is None else np.array(found, dtype=np.float64), faulty
 
 
