@@ -31,7 +31,10 @@ MAY_REQUIRE = {
     "transformers",
     "huggingface_hub",
 } | sys.stdlib_module_names
-PROCESSORS = ("processing/image_processing_segmentation.py",)  # what of processing/ is exported starts here
+PROCESSORS = (  # what of processing/ is exported starts here
+    "processing/image_processing_segmentation.py",
+    "processing/image_processing_volume.py",
+)
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
 LEVEL_2 = {
     *("pretrained", "pretrained_backbones", "auto_classes", "decoders", "two_scale"),

@@ -32,12 +32,14 @@ class VolumeGeometry:
         affine: (4, 4) float64, from voxel indices of the file to millimeters (right, anterior, superior).
         header: Fields of the NIfTI header that place the grid, as stored; empty for other formats.
         slice_axis: Axis of the body that becomes the first one: "z", "y" or "x".
+        num_channels: Values of each voxel.
     """
 
     shape: tuple[int, ...]
     affine: np.ndarray
     header: Mapping[str, Any] = field(default_factory=dict)
     slice_axis: str = "z"
+    num_channels: int = 1
 
     @cached_property
     def layout(self) -> tuple[tuple[int, bool], ...]:
@@ -102,11 +104,8 @@ class VolumeGeometry:
     def __str__(self) -> str:
         """Size, spacing and affine, for messages."""
         rows = "; ".join(" ".join(f"{value:.6g}" for value in row) for row in self.affine[:3])
-        sizes, spacing = (
-            "x".join(map(str, self.shape)),
-            " x ".join(f"{step:.4g}" for step in self.spacing[::-1]),
-        )
-        return f"{sizes} voxels, spacing {spacing} mm (canonical x, y, z), affine [{rows}]"
+        voxels, steps = "x".join(map(str, self.size)), "x".join(f"{step:.4g}" for step in self.spacing)
+        return f"{voxels} voxels of {steps} mm, affine [{rows}]"
 
 
 def is_sound(affine: np.ndarray) -> bool:

@@ -209,7 +209,7 @@ def segment_volume(model: nn.Module, processor: Any, source: Any, inference: Any
     prepared = processor.prepare(volume_of(model, processor, source))
     kind = torch.uint8 if model.config.num_labels <= 256 else torch.int32
     mask = torch.zeros(tuple(prepared.frame.size), dtype=kind, device=model.device)
-    inside = mask[box_of(prepared.frame)]
+    inside = mask[prepared.frame.box]
     for band in prepared_probabilities(model, prepared, inference):
         part_of(inside, band).copy_(band.probabilities.max(0).indices)
     return mask.int()
@@ -224,19 +224,9 @@ def volume_of(model: nn.Module, processor: Any, source: Any) -> Volume:
 
 def prepared_probabilities(model: nn.Module, prepared: Any, inference: Any) -> Iterator[Band]:
     """Yields the class probabilities of a prepared volume on the grid of its file, in the box that was not cropped."""
-    size = [side.stop - side.start for side in box_of(prepared.frame)]
+    size = [side.stop - side.start for side in prepared.frame.box]
     values = torch.as_tensor(prepared.values)
-    return volume_probabilities(model, values, inference, size, nearest_axis(prepared.frame))
-
-
-def box_of(frame: Any) -> tuple[slice, ...]:
-    """Where the part of a volume (D, H, W) lies that was not cropped when it was prepared."""
-    return frame.box
-
-
-def nearest_axis(frame: Any) -> int | None:
-    """The axis along which a prepared volume is resampled to the nearest slice; None for linear along all."""
-    return frame.nearest
+    return volume_probabilities(model, values, inference, size, prepared.frame.nearest)
 
 
 def part_of(values: Any, band: Band) -> Any:

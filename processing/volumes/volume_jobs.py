@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..image_files import is_left_out
 from ..prediction_files import Job, check_targets, found_files
-from .volume_reading import VolumeReadError, is_volume_file, volume_name
+from .volume_opening import VolumeReadError, is_volume_file, volume_name
 
 CHANNEL = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)  # of a name without its suffix
 NNUNET_FOLDERS = re.compile(r"images(Tr|Ts|Val)")
@@ -82,9 +83,11 @@ def find_volume_jobs(
         ValueError: There are no volumes, or outputs would collide with each other or with an input.
     """
     folder = Path(output)
-    found = found_files(volumes, folder, on_error, is_volume_file)
+    found = found_files(volumes, folder, on_error, is_found)
     if not found:
-        raise ValueError(f"there are no volumes in {', '.join(volumes)}. Known endings: .nii, .nii.gz.")
+        raise ValueError(
+            f"there are no volumes in {', '.join(volumes)}. Known endings: .nii, .nii.gz, .hdr, .mgz, .mgh."
+        )
     cases: dict[tuple[Path, str], dict[int, Path]] = {}
     for file in found:
         if channel := channel_of(file, num_channels):
@@ -109,6 +112,11 @@ def find_volume_jobs(
         made.append(VolumeJob(file, folder, f"{whole}{MASK}", jobs.get(file, ())))
     check_targets(made)
     return made
+
+
+def is_found(name: str) -> bool:
+    """Whether a file of a folder is a volume; of a pair of .hdr and .img, the first is."""
+    return is_volume_file(name) and not name.lower().endswith(".img") and not is_left_out(name)
 
 
 def channel_of(file: Path, num_channels: int) -> tuple[str, int] | None:

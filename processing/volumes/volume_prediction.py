@@ -18,7 +18,6 @@ from ..prediction_maps import IMAGE_MAPS, ProbabilityFile
 from .volume_geometry import VolumeGeometry
 from .volume_inference import (
     Band,
-    box_of,
     check_processor,
     check_volumes,
     part_of,
@@ -132,7 +131,7 @@ class VolumePredictor(FilePredictor):
 
         Raises ValueError if the disk has no room for the probabilities.
         """
-        box = box_of(loaded.prepared.frame)
+        box = loaded.prepared.frame.box
         maps = [self.new_map(name, job, loaded.geometry, box) for name in self.maps]
         bands = prepared_probabilities(self.model, loaded.prepared, self.inference)
         return self.mask_beside_maps(bands, loaded.geometry.size, box, maps), loaded.geometry, maps
@@ -160,6 +159,8 @@ class VolumePredictor(FilePredictor):
     def write(self, job: VolumeJob, predicted: tuple[np.ndarray, VolumeGeometry, list[Any]]) -> None:
         """Writes the mask and the other requested results."""
         mask, geometry, maps = predicted
+        for target in self.targets(job):
+            target.parent.mkdir(parents=True, exist_ok=True)
         for one in maps:
             one.save()
         write_label_volume(job.target(), mask, geometry)
