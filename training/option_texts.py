@@ -35,6 +35,22 @@ def height_and_width(text: str, option: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def window_sides(text: str, option: str) -> int | tuple[int, ...]:
+    """Parses the value of --window: `"64"` -> 64, `"360x480"` -> (360, 480), `"64x128x128"` -> (64, 128, 128).
+
+    Raises ValueError for anything else.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 3 or not all(is_count(part) for part in parts):
+        raise ValueError(
+            f"{option} {one_line(text, LONGEST)} is not a size. Write a number of pixels, or HEIGHTxWIDTH; "
+            "SLICESxROWSxCOLUMNS for volumes."
+        )
+    for part in parts:
+        check_number(option, int(part), SIDE)
+    return int(text) if len(parts) == 1 else tuple(map(int, parts))
+
+
 def crop_size(text: str) -> tuple[int, int]:
     """Parses --crop-size, see `height_and_width`."""
     return height_and_width(text, "--crop-size")

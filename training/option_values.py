@@ -18,6 +18,7 @@ from .option_texts import (
     part_and_factor,
     shorter_sides,
     value_limits,
+    window_sides,
 )
 
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
@@ -93,7 +94,7 @@ PARSERS = {
     "shorter_side": shorter_sides,
     "sizes": integers,
     "value_range": value_limits,
-    "window": height_and_width,
+    "window": window_sides,
 }
 
 
