@@ -1,4 +1,4 @@
-"""Scores of segmenters on volumes, for `contextseg-evaluate` and for the validation during training.
+"""One evaluation of a segmenter of volumes in one or several processes, which goes on where an earlier one was stopped.
 
 Cases are divided among processes, and one is in memory at a time. A prediction is compared with its mask on the grid of the file.
 """
@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..processing.failures import concerns_every_file, reason, telling
@@ -20,31 +20,13 @@ from .sharing import decided_by_first, gathered, name_of, share_of, wait_for_all
 
 logger = logging.getLogger(__name__)
 CONTINUE = "Run the command again to go on."
-Segment = Callable[[Any], np.ndarray]  # a `Volume` -> class ids (D, H, W)
-
-
-def score_volumes(
-    data: Dataset, segment: Segment, scores: VolumeScores, accelerator: Accelerator
-) -> dict[str, Any]:
-    """Scores a segmenter on the volumes of all processes, as validation during training does.
-
-    Args:
-        data: `VolumeData`, whose samples have `name`, `image` and `mask`.
-        segment: Predicts the class ids (D, H, W) of a volume.
-        scores: Their cases are replaced by those of all processes, in the order of the data.
-        accelerator: The processes.
-
-    Returns:
-        The scores of `VolumeScores.compute`, in every process.
-    """
-    mine = share_of(range(len(data)), accelerator)
-    cases = [(index, score_case(data[index], segment, scores)) for index in mine]
-    scores.cases = gathered(accelerator, cases)
-    return scores.compute()
+Segment = Callable[[Any], Tensor]  # a `Volume` -> class ids (D, H, W)
 
 
 def score_case(sample: dict[str, Any], segment: Segment, scores: VolumeScores) -> CaseScores:
     """Predicts one sample of `VolumeData`, and returns its scores, which are added to `scores`."""
+    if sample["mask"] is None:
+        raise ValueError("it has no label file, so it cannot be scored.")
     volume = sample["image"]
     return scores.update(segment(volume), sample["mask"], volume.spacing, sample["name"])
 
@@ -92,10 +74,7 @@ class VolumeScoringRun:
             self.score(progress(mine, unit="case"))
             wait_for_all(self.accelerator)
         self.scores.cases = gathered(self.accelerator, self.records.done.items())
-        failures = sorted(gather_object(self.failures))
-        if len(failures) == len(self.data) and self.accelerator.is_main_process:
-            self.records.remove()
-        return failures
+        return sorted(gather_object(self.failures))
 
     def score(self, indices: Iterable[int]) -> None:
         """Scores these cases; one that fails is noted, and the others go on."""

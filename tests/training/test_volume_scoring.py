@@ -13,7 +13,7 @@ from contextseg.processing.volumes.surface_distances import ndimage
 from contextseg.processing.volumes.volume_scores import VolumeScores
 from contextseg.training.case_records import CaseRecords
 from contextseg.training.volume_evaluation_files import report_volumes
-from contextseg.training.volume_scoring import VolumeScoringRun, score_volumes
+from contextseg.training.volume_scoring import VolumeScoringRun
 
 pytestmark = pytest.mark.skipif(ndimage is None, reason="scipy is not installed")
 CLASSES = ["background", "liver", "left | kidney"]
@@ -22,8 +22,8 @@ CLASSES = ["background", "liver", "left | kidney"]
 class Cases:
     """Volumes whose prediction is the mask moved by the number of the case; one cannot be read."""
 
-    def __init__(self, unreadable=()):
-        self.unreadable = unreadable
+    def __init__(self, unreadable=(), unlabeled=()):
+        self.unreadable, self.unlabeled = unreadable, unlabeled
 
     def __len__(self):
         return 4
@@ -39,7 +39,7 @@ class Cases:
         if index != 3:
             mask[4:6, 5:8, 2:4] = 2
         volume = SimpleNamespace(spacing=(5.0, 0.7, 0.8), moved=np.roll(mask, index, axis=2))
-        return {"name": f"case_{index}", "image": volume, "mask": mask}
+        return {"name": f"case_{index}", "image": volume, "mask": None if index in self.unlabeled else mask}
 
 
 def moved(volume):
@@ -50,8 +50,8 @@ def new_scores(**options):
     return VolumeScores(CLASSES, regions={"both": (1, 2)}, **options)
 
 
-def run(scores, folder=None, segment=moved, unreadable=()):
-    cases = Cases(unreadable)
+def run(scores, folder=None, segment=moved, **faults):
+    cases = Cases(**faults)
     return VolumeScoringRun(cases, segment, scores, CaseRecords(folder, 0), Accelerator(cpu=True)).run()
 
 
@@ -59,6 +59,10 @@ def test_case_that_fails_is_named_and_the_others_are_scored():
     scores = new_scores()
     assert run(scores, unreadable=[1]) == ["'case_1': the file is truncated"]
     assert [case.name for case in scores.cases] == ["case_0", "case_2", "case_3"]
+
+
+def test_case_without_a_label_is_named():
+    assert run(new_scores(), unlabeled=[2]) == ["'case_2': it has no label file, so it cannot be scored."]
 
 
 def test_stopped_evaluation_goes_on_with_the_same_scores(tmp_path, caplog):
@@ -118,9 +122,3 @@ def test_report_says_what_hd95_leaves_out(tmp_path, capsys):
         "HD95 leaves out cases in which truth or prediction lacks the class: left \\| kidney 3"
         in capsys.readouterr().out
     )
-
-
-def test_validation_scores_dice_alone():
-    scores = new_scores(with_surfaces=False)
-    assert score_volumes(Cases(), moved, scores, Accelerator(cpu=True))["mean_dice"] > 0.5
-    assert np.isnan(scores.compute()["mean_hd95"])
