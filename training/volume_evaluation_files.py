@@ -8,6 +8,7 @@ from ..processing.metrics import percent
 from ..processing.plain_text import csv_text, markdown_table, markdown_text
 from ..processing.volumes.volume_scores import SCORES, VolumeScores
 from .evaluation_files import write_csv, write_scores
+from .models import counted
 
 WORST = 5  # cases to name
 
@@ -76,8 +77,9 @@ def means_in_words(results: dict[str, Any], scores: VolumeScores) -> str:
     ]
     if scores.surface_rule != "nnformer":
         words.append(f"NSD {percent(results['mean_nsd'])} % at {scores.tolerance:g} mm")
-    over = f"{len(scores.averaged)} of {len(scores.classes)} classes"
-    return f"{', '.join(words)}: means over {len(scores.cases)} cases, then over {over}"
+    cases = counted(len(scores.cases), "case", "cases")
+    classes = counted(len(scores.averaged), "class", "classes")
+    return f"{', '.join(words)}: means over {cases}, then over {classes}"
 
 
 def left_out(scores: VolumeScores) -> list[str]:

@@ -110,7 +110,7 @@ def test_files_tell_every_case_and_class(tmp_path, capsys):
         assert [row["name"] for row in csv.DictReader(file)] == ["liver", "left | kidney", "both"]
     printed = capsys.readouterr().out
     assert "| **mean of regions** |" in printed
-    assert "means over 4 cases, then over 1 of 3 classes" in printed
+    assert "means over 4 cases, then over 1 class\n" in printed
     assert "lowest Dice: case_3 25.00 %" in printed
 
 
