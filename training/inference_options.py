@@ -10,6 +10,8 @@ from .option_texts import factors, height_and_width
 if TYPE_CHECKING:
     from ..processing.inference import Inference
 
+# Options of scores of volumes, which images do not have.
+VOLUME_SCORES = {"surface_rule", "tolerance", "mean_classes"}
 # Options of models that are not segmenters.
 OF_ANY_TASK = {
     "model",
@@ -42,7 +44,9 @@ def check_task(options: Any, task: str) -> None:
             "contextseg-train --init-from MODEL."
         )
     for name in given_names(options):
-        allowed = name != "threshold" if task == "segmentation" else name in OF_TASKS[task]
+        allowed = (
+            name not in {"threshold", *VOLUME_SCORES} if task == "segmentation" else name in OF_TASKS[task]
+        )
         if not allowed:
             raise ValueError(
                 f"--{name.replace('_', '-')} has no effect on data and models for {task}. Leave the option out."

@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 
 from contextseg.processing.image_reading import ImageReadError
 from contextseg.processing.volumes.surface_distances import ndimage
 from contextseg.processing.volumes.volume_scores import VolumeScores
+from contextseg.scripts.evaluate import new_parser
 from contextseg.training.case_records import CaseRecords
+from contextseg.training.inference_options import check_task
+from contextseg.training.volume_evaluation import evaluate_cases
 from contextseg.training.volume_evaluation_files import report_volumes
 from contextseg.training.volume_scoring import VolumeScoringRun
 
@@ -122,3 +126,50 @@ def test_report_says_what_hd95_leaves_out(tmp_path, capsys):
         "HD95 leaves out cases in which truth or prediction lacks the class: left \\| kidney 3"
         in capsys.readouterr().out
     )
+
+
+class NamedCases(Cases):
+    """Data as the command opens it; the model calls a class "Liver"."""
+
+    classes, ignore_index, regions, label_map = CLASSES, 255, {"both": (1, 2)}, {0: 0, 1: 1, 2: 2}
+
+    def case(self, index):
+        return SimpleNamespace(
+            name=f"case_{index}", images=(f"{index}_0000.nii.gz",), label=f"{index}.nii.gz"
+        )
+
+
+def evaluated(folder, *options, **faults):
+    model = torch.nn.Linear(1, 1)
+    names = dict(enumerate(["background", "Liver", "left | kidney"]))
+    model.config = SimpleNamespace(id2label=names, num_labels=3)
+    processor = SimpleNamespace(to_dict=dict)
+    arguments = new_parser().arguments(["runs/x", "--data", "d:val", "--output", str(folder), *options])
+    data = NamedCases(**faults)
+    return evaluate_cases(arguments, model, processor, "runs/x/best", data, moved, Accelerator(cpu=True))
+
+
+def test_options_of_the_command_choose_classes_and_rules(tmp_path):
+    scores = evaluated(tmp_path, "--mean-classes", "liver", "--tolerance", "0.5")
+    plain = new_scores(averaged=["liver"], tolerance=0.5)
+    run(plain)
+    assert scores["mean_nsd"] == plain.compute()["mean_nsd"]
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["mean over"] == "Liver"
+    assert written["surfaces"].endswith("NSD at 0.5 mm")
+    assert not list(tmp_path.glob("*.parts"))
+    voxels = evaluated(tmp_path, "--surface-rule", "nnformer")
+    assert voxels["per_class"][0]["hd95"] == np.mean([0, 1, 2, 3])
+
+
+def test_command_lists_the_cases_that_failed(tmp_path):
+    assert evaluated(tmp_path, unreadable=[0])["not_scored"] == ["'case_0': the file is truncated"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["cases"] == 3
+    with pytest.raises(ValueError, match="none of the 4 cases can be scored"):
+        evaluated(tmp_path, unreadable=range(4))
+
+
+def test_options_of_volumes_are_refused_for_images():
+    arguments = new_parser().arguments(["runs/x", "--data", "d", "--mean-classes", "liver"])
+    with pytest.raises(ValueError, match="--mean-classes has no effect"):
+        check_task(arguments, "segmentation")
