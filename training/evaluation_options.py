@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .command_line import MODEL_HELP, CommandOptions, option, positional, required
 from .inference_options import InferenceOptions
@@ -16,6 +17,17 @@ class EvaluateArguments(CommandOptions, ReadingOptions, InferenceOptions):
         None,
         "distance from class boundaries for boundary IoU and boundary F, in pixels (default: 2 and 0.75 % of the image diagonal)",
         metavar="PIXELS",
+    )
+    surface_rule: Literal["max", "pooled", "nnformer"] = option(
+        "max",
+        "HD95 of volumes: the larger of the 95th percentiles of both directions, in mm (max), the percentile over both "
+        "directions together (pooled), or as in nnFormer's evaluation: pooled, in voxels, 0 where a mask is empty",
+    )
+    tolerance: float = option(
+        1.0, "distance up to which surfaces agree in the normalized surface Dice of volumes, in millimeters"
+    )
+    mean_classes: list[str] = option(
+        [], "classes of volumes that enter the means (default: all but the background)", metavar="NAME"
     )
     memory: str = option(
         "2GB",

@@ -74,6 +74,7 @@ RANGES = {
     "threshold": SHARE,
     "timeout": Range(above=0, maximum=10**6),
     "tokens": whole(0, 256),
+    "tolerance": Range(minimum=0, maximum=1000),  # millimeters
     "warmup_steps": COUNT_OR_ZERO,
     "weight_decay": Range(minimum=0, maximum=1000),
     "window_batch_size": COUNT,

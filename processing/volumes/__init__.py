@@ -1,1 +1,1 @@
-"""Medical volumes: reading and writing, geometry, resampling, patches, inference and scores in three dimensions."""
+"""Volumes: reading and writing, geometry, resampling, training patches, inference and scores."""
