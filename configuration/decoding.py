@@ -20,7 +20,8 @@ class LossConfig(CheckedConfig):
 
     semantic_loss_ignore_index: Label of pixels that no loss term counts.
     loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
-        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
+        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary", and the Dice of all classes but the
+        first, "foreground_dice" over the batch or "foreground_dice_per_image".
     loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
         with 0 for ignored ones, as in the training code of GLAM's authors.
     class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
