@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from .atomic_write import atomic_write
-from .image_files import IMAGE_SUFFIXES, image_files, same_name
+from .image_files import IMAGE_SUFFIXES, files_below, is_image_name, same_name
 from .image_opening import ImageReadError, explaining, identified, opened_file
 from .prediction_maps import IMAGE_MAPS
 
@@ -217,7 +217,7 @@ def found_files(
         paths: Files, which are all taken, and folders that are searched.
         output: The output folder, which is not searched.
         on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
-        is_wanted: Which names are taken from folders, see `image_files`.
+        is_wanted: Which file names are taken from folders. Default: those of images.
 
     Raises:
         ValueError: The results cannot be written to the output folder, or would lie among the files.
@@ -262,7 +262,7 @@ def images_outside(
             f"the results would lie among the images in {folder}, and the next run would segment them. "
             "Choose another --output."
         )
-    files = image_files(folder, on_error, is_wanted)
+    files = files_below(folder, is_wanted or is_image_name, on_error)
     if not Path(results).is_relative_to(real):
         return files
     return [file for file in files if not Path(os.path.realpath(file.parent)).is_relative_to(results)]
