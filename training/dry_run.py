@@ -12,7 +12,7 @@ from . import setup
 from .loop import Schedule
 from .models import counted, describe
 from .recipes import Recipe
-from .tasks import task_of
+from .tasks import task_for
 
 if TYPE_CHECKING:
     from .options import TrainArguments
@@ -35,7 +35,7 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     Raises:
         ValueError: If the options do not fit together, or the loss is not finite.
     """
-    paper, task = recipe.paper if recipe else {}, task_of(arguments.task)(arguments)
+    paper, task = recipe.paper if recipe else {}, task_for(arguments)
     accelerator = setup.new_accelerator(arguments)
     if arguments.train:
         data, _ = setup.open_splits(task)
@@ -116,7 +116,7 @@ def optimizer_line(optimizer: torch.optim.Optimizer) -> str:
         f"{sum(parameter.numel() for parameter in group['params'])} weights at {group['lr']:.2g}, decay {group['weight_decay']:.2g}"
         for group in optimizer.param_groups
     ]
-    return f"AdamW: {'; '.join(groups)}"
+    return f"{type(optimizer).__name__}: {'; '.join(groups)}"
 
 
 def memory_line(model: nn.Module, trial: Trial, arguments: "TrainArguments") -> str:

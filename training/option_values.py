@@ -17,6 +17,8 @@ from .option_texts import (
     parse_position,
     part_and_factor,
     shorter_sides,
+    sides,
+    spacing,
     value_limits,
 )
 
@@ -40,6 +42,7 @@ RANGES = {
     "crops_per_image": whole(1, 10**4),  # the order of all crops of an epoch is kept in memory
     "early_stopping": COUNT,
     "eval_interval": COUNT,
+    "foreground_share": SHARE,
     "head_lr_factor": Range(minimum=0, maximum=10**6),
     "jobs": whole(1, 1024),
     "label_smoothing": Range(minimum=0, below=1),
@@ -52,10 +55,12 @@ RANGES = {
     "min_area": Range(above=0, maximum=1),
     "min_learning_rate": RATE,
     "min_scale": SCALE,
+    "momentum": Range(minimum=0, below=1),
     "nearest": Range(minimum=0, maximum=4096),
     "num_channels": whole(1, 4096),
     "overlap": Range(minimum=0, below=1),
     "patience": COUNT,
+    "poly_power": Range(above=0, maximum=100),
     "pixel_limit": whole(1, 10**12),
     "random_erasing": SHARE,
     "repeats": COUNT,
@@ -83,7 +88,7 @@ PARSERS = {
     "attention_sizes": integers,
     "base_size": height_and_width,
     "batches": integers,
-    "crop_size": height_and_width,
+    "crop_size": sides,
     "explain": parse_position,
     "lr_factor": part_and_factor,
     "max_image_size": height_and_width,
@@ -92,8 +97,9 @@ PARSERS = {
     "scales": factors,
     "shorter_side": shorter_sides,
     "sizes": integers,
+    "target_spacing": spacing,
     "value_range": value_limits,
-    "window": height_and_width,
+    "window": sides,
 }
 
 

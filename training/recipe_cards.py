@@ -17,7 +17,7 @@ from . import setup
 from .options import TrainArguments, train_arguments
 from .origin import public_model
 from .recipes import Recipe, read_recipe, with_recipe
-from .tasks import task_of
+from .tasks import task_for
 
 PIPELINES = {"segmentation": SEGMENTATION, "classification": CLASSIFICATION, "detection": DETECTION}
 DATASETS = {layout.title: layout.hub_name for layout in LAYOUTS} | {
@@ -154,7 +154,7 @@ def score_table(paper: Mapping[str, Any], parameters: int) -> str:
 
 def count_parameters(arguments: TrainArguments, num_classes: int) -> int:
     """Counts the parameters of the full-size model, built on the meta device."""
-    task = task_of(arguments.task)(arguments)
+    task = task_for(arguments)
     data = task.generated(num_classes)
     with torch.device("meta"):
         model = setup.new_model(task, data)

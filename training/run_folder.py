@@ -137,6 +137,7 @@ class RunFolder:
             {
                 "status": status,
                 **self.origin,
+                **self.task.record(),
                 "arguments": {"task": self.arguments.task, **asdict(self.arguments), "resume": False},
                 "seed": self.arguments.seed,
                 "processes": self.accelerator.num_processes,
