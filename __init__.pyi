@@ -5,6 +5,7 @@ from .configuration.configuration_cswin import CswinConfig as CswinConfig
 from .configuration.configuration_glam_swin import GlamSwinConfig as GlamSwinConfig
 from .configuration.configuration_maformer import MaformerConfig as MaformerConfig
 from .configuration.configuration_mask_rcnn import MaskRcnnConfig as MaskRcnnConfig
+from .configuration.configuration_nnformer import NnFormerConfig as NnFormerConfig
 from .configuration.configuration_relay import RelayConfig as RelayConfig
 from .configuration.configuration_segdeformer import SegDeformerConfig as SegDeformerConfig
 from .modeling.detection import mask_rcnn as mask_rcnn
@@ -30,6 +31,11 @@ from .modeling.modeling_maformer import MaformerForMaskedImageModeling as Maform
 from .modeling.modeling_maformer import MaformerForSemanticSegmentation as MaformerForSemanticSegmentation
 from .modeling.modeling_maformer import MaformerModel as MaformerModel
 from .modeling.modeling_mask_rcnn import MaskRcnnForObjectDetection as MaskRcnnForObjectDetection
+from .modeling.modeling_nnformer import NnFormerBackbone as NnFormerBackbone
+from .modeling.modeling_nnformer import (
+    NnFormerForSemanticSegmentation as NnFormerForSemanticSegmentation,
+)
+from .modeling.modeling_nnformer import NnFormerModel as NnFormerModel
 from .modeling.modeling_relay import RelayForSemanticSegmentation as RelayForSemanticSegmentation
 from .modeling.modeling_segdeformer import (
     SegDeformerForSemanticSegmentation as SegDeformerForSemanticSegmentation,

@@ -21,6 +21,7 @@ CONFIGURATIONS = {
     "glam_swin": "GlamSwinConfig",
     "maformer": "MaformerConfig",
     "mask_rcnn": "MaskRcnnConfig",
+    "nnformer": "NnFormerConfig",
     "relay": "RelayConfig",
     "segdeformer": "SegDeformerConfig",
 }

@@ -5,6 +5,7 @@ from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
 from .configuration_mask_rcnn import MaskRcnnConfig
+from .configuration_nnformer import NnFormerConfig
 from .configuration_relay import RelayConfig
 from .configuration_segdeformer import SegDeformerConfig
 
@@ -14,6 +15,7 @@ __all__ = [
     "GlamSwinConfig",
     "MaformerConfig",
     "MaskRcnnConfig",
+    "NnFormerConfig",
     "RelayConfig",
     "SegDeformerConfig",
 ]

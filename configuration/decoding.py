@@ -15,8 +15,45 @@ UNET_CHOICES = {
 
 
 @checked
-class DecodingConfig(CheckedConfig):
-    """Fields of every segmenter: decoder, heads and loss.
+class LossConfig(CheckedConfig):
+    """Fields of the loss of every segmenter.
+
+    semantic_loss_ignore_index: Label of pixels that no loss term counts.
+    loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
+        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
+    loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
+        with 0 for ignored ones, as in the training code of GLAM's authors.
+    class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
+        `id2label`; None weights all equally.
+    label_smoothing: Share of each label that is spread over all classes in "cross_entropy", from 0 to below 1.
+    logits_stride: Stride of the logits in pixels of the image. Set by the segmenter when it is built; any
+        given value is overwritten.
+    """
+
+    semantic_loss_ignore_index: int = 255
+    loss: str = "cross_entropy"
+    loss_reduction: str = "valid"
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    label_smoothing: float | int = 0.0
+    logits_stride: int | None = None
+
+    def validate_loss(self) -> None:
+        if self.loss_reduction not in ("valid", "all"):
+            raise ValueError(f"loss_reduction is '{self.loss_reduction}'. Use 'valid' or 'all'.")
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} entries for {self.num_labels} labels. "
+                "Give one weight per label, in the order of id2label."
+            )
+        if self.class_weights is not None and not any(self.class_weights):
+            raise ValueError(
+                "class_weights are all 0, so there is nothing to learn. Give one of them a weight."
+            )
+
+
+@checked
+class DecodingConfig(LossConfig):
+    """Fields of every segmenter of images: decoder, heads, and the loss as in `LossConfig`.
 
     decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer", "unet", or one on the coarsest feature
         map alone: "one_step", a single transposed convolution, or "progressive", which doubles the resolution
@@ -30,16 +67,6 @@ class DecodingConfig(CheckedConfig):
     attention_loss_weight: Weight of the loss on SegDeformer's mid-level scores, alpha in eq. 9 of its paper;
         0 disables it.
     reduction_ratio: SegDeformer merges R x R positions into one key and value; 1 is full attention.
-    semantic_loss_ignore_index: Label of pixels that no loss term counts.
-    loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
-        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
-    loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
-        with 0 for ignored ones, as in the training code of GLAM's authors.
-    class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
-        `id2label`; None weights all equally.
-    label_smoothing: Share of each label that is spread over all classes in "cross_entropy", from 0 to below 1.
-    logits_stride: Stride of the logits in pixels of the image. Set by the segmenter when it is built; any
-        given value is overwritten.
     """
 
     decoder: str = "upernet"
@@ -49,12 +76,6 @@ class DecodingConfig(CheckedConfig):
     auxiliary_loss_weight: float | int = 0.4
     attention_loss_weight: float | int = 0.4
     reduction_ratio: int = 1
-    semantic_loss_ignore_index: int = 255
-    loss: str = "cross_entropy"
-    loss_reduction: str = "valid"
-    class_weights: list[float | int] | tuple[float | int, ...] | None = None
-    label_smoothing: float | int = 0.0
-    logits_stride: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.decoder_hidden_size is None:
@@ -73,19 +94,6 @@ class DecodingConfig(CheckedConfig):
     def context_mining(self) -> dict[str, Any]:
         """The options of the decoder "segdeformer", named as in `ContextMining`."""
         return {"reduction_ratio": self.reduction_ratio}
-
-    def validate_decoding(self) -> None:
-        if self.loss_reduction not in ("valid", "all"):
-            raise ValueError(f"loss_reduction is '{self.loss_reduction}'. Use 'valid' or 'all'.")
-        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
-            raise ValueError(
-                f"class_weights has {len(self.class_weights)} entries for {self.num_labels} labels. "
-                "Give one weight per label, in the order of id2label."
-            )
-        if self.class_weights is not None and not any(self.class_weights):
-            raise ValueError(
-                "class_weights are all 0, so there is nothing to learn. Give one of them a weight."
-            )
 
     def validate_auxiliary_head(self) -> None:
         if self.use_auxiliary_head and self.decoder in SINGLE_MAP_DECODERS:

@@ -30,12 +30,15 @@ FIELD_RANGES = {
     "context_ratio": whole(1, 64),
     "crop_size": whole(1, 65536),
     "decoder_hidden_size": WIDTH,
+    "decoder_num_heads": whole(1, 1024),
     "depths": whole(0, 256),
+    "downsample_strides": whole(1, 2),
     "drop_path_rate": RATE,
     "embed_dim": WIDTH,
     "fusion_mlp_ratio": Range(minimum=0, maximum=64),
     "gld_grid_size": whole(1, 64),
     "gld_ratio": Range(above=0, maximum=1),
+    "global_clamp": Range(above=0, maximum=10**6),
     "global_loss_weight": WEIGHT,
     "global_position_rows": whole(0, 10**7),
     "hidden_sizes": WIDTH,
@@ -61,6 +64,9 @@ FIELD_RANGES = {
     "token_label_loss_weight": WEIGHT,
     "window_size": whole(1, 64),
 }
+# Without stripes, all stages attend to the whole grid; a single stage has none after it.
+MAY_BE_EMPTY = {"decoder_num_heads", "downsample_strides", "stripe_widths"}
+PER_STAGE_AND_AXIS = {"downsample_strides", "window_size"}  # each entry a number, or one number per axis
 # Sizes of encoders of transformers: far above any published model, but without them a typo takes all memory.
 ENCODER_RANGES = {
     **dict.fromkeys(("depths", "num_hidden_layers", "num_layers", "num_encoder_blocks"), whole(0, 256)),
@@ -118,8 +124,12 @@ def check_field(name: str, field: dataclasses.Field, value: Any) -> None:
         return
     kinds = {get_origin(kind) or kind for kind in get_args(field.type) or (field.type,)}
     if field.name in FIELD_RANGES and list in kinds:
-        # Without stripes, all stages attend to the whole grid.
-        check_numbers(name, value, FIELD_RANGES[field.name], may_be_empty=field.name == "stripe_widths")
+        check_numbers(
+            name,
+            entries_along_axes(value) if field.name in PER_STAGE_AND_AXIS else value,
+            FIELD_RANGES[field.name],
+            may_be_empty=field.name in MAY_BE_EMPTY,
+        )
     elif field.name in FIELD_RANGES:
         check_number(name, value, FIELD_RANGES[field.name])
     elif (
@@ -127,6 +137,17 @@ def check_field(name: str, field: dataclasses.Field, value: Any) -> None:
     ):
         wanted = next((words for kind, words in WORDS.items() if kind in kinds), "another type")
         raise ValueError(f"{name} is {shown(value)}, but must be {wanted}.")
+
+
+def entries_along_axes(values: Any) -> Any:
+    """A list whose entries may be lists, as one list; anything else as it is."""
+    if not isinstance(values, list | tuple):
+        return values
+    return [
+        number
+        for entry in values
+        for number in (entry if isinstance(entry, list | tuple) and entry else [entry])
+    ]
 
 
 def check_encoder_sizes(options: Mapping[str, Any]) -> None:

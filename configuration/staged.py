@@ -56,8 +56,35 @@ class StageRules:
         return blocks + self.num_channels * self.patch_size**2 * self.hidden_sizes[0]
 
 
+class OutFeatures:
+    """Names of the stages, and the choice of those whose feature maps a backbone returns."""
+
+    def settle_out_features(self, options: dict[str, Any], last_only: bool = False) -> dict[str, Any]:
+        """Sets `stage_names` and `out_features`; returns the options without those of the choice.
+
+        By default all stages are returned, or the last one only.
+        """
+        self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_layers)]
+        options = {name: value for name, value in options.items() if name != "stage_names"}  # of a file
+        out_features, out_indices = options.pop("out_features", None), options.pop("out_indices", None)
+        if out_features is None and out_indices is None:
+            out_features = self.stage_names[-1 if last_only else 1 :]
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        return options
+
+    @property
+    def out_stages(self) -> list[int]:
+        """Indices of the stages in `out_features`; 0 is the patch embedding ("stem")."""
+        return [self.stage_names.index(name) for name in self.out_features]
+
+    @property
+    def num_backbone_stages(self) -> int:
+        """Number of stages that a backbone builds: none after the last of `out_features`."""
+        return max(*self.out_stages, 1)
+
+
 @checked
-class StagedConfig(StageRules, BackboneConfigMixin, UnetDecodingConfig):
+class StagedConfig(OutFeatures, StageRules, BackboneConfigMixin, UnetDecodingConfig):
     """Fields shared by the configurations of our backbones, which also have `hidden_sizes` for each stage.
 
     Besides the fields of `UnetDecodingConfig`:
@@ -88,25 +115,8 @@ class StagedConfig(StageRules, BackboneConfigMixin, UnetDecodingConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_layers)]
-        kwargs.pop("stage_names", None)  # of a file; they follow from `depths`
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        if out_features is None and out_indices is None:
-            out_features = self.stage_names[1:]  # most decoders take every stage
-            if self.decoder in SINGLE_MAP_DECODERS:
-                out_features = out_features[-1:]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        kwargs = self.settle_out_features(kwargs, last_only=self.decoder in SINGLE_MAP_DECODERS)
         super().__post_init__(**kwargs)
-
-    @property
-    def out_stages(self) -> list[int]:
-        """Indices of the stages in `out_features`; 0 is the patch embedding ("stem")."""
-        return [self.stage_names.index(name) for name in self.out_features]
-
-    @property
-    def num_backbone_stages(self) -> int:
-        """Number of stages that a backbone builds: none after the last of `out_features`."""
-        return max(*self.out_stages, 1)
 
     def check_stripes(self, widths: list[int] | tuple[int, ...]) -> None:
         """Raises ValueError for an odd number of heads in a stage with stripes."""

@@ -47,7 +47,9 @@ def choices(config: dict[str, Any], config_class: type) -> dict[str, str]:
     """Returns table of choices -> entry in use, for the tables that this configuration chooses from."""
     fields = config_class.__dataclass_fields__
     chosen = {
-        table: config.get(field, fields[field].default) for table, field in TABLES.items() if field in fields
+        table: config.get(field, getattr(config_class, field))
+        for table, field in TABLES.items()
+        if isinstance(getattr(config_class, field, None), str)
     }
     model_type = (config.get("backbone_config") or {}).get("model_type", "")
     return chosen | {

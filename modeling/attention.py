@@ -153,17 +153,23 @@ class Attention(nn.Module):
         dim: Channels of the context, and of all heads together.
         num_heads: Number of heads; must divide `dim`.
         token_dim: Channels of the tokens and of the output; `dim` by default.
+        projects_queries: Whether queries are projected; without it, they are the tokens themselves.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, dim: int, num_heads: int, token_dim: int | None = None
+        self,
+        config: PreTrainedConfig,
+        dim: int,
+        num_heads: int,
+        token_dim: int | None = None,
+        projects_queries: bool = True,
     ) -> None:
         super().__init__()
         self.config = config  # for the attention implementation, which may change after construction
         self.head_dim = dim // num_heads
         self.is_causal = False  # without it, transformers' SDPA attends causally
         token_dim = dim if token_dim is None else token_dim
-        self.q_proj = nn.Linear(token_dim, dim)
+        self.q_proj = nn.Linear(token_dim, dim) if projects_queries else nn.Identity()
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
         self.o_proj = nn.Linear(dim, token_dim)

@@ -19,6 +19,7 @@ from ..configuration.configuration_cswin import CswinConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
 from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
+from ..configuration.configuration_nnformer import NnFormerConfig
 from ..configuration.configuration_relay import RelayConfig
 from ..configuration.configuration_segdeformer import SegDeformerConfig
 from .modeling_caswit import CaswitForSemanticSegmentation
@@ -44,6 +45,7 @@ from .modeling_maformer import (
     MaformerModel,
 )
 from .modeling_mask_rcnn import MaskRcnnForObjectDetection
+from .modeling_nnformer import NnFormerBackbone, NnFormerForSemanticSegmentation, NnFormerModel
 from .modeling_relay import RelayForSemanticSegmentation
 from .modeling_segdeformer import SegDeformerForSemanticSegmentation
 
@@ -74,6 +76,11 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
         AutoModelForSemanticSegmentation: CaswitForSemanticSegmentation,
     },
     RelayConfig: {AutoModelForSemanticSegmentation: RelayForSemanticSegmentation},
+    NnFormerConfig: {
+        AutoModel: NnFormerModel,
+        AutoBackbone: NnFormerBackbone,
+        AutoModelForSemanticSegmentation: NnFormerForSemanticSegmentation,
+    },
     MaskRcnnConfig: {AutoModelForObjectDetection: MaskRcnnForObjectDetection},
 }
 DETECTION_PROCESSORS = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}

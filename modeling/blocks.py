@@ -33,13 +33,14 @@ def unchanged(_level: int, features: Tensor) -> Tensor:
 
 
 class Decoded(NamedTuple):
-    """Output of every decoder: the feature map for the classifier, and SegDeformer's additional outputs."""
+    """Output of every decoder: the feature map for the classifier, and additional outputs of some decoders."""
 
     feature_map: Tensor  # (B, C, h, w)
     mid_logits: Tensor | None = None  # (B, K, h, w), mid-level class scores, with a loss of their own
     # (B, C, h, w), the fused features whose class means the momentum tokens follow.
     internal_map: Tensor | None = None
     attentions: tuple[Tensor, ...] = ()  # probabilities (B, heads, queries, keys), eager attention only
+    coarser_maps: tuple[Tensor, ...] = ()  # (B, C_i, g_i...), fine to coarse, with losses of their own
 
 
 class WeightOwner(nn.Module):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..configuration.checked_config import choose
 from ..configuration.decoding import DecodingConfig
+from .decoder_nnformer import build_nnformer_decoder, finest_classifier
 from .decoder_pyramid_unet import PyramidUnetDecoder
 from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .decoder_semantic_fpn import SemanticFpnDecoder
@@ -30,6 +31,7 @@ UNETS: dict[str, Build] = {
     ),
 }
 DECODERS: dict[str, Build] = {
+    "nnformer": lambda config, _, build_stage: build_nnformer_decoder(config, build_stage),
     "one_step": lambda *_: CoarsestMap(),
     "progressive": lambda _, backbone, __: ProgressiveDecoder(backbone.channels[-1], backbone.strides[-1]),
     "segdeformer": lambda config, backbone, _: SegDeformerDecoder(
@@ -49,6 +51,7 @@ DECODERS: dict[str, Build] = {
 }
 # Decoders whose logits have full resolution build the classifier; all others share one, at the finest stride.
 CLASSIFIERS: dict[str, Callable[[DecodingConfig, nn.Module, nn.Module], nn.Module]] = {
+    "nnformer": lambda config, *_: finest_classifier(config),
     "one_step": lambda config, backbone, _: TransposedClassifier(
         backbone.channels[-1], config.num_labels, backbone.strides[-1], backbone.strides[-1]
     ),

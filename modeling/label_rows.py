@@ -48,11 +48,8 @@ class LabelRows(nn.Module):
             fresh.copy_(with_kept_rows(tensor.movedim(axis, 0), fresh, rows))
 
 
-class LabelClassifier(LabelRows, nn.Conv2d):
-    """A 1x1 convolution from features to logits.
-
-    It keeps the constructor of `nn.Conv2d`, with which peft builds the adapter of a convolution.
-    """
+class LabelChannels(LabelRows):
+    """A convolution whose output channels are the labels."""
 
     def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
         """Replaces the labels and updates `out_channels`."""
@@ -60,7 +57,14 @@ class LabelClassifier(LabelRows, nn.Conv2d):
         self.out_channels = len(rows)
 
 
-class TransposedClassifier(LabelRows, nn.ConvTranspose2d):
+class LabelClassifier(LabelChannels, nn.Conv2d):
+    """A 1x1 convolution from features to logits.
+
+    It keeps the constructor of `nn.Conv2d`, with which peft builds the adapter of a convolution.
+    """
+
+
+class TransposedClassifier(LabelChannels, nn.ConvTranspose2d):
     """A transposed convolution from features to logits; the stride is the kernel, so cells do not overlap.
 
     It keeps the constructor of `nn.ConvTranspose2d`, as `LabelClassifier` keeps that of `nn.Conv2d`.
@@ -68,10 +72,18 @@ class TransposedClassifier(LabelRows, nn.ConvTranspose2d):
 
     label_axes = {"weight": 1}
 
-    def replace_labels(self, rows: Sequence[int | None], initialize: Callable[[nn.Module], None]) -> None:
-        """Replaces the labels and updates `out_channels`."""
-        super().replace_labels(rows, initialize)
-        self.out_channels = len(rows)
+
+class VolumeClassifier(LabelChannels, nn.ConvTranspose3d):
+    """`TransposedClassifier` for volumes."""
+
+    label_axes = {"weight": 1}
 
 
-__all__ = ["LabelClassifier", "LabelRows", "TransposedClassifier", "rows_of_equal_names", "with_kept_rows"]
+__all__ = [
+    "LabelClassifier",
+    "LabelRows",
+    "TransposedClassifier",
+    "VolumeClassifier",
+    "rows_of_equal_names",
+    "with_kept_rows",
+]

@@ -50,9 +50,8 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self.auxiliary_head = None
         if config.use_auxiliary_head:
             self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
-        config.logits_stride = backbone.strides[0]
+        config.logits_stride = 1 if config.decoder in CLASSIFIERS else backbone.strides[0]
         if config.decoder in CLASSIFIERS:
-            config.logits_stride = 1
             build_classifier = choose("decoder", config.decoder, CLASSIFIERS)
             self.classifier = build_classifier(config, backbone, self.decoder)
         self.post_init()
@@ -88,7 +87,7 @@ class SegmentationModel(ContextsegPreTrainedModel):
         )
         check_label_size(pixel_values, labels)  # after the backbone's check of the images
         decoded = self.decoder(outputs.feature_maps, pixel_mask)
-        logits = self.classifier(decoded.feature_map)
+        logits = self.logits_of(decoded, pixel_values)
         loss = None
         if labels is not None:
             loss = self.compute_loss(logits, decoded, outputs.feature_maps, labels)
@@ -99,6 +98,10 @@ class SegmentationModel(ContextsegPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=attentions if output_attentions else None,
         )
+
+    def logits_of(self, decoded: Decoded, pixel_values: Tensor) -> Tensor:  # noqa: ARG002 - families differ
+        """Decoded features, (B, C, H, W) -> (B, K, H / stride, W / stride)."""
+        return self.classifier(decoded.feature_map)
 
     def compute_loss(
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor

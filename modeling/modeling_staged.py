@@ -89,7 +89,7 @@ class StagedModel(ContextsegPreTrainedModel):
         output_hidden_states, output_attentions = self.asked_outputs(output_hidden_states, output_attentions)
         check_images(self.config, pixel_values, pixel_mask, output_attentions)
         encoded = self.encoder(as_weights(self, pixel_values), pixel_mask, self.masking(bool_masked_pos))
-        features = self.norm(encoded.outputs[-1]).flatten(1, 2)
+        features = self.norm(encoded.outputs[-1]).flatten(1, -2)
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
             pooler_output=features.mean(dim=1),

@@ -15,27 +15,37 @@ from transformers import initialization as init
 from .windows import Windows
 
 
-def relative_position_index(window: tuple[int, ...], device: torch.device) -> Tensor:
-    """-> (N, N), row of the bias table for each pair of positions in a window, indexed as in Swin."""
+def relative_position_index(window: tuple[int, ...], device: torch.device, kind: str = "clean") -> Tensor:
+    """-> (N, N), row of the bias table for each pair of positions in a window, indexed as in Swin.
+
+    `kind` "official" is that of nnFormer's authors for three axes: the offset along the first axis counts
+    3 w - 1 rows instead of (2 w - 1)^2, so that different offsets share rows of the table.
+    """
+    offsets = []
     axes = torch.meshgrid(*(torch.arange(size, device=device) for size in window), indexing="ij")
-    index = torch.zeros((), dtype=torch.long, device=device)
     for places, size in zip(axes, window, strict=True):
         places = places.flatten()
-        index = index * (2 * size - 1) + (places[:, None] - places[None, :] + size - 1)
+        offsets.append(places[:, None] - places[None, :] + size - 1)
+    if kind == "official":
+        first, second, third = offsets
+        return first * (3 * window[1] - 1) + second * (2 * window[1] - 1) + third
+    index = torch.zeros((), dtype=torch.long, device=device)
+    for offset, size in zip(offsets, window, strict=True):
+        index = index * (2 * size - 1) + offset
     return index
 
 
 class RelativePositionBias(nn.Module):
     """Swin's learned bias for each head and each offset between two positions in a window."""
 
-    def __init__(self, window: tuple[int, ...], num_heads: int) -> None:
+    def __init__(self, window: tuple[int, ...], num_heads: int, index: str = "clean") -> None:
         super().__init__()
-        self.window = window
+        self.window, self.index = window, index
         self.table = nn.Parameter(torch.zeros(prod(2 * size - 1 for size in window), num_heads))
 
     def forward(self) -> Tensor:
         """-> (heads, N, N)."""
-        index = relative_position_index(self.window, self.table.device)
+        index = relative_position_index(self.window, self.table.device, self.index)
         return self.table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
     def reset_own_weights(self, std: float) -> None:

@@ -226,7 +226,8 @@ def check_images(
 
     Also raises it if `output_attentions` is set and the attention implementation does not return them.
     """
-    check_pixels(pixel_values, getattr(config, "num_channels", 3))  # configurations of users may lack it
+    # Configurations of users may lack both.
+    check_pixels(pixel_values, getattr(config, "num_channels", 3), getattr(config, "num_axes", 2))
     shape = tuple(pixel_values.shape)
     if pixel_mask is not None and not (
         isinstance(pixel_mask, Tensor) and tuple(pixel_mask.shape) == (shape[0], *shape[2:])
@@ -250,7 +251,7 @@ def as_weights(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return pixel_values
 
 
-def check_pixels(pixel_values: Tensor, num_channels: int) -> None:
+def check_pixels(pixel_values: Tensor, num_channels: int, num_axes: int = 2) -> None:
     """Raises ValueError unless `pixel_values` is a float tensor (B, num_channels, H, W) without a size of 0."""
     if not isinstance(pixel_values, Tensor):
         raise ValueError(
@@ -258,7 +259,7 @@ def check_pixels(pixel_values: Tensor, num_channels: int) -> None:
             'model\'s image processor and return_tensors="pt".'
         )
     shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[1] != num_channels:
+    if len(shape) != 2 + num_axes or shape[1] != num_channels:
         raise ValueError(
             f"pixel_values has shape {shape}; (batch, {num_channels}, height, width) is required. "
             "Prepare images with the model's image processor, or set num_channels."

@@ -38,7 +38,11 @@ class StageSizes(NamedTuple):
     use_global_attention: bool = True
     global_position_embedding: str = "none"
     global_position_rows: int = 0
-    shifts_windows: bool = True
+    global_block: str = "bare"
+    global_clamp: float | None = None
+    shifts_windows: bool | tuple[bool, ...] = True  # for all axes, or for each
+    masks_shifted_windows: bool = True
+    position_index: str = "clean"
 
 
 class WindowCut(NamedTuple):
@@ -59,21 +63,28 @@ class SwinBlock(GradientCheckpointingLayer):
         super().__init__()
         self.is_last = is_last  # of its stage: its global tokens are not used any more
         self.norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
-        self.position_bias = RelativePositionBias(sizes.window, sizes.num_heads)
+        self.position_bias = RelativePositionBias(sizes.window, sizes.num_heads, sizes.position_index)
         self.attention = Attention(config, sizes.dim, sizes.num_heads)
         self.norm2 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
         self.mlp = Mlp(sizes.dim, int(sizes.dim * sizes.mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
+        self.global_block, self.global_clamp = sizes.global_block, sizes.global_clamp
         self.global_attention = None
         if sizes.num_global_tokens and sizes.use_global_attention and not is_last:
             self.global_attention = Attention(config, sizes.dim, sizes.num_heads)
+            if sizes.global_block == "transformer":
+                self.global_norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
+                self.global_norm2 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
+                self.global_mlp = Mlp(sizes.dim, int(sizes.dim * sizes.mlp_ratio))
 
     def forward(
         self, features: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
     ) -> tuple[Tensor, Tensor | None]:
         """(B, G..., C), (B, W, T, C) -> the same shapes."""
         windows = window_partition(self.norm1(features), window_cut.windows)
-        windows, global_tokens = self.mix_within_windows(windows, global_tokens, window_cut.shift_mask)
+        windows, mixed = self.mix_within_windows(windows, global_tokens, window_cut.shift_mask)
+        if not self.is_last and global_tokens is not None:
+            global_tokens = self.updated(global_tokens, mixed)
         if self.global_attention is not None:
             global_tokens = self.mix_across_windows(global_tokens, window_cut)
         features = features + self.drop_path(window_reverse(windows, window_cut.windows))
@@ -86,6 +97,8 @@ class SwinBlock(GradientCheckpointingLayer):
         """W-MSA over [T ; window]: (B, W, N, C), (B, W, T, C) -> the same shapes."""
         batch, count, _, dim = windows.shape
         num_tokens = 0 if global_tokens is None else global_tokens.shape[2]
+        if global_tokens is not None and self.global_block == "transformer":
+            global_tokens = self.norm1(global_tokens)
         context = windows if global_tokens is None else torch.cat([global_tokens, windows], dim=2)
         asking = windows if self.is_last else context
         bias = self.attention_bias(mask, batch, num_tokens, windows.dtype)
@@ -104,15 +117,30 @@ class SwinBlock(GradientCheckpointingLayer):
             bias = (bias + mask).repeat(batch, 1, 1, 1)
         return bias.to(dtype)
 
+    def updated(self, global_tokens: Tensor, mixed: Tensor) -> Tensor:
+        """Global tokens and what W-MSA makes of them, (B, W, T, C) twice -> (B, W, T, C)."""
+        if self.global_block == "bare":
+            return mixed
+        tokens = global_tokens.flatten(0, 1)  # stochastic depth drops the tokens of single windows
+        tokens = tokens + self.drop_path(mixed.flatten(0, 1))
+        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return tokens.reshape(global_tokens.shape)
+
     def mix_across_windows(self, global_tokens: Tensor, window_cut: WindowCut) -> Tensor:
         """G-MSA over all W * T global tokens: (B, W, T, C) -> the same shape."""
         tokens = global_tokens.flatten(1, 2)
-        if window_cut.global_position is not None:
-            tokens = tokens + window_cut.global_position.to(tokens.dtype)
         padding_mask = window_cut.token_padding_mask
         bias = None if padding_mask is None else padding_bias(padding_mask, tokens.dtype)
-        mixed, _ = self.global_attention(tokens, bias=bias)
-        return mixed.reshape(global_tokens.shape)
+        if self.global_block == "transformer":
+            tokens = tokens + self.drop_path(self.global_attention(self.global_norm1(tokens), bias=bias)[0])
+            tokens = tokens + self.drop_path(self.global_mlp(self.global_norm2(tokens)))
+        else:
+            if window_cut.global_position is not None:
+                tokens = tokens + window_cut.global_position.to(tokens.dtype)
+            tokens, _ = self.global_attention(tokens, bias=bias)
+        if self.global_clamp is not None:
+            tokens = tokens.clamp(-self.global_clamp, self.global_clamp)
+        return tokens.reshape(global_tokens.shape)
 
 
 class SwinStage(nn.Module):
@@ -122,6 +150,7 @@ class SwinStage(nn.Module):
         super().__init__()
         self.window = sizes.window
         self.shifts_windows = sizes.shifts_windows
+        self.masks_shifted_windows = sizes.masks_shifted_windows
         self.num_global_tokens = sizes.num_global_tokens
         self.blocks = nn.ModuleList(
             SwinBlock(config, sizes, rate, is_last=index == sizes.depth - 1)
@@ -152,12 +181,15 @@ class SwinStage(nn.Module):
     def cut(self, features: Tensor, pixel_mask: Tensor | None, shifted: bool) -> WindowCut:
         """Returns the partition into regular or shifted windows for features of this size."""
         windows = plan_windows(tuple(features.shape[1:-1]), self.window, shifted and self.shifts_windows)
+        mask = None
+        if self.masks_shifted_windows:
+            mask = shift_mask(windows, features.device, features.dtype)
         position = None
         if self.global_position is not None:
             position = self.global_position(windows)
         return WindowCut(
             windows,
-            shift_mask(windows, features.device, features.dtype),
+            mask,
             tokens_with_image(pixel_mask, windows, self.num_global_tokens)
             if self.num_global_tokens
             else None,

@@ -23,12 +23,21 @@ class Windows(NamedTuple):
     shift: tuple[int, ...]
 
 
-def plan_windows(grid: tuple[int, ...], window: tuple[int, ...], shifted: bool = False) -> Windows:
-    """Plans the partition of a grid into windows, padded at the end; the shift is half a window."""
+def plan_windows(
+    grid: tuple[int, ...], window: tuple[int, ...], shifted: bool | tuple[bool, ...] = False
+) -> Windows:
+    """Plans the partition of a grid into windows, padded at the end; the shift is half a window.
+
+    Args:
+        grid: Positions along each axis.
+        window: Positions of a window along each axis.
+        shifted: Whether windows are shifted: along all axes, or along each.
+    """
     # Ceiling division in this form, not (-size) % step: torch.compile and torch.export can solve it.
     counts = tuple((size + step - 1) // step for size, step in zip(grid, window, strict=True))
     padded = tuple(count * step for count, step in zip(counts, window, strict=True))
-    shift = tuple(step // 2 if shifted else 0 for step in window)
+    moved = shifted if isinstance(shifted, tuple) else (shifted,) * len(window)
+    shift = tuple(step // 2 if moves else 0 for step, moves in zip(window, moved, strict=True))
     return Windows(grid, window, counts, padded, shift)
 
 

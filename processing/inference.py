@@ -209,7 +209,7 @@ def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> Non
     """Raises ValueError unless these are settings of `Inference`."""
     sides = [window, window] if isinstance(window, Integral) else window
     if window is not None and not (
-        isinstance(sides, list | tuple) and len(sides) == 2 and all(map(is_count, sides))
+        isinstance(sides, list | tuple) and len(sides) in (2, 3) and all(map(is_count, sides))
     ):
         raise ValueError(
             f"window={window!r} is not a size. Give the side in whole pixels of 1 or more, such as 512, or (height, width)."

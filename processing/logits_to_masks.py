@@ -26,6 +26,7 @@ from .palettes import colorize
 from .tiling import RowReader
 
 CHUNK_VALUES = 1 << 24  # upsampled logits held at once: 64 MiB
+LINEAR = {1: "linear", 2: "bilinear"}
 
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -59,20 +60,36 @@ def argmax_of_bands(
     return mask
 
 
-def upsampled_rows(rows: RowReader, cells: int, size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """(K, cells, w) logits -> (K, stop - start, W): rows start..stop-1 after bilinear resizing to `size`."""
-    height, width = size
-    at = cells_at(start, stop, cells, height)
+def upsampled_rows(
+    rows: RowReader, cells: int, size: Sequence[int], start: int, stop: int, nearest: int | None = None
+) -> Tensor:
+    """(K, cells, g...) -> (K, stop - start, G...): rows start..stop-1 after linear resizing of all axes to `size`.
+
+    Args:
+        rows: The map, on two or three axes.
+        cells: Its cells along the first axis.
+        size: Cells after resizing along each axis.
+        start: The first row.
+        stop: The row after the last.
+        nearest: An axis along which the nearest cell is taken instead. Default: None.
+    """
+    at = cells_at(start, stop, cells, size[0])
+    if nearest == 0:
+        at = (at + 0.5).floor()
     above = at.long().clamp(max=cells - 1)
     below = (above + 1).clamp(max=cells - 1)
     first = int(above[0])
     band = rows.read(first, int(below[-1]) + 1)
-    share = (at - above).to(band)[:, None]
+    share = (at - above).to(band).reshape(-1, *[1] * len(size[1:]))
     above, below = ((index - first).to(band.device) for index in (above, below))
     band = torch.lerp(band.index_select(1, above), band.index_select(1, below), share)
-    return F.interpolate(
-        band, size=width, mode="linear", align_corners=False
-    )  # rows first: they have few cells
+    if nearest:
+        at = cells_at(0, size[nearest], band.shape[nearest + 1], size[nearest])
+        band = band.index_select(
+            nearest + 1, (at + 0.5).long().clamp(max=band.shape[nearest + 1] - 1).to(band.device)
+        )
+    rest = tuple(size[1:])  # rows first: they have few cells
+    return F.interpolate(band, size=rest, mode=LINEAR[len(rest)], align_corners=False)
 
 
 def cells_at(start: int, stop: int, cells: int, size: int) -> Tensor:

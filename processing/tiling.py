@@ -9,17 +9,31 @@ Legend: K channels, G... cells of the map along each axis, N... those of a windo
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from math import ceil, prod
 
 import torch
 from torch import Tensor
 
 Place = tuple[int, ...]  # the first cell of a window along each axis
+PIECE_VALUES = 1 << 22  # most values of a piece of several rows: 16 MiB
 
 
 def window_starts(length: int, window: int, step: int) -> list[int]:
     """First cells, `step` apart, of windows that cover `length`; the last window ends where the map ends."""
     last = max(0, length - window)
     return [*range(0, last, step), last]
+
+
+def even_starts(length: int, window: int, step: float) -> list[int]:
+    """First cells of as few, evenly spaced windows as cover `length`, `step` of a window apart or less; nnU-Net's rule.
+
+    A window that is larger than the map is centered on it, with the odd cell behind.
+    """
+    if length <= window:
+        return [-((window - length) // 2)]
+    number = ceil((length - window) / (window * step)) + 1
+    spacing = (length - window) / (number - 1)
+    return [round(spacing * index) for index in range(number)]
 
 
 def constant_weights(window: Sequence[int]) -> Tensor:
@@ -40,10 +54,30 @@ def gaussian_weights(window: Sequence[int], sigma: float = 0.125, smallest: floa
     return (weights / weights.max()).clamp(min=smallest)
 
 
+def impulse_weights(window: Sequence[int], sigma: float = 0.125) -> Tensor:
+    """(N...), nnU-Net's importance map: a unit impulse at half of each side, blurred by a Gaussian; its maximum is 1.
+
+    The Gaussian has a std of `sigma` of the window along each axis, and is cut off after 4 of them. Weights that
+    are then 0 get the smallest of the others.
+    """
+    weights = torch.ones((), dtype=torch.float64)
+    for length in window:
+        std = sigma * length
+        distance = (torch.arange(length, dtype=torch.float64) - length // 2).abs()
+        line = torch.exp(-0.5 * (distance / std) ** 2) * (distance <= int(4 * std + 0.5))
+        weights = weights[..., None] * line
+    weights = weights.float()
+    return torch.where(weights > 0, weights, weights[weights > 0].min())
+
+
 WEIGHTS: dict[str, Callable[[Sequence[int]], Tensor]] = {
     "gaussian": gaussian_weights,
     "constant": constant_weights,
     "center": constant_weights,  # of the central part, where no other window counts
+}
+EVEN_WEIGHTS: dict[str, Callable[[Sequence[int]], Tensor]] = {
+    "gaussian": impulse_weights,
+    "constant": constant_weights,
 }
 
 
@@ -113,6 +147,20 @@ def center_grid(cells: Sequence[int], window: Sequence[int], overlap: float) -> 
     return Grid(tuple(cells), tuple(window), starts, margin, constant_weights(steps), True)
 
 
+def even_grid(cells: Sequence[int], window: Sequence[int], overlap: float, blend: str) -> Grid:
+    """Evenly spaced whole windows, all of which count; they reach over both ends of a smaller map. nnU-Net's rule.
+
+    Args:
+        cells: Cells (G...) of the map.
+        window: Cells of a window along each axis.
+        overlap: Fraction of a window that its neighbor covers too, at least.
+        blend: Name of the weights in `EVEN_WEIGHTS`.
+    """
+    step = round(1 - overlap, 12)  # 1 - 0.9 is not 0.1
+    starts = [even_starts(n, w, step) for n, w in zip(cells, window, strict=True)]
+    return Grid(tuple(cells), tuple(window), starts, (0,) * len(starts), EVEN_WEIGHTS[blend](window), True)
+
+
 def overlap_slices(start: int, length: int, size: int) -> tuple[slice, slice]:
     """Where a part of `length` cells from `start` on lies in a map of `size` cells, and which of its cells do."""
     first = max(0, start)
@@ -123,7 +171,7 @@ def overlap_slices(start: int, length: int, size: int) -> tuple[slice, slice]:
 def blended_rows(grid: Grid, predict: Callable[[list[Place]], Iterable[Tensor]]) -> Iterator[Tensor]:
     """Yields the weighted mean of overlapping windows as pieces (K, R, G...) of the map, top to bottom.
 
-    Memory holds as many rows as a window has.
+    Memory holds as many rows as a window has, and a piece.
 
     Args:
         grid: The windows.
@@ -146,14 +194,19 @@ def blended_rows(grid: Grid, predict: Callable[[list[Place]], Iterable[Tensor]])
             total[under] += (values * weights)[inside]
             weight[under] += weights[inside]
         done = next_top - top
-        yield total[:, max(0, -top) : done] / weight[max(0, -top) : done]
-        total, weight = moved_up(total, 1, done), moved_up(weight, 0, done)
+        step = max(1, PIECE_VALUES // (len(total) * prod(size[1:])))
+        for start in range(max(0, -top), done, step):
+            stop = min(start + step, done)
+            yield total[:, start:stop] / weight[start:stop]
+        for values in (weight, *total):  # one after the other: no copy of all
+            move_up(values, done)
 
 
-def moved_up(values: Tensor, axis: int, rows: int) -> Tensor:
-    """Drops the first `rows` along `axis` and appends as many zeros."""
-    kept = values.narrow(axis, rows, values.shape[axis] - rows)
-    return torch.cat([kept, torch.zeros_like(values.narrow(axis, 0, rows))], dim=axis)
+def move_up(values: Tensor, rows: int) -> None:
+    """Drops the first `rows` of `values` (R, ...) and appends as many zeros, in place."""
+    kept = max(0, len(values) - rows)
+    values[:kept] = values[rows:].clone()
+    values[kept:] = 0
 
 
 class RowReader:

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..tiling import Grid, Place, moved_up, overlap_slices
+from ..tiling import Grid, Place, move_up, overlap_slices
 
 
 class MemorySums:
@@ -136,7 +136,7 @@ def strips(grid: Grid, windows: Iterable[Tensor], rows: slice) -> Iterator[Tenso
         total[:, :-1].addcmul_(values.transpose(0, 1), weights[:, None])
         total[:, -1] += weights
         yield total[rows, :, max(0, -left) : next_left - left]
-        total = moved_up(total, 2, next_left - left)
+        move_up(total.movedim(2, 0), next_left - left)
 
 
 def sums_of(grid: Grid, strip: Tensor, memory: int) -> MemorySums:

@@ -1,0 +1,136 @@
+"""nnFormer (Zhou et al., "nnFormer: Volumetric Medical Image Segmentation via a 3D Transformer", IEEE TIP 2023): Swin
+windows in volumes, convolutions between resolutions, and attention to the skip connections.
+
+`variant="2021"` is the first published version; with `num_global_tokens=1` it is GLAM-nnFormer (Themyr et al., WACV
+2023). `contextseg-convert` converts the authors' weights. Relative positions have one row per offset and windows the
+configured size, unlike the authors' code, whose rules are options for converted weights.
+
+Legend: B batch, C channels, D, H, W slices, rows and columns, K labels.
+"""
+
+from functools import partial
+
+from torch import Tensor
+from transformers.utils.output_capturing import OutputRecorder
+
+from ..configuration.configuration_nnformer import NnFormerConfig
+from .attention import Attention
+from .blocks import Decoded
+from .decoder_nnformer import NnFormerStep
+from .modeling_segmentation import SegmentationModel
+from .modeling_staged import StagedBackbone, StagedModel
+from .pretrained import ContextsegPreTrainedModel
+from .pyramid_encoder import PyramidEncoder
+from .skip_attention import AddedSkip, SkipAttentionBlock
+from .swin_stages import StageSizes, SwinStage
+from .volume_embedding import VolumeDownsampling, VolumeEmbedding, VolumeUpsampling
+from .windows import crop
+
+
+def nnformer_stage_sizes(config: NnFormerConfig, stage: int) -> StageSizes:
+    """Returns the sizes of a stage of the encoder."""
+    return StageSizes(
+        dim=config.hidden_sizes[stage],
+        depth=config.depths[stage],
+        num_heads=config.num_heads[stage],
+        window=config.stage_window(stage),
+        mlp_ratio=config.mlp_ratio,
+        drop_path_rates=tuple(config.drop_path_rates(stage)),
+        layer_norm_eps=config.layer_norm_eps,
+        num_global_tokens=config.num_global_tokens,
+        global_position_embedding=config.global_position_embedding,
+        global_position_rows=config.position_rows(stage),
+        global_block=config.global_block,
+        global_clamp=config.global_clamp,
+        shifts_windows=not config.is_one_window(stage),
+        masks_shifted_windows=config.mask_shifted_windows,
+        position_index=config.relative_positions,
+    )
+
+
+def build_nnformer_encoder(config: NnFormerConfig, num_stages: int) -> PyramidEncoder:
+    """Builds the first `num_stages` stages of the encoder."""
+    eps, dims = config.layer_norm_eps, config.hidden_sizes
+    embeds = [VolumeEmbedding(config.num_channels, config.embed_dim, tuple(config.patch_size), eps)]
+    for stage, stride in enumerate(config.reductions[: num_stages - 1]):
+        pads = config.pad_last_downsample or stage < config.num_layers - 2
+        overlaps = config.variant == "2022"
+        embeds.append(VolumeDownsampling(dims[stage], dims[stage + 1], stride, overlaps, pads, eps))
+    stages = [SwinStage(config, nnformer_stage_sizes(config, stage)) for stage in range(num_stages)]
+    return PyramidEncoder(embeds, stages)
+
+
+def build_nnformer_step(config: NnFormerConfig, stage: int) -> NnFormerStep:
+    """Builds the decoder's step to a stage."""
+    eps, dims = config.layer_norm_eps, config.hidden_sizes
+    adds_slice = not config.pad_last_downsample and stage == config.num_layers - 2
+    upsample = VolumeUpsampling(dims[stage + 1], dims[stage], config.reductions[stage], int(adds_slice), eps)
+    sizes = nnformer_stage_sizes(config, stage)._replace(
+        num_heads=config.decoder_num_heads[stage],
+        drop_path_rates=tuple(config.drop_path_rates_of_decoder(stage)),
+    )
+    if config.variant == "2021":
+        return NnFormerStep(upsample, AddedSkip(), SwinStage(config, sizes))
+    first, *others = sizes.drop_path_rates
+    tokens = sizes.num_global_tokens if others else 0
+    shifted = sizes._replace(depth=len(others), drop_path_rates=tuple(others), num_global_tokens=tokens)
+    return NnFormerStep(upsample, SkipAttentionBlock(config, sizes, first), SwinStage(config, shifted))
+
+
+class NnFormerPreTrainedModel(ContextsegPreTrainedModel):
+    """Base class of the nnFormer models."""
+
+    config: NnFormerConfig
+    _no_split_modules = ["SwinBlock", "SkipAttentionBlock"]
+    _can_record_outputs = {"attentions": OutputRecorder(Attention, index=1)}
+
+
+class NnFormerModel(StagedModel, NnFormerPreTrainedModel):
+    """nnFormer encoder with a final layer norm and no head.
+
+    Returns `last_hidden_state` (B, N, C) and its mean over the tokens, `pooler_output` (B, C).
+
+    Args:
+        config: Configuration of the encoder.
+    """
+
+    def __init__(self, config: NnFormerConfig) -> None:
+        super().__init__(config, build_nnformer_encoder(config, config.num_layers))
+
+
+class NnFormerBackbone(StagedBackbone, NnFormerPreTrainedModel):
+    """nnFormer encoder as a backbone.
+
+    Returns one layer-normed feature map (B, C, D/stride, H/stride, W/stride) for each stage in `config.out_features`.
+
+    Args:
+        config: Configuration of the encoder; `out_features` selects the stages.
+    """
+
+    def __init__(self, config: NnFormerConfig) -> None:
+        super().__init__(config, build_nnformer_encoder(config, config.num_backbone_stages))
+        self.strides = [config.strides[max(stage - 1, 0)] for stage in config.out_stages]
+
+
+class NnFormerForSemanticSegmentation(SegmentationModel, NnFormerPreTrainedModel):
+    """nnFormer, or GLAM-nnFormer with global tokens: logits (B, K, D, H, W) for volumes (B, C, D, H, W) of any size.
+
+    Args:
+        config: Configuration of encoder, decoder and loss; `num_labels` or `id2label` sets the classes.
+    """
+
+    def __init__(self, config: NnFormerConfig) -> None:
+        super().__init__(config, NnFormerBackbone(config), partial(build_nnformer_step, config))
+
+    def logits_of(self, decoded: Decoded, pixel_values: Tensor) -> Tensor:
+        """Decoded features, (B, C, D, H, W) -> (B, K, D, H, W), without the padding to whole patches."""
+        logits = super().logits_of(decoded, pixel_values)
+        return crop(logits.movedim(1, -1), tuple(pixel_values.shape[2:])).movedim(-1, 1)
+
+
+__all__ = [
+    "NnFormerBackbone",
+    "NnFormerForSemanticSegmentation",
+    "NnFormerModel",
+    "NnFormerPreTrainedModel",
+]

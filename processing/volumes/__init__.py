@@ -1,0 +1,1 @@
+"""Volumes: reading and writing, geometry, resampling, training patches, inference and scores."""
