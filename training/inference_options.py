@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .command_line import option
-from .option_texts import factors, sides
+from .option_texts import factors, height_and_width
 
 if TYPE_CHECKING:
     from ..processing.inference import Inference
@@ -59,7 +59,7 @@ class WindowOptions:
 
     window: str | None = option(
         None,
-        "sliding-window inference with windows of this side in pixels, or HEIGHTxWIDTH, of volumes SLICESxROWSxCOLUMNS (default: the whole image at once; volumes: the model's crop size)",
+        "sliding-window inference with windows of this side in pixels, or HEIGHTxWIDTH (default: the whole image at once)",
         metavar="SIZE",
     )
     overlap: float = option(0.5, "share of a window that overlaps with the next one")
@@ -77,9 +77,9 @@ class WindowOptions:
         """Returns the `Inference` that the options describe."""
         from ..processing.inference import Inference
 
-        size = self.window and sides(self.window, "--window")
+        size = self.window and height_and_width(self.window, "--window")
         return Inference(
-            window=size[0] if size and len(size) == 1 else size, overlap=self.overlap, blend=self.blend, share_context=self.share_context
+            window=size, overlap=self.overlap, blend=self.blend, share_context=self.share_context
         )
 
     def window_options(self) -> str:

@@ -99,7 +99,7 @@ PARSERS = {
     "sizes": integers,
     "target_spacing": spacing,
     "value_range": value_limits,
-    "window": sides,
+    "window": height_and_width,
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
+from ..processing.atomic_write import atomic_write
 from ..processing.data.pairing import listed
 from ..processing.progress import progress
 from .checkpoints import clear_leftovers
@@ -122,12 +123,19 @@ class RunFolder:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
         if self.accelerator.is_main_process:
+            self.keep_picture(is_best)
             log_details(self.accelerator, self.task.pictures, self.task.class_score, training.scores)
             meter.bar.write(
                 f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
                 + (", the best so far" if is_best else "")
             )
         return is_best
+
+    def keep_picture(self, is_best: bool) -> None:
+        """Writes the pictures of the best evaluation, if the task keeps them."""
+        if is_best and self.task.picture_file and (image := self.task.pictures.image()):
+            with atomic_write(self.path / self.task.picture_file) as temporary:
+                image.save(temporary, format="PNG")
 
     def write_record(self, status: str) -> None:
         """Writes `run.json`; `status` is "running", "stopped" or "finished"."""
@@ -193,7 +201,9 @@ class RunFolder:
 def warn_of_absent_classes(data: str, scores: dict[str, Any]) -> None:
     """Warns of classes without validation data: their scores are NaN and left out of the means."""
     rows = scores["per_class"]
-    absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
+    absent = [
+        row["name"] for row in rows if not row.get("support", row.get("images", row.get("truth_cases", 1)))
+    ]
     if absent:
         logger.warning("%s contains none of %d classes: %s", data, len(absent), listed(absent))
 

@@ -45,6 +45,9 @@ class Task(ABC):
     logged: ClassVar[tuple[str, ...]]  # the scores to log
     batch_size: ClassVar[int] = 8  # without --batch-size
     trial_samples: ClassVar[int] = 2  # of a dry run
+    picture_file: ClassVar[str | None] = (
+        None  # where the pictures of the best evaluation are kept, in the run
+    )
     next_commands: ClassVar[tuple[str, ...]]  # commands to suggest after training, with {run} and {val}
 
     def __init__(self, arguments: "TrainArguments") -> None:

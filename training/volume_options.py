@@ -7,7 +7,15 @@ from .command_line import option
 
 # Options of images alone.
 OF_IMAGES = {
-    *("base_size", "min_scale", "max_scale", "rotation", "resize_share", "rotation_share", "context_sampling"),
+    *(
+        "base_size",
+        "min_scale",
+        "max_scale",
+        "rotation",
+        "resize_share",
+        "rotation_share",
+        "context_sampling",
+    ),
     *("value_range", "pixel_limit", "image_column", "mask_column", "share_context"),
 }
 
