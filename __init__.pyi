@@ -66,6 +66,8 @@ from .processing.rasters.raster import read_window as read_window
 from .processing.rasters.raster import window_values as window_values
 from .processing.rasters.segmentation import segment_raster as segment_raster
 from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
+from .processing.volumes.surface_distances import surface_distances as surface_distances
+from .processing.volumes.volume_scores import VolumeScores as VolumeScores
 from .training.trainer import SegmentationTrainer as SegmentationTrainer
 from .training.trainer import SetEpoch as SetEpoch
 

@@ -72,8 +72,12 @@ def build_nnformer_step(config: NnFormerConfig, stage: int) -> NnFormerStep:
     if config.variant == "2021":
         return NnFormerStep(upsample, AddedSkip(), SwinStage(config, sizes))
     first, *others = sizes.drop_path_rates
-    tokens = sizes.num_global_tokens if others else 0
-    shifted = sizes._replace(depth=len(others), drop_path_rates=tuple(others), num_global_tokens=tokens)
+    shifted = sizes._replace(  # all of its windows, as in the authors' code
+        depth=len(others),
+        drop_path_rates=tuple(others),
+        shifted_blocks=(True,) * len(others),
+        num_global_tokens=sizes.num_global_tokens if others else 0,
+    )
     return NnFormerStep(upsample, SkipAttentionBlock(config, sizes, first), SwinStage(config, shifted))
 
 

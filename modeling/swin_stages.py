@@ -41,6 +41,7 @@ class StageSizes(NamedTuple):
     global_block: str = "bare"
     global_clamp: float | None = None
     shifts_windows: bool | tuple[bool, ...] = True  # for all axes, or for each
+    shifted_blocks: tuple[bool, ...] | None = None  # None: every other block, from the second on
     masks_shifted_windows: bool = True
     position_index: str = "clean"
 
@@ -150,6 +151,7 @@ class SwinStage(nn.Module):
         super().__init__()
         self.window = sizes.window
         self.shifts_windows = sizes.shifts_windows
+        self.shifted_blocks = sizes.shifted_blocks or tuple(index % 2 == 1 for index in range(sizes.depth))
         self.masks_shifted_windows = sizes.masks_shifted_windows
         self.num_global_tokens = sizes.num_global_tokens
         self.blocks = nn.ModuleList(
@@ -175,7 +177,7 @@ class SwinStage(nn.Module):
         if self.global_tokens is not None:
             global_tokens = self.global_tokens(features.shape[0], prod(cuts[0].windows.counts))
         for index, block in enumerate(self.blocks):
-            features, global_tokens = block(features, global_tokens, cuts[index % 2])
+            features, global_tokens = block(features, global_tokens, cuts[self.shifted_blocks[index]])
         return features
 
     def cut(self, features: Tensor, pixel_mask: Tensor | None, shifted: bool) -> WindowCut:

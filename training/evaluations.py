@@ -19,7 +19,7 @@ from ..processing.plain_text import markdown_table, markdown_text
 from ..processing.progress import progress
 from ..processing.rasters.part_files import locks_released
 from .class_matching import check_classes, match_classes
-from .evaluation_files import report, write_scores
+from .evaluation_files import facts_of, report, write_scores
 from .evaluation_options import EvaluateArguments
 from .models import CLASSIFIER, open_model
 from .processes import quiet_unless_first
@@ -169,30 +169,6 @@ def scored(
         failures = not_scored(failed, accelerator)
     with said_once(accelerator, PROGRAM, arguments.traceback):
         return scores, facts_of(arguments, scores, failures, len(data), started)
-
-
-def facts_of(
-    arguments: EvaluateArguments,
-    scores: dict[str, Any],
-    failures: list[str],
-    num_images: int,
-    started: float,
-) -> dict[str, Any]:
-    """Returns what the files say of an evaluation, and adds `not_scored` to the scores unless it is empty.
-
-    Raises ValueError if no image could be scored.
-    """
-    if len(failures) == num_images:
-        raise ValueError(f"none of the {num_images} images can be scored. The first error: {failures[0]}")
-    facts = {
-        "data": arguments.data,
-        "images": num_images - len(failures),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    if failures:
-        facts["images that could not be scored"] = len(failures)
-        scores["not_scored"] = failures
-    return facts
 
 
 def written(

@@ -1,5 +1,6 @@
 """Options for inference: sliding windows, scales and flips."""
 
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,15 +41,20 @@ def check_task(options: Any, task: str) -> None:
             "the model is pretrained on masked images: it has no classes to predict. Train a segmenter that starts from it: "
             "contextseg-train --init-from MODEL."
         )
-    for field in fields(options):
-        name, default = field.name, field.default
-        if default is MISSING or getattr(options, name) == default:
-            continue
+    for name in given_names(options):
         allowed = name != "threshold" if task == "segmentation" else name in OF_TASKS[task]
         if not allowed:
             raise ValueError(
                 f"--{name.replace('_', '-')} has no effect on data and models for {task}. Leave the option out."
             )
+
+
+def given_names(options: Any) -> Iterator[str]:
+    """Yields the names of the options whose values are not the defaults; those without a default are left out."""
+    for field in fields(options):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING and getattr(options, field.name) != default:
+            yield field.name
 
 
 @dataclass(kw_only=True)

@@ -82,6 +82,11 @@ def channels_of(config: PreTrainedConfig) -> int:
     return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
 
 
+def axes_of(config: PreTrainedConfig) -> int:
+    """Returns the number of spatial axes of a model's inputs: 2 for images, 3 for volumes."""
+    return getattr(config, "num_axes", 2)
+
+
 def class_names(model: PreTrainedModel) -> list[str]:
     """Returns the class names by id."""
     return list(model.config.id2label.values())

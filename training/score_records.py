@@ -104,6 +104,11 @@ def evaluation_key(data: Any, settings: dict[str, Any]) -> str | None:
     """
     pairing = getattr(data, "pairing", None)
     sources = [] if pairing is None else [source for pair in pairing.pairs for source in pair[:2]]
+    return key_of(sources, settings)
+
+
+def key_of(sources: Sequence[Any], settings: dict[str, Any]) -> str | None:
+    """Returns what `evaluation_key` returns for data in these files."""
     if not sources or not all(isinstance(source, str | Path) for source in sources):
         return None
     return blake2b(as_text([settings, list(map(state_of, sources))]).encode(), digest_size=6).hexdigest()

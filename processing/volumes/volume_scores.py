@@ -104,7 +104,7 @@ class VolumeScores:
     ) -> None:
         self.classes, self.surface_rule, self.tolerance = list(classes), surface_rule, tolerance
         self.ignore_index = default_ignore_index(len(self.classes)) if ignore_index is None else ignore_index
-        self.averaged = self.classes[1:] if averaged is None else list(averaged)
+        self.averaged = self.classes[1:] if averaged is None else list(dict.fromkeys(averaged))
         self.with_surfaces = with_surfaces
         self.cases: list[CaseScores] = []
         self._check()
