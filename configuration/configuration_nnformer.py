@@ -10,12 +10,43 @@ from .field_rules import checked
 from .staged import OutFeatures, StageRules
 from .volume_stages import VolumeStages
 
+Sides = int | list[int] | tuple[int, ...]  # the same along all axes, or one per axis
 CHOICES = {
     "variant": ("2022", "2021"),
     "global_block": ("transformer", "half", "bare"),
     "global_position_embedding": ("none", "table", "sincos"),
     "relative_positions": ("clean", "official"),
 }
+
+PRESETS = {
+    "synapse": {},
+    "acdc": {
+        "crop_size": (14, 160, 160),
+        "patch_size": (1, 4, 4),
+        "embed_dim": 96,
+        "num_heads": (3, 6, 12, 24),
+        "window_size": ((3, 5, 5), (3, 5, 5), (7, 10, 10), (3, 5, 5)),
+        "downsample_strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2)),
+        "deep_supervision": False,
+    },
+    "tumor": {
+        "num_channels": 4,
+        "crop_size": (128, 128, 128),
+        "patch_size": (4, 4, 4),
+        "embed_dim": 96,
+        "num_heads": (3, 6, 12, 24),
+        "decoder_num_heads": (6, 12, 24),
+        "deep_supervision": False,
+    },
+    "nano": {
+        "crop_size": (48, 64, 48),
+        "embed_dim": 24,
+        "num_heads": (1, 2, 4, 8),
+        "window_size": (4, 4, 4, 4),
+        "drop_path_rate": 0.0,
+    },
+}
+PRESETS_2021 = {"synapse": {"window_size": (4, 4, 4, 4)}}  # what the first version does otherwise
 
 
 @checked
@@ -67,35 +98,7 @@ class NnFormerConfig(VolumeStages, OutFeatures, StageRules, BackboneConfigMixin,
     decoder = "nnformer"  # the only one; not an option
     use_auxiliary_head = False
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
-    presets = {
-        "synapse": {},
-        "acdc": {
-            "crop_size": (14, 160, 160),
-            "patch_size": (1, 4, 4),
-            "embed_dim": 96,
-            "num_heads": (3, 6, 12, 24),
-            "window_size": ((3, 5, 5), (3, 5, 5), (7, 10, 10), (3, 5, 5)),
-            "downsample_strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2)),
-            "deep_supervision": False,
-        },
-        "tumor": {
-            "num_channels": 4,
-            "crop_size": (128, 128, 128),
-            "patch_size": (4, 4, 4),
-            "embed_dim": 96,
-            "num_heads": (3, 6, 12, 24),
-            "decoder_num_heads": (6, 12, 24),
-            "deep_supervision": False,
-        },
-        "nano": {
-            "crop_size": (48, 64, 48),
-            "embed_dim": 24,
-            "num_heads": (1, 2, 4, 8),
-            "window_size": (4, 4, 4, 4),
-            "drop_path_rate": 0.0,
-        },
-    }
-    presets_2021 = {"synapse": {"window_size": (4, 4, 4, 4)}}  # what the first version does otherwise
+    presets = PRESETS
 
     num_channels: int = 1
     crop_size: list[int] | tuple[int, ...] = (64, 128, 128)
@@ -104,8 +107,8 @@ class NnFormerConfig(VolumeStages, OutFeatures, StageRules, BackboneConfigMixin,
     depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
     num_heads: list[int] | tuple[int, ...] = (6, 12, 24, 48)
     decoder_num_heads: list[int] | tuple[int, ...] | None = None
-    window_size: list[Any] | tuple[Any, ...] = (4, 4, 8, 4)
-    downsample_strides: list[Any] | tuple[Any, ...] | None = None
+    window_size: list[Sides] | tuple[Sides, ...] = (4, 4, 8, 4)
+    downsample_strides: list[Sides] | tuple[Sides, ...] | None = None
     variant: str = "2022"
     num_global_tokens: int = 0
     global_block: str = "transformer"
@@ -144,22 +147,8 @@ class NnFormerConfig(VolumeStages, OutFeatures, StageRules, BackboneConfigMixin,
         Raises:
             ValueError: If there is no such preset or field.
         """
-        first = cls.presets_2021.get(name, {}) if variant == "2021" else {}
+        first = PRESETS_2021.get(name, {}) if variant == "2021" else {}
         return super().preset(name, **{**first, "variant": variant, **overrides})
-
-    @property
-    def hidden_sizes(self) -> list[int]:
-        """Channels of each stage."""
-        return [self.embed_dim * 2**stage for stage in range(self.num_layers)]
-
-    @property
-    def decoder_hidden_size(self) -> int:
-        """Channels of the feature map that the decoder passes to the classifier."""
-        return self.embed_dim
-
-    def upsampling_heads(self, stage: int) -> int:
-        """Attention heads of a stage of the decoder."""
-        return self.decoder_num_heads[stage]
 
     def validate_choices(self) -> None:
         for name, known in CHOICES.items():

@@ -20,6 +20,16 @@ class VolumeStages:
     num_axes = 3
 
     @property
+    def hidden_sizes(self) -> list[int]:
+        """Channels of each stage."""
+        return [self.embed_dim * 2**stage for stage in range(self.num_layers)]
+
+    @property
+    def decoder_hidden_size(self) -> int:
+        """Channels of the feature map that the decoder passes to the classifier."""
+        return self.embed_dim
+
+    @property
     def reductions(self) -> list[Triple]:
         """Strides of the downsampling after each stage but the last."""
         return [triple(stride) for stride in self.downsample_strides]

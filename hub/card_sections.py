@@ -42,6 +42,13 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("{repository}", trust_remote_code=True)
 print(model)""",
 }
+USE_ON_VOLUMES = """\
+from contextseg import Inference
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+model = AutoModelForSemanticSegmentation.from_pretrained("{repository}")
+processor = AutoImageProcessor.from_pretrained("{repository}")
+mask = Inference()(model, processor, "case.nii.gz")"""
 PURPOSES = {
     SEGMENTATION: "semantic segmentation",
     CLASSIFICATION: "image classification",
@@ -88,6 +95,7 @@ def sections(
     paragraphs += [
         "## Use",
         f"```python\n{use(config, task, repository)}\n```",
+        *[about_volumes(repository)] * takes_volumes(config, task),
         about_code(repository),
     ]
     paragraphs += ["## Scores", *score_paragraphs(scores)]
@@ -103,8 +111,14 @@ def sections(
 
 def use(config: Mapping[str, Any], task: str, repository: str) -> str:
     """The lines that open and use the model."""
-    text = USE[task].format(repository=repository)
+    text = (USE_ON_VOLUMES if takes_volumes(config, task) else USE[task]).format(repository=repository)
     return text.replace("AutoModel", f"AutoModel{MASKED}") if is_masked(config) else text
+
+
+def takes_volumes(config: Mapping[str, Any], task: str) -> bool:
+    """Whether the model is a segmenter of volumes: its patches have three sides."""
+    patch = config.get("patch_size")
+    return task == SEGMENTATION and isinstance(patch, list | tuple) and len(patch) == 3
 
 
 def is_masked(config: Mapping[str, Any]) -> bool:
@@ -126,11 +140,21 @@ def heading(config: Mapping[str, Any], repository: str) -> str:
 def introduction(config: Mapping[str, Any], task: str) -> str:
     model_type = config["model_type"]
     title, decoder = TITLES.get(model_type, f"`{model_type}`"), DECODERS.get(config.get("decoder"))
+    if model_type == "nnformer" and config.get("num_global_tokens"):
+        title = "GLAM-nnFormer"
     if task == SEGMENTATION and decoder and decoder != title:
         title = f"{title} with the {decoder} decoder"
     count = f", {len(labels_of(config))} labels" if task != FEATURES else ""
     purpose = "masked image modeling" if is_masked(config) else PURPOSES[task]
     return f"{title} for {purpose}{count}: a `{config['architectures'][0]}` of the contextseg library."
+
+
+def about_volumes(repository: str) -> str:
+    return (
+        "transformers' pipelines take no volumes. `Inference` of the contextseg library (`pip install 'contextseg[volumes]'`) "
+        "segments a volume of any size in overlapping windows, and "
+        f"`contextseg-predict {repository} case.nii.gz --output out/` writes the mask on the grid of the file."
+    )
 
 
 def about_code(repository: str) -> str:
@@ -235,6 +259,8 @@ def logits_size(config: Mapping[str, Any]) -> str:
         if "backbone_config" in config:
             return "at full resolution from the encoder's finest feature map"
         return f"at full resolution from patches of {config['patch_size']} x {config['patch_size']} pixels"
+    if takes_volumes(config, SEGMENTATION):
+        return f"at full resolution from patches of {' x '.join(map(str, config['patch_size']))} voxels"
     if "backbone_config" in config:
         return "at the resolution of the encoder's finest feature map"
     return f"at 1/{config.get('patch_size', 4)} of the image's height and width"

@@ -6,6 +6,7 @@ TITLES = {
     "maformer": "MAFormer",
     "cswin": "CSWin",
     "caswit": "CASWiT",
+    "nnformer": "nnFormer",
     "relay": "Relay tokens",
     "mask_rcnn": "Mask R-CNN",
     "nnformer": "nnFormer",
@@ -60,6 +61,16 @@ PAPERS = {
   journal = {arXiv preprint arXiv:2601.11310},
   year = {2026}
 }""",
+    "nnformer": """\
+@article{zhou2023nnformer,
+  title = {nnFormer: Volumetric Medical Image Segmentation via a 3D Transformer},
+  author = {Zhou, Hong-Yu and Guo, Jiansen and Zhang, Yinghao and Han, Xiaoguang and Yu, Lequan and Wang, Liansheng and
+    Yu, Yizhou},
+  journal = {IEEE Transactions on Image Processing},
+  volume = {32},
+  pages = {4036--4045},
+  year = {2023}
+}""",
     "relay": """\
 @article{perron2026adapting,
   title = {Adapting Vision Transformers to Ultra-High Resolution Semantic Segmentation with Relay Tokens},
@@ -95,6 +106,13 @@ READINGS = {
         "connected layer, because a layer over all tokens would have more parameters than the paper gives "
         "for the whole model. MAFormer-S has 5.1 G multiply-adds; the paper gives 4.5 G "
         "(`depths=(2, 4, 8, 3)` matches the paper's parameters and multiply-adds).",
+    ],
+    "nnformer": [
+        "- In a re-evaluation of 3-D networks under one protocol (2024), nnFormer reaches an average Dice of 80.86 on BTCV "
+        "and nnU-Net 83.08, against the order in nnFormer's paper. Compare both on your data.",
+        '- `variant="2021"` is the first published version, on which GLAM-nnFormer is built, `"2022"` the current one with '
+        "skip attention. Relative positions have one row per offset and windows the configured size. Converted weights "
+        'keep the rules of the authors\' code: `relative_positions="official"` and `fixed_grid=True`.',
     ],
     "relay": [
         "- The paper passes the relay tokens through a block with the context first and with the local crop "

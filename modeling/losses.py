@@ -69,7 +69,7 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
 
 
 def check_label_size(pixel_values: Tensor, labels: Tensor | None) -> None:
-    """(B, C, H, W), (B, H, W) or None. Raises ValueError unless labels are a tensor of the images' size."""
+    """(B, C, S...), (B, S...) or None. Raises ValueError unless labels are a tensor of the images' size."""
     if labels is None:
         return
     if not isinstance(labels, Tensor):
@@ -77,10 +77,12 @@ def check_label_size(pixel_values: Tensor, labels: Tensor | None) -> None:
             f"labels are of type {type(labels).__name__}; a tensor of class ids (batch, height, width) is required. "
             "Pass torch.as_tensor(labels)."
         )
-    size, found = tuple(pixel_values.shape[-2:]), tuple(labels.shape)
-    if len(found) == 3 and found[1:] != size:  # check_shapes answers other shapes
+    size, found = tuple(pixel_values.shape[2:]), tuple(labels.shape)
+    if len(found) == 1 + len(size) and found[1:] != size:  # check_shapes answers other shapes
+        given, wanted = ("x".join(map(str, sides)) for sides in (found[1:], size))
+        axes = "height x width" if len(size) == 2 else "slices x height x width"
         raise ValueError(
-            f"labels are {found[1]}x{found[2]}, but the images are {size[0]}x{size[1]} (height x width). Prepare both "
+            f"labels are {given}, but the images are {wanted} ({axes}). Prepare both "
             "together: processor(images, segmentation_maps)."
         )
 

@@ -17,6 +17,7 @@ from ..configuration.configuration_nnformer import NnFormerConfig
 from .attention import Attention
 from .blocks import Decoded
 from .decoder_nnformer import NnFormerStep
+from .deep_supervision import check_volume_terms, deep_supervision_loss
 from .modeling_segmentation import SegmentationModel
 from .modeling_staged import StagedBackbone, StagedModel
 from .pretrained import ContextsegPreTrainedModel
@@ -124,12 +125,34 @@ class NnFormerForSemanticSegmentation(SegmentationModel, NnFormerPreTrainedModel
     """
 
     def __init__(self, config: NnFormerConfig) -> None:
+        check_volume_terms(config.loss)
         super().__init__(config, NnFormerBackbone(config), partial(build_nnformer_step, config))
 
     def logits_of(self, decoded: Decoded, pixel_values: Tensor) -> Tensor:
         """Decoded features, (B, C, D, H, W) -> (B, K, D, H, W), without the padding to whole patches."""
-        logits = super().logits_of(decoded, pixel_values)
-        return crop(logits.movedim(1, -1), tuple(pixel_values.shape[2:])).movedim(-1, 1)
+        return cropped(super().logits_of(decoded, pixel_values), tuple(pixel_values.shape[2:]))
+
+    def compute_loss(
+        self,
+        logits: Tensor,
+        decoded: Decoded,
+        feature_maps: tuple[Tensor, ...],  # noqa: ARG002 - families differ
+        labels: Tensor,
+    ) -> Tensor:
+        """(B, K, D, H, W), ..., (B, D, H, W) -> scalar, the weighted sum of the losses of all heads."""
+        outputs = [logits]
+        kernels, strides = self.config.head_kernels[1:], self.config.strides[1:]
+        for level, coarser in enumerate(self.decoder.coarser_logits(decoded.coarser_maps)):
+            voxel = zip(logits.shape[2:], strides[level], kernels[level], strict=True)
+            whole = tuple(max(size * kernel // stride, 1) for size, stride, kernel in voxel)
+            outputs.append(cropped(coarser, whole))
+        weights = self.config.deep_supervision_weights
+        return deep_supervision_loss(outputs, labels, weights, **self.loss_options())
+
+
+def cropped(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(B, K, S...) -> (B, K, *size), without the end of each axis."""
+    return crop(logits.movedim(1, -1), size).movedim(-1, 1)
 
 
 __all__ = [

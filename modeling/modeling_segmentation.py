@@ -123,16 +123,18 @@ class SegmentationModel(ContextsegPreTrainedModel):
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K, h, w), (B, H, W) -> scalar, the configured loss of one head."""
+        return segmentation_loss(logits, labels, **self.loss_options())
+
+    def loss_options(self) -> dict[str, Any]:
+        """The options of `segmentation_loss` in the configuration."""
         config = self.config
-        return segmentation_loss(
-            logits,
-            labels,
-            terms=config.loss,
-            ignore_index=config.semantic_loss_ignore_index,
-            class_weights=config.class_weights,
-            reduction=config.loss_reduction,
-            label_smoothing=config.label_smoothing,
-        )
+        return {
+            "terms": config.loss,
+            "ignore_index": config.semantic_loss_ignore_index,
+            "class_weights": config.class_weights,
+            "reduction": config.loss_reduction,
+            "label_smoothing": config.label_smoothing,
+        }
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

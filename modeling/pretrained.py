@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import install_output_capuring_hook, maybe_install_capturing_hooks
 
@@ -164,6 +165,9 @@ class ContextsegPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, nn.ConvTranspose3d):  # which transformers leaves out
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
         if hasattr(module, "reset_own_weights"):
             module.reset_own_weights(self.config.initializer_range)
 

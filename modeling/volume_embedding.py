@@ -18,6 +18,11 @@ def padded_end(feature_map: Tensor, multiple: tuple[int, ...]) -> Tensor:
     return F.pad(feature_map, widths)
 
 
+def with_slices(feature_map: Tensor, count: int) -> Tensor:
+    """(B, C, D, H, W) -> the same, zero-padded at the end to at least this number of slices."""
+    return F.pad(feature_map, (0, 0, 0, 0, 0, max(count - feature_map.shape[2], 0)))
+
+
 class ConvGeluNorm(nn.Module):
     """3x3x3 convolution, GELU, and layer norm over the channels of each voxel."""
 
@@ -84,6 +89,7 @@ class VolumeDownsampling(nn.Module):
         layer_norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.pads_slices = pads_slices or not overlaps
         self.multiple = (1,) * len(stride) if overlaps else stride
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
         kernel = tuple(2 * step - 1 for step in stride) if overlaps else stride
@@ -94,7 +100,10 @@ class VolumeDownsampling(nn.Module):
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, G...) -> (B, g..., C')."""
         features = self.norm(F.gelu(feature_map.movedim(1, -1)))
-        return self.convolution(padded_end(features.movedim(-1, 1), self.multiple)).movedim(1, -1)
+        feature_map = padded_end(features.movedim(-1, 1), self.multiple)
+        if not self.pads_slices:
+            feature_map = with_slices(feature_map, 3)  # of the kernel
+        return self.convolution(feature_map).movedim(1, -1)
 
 
 class VolumeUpsampling(nn.Module):
@@ -117,6 +126,7 @@ class VolumeUpsampling(nn.Module):
         layer_norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.extra_slices = extra_slices
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.convolution = nn.ConvTranspose3d(
             dim, out_dim, kernel_size=stride, stride=stride, output_padding=(extra_slices, 0, 0)
@@ -125,4 +135,6 @@ class VolumeUpsampling(nn.Module):
     def forward(self, features: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, g..., C) -> (B, G..., C') with the given grid, of which `g` is the reduction."""
         feature_map = self.convolution(self.norm(features).movedim(-1, 1))
+        if self.extra_slices:
+            feature_map = with_slices(feature_map, grid[0])
         return crop(feature_map.movedim(1, -1), grid)

@@ -30,16 +30,22 @@ loads."""
 
 @dataclass(kw_only=True)
 class ConvertArguments(CommandOptions):
-    source: Literal["cswin-official", "glam-official", "relay-official", "segdeformer-official", "swin"] = (
-        required(
-            "*-official: a checkpoint of the authors' repository; swin: a Swin or UPerNet-Swin checkpoint of transformers"
-        )
+    source: Literal[
+        "cswin-official",
+        "glam-nnformer-official",
+        "glam-official",
+        "nnformer-official",
+        "relay-official",
+        "segdeformer-official",
+        "swin",
+    ] = required(
+        "*-official: a checkpoint of the authors' repository; swin: a Swin or UPerNet-Swin checkpoint of transformers"
     )
     weights: str = required("weights to convert: a file (.safetensors, .pth), a folder, or a name on the Hub")
     output: str = required("folder to write", metavar="FOLDER")
     arguments: str | None = option(
         None,
-        "JSON file; for glam-official, cswin-official and relay-official the authors' constructor arguments, for the others fields of our "
+        "JSON file; for the official checkpoints but segdeformer-official the authors' constructor arguments, for the others fields of our "
         "configuration, such as id2label (swin: by default without global tokens, which is equivalent to the source)",
         metavar="FILE",
     )
@@ -83,8 +89,7 @@ def convert_weights(
     """Converts a checkpoint and writes model and image processor.
 
     Args:
-        source: Code base of the checkpoint: "cswin-official", "glam-official", "relay-official",
-            "segdeformer-official" or "swin".
+        source: Code base of the checkpoint, a name that `--source` takes, such as "nnformer-official".
         weights: A file, or for "swin" a folder or a name on the Hub.
         output: Folder to write.
         arguments: JSON file with the authors' constructor arguments, or with fields of our configuration.

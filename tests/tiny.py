@@ -20,6 +20,8 @@ from contextseg import (
     GlamSwinForSemanticSegmentation,
     MaformerConfig,
     MaformerForSemanticSegmentation,
+    NnFormerConfig,
+    NnFormerForSemanticSegmentation,
     RelayConfig,
     RelayForSemanticSegmentation,
     SegDeformerConfig,
@@ -134,6 +136,24 @@ def tiny_relay_swinv2(**overrides) -> RelayForSemanticSegmentation:
     return tiny_relay(**{**options, **overrides})
 
 
+def tiny_nnformer(**overrides) -> NnFormerForSemanticSegmentation:
+    options = {
+        "crop_size": (4, 16, 16),
+        "patch_size": (1, 4, 4),
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window_size": (4, 2),
+        "drop_path_rate": 0.0,
+        "id2label": LABELS,
+    }
+    return NnFormerForSemanticSegmentation(NnFormerConfig(**{**options, **overrides}))
+
+
+def tiny_glam_nnformer(**overrides) -> NnFormerForSemanticSegmentation:
+    return tiny_nnformer(**{"variant": "2021", "num_global_tokens": 2, **overrides})
+
+
 def tiny_segdeformer(**overrides) -> SegDeformerForSemanticSegmentation:
     options = {
         "backbone_config": tiny_mit(),
@@ -193,6 +213,8 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "caswit": tiny_caswit,
     "relay": tiny_relay,
     "relay_swinv2": tiny_relay_swinv2,
+    "nnformer": tiny_nnformer,
+    "glam_nnformer": tiny_glam_nnformer,
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
@@ -381,6 +403,56 @@ OTHER_VALUES["relay_swinv2"] = {
     "share_blocks": {"encoder_type": "vit", "depths": (2,), "num_heads": (2,), "share_blocks": False},
     "decoder": "unet",
 }
+OTHER_VALUES["nnformer"] = {
+    "num_channels": 2,
+    "crop_size": {"fixed_grid": True, "crop_size": (2, 16, 16)},
+    "patch_size": (2, 4, 4),
+    "embed_dim": 16,
+    "depths": (2, 1),
+    "num_heads": {"num_heads": (2, 4), "initializer_range": 0.2},
+    "decoder_num_heads": {"decoder_num_heads": (2,), "initializer_range": 0.2},
+    "window_size": ((2, 4, 4), 2),
+    "downsample_strides": ((1, 2, 2),),
+    "variant": "2021",
+    "num_global_tokens": 3,
+    "global_block": {"num_global_tokens": 2, "global_block": "half", "variant": "2021"},
+    "relative_positions": {"relative_positions": "official", "initializer_range": 0.2},
+    "fixed_grid": True,
+    "mask_shifted_windows": False,
+    "pad_last_downsample": False,
+    "deep_supervision": {
+        "depths": (1, 1, 1),
+        "num_heads": (1, 2, 4),
+        "window_size": (2, 2, 2),
+        "deep_supervision": False,
+    },
+    "mlp_ratio": 2.0,
+    "drop_path_rate": 0.5,
+    "initializer_range": 0.1,
+    "layer_norm_eps": 0.1,
+    **{
+        option: OTHER_DECODING[option]
+        for option in (
+            "semantic_loss_ignore_index",
+            "loss",
+            "loss_reduction",
+            "label_smoothing",
+            "class_weights",
+        )
+    },
+}
+HALF = {"global_block": "half", "num_global_tokens": 2, "variant": "2021", "initializer_range": 0.2}
+OTHER_VALUES["nnformer"] |= {
+    "global_clamp": {**HALF, "global_clamp": 0.01},
+    "global_position_embedding": {**HALF, "global_position_embedding": "sincos"},
+    "global_position_rows": {**HALF, "global_position_embedding": "table", "global_position_rows": (99, 99)},
+}
+OTHER_VALUES["glam_nnformer"] = {
+    **OTHER_VALUES["nnformer"],
+    "variant": "2022",
+    "global_block": "bare",
+    "pad_last_downsample": {"variant": "2022", "pad_last_downsample": False},
+}
 for family, upsampling in {"glam_swin": "expand", "maformer": "expand", "cswin": "nonlocal_global"}.items():
     OTHER_VALUES[f"{family}_unet"] = {**OTHER_VALUES[family], **OTHER_UNET, "upsampling": upsampling}
 OTHER_VALUES["segdeformer_unet"] = {**OTHER_VALUES["segdeformer"]}
@@ -389,7 +461,8 @@ for option, other in OTHER_VALUES["segdeformer"].items():  # context mining is o
         values = other if isinstance(other, dict) else {option: other}
         OTHER_VALUES["segdeformer_unet"][option] = {"decoder": "segdeformer", **values}
 OTHER_VALUES["segdeformer_glam"] = {**OTHER_VALUES["segdeformer"], "neck": "conv"}
-for values in OTHER_VALUES.values():  # these two speak of one decoder, which every family has
+IMAGES_ONLY = [values for name, values in OTHER_VALUES.items() if "nnformer" not in name]
+for values in IMAGES_ONLY:  # these two speak of one decoder, which every family of images has
     for option, other in (("attention_loss_weight", 1.0), ("reduction_ratio", 2)):
         values[option] = {option: other, "decoder": "segdeformer", "decoder_hidden_size": 8}
 

@@ -71,6 +71,20 @@ def nnformer_from_official(
     return model.eval()
 
 
+def glam_nnformer_from_official(
+    weights: Mapping[str, Tensor], arguments: Mapping[str, Any]
+) -> NnFormerForSemanticSegmentation:
+    """As `nnformer_from_official`, for weights with global tokens; the others raise ValueError.
+
+    The latest code with position tables bounds the tokens: `"clamp": false` in the arguments is for older weights.
+    """
+    if not any_name(weights, r"\bglobal_token$"):
+        raise ValueError(
+            "the weights have no global tokens, so they are not those of a GLAM-nnFormer. Use --source nnformer-official."
+        )
+    return nnformer_from_official(weights, arguments)
+
+
 def flat_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor arguments, with those in a `cfg`. Raises ValueError for an unknown one."""
     arguments = arguments.get("constructor", arguments)

@@ -7,16 +7,24 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ...configuration.configuration_glam_swin import GlamSwinConfig
+from ...configuration.configuration_nnformer import NnFormerConfig
 from ...configuration.configuration_relay import RelayConfig
 from ...modeling.renaming import read_weights
 from .cswin_official import cswin_from_official
 from .glam_official import glam_swin_from_official
+from .nnformer_official import glam_nnformer_from_official, nnformer_from_official
 from .relay_official import relay_from_official
 from .segdeformer_official import segdeformer_from_official
 from .swin import glam_swin_from_transformers
 
 # ImageNet's mean and std for pixels in 0..1, with which the authors of GLAM and Swin normalize.
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WITH_ARGUMENTS = {
+    "cswin-official": cswin_from_official,
+    "glam-nnformer-official": glam_nnformer_from_official,
+    "nnformer-official": nnformer_from_official,
+    "relay-official": relay_from_official,
+}
 
 
 def normalization(model: PreTrainedModel) -> tuple[Sequence[float], Sequence[float]]:
@@ -36,7 +44,7 @@ def converted(
     """Builds our model with the weights of a source.
 
     Args:
-        source: "cswin-official", "glam-official", "relay-official", "segdeformer-official" or "swin".
+        source: A name that `contextseg-convert --source` takes.
         weights: A file of weights; for "swin" a folder or a name on the Hub.
         arguments: The authors' constructor arguments, or fields of our configuration, depending on the
             source.
@@ -58,10 +66,8 @@ def converted(
         raise ValueError(
             f"--source {source} needs --arguments: a JSON file with the authors' constructor arguments."
         )
-    if source == "cswin-official":
-        return cswin_from_official(read_weights(weights), arguments)
-    if source == "relay-official":
-        return relay_from_official(read_weights(weights), arguments)
+    if source in WITH_ARGUMENTS:
+        return WITH_ARGUMENTS[source](read_weights(weights), arguments)
     return glam_swin_from_official(read_weights(weights), arguments, max_image_size)
 
 
@@ -73,6 +79,14 @@ def remarks(model: PreTrainedModel) -> list[str]:
             "The image processor only divides by 255, as for URUR and Gleason. For weights of other data, set image_mean "
             "and image_std in preprocessor_config.json."
         )
+    if isinstance(model.config, NnFormerConfig):
+        lines.append(
+            "Spacing and intensities of the training data are not in the weights: set them in preprocessor_config.json."
+        )
+        if model.config.variant == "2021":
+            lines.append(
+                "What never affects the output was left out: the last downsampling and the heads after the second."
+            )
     if not isinstance(model.config, GlamSwinConfig):
         return lines
     if model.config.use_global_attention and model.config.num_global_tokens:

@@ -11,6 +11,7 @@ from contextseg import (
     GlamSwinConfig,
     MaformerConfig,
     MaskRcnnConfig,
+    NnFormerConfig,
     RelayConfig,
     SegDeformerConfig,
 )
@@ -23,6 +24,7 @@ CONFIGS = [
     GlamSwinConfig,
     MaformerConfig,
     MaskRcnnConfig,
+    NnFormerConfig,
     RelayConfig,
     SegDeformerConfig,
 ]
