@@ -6,21 +6,11 @@ TITLES = {
     "maformer": "MAFormer",
     "cswin": "CSWin",
     "caswit": "CASWiT",
-    "nnformer": "nnFormer",
     "relay": "Relay tokens",
     "mask_rcnn": "Mask R-CNN",
     "nnformer": "nnFormer",
 }
 PAPERS = {
-    "nnformer": """\
-@article{zhou2023nnformer,
-  title = {nnFormer: Volumetric Medical Image Segmentation via a 3D Transformer},
-  author = {Zhou, Hong-Yu and Guo, Jiansen and Zhang, Yinghao and Han, Xiaoguang and Yu, Lequan and Wang, Liansheng and Yu, Yizhou},
-  journal = {IEEE Transactions on Image Processing},
-  volume = {32},
-  pages = {4036--4045},
-  year = {2023}
-}""",
     "segdeformer": """\
 @inproceedings{shi2022transformer,
   title = {A Transformer-Based Decoder for Semantic Segmentation with Multi-level Context Mining},
@@ -89,12 +79,6 @@ PAPERS = {
 }
 # Notes on models that their paper leaves partly open.
 READINGS = {
-    "nnformer": [
-        "- Compare before you choose: when 3-D networks were trained again under one protocol (Isensee et al., nnU-Net "
-        "Revisited, MICCAI 2024), nnFormer stayed behind nnU-Net on BTCV, with a Dice of 80.86 against 83.08, contrary to "
-        "the table of its paper.",
-        "- Pipelines of transformers take no volumes: `contextseg-predict` and `Inference` do.",
-    ],
     "caswit": [
         "- Built from the abstract of the CASWiT paper; no reference numbers exist. The abstract names two Swin encoders, "
         "cross-attention from the crop to its context at every stage, and gated injection. Gate, norms, MLP and context "

@@ -103,7 +103,8 @@ def plan_volumes(
     sizes, spacings = (in_order(rows, axis) for rows in (sizes, spacings))
     spacing = given.target_spacing or typical_spacing(sizes, spacings)
     size = typical_size(sizes, spacings, spacing)
-    patch = given.patch_size or plan_patch(given.crop_size or size, spacing)
+    shown = tuple(map(min, size, given.crop_size or size))  # of a volume, in a crop
+    patch = given.patch_size or plan_patch(shown, spacing)
     crop = given.crop_size or plan_crop(size, spacing, patch, given.strides)
     strides = tuple(given.strides or plan_strides(crop, spacing, patch))
     check_crop(crop, coarsest_cell(patch, strides))
@@ -192,7 +193,11 @@ def plan_crop(size: Sides, spacing: Spacing, patch: Sides, strides: Sequence[Sid
     while prod(crop) > 1.25 * budget and any(side > cells for side, cells in zip(crop, step, strict=True)):
         largest = max(range(len(crop)), key=lambda axis: (crop[axis] > step[axis]) * crop[axis] / size[axis])
         crop[largest] -= step[largest]
-    return tuple(crop)
+    while True:  # other strides may follow from the rounded crop
+        step = coarsest_cell(patch, strides or plan_strides(tuple(crop), spacing, patch))
+        if not any(side % cells for side, cells in zip(crop, step, strict=True)):
+            return tuple(crop)
+        crop = [ceil(side / cells) * cells for side, cells in zip(crop, step, strict=True)]
 
 
 def scaled_to(budget: float, shape: Sequence[float], limits: Sequence[int]) -> list[float]:

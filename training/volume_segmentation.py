@@ -29,13 +29,13 @@ from .tasks import Task
 from .volume_options import check_for_volumes
 from .volume_pictures import VolumePictures
 from .volume_planning import VolumePlan, plan_volumes, times
-from .volume_settings import augmentation_of, given_values, network_fields, processor_of
+from .volume_settings import augmentation_of, given_values, has_geometry, network_fields, processor_of
 from .volumetric import described_model
 
 logger = logging.getLogger(__name__)
 
 PREPARED = "prepared"
-BATCH_OF_A_TRIAL = 2  # without data, from which the batch is planned
+CROP_SIZE, BATCH_SIZE = (64, 128, 128), 2  # without data, from which they are planned
 
 
 class VolumeSegmentationTask(Task):
@@ -83,8 +83,8 @@ class VolumeSegmentationTask(Task):
 
     def generated(self, num_classes: int) -> Dataset:
         arguments = self.arguments
-        arguments.batch_size = arguments.batch_size or BATCH_OF_A_TRIAL
-        size = given_values(arguments).crop_size or tuple(self.described.crop_size)
+        arguments.batch_size = arguments.batch_size or BATCH_SIZE
+        size = given_values(arguments).crop_size or getattr(self.described, "crop_size", CROP_SIZE)
         return GeneratedVolumes(size, num_classes, self.described.num_channels)
 
     def plan(self, train: VolumeData, val: VolumeData | None) -> list[str]:
@@ -107,7 +107,10 @@ class VolumeSegmentationTask(Task):
 
     def model_fields(self, data: Dataset) -> dict[str, Any]:
         given = parse_overrides(self.arguments.set)
-        fields = network_fields(self.planned, self.described) if self.planned else {}
+        fields = {}
+        if self.planned:
+            is_fixed = has_geometry(self.arguments, self.described)
+            fields = network_fields(self.planned, self.described, is_fixed)
         if not self.planned and self.arguments.crop_size and hasattr(self.described, "crop_size"):
             fields["crop_size"] = data.size
         if data.num_channels != self.described.num_channels:

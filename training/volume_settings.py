@@ -73,13 +73,10 @@ def triple(entry: Any) -> Sides:
     return tuple(entry) if isinstance(entry, list | tuple) else (entry,) * 3
 
 
-def network_fields(plan: VolumePlan, config: PreTrainedConfig) -> dict[str, Any]:
-    """Returns the fields of the configuration that a plan sets, where it differs from the network's own."""
-    planned = {name: getattr(plan, field) for name, field in GEOMETRY.items() if hasattr(config, name)}
-    fields = {name: value for name, value in planned.items() if stages(config, name) != value}
-    if hasattr(config, "crop_size"):
-        fields["crop_size"] = plan.crop_size
-    return fields
+def network_fields(plan: VolumePlan, config: PreTrainedConfig, is_fixed: bool) -> dict[str, Any]:
+    """Returns the fields of the configuration that a plan sets; the geometry of some networks stays as it is."""
+    fields = {} if is_fixed else {name: getattr(plan, field) for name, field in GEOMETRY.items()}
+    return fields | ({"crop_size": plan.crop_size} if hasattr(config, "crop_size") else {})
 
 
 def processor_to_continue(arguments: "SegmentationArguments") -> VolumeImageProcessor | None:

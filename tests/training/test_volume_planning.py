@@ -1,5 +1,6 @@
 from math import prod
 
+import numpy as np
 import pytest
 from cases import each
 
@@ -92,6 +93,22 @@ GIVEN = {
 @each("name", list(GIVEN))
 def test_what_is_given_is_not_planned(name):
     assert getattr(planned("abdominal CT", **{name: GIVEN[name]}), name) == GIVEN[name]
+
+
+def test_a_plan_that_is_given_again_stays_the_same():
+    """A resumed run, or one from a run.json, has the planned options as given ones."""
+    random = np.random.default_rng(0)
+    geometries = [(2 ** random.uniform(0, 10, 3), 10 ** random.uniform(-1, 1, 3)) for _ in range(200)]
+    for size, spacing in [*DATA_SETS.values(), *geometries]:
+        volumes = [tuple(map(int, size))], [tuple(map(float, spacing))]
+        plan = plan_volumes(*volumes)
+        again = Given(
+            slice_axis=plan.slice_axis,
+            target_spacing=plan.target_spacing,
+            crop_size=plan.crop_size,
+            batch_size=plan.batch_size,
+        )
+        assert plan_volumes(*volumes, again) == plan
 
 
 def test_a_crop_of_broken_cells_is_refused_with_the_nearest_one():
