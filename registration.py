@@ -92,13 +92,23 @@ class ConfigurationOnDemand:
         return self._load()(*args, **options)
 
 
+def processors_of_images() -> dict[str, type]:
+    from .processing.image_processing_segmentation import IMAGE_PROCESSORS
+
+    return IMAGE_PROCESSORS
+
+
+def processors_of_volumes() -> dict[str, type]:
+    from .processing.image_processing_volume import VOLUME_PROCESSORS
+
+    return VOLUME_PROCESSORS
+
+
 class ImageProcessorsOnDemand(Mapping):
-    """Our image processor classes by backend for AutoImageProcessor, imported when it looks for one."""
+    """Image processor classes by backend for AutoImageProcessor, imported when it looks for one."""
 
-    def _load(self) -> dict[str, type]:
-        from .processing.image_processing_segmentation import IMAGE_PROCESSORS
-
-        return IMAGE_PROCESSORS
+    def __init__(self, load: Callable[[], dict[str, type]]) -> None:
+        self._load = load
 
     def __getitem__(self, backend: str) -> type:
         return self._load()[backend]
@@ -123,7 +133,8 @@ def announce_configurations() -> None:
 def announce_image_processors() -> None:
     """Registers our image processors with AutoImageProcessor by their class name."""
     auto = sys.modules["transformers.models.auto.image_processing_auto"]
-    auto.IMAGE_PROCESSOR_MAPPING.register(ImageProcessorsOnDemand, ImageProcessorsOnDemand(), exist_ok=True)
+    for load in (processors_of_images, processors_of_volumes):
+        auto.IMAGE_PROCESSOR_MAPPING.register(load, ImageProcessorsOnDemand(load), exist_ok=True)
 
 
 def register_models() -> None:

@@ -51,7 +51,8 @@ def bundle(
 
 
 def folder_of(module: str) -> str:
-    return module.rpartition(".")[0]
+    """The folder of the package that a module lies in, in a folder of its own or not: one file holds both."""
+    return ".".join(module.split(".")[:2])
 
 
 def stem_of(module: str) -> str:

@@ -83,9 +83,8 @@ def processor_classes(settings: dict[str, Any]) -> dict[str, dict[str, type]]:
     package = importlib.import_module(PACKAGE)
     if not name or name not in package.__all__:
         return {}
-    return {
-        "AutoImageProcessor": {"torchvision": getattr(package, name), "pil": getattr(package, f"{name}Pil")}
-    }
+    found = getattr(package, name)
+    return {"AutoImageProcessor": {"torchvision": found, "pil": getattr(package, f"{name}Pil", found)}}
 
 
 def reference(found: type | dict[str, type]) -> str | dict[str, str]:

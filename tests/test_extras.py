@@ -55,9 +55,8 @@ def import_without(monkeypatch, package, *modules):
 def test_every_imported_package_is_required_or_belongs_to_an_extra():
     imported = {PACKAGES.get(name, name).lower().replace("_", "-") for name in imported_packages()}
     required = names(PROJECT["dependencies"])
-    optional = names(EXTRAS["detection"] + EXTRAS["geo"] + EXTRAS["lora"] + EXTRAS["tiff"]) - {
-        "imagecodecs"
-    }  # for tifffile
+    extras = ("detection", "geo", "lora", "tiff", "volumes")
+    optional = names(sum((EXTRAS[extra] for extra in extras), [])) - {"imagecodecs"}  # for tifffile
     assert imported - required == optional
 
 

@@ -31,7 +31,10 @@ MAY_REQUIRE = {
     "transformers",
     "huggingface_hub",
 } | sys.stdlib_module_names
-PROCESSORS = ("processing/image_processing_segmentation.py",)  # what of processing/ is exported starts here
+PROCESSORS = (  # what of processing/ is exported starts here
+    "processing/image_processing_segmentation.py",
+    "processing/image_processing_volume.py",
+)
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
 LEVEL_2 = {
     *("pretrained", "pretrained_backbones", "auto_classes", "decoders", "two_scale"),
@@ -125,7 +128,9 @@ def unguarded_imports(node):
 def wrong_imports(source):
     """What the Hub's loader would stumble over: it finds files by a regular expression, and every package outside a guard."""
     wrong = []
-    plain = re.compile(r"from (\.|\.\.(configuration|modeling|processing)\.)[a-z]\w* import [\w(]")
+    plain = re.compile(
+        r"from (\.|\.\.|\.volumes\.|\.\.(configuration|modeling|processing)\.)[a-z]\w* import [\w(]"
+    )
     for number, line in enumerate(source.splitlines(), 1):
         if re.match(r"\s*from\s+\.", line) and not plain.match(line):
             wrong.append(
