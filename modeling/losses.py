@@ -1,10 +1,10 @@
 """Segmentation losses between logits at the decoder's stride and labels at image size.
 
-Every loss equals that of the bilinearly upsampled logits, in float32 and over labeled pixels only, but the
-upsampled (B, K, H, W) tensor is never stored: the terms read maps with one value per pixel, which the
+Every loss equals that of the linearly upsampled logits, in float32 and over labeled pixels only, but the
+upsampled (B, K, G...) tensor is never stored: the terms read maps with one value per pixel, which the
 operators compute in blocks.
 
-Legend: B batch, K classes, h, w height and width of the logits, H, W those of the image.
+Legend: B batch, K classes, g... axes of the logits, G... those of the image or volume.
 """
 
 import warnings
@@ -22,6 +22,7 @@ from .upsampling import upsample
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
 BOUNDARY_RADIUS = 3  # pixels on each side of a boundary
 USUAL_IGNORE_INDEX = 255
+MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def check_labels(labels: Tensor, num_labels: int, ignore_index: int) -> None:
@@ -31,7 +32,7 @@ def check_labels(labels: Tensor, num_labels: int, ignore_index: int) -> None:
     raise.
 
     Args:
-        labels: Class ids (B, H, W).
+        labels: Class ids (B, G...).
         num_labels: Number of classes K; valid ids are 0 to K - 1.
         ignore_index: Label of pixels without a class.
 
@@ -56,12 +57,16 @@ def check_labels(labels: Tensor, num_labels: int, ignore_index: int) -> None:
 
 
 def check_shapes(logits: Tensor, labels: Tensor) -> None:
-    """Raises ValueError unless logits are (B, K, h, w) and labels are integers (B, H, W)."""
-    if logits.ndim != 4:
-        raise ValueError(f"logits are {tuple(logits.shape)}, but must be (batch, num_labels, height, width).")
-    if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
+    """Raises ValueError unless logits are (B, K, g...) of two or three axes and labels are integers (B, G...)."""
+    if logits.ndim not in (4, 5):
         raise ValueError(
-            f"labels are {tuple(labels.shape)}, but must be ({logits.shape[0]}, height, width), one class id per "
+            f"logits are {tuple(logits.shape)}, but must be (batch, num_labels, height, width), or have slices before the "
+            "height for volumes."
+        )
+    if labels.ndim != logits.ndim - 1 or labels.shape[0] != logits.shape[0]:
+        axes = "height, width" if logits.ndim == 4 else "slices, height, width"
+        raise ValueError(
+            f"labels are {tuple(labels.shape)}, but must be ({logits.shape[0]}, {axes}), one class id per "
             "pixel. Remove a channel axis with labels.squeeze(1); convert one-hot masks to ids with argmax(1)."
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -88,7 +93,7 @@ def check_label_size(pixel_values: Tensor, labels: Tensor | None) -> None:
 
 
 def warn_of_lost_classes(logits: Tensor, ignore_index: int) -> None:
-    """(B, K, H, W). Warns of classes that cannot be learned.
+    """(B, K, G...). Warns of classes that cannot be learned.
 
     The softmax of a single class is 1 whatever the logits. And the usual ignore index, 255, is a class itself
     where there are more of them.
@@ -113,22 +118,22 @@ def warn_of_lost_classes(logits: Tensor, ignore_index: int) -> None:
 class Pixels:
     """Input of the loss terms: logits, labels, and the result of `label_likelihood` for every pixel."""
 
-    logits: Tensor  # (B, K, h, w)
-    labels: Tensor  # (B, H, W), 0 where ignored
-    is_labeled: Tensor  # (B, H, W)
-    weight: Tensor  # (B, H, W), 0 where ignored
-    log_likelihood: Tensor  # (B, H, W), 0 where ignored
-    log_normalizer: Tensor  # (B, H, W)
+    logits: Tensor  # (B, K, g...)
+    labels: Tensor  # (B, G...), 0 where ignored
+    is_labeled: Tensor  # (B, G...)
+    weight: Tensor  # (B, G...), 0 where ignored
+    log_likelihood: Tensor  # (B, G...), 0 where ignored
+    log_normalizer: Tensor  # (B, G...)
     count: Tensor  # (), the divisor of the mean
     class_weights: Tensor  # (K,)
     smoothing: float = 0.0  # share of each label that is spread over all classes
 
     def mean(self, values: Tensor) -> Tensor:
-        """(B, H, W) -> (): the weighted mean, 0 if there is no labeled pixel."""
+        """(B, G...) -> (): the weighted mean, 0 if there is no labeled pixel."""
         return self.mean_of(self.weight * values)
 
     def mean_of(self, weighted: Tensor) -> Tensor:
-        """(B, H, W) -> (): the mean of values that have their weights, 0 if there is no labeled pixel."""
+        """(B, G...) -> (): the mean of values that have their weights, 0 if there is no labeled pixel."""
         return weighted.sum() / torch.where(self.count > 0, self.count, 1)
 
 
@@ -152,7 +157,8 @@ def cross_entropy_of_all_classes(pixels: Pixels) -> Tensor:
     map suffices.
     """
     share = pixels.class_weights / len(pixels.class_weights)
-    weighted_sum = (pixels.logits * share[:, None, None]).sum(1, keepdim=True)
+    axes = [1] * (pixels.logits.ndim - 2)
+    weighted_sum = (pixels.logits * share.reshape(-1, *axes)).sum(1, keepdim=True)
     logits = upsample(weighted_sum, pixels.labels.shape[1:]).squeeze(1)
     return pixels.mean_of(pixels.is_labeled * (share.sum() * pixels.log_normalizer - logits))
 
@@ -168,7 +174,7 @@ def boundary(pixels: Pixels) -> Tensor:
 
     This is U-Net's additional weight near borders (Ronneberger et al. 2015, arXiv:1505.04597, eq. 2),
     restricted to a strip as in Boundary IoU (Cheng et al. 2021, arXiv:2103.16562): labeled pixels with a
-    different label at most BOUNDARY_RADIUS rows and columns away. Edges of the image and of ignored regions
+    different label at most BOUNDARY_RADIUS positions away along each axis. Edges of the image and of ignored regions
     are not boundaries.
     """
     band = torch.where(near_boundary(pixels), pixels.weight, 0)
@@ -176,10 +182,12 @@ def boundary(pixels: Pixels) -> Tensor:
 
 
 def near_boundary(pixels: Pixels) -> Tensor:
-    """-> (B, H, W): labeled pixels whose neighborhood contains more than one label."""
+    """-> (B, G...): labeled pixels whose neighborhood contains more than one label."""
     labels, size = pixels.labels.float(), 2 * BOUNDARY_RADIUS + 1
     highest, negated_lowest = (
-        F.max_pool2d(torch.where(pixels.is_labeled, signed, -torch.inf), size, 1, BOUNDARY_RADIUS)
+        MAX_POOL[labels.ndim - 1](
+            torch.where(pixels.is_labeled, signed, -torch.inf), size, 1, BOUNDARY_RADIUS
+        )
         for signed in (labels, -labels)
     )
     return pixels.is_labeled & (highest != -negated_lowest)
@@ -208,6 +216,23 @@ def lovasz(pixels: Pixels) -> Tensor:
     return class_loss(pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "lovasz")[0]
 
 
+def foreground_dice(pixels: Pixels) -> Tensor:
+    """Dice loss of nnU-Net and nnFormer, over the batch: 1 - mean of (2 TP + 1e-5) / (2 TP + FP + FN + 1e-5).
+
+    The mean is over all classes but the first, the background, whether they are present or not.
+    """
+    return class_loss(
+        pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "foreground_dice"
+    )[0]
+
+
+def foreground_dice_per_image(pixels: Pixels) -> Tensor:
+    """`foreground_dice` of each image or volume, averaged over the batch."""
+    return class_loss(
+        pixels.logits, pixels.log_normalizer, pixels.labels, pixels.is_labeled, "foreground_dice_per_image"
+    )[0]
+
+
 LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
     "cross_entropy": cross_entropy,
     "dice": dice,
@@ -215,6 +240,8 @@ LOSS_TERMS: dict[str, Callable[[Pixels], Tensor]] = {
     "focal": focal,
     "lovasz": lovasz,
     "boundary": boundary,
+    "foreground_dice": foreground_dice,
+    "foreground_dice_per_image": foreground_dice_per_image,
 }
 LARGEST_FACTOR = 10**6
 
@@ -249,7 +276,7 @@ def parse_terms(terms: str) -> list[tuple[float, str]]:
 
 
 def weights_of_classes(logits: Tensor, class_weights: Sequence[float] | Tensor | None) -> Tensor:
-    """(B, K, h, w) -> (K,): the weight of each class, by default 1."""
+    """(B, K, g...) -> (K,): the weight of each class, by default 1."""
     if class_weights is None:
         return logits.new_ones(logits.shape[1])
     weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
@@ -270,15 +297,16 @@ def segmentation_loss(
     reduction: str = "valid",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """(B, K, h, w), (B, H, W) -> (): a sum of loss terms on the bilinearly upsampled logits.
+    """(B, K, g...), (B, G...) -> (): a sum of loss terms on the linearly upsampled logits.
 
     A batch without labeled pixels has loss 0 and zero gradients.
 
     Args:
-        logits: Logits (B, K, h, w) at any stride.
-        labels: Class ids (B, H, W) of any integer type.
+        logits: Logits (B, K, g...) at any stride.
+        labels: Class ids (B, G...) of any integer type.
         terms: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the
-            terms are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
+            terms are "cross_entropy", "dice", "tversky", "focal", "lovasz", "boundary", "foreground_dice" and
+            "foreground_dice_per_image".
         ignore_index: Label of pixels that no term counts.
         class_weights: Weights (K,) of the classes in cross_entropy, focal and boundary.
         reduction: "valid" takes the weighted mean over labeled pixels. "all" averages cross_entropy and focal
@@ -291,6 +319,8 @@ def segmentation_loss(
     if reduction not in ("valid", "all"):
         raise ValueError(f"no reduction '{reduction}'. Known: 'valid', 'all'.")
     check_shapes(logits, labels)
+    if labels.ndim == 4 and logits.shape[2] == labels.shape[1] == 1:  # one slice: an image, to the last bit
+        logits, labels = logits.squeeze(2), labels.squeeze(1)
     warn_of_lost_classes(logits, ignore_index)
     labels, factors = labels.long(), parse_terms(terms)
     check_labels(labels, logits.shape[1], ignore_index)

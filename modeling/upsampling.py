@@ -1,4 +1,4 @@
-"""Bilinear upsampling (align_corners=False), and 3x3 convolution of upsampled feature maps at low resolution.
+"""Bilinear and trilinear upsampling (align_corners=False), and 3x3 convolution of upsampled feature maps at low resolution.
 
 Interpolation and the channel mixing of each tap are linear and act on different axes, so they commute:
 conv3x3(up(P)) is the sum over the nine taps of shift(up(W_tap P)). The taps mix channels at low resolution,
@@ -9,7 +9,7 @@ border included.
 Channels are the fastest axis in memory throughout: no step needs a transposition, and that layout is also the
 fastest for the surrounding convolutions on CPUs and tensor cores.
 
-Legend: B batch, C channels, h, w and H, W height and width before and after upsampling.
+Legend: B batch, C channels, g... and G... axes, h, w and H, W height and width before and after upsampling.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .blocks import WeightOwner
+
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def interpolation_matrix(
@@ -36,9 +38,10 @@ def interpolation_matrix(
 
 
 def upsample(feature_map: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W) with size (H, W), with a deterministic gradient if PyTorch is told so."""
+    """(B, C, g...) -> (B, C, G...) with size (G...), with a deterministic gradient if PyTorch is told so."""
     if not needs_matrices(feature_map):
-        return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=align_corners)
+        mode = MODES[len(size)]
+        return F.interpolate(feature_map, size=tuple(size), mode=mode, align_corners=align_corners)
     options = {"dtype": torch.float32, "device": feature_map.device, "align_corners": align_corners}
     sides = zip(feature_map.shape[2:], size, strict=True)
     return resampled(feature_map, *(interpolation_matrix(*side, **options) for side in sides))
@@ -49,16 +52,27 @@ def needs_matrices(feature_map: Tensor) -> bool:
     return torch.are_deterministic_algorithms_enabled() and feature_map.device.type != "cpu"
 
 
-def resampled(feature_map: Tensor, along_height: Tensor, along_width: Tensor) -> Tensor:
-    """(B, C, h, w), (H, h), (W, w) -> (B, C, H, W) by matrix products.
+def resampled(feature_map: Tensor, *matrices: Tensor) -> Tensor:
+    """(B, C, g...) and one (G, g) for each axis -> (B, C, G...) by matrix products.
 
     Their gradients are deterministic; those of PyTorch's interpolation and adaptive pooling add in the order
     in which the threads of a GPU arrive.
     """
     with torch.autocast(feature_map.device.type, enabled=False):
-        exact = torch.promote_types(feature_map.dtype, along_height.dtype)
-        matrices = along_height.to(exact), along_width.to(exact).T
-        return (matrices[0] @ feature_map.to(exact) @ matrices[1]).to(feature_map.dtype)
+        exact = torch.promote_types(feature_map.dtype, matrices[0].dtype)
+        enlarged = feature_map.to(exact)
+        for axis, matrix in enumerate(matrices, start=2):
+            enlarged = along(enlarged, matrix.to(exact), axis)
+        return enlarged.to(feature_map.dtype)
+
+
+def along(features: Tensor, matrix: Tensor | None, axis: int) -> Tensor:
+    """(..., g, ...), (G, g) -> (..., G, ...): a matrix product along one axis; without a matrix, no change."""
+    if matrix is None:
+        return features
+    if axis == features.ndim - 1:
+        return features @ matrix.T
+    return (matrix @ features.flatten(axis + 1)).unflatten(-1, features.shape[axis + 1 :])
 
 
 class PyramidConv3x3(WeightOwner):

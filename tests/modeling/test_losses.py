@@ -177,6 +177,50 @@ def test_focal_is_the_papers_formula():
     assert_same_loss(segmentation_loss(logits, labels, terms="focal"), expected, logits)
 
 
+@each(("term", "axes"), [("foreground_dice", (0, 2, 3)), ("foreground_dice_per_image", (2, 3))])
+def test_foreground_dice_counts_all_classes_but_the_first(term, axes):
+    logits, labels = batch(num_labels=6)
+    labels[labels == 4] = 255
+    labeled = (labels != 255)[:, None]
+    probabilities = enlarge(logits, labels).softmax(1) * labeled
+    truth = F.one_hot(labels.where(labels != 255, 0), 6).movedim(-1, 1) * labeled
+    hits, total = 2 * (probabilities * truth).sum(axes), (probabilities + truth).sum(axes)
+    expected = 1 - ((hits + 1e-5) / (total + 1e-5))[..., 1:].mean()
+    assert_same_loss(segmentation_loss(logits, labels, terms=term), expected, logits)
+
+
+@each("terms", [*LOSS_TERMS])
+@each(("grid", "size"), SIZES)
+def test_a_volume_of_one_slice_has_the_loss_of_the_image(terms, grid, size):
+    logits, labels = batch(grid, size)
+    flat = segmentation_loss(logits, labels, terms=terms)
+    volume = segmentation_loss(logits[:, :, None], labels[:, None], terms=terms)
+    assert torch.equal(volume, flat)
+    assert torch.equal(gradient(volume, logits), gradient(flat, logits))
+
+
+@each("terms", [*LOSS_TERMS])
+@each(
+    ("grid", "size"),
+    [((2, 3, 4), (5, 6, 8)), ((3, 4, 5), (3, 4, 5)), ((1, 2, 2), (4, 2, 5)), ((5, 3, 2), (2, 3, 4))],
+)
+def test_losses_of_volumes_are_those_of_the_enlarged_logits(terms, grid, size, monkeypatch):
+    monkeypatch.setitem(loss_operators.BLOCK_ELEMENTS, "cpu", 100)
+    logits, labels = batch(grid, size)
+    enlarged = F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
+    options = {"terms": terms, "label_smoothing": 0.1}
+    assert_same_loss(
+        segmentation_loss(logits, labels, **options), segmentation_loss(enlarged, labels, **options), logits
+    )
+
+
+def test_cross_entropy_of_a_volume_is_torchs():
+    logits, labels = batch((3, 4, 5), (3, 4, 5))
+    assert_same_loss(
+        segmentation_loss(logits, labels), F.cross_entropy(logits, labels, ignore_index=255), logits
+    )
+
+
 def literal_lovasz_softmax(probabilities, labels, num_labels):
     """Algorithm 1 of Berman et al.: errors in decreasing order times the differences of the Jaccard loss."""
     of_classes = []
