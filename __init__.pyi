@@ -68,10 +68,10 @@ from .processing.rasters.raster import window_values as window_values
 from .processing.rasters.segmentation import segment_raster as segment_raster
 from .processing.segmentation_metric import SegmentationMetric as SegmentationMetric
 from .processing.volumes.surface_distances import surface_distances as surface_distances
-from .processing.volumes.volume_scores import VolumeScores as VolumeScores
 from .processing.volumes.volume_reading import Volume as Volume
 from .processing.volumes.volume_reading import read_label_volume as read_label_volume
 from .processing.volumes.volume_reading import read_volume as read_volume
+from .processing.volumes.volume_scores import VolumeScores as VolumeScores
 from .processing.volumes.volume_writing import write_label_volume as write_label_volume
 from .training.trainer import SegmentationTrainer as SegmentationTrainer
 from .training.trainer import SetEpoch as SetEpoch

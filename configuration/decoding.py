@@ -20,7 +20,8 @@ class LossConfig(CheckedConfig):
 
     semantic_loss_ignore_index: Label of pixels that no loss term counts.
     loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
-        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary".
+        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary", and the Dice of all classes but the
+        first, "foreground_dice" over the batch or "foreground_dice_per_image".
     loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
         with 0 for ignored ones, as in the training code of GLAM's authors.
     class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
@@ -67,17 +68,6 @@ class DecodingConfig(LossConfig):
     attention_loss_weight: Weight of the loss on SegDeformer's mid-level scores, alpha in eq. 9 of its paper;
         0 disables it.
     reduction_ratio: SegDeformer merges R x R positions into one key and value; 1 is full attention.
-    semantic_loss_ignore_index: Label of pixels that no loss term counts.
-    loss: Loss terms joined by "+", each with an optional factor, such as "cross_entropy+0.5*dice"; the terms
-        are "cross_entropy", "dice", "tversky", "focal", "lovasz" and "boundary", and the Dice of all classes but the
-        first, "foreground_dice" over the batch or "foreground_dice_per_image".
-    loss_reduction: "valid" averages "cross_entropy" and "focal" over labeled pixels; "all" over all pixels,
-        with 0 for ignored ones, as in the training code of GLAM's authors.
-    class_weights: Weight of each class in "cross_entropy", "focal" and "boundary", in the order of
-        `id2label`; None weights all equally.
-    label_smoothing: Share of each label that is spread over all classes in "cross_entropy", from 0 to below 1.
-    logits_stride: Stride of the logits in pixels of the image. Set by the segmenter when it is built; any
-        given value is overwritten.
     """
 
     decoder: str = "upernet"

@@ -3,18 +3,14 @@
 The model stays in the calling thread. Results are delivered in the order of the files, whatever thread is first.
 """
 
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from .image_opening import ImageReadError, explaining, identified, opened_file
-from .prediction_files import FilePredictor, Job
+from .prediction_files import PIXELS_AT_ONCE, FilePredictor, Job
 
-PIXELS_AT_ONCE = 1 << 26  # of all images between reading and the end of writing; a single one may be larger
 AHEAD = (
     2  # images per worker that are being read or wait for the model; the same number may wait to be written
 )
@@ -87,7 +83,7 @@ class Overlap:
     def read_ahead(self, left: deque[Job]) -> None:
         """Starts to read the next files, as far as there is room for their pixels."""
         while left and len(self.ahead) < self.limit:
-            pixels = pixels_of(left[0])
+            pixels = self.predictor.pixels_of(left[0])
             held = [stage.pixels for stage in (*self.ahead, *self.behind)]
             if held and sum(held) + pixels > PIXELS_AT_ONCE:
                 return
@@ -130,13 +126,3 @@ def outcome(job: Job, step: Future) -> Outcome:
     """The outcome of a finished step."""
     error = step.exception()
     return Outcome(job, error=error) if error else Outcome(job, step.result())
-
-
-def pixels_of(job: Job) -> int:
-    """The number of pixels in the header of an image file, or its size in bytes; 0 if it cannot be read."""
-    path = str(job.source)
-    try:
-        with explaining(path), opened_file(path, PIXELS_AT_ONCE) as file:
-            return math.prod(identified(file, path).size)
-    except ImageReadError:
-        return os.path.getsize(path) if os.path.isfile(path) else 0

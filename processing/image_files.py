@@ -24,18 +24,24 @@ TOOL_MADE = {  # folders, in lower case; names that begin with a dot are left ou
 MOST_WAYS = 100  # to one folder, by links; a few nested links can make millions
 
 
-def image_files(folder: Path, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
+def image_files(
+    folder: Path,
+    on_error: Callable[[OSError], None] | None = None,
+    is_wanted: Callable[[str], bool] | None = None,
+) -> list[Path]:
     """The image files below a folder, sorted by path.
 
     Args:
         folder: The folder to search, with its subfolders.
         on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
+        is_wanted: Whether a file name is that of a file to find. Default: `is_image_name`.
 
     Raises:
         OSError: If a folder cannot be listed.
         ValueError: If links lead to one folder in more than 100 ways.
     """
-    return sorted(path for path in _files(folder, on_error or _raise) if is_image_name(path.name))
+    is_wanted = is_wanted or is_image_name
+    return sorted(path for path in _files(folder, on_error or _raise) if is_wanted(path.name))
 
 
 def is_image_name(name: str) -> bool:

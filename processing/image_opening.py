@@ -337,6 +337,8 @@ def explained(error: Exception, name: str) -> ImageReadError:
         return ImageReadError(
             f"{name} does not fit into memory. Crop or resize it, or lower `pixel_limit` so that it is rejected."
         )
+    if isinstance(error, UnidentifiedImageError) and name.lower().endswith((".nii'", ".nii.gz'")):
+        return ImageReadError(f"{name} is a volume, not an image. Use a model of volumes for it.")
     if isinstance(error, UnidentifiedImageError):
         return ImageReadError(
             f"{name} is empty, damaged at its start, or not an image that this Pillow can read. Open it in a "

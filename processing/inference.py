@@ -35,27 +35,28 @@ from .logits_to_masks import argmax_of_bands, mean_probabilities, upsampled_rows
 from .rasters.inference import MEMORY, raster_rows, raster_scores
 from .rasters.spans import spans_of
 from .tiling import WEIGHTS, RowReader, blended_rows
+from .volumes.volume_inference import is_volumetric, segment_volume
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Applies a segmenter to an image: whole or in windows, at one or more scales, with or without mirroring.
+    """Applies a segmenter to an image or a volume: whole or in windows, with or without mirroring.
 
-    `Inference()` processes the whole image at its own scale. The methods take any segmenter in evaluation
-    mode whose outputs have `logits` (B, K, h, w), on any device, and its image processor, which also resizes
-    to other scales.
+    `Inference()` processes the whole image at its own scale. The methods take any segmenter in evaluation mode whose
+    outputs have `logits` (B, K, h, w), on any device, and its image processor, which also resizes to other scales.
+    Volumes, segmented by a call, follow nnU-Net's protocol; "center", `scales` and `share_context` are for images.
 
     Args:
-        window: Side of the windows in pixels, or (height, width). Default: None, the whole image; models of two
-            scales then see windows of their `crop_size` without overlap.
+        window: Side of the windows in pixels, or (height, width); (slices, rows, columns) for volumes. Default: None,
+            the whole image; windows of `crop_size` for volumes, and without overlap for models of two scales.
         overlap: Fraction of a window that its neighbor covers too, from 0 to below 1. Default: 0.5.
         blend: "gaussian" (default) or "constant" weights of the pixels in overlapping windows, or "center": only the
             central part of each window counts, and the grid is moved by half a step (the relay token authors' rule).
         scales: Factors of the image's size; class probabilities are averaged over them. Default: (1.0,).
-        flip: Whether to average with the prediction for the mirrored image. Default: False.
-        batch_size: Windows per forward pass. Default: 4.
+        flip: Whether to average with the prediction for the mirrored image, of a volume all 7. Default: False.
+        batch_size: Windows per forward pass; of volumes at most as many as have 2**20 voxels. Default: 4.
         share_context: Whether contexts lie on a fixed grid, and neighboring windows share their features, which are
             computed once; only for models of two scales that allow it (CASWiT). Default: False.
 
@@ -63,7 +64,7 @@ class Inference:
         ValueError: If a setting is out of range.
     """
 
-    window: int | tuple[int, int] | None = None
+    window: int | tuple[int, ...] | None = None
     overlap: float = 0.5
     blend: str = "gaussian"
     scales: tuple[float, ...] = (1.0,)
@@ -77,8 +78,8 @@ class Inference:
 
     @property
     def window_sides(self) -> tuple[int, ...]:
-        """(height, width) of the windows in pixels; `window` must not be None."""
-        return (self.window, self.window) if isinstance(self.window, Integral) else tuple(self.window)
+        """(height, width) of the windows in pixels; `window` must not be None. Raises ValueError if it has three sides."""
+        return sides_of_images(self.window)
 
     @property
     def has_several_views(self) -> bool:
@@ -90,19 +91,20 @@ class Inference:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, processor: Any, image: Source) -> Tensor:
-        """Segments an image.
+        """Segments an image or a volume.
 
         Args:
             model: The segmenter.
             processor: Its image processor.
-            image: Path, URL, bytes, binary file, PIL image, array or tensor.
+            image: Path, URL, bytes, binary file, PIL image, array or tensor; a volume as `read_volume` takes it.
 
         Returns:
-            The mask (H, W), int32 class ids at the size of the upright image, on the model's device.
+            The mask on the model's device, int32: (H, W), upright, or (D, H, W) in the canonical orientation.
 
-        Raises:
-            ImageReadError: If the image cannot be read.
+        Raises ImageReadError if the image cannot be read, ValueError if a setting is not for images, or volumes.
         """
+        if is_volumetric(model):
+            return segment_volume(model, processor, image, self)
         image = decoded(processor, image)
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
         size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
@@ -195,9 +197,11 @@ def in_words(inference: Inference) -> str:
     """Says how images are predicted."""
     parts = ["whole images"]
     if inference.window is not None:
-        height, width = inference.window_sides
+        window = inference.window
+        sides = (window, window) if isinstance(window, Integral) else window
+        size, unit = "x".join(map(str, sides)), "voxels" if len(sides) == 3 else "pixels"
         overlap, blend = f"overlap {inference.overlap:.3g}", f"{inference.blend} weights"
-        parts = [f"windows of {height}x{width} pixels, {overlap}, {blend}"]
+        parts = [f"windows of {size} {unit}, {overlap}, {blend}"]
     if inference.scales != (1.0,):
         parts.append(f"scales {', '.join(f'{scale:g}' for scale in inference.scales)}")
     parts += ["averaged with the mirrored image"] * inference.flip
@@ -212,7 +216,8 @@ def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> Non
         isinstance(sides, list | tuple) and len(sides) in (2, 3) and all(map(is_count, sides))
     ):
         raise ValueError(
-            f"window={window!r} is not a size. Give the side in whole pixels of 1 or more, such as 512, or (height, width)."
+            f"window={window!r} is not a size. Give the side in whole pixels of 1 or more, such as 512, or (height, width); "
+            "(slices, rows, columns) for volumes."
         )
     if not is_count(batch_size):
         raise ValueError(
@@ -225,6 +230,16 @@ def check_windows(window: Any, batch_size: Any, overlap: Any, blend: str) -> Non
         )
     if blend not in WEIGHTS:
         raise ValueError(f"unknown blend '{blend}'. Known: {', '.join(WEIGHTS)}.")
+
+
+def sides_of_images(window: int | tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of windows. Raises ValueError for those of volumes."""
+    sides = (window, window) if isinstance(window, Integral) else tuple(window)
+    if len(sides) != 2:
+        raise ValueError(
+            f"window={sides} has three sides, as windows of volumes have. Give one side, or (height, width), for images."
+        )
+    return sides
 
 
 def check_scales(scales: Any) -> None:

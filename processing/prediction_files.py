@@ -1,5 +1,6 @@
 """Finds the image files to segment, and the path of each result."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -11,10 +12,12 @@ from typing import Any, ClassVar, Protocol
 
 from .atomic_write import atomic_write
 from .image_files import IMAGE_SUFFIXES, image_files, same_name
+from .image_opening import ImageReadError, explaining, identified, opened_file
 from .prediction_maps import IMAGE_MAPS
 
 PICTURES = ("overlays", "attention", "grad-cam")  # subfolders of the output folder
 RASTER_MASK = ".tif"
+PIXELS_AT_ONCE = 1 << 26  # of all images between reading and the end of writing; a single one may be larger
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Job:
     def target(self, kind: str = "") -> Path:
         """Returns the path of the mask, or of the result in the subfolder `kind`."""
         return self.folder / kind / self.name
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All files of the image."""
+        return (self.source,)
 
     @property
     def is_raster(self) -> bool:
@@ -111,6 +119,15 @@ class FilePredictor(ABC):
     def targets(self, job: Job) -> list[Path]:
         """The files that `write` writes."""
 
+    def pixels_of(self, job: Job) -> int:
+        """The number of pixels in the header of an image file, or its size in bytes; 0 if it cannot be read."""
+        path = str(job.source)
+        try:
+            with explaining(path), opened_file(path, PIXELS_AT_ONCE) as file:
+                return math.prod(identified(file, path).size)
+        except ImageReadError:
+            return os.path.getsize(path) if os.path.isfile(path) else 0
+
     def parts_of(self, job: Job) -> "PartedImage | None":  # noqa: ARG002
         """Returns a large image in parts that processes can divide, or None for one that is predicted as a whole."""
         return None
@@ -173,14 +190,7 @@ def find_jobs(
         ValueError: There are no images, or outputs would collide with each other or with an input.
     """
     folder = Path(output)
-    check_output(folder)
-    found: dict[Path, Path] = {}  # image file -> its path relative to the given folder
-    for path in map(Path, images):
-        if os.path.isdir(path):
-            inside = images_outside(path, folder, on_error)
-            found.update((file, file.relative_to(path)) for file in inside)
-        else:
-            found[path] = Path(path.name)
+    found = found_files(images, folder, on_error)
     if not found:
         raise ValueError(
             f"there are no images in {', '.join(images)}. Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}."
@@ -193,6 +203,34 @@ def find_jobs(
         jobs.append(Job(file, folder, str(name.with_suffix(suffix) if is_alone else f"{name}{suffix}")))
     check_targets(jobs)
     return jobs
+
+
+def found_files(
+    paths: Sequence[str],
+    output: Path,
+    on_error: Callable[[OSError], None] | None = None,
+    is_wanted: Callable[[str], bool] | None = None,
+) -> dict[Path, Path]:
+    """Returns each file to segment, and its path relative to the given folder in which it was found.
+
+    Args:
+        paths: Files, which are all taken, and folders that are searched.
+        output: The output folder, which is not searched.
+        on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
+        is_wanted: Which names are taken from folders, see `image_files`.
+
+    Raises:
+        ValueError: The results cannot be written to the output folder, or would lie among the files.
+    """
+    check_output(output)
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if os.path.isdir(path):
+            inside = images_outside(path, output, on_error, is_wanted)
+            found.update((file, file.relative_to(path)) for file in inside)
+        else:
+            found[path] = Path(path.name)
+    return found
 
 
 def check_output(folder: Path) -> None:
@@ -208,7 +246,12 @@ def check_output(folder: Path) -> None:
         )
 
 
-def images_outside(folder: Path, output: Path, on_error: Callable[[OSError], None] | None) -> list[Path]:
+def images_outside(
+    folder: Path,
+    output: Path,
+    on_error: Callable[[OSError], None] | None,
+    is_wanted: Callable[[str], bool] | None = None,
+) -> list[Path]:
     """The images below a folder, without earlier results in the output folder.
 
     Raises ValueError if the results would lie among the images, where the next run would segment them.
@@ -219,7 +262,7 @@ def images_outside(folder: Path, output: Path, on_error: Callable[[OSError], Non
             f"the results would lie among the images in {folder}, and the next run would segment them. "
             "Choose another --output."
         )
-    files = image_files(folder, on_error)
+    files = image_files(folder, on_error, is_wanted)
     if not Path(results).is_relative_to(real):
         return files
     return [file for file in files if not Path(os.path.realpath(file.parent)).is_relative_to(results)]
@@ -227,7 +270,7 @@ def images_outside(folder: Path, output: Path, on_error: Callable[[OSError], Non
 
 def check_targets(jobs: list[Job]) -> None:
     """Raises ValueError if two images have the same output path, or if an output would replace an input."""
-    inputs = {os.path.realpath(job.source) for job in jobs}
+    inputs = {os.path.realpath(source) for job in jobs for source in job.sources}
     owners: dict[str, Path] = {}
     for job in jobs:
         for image in job.results():

@@ -182,7 +182,9 @@ def blended_rows(grid: Grid, predict: Callable[[list[Place]], Iterable[Tensor]])
     size, total, weight = grid.cells, None, None
     for top, next_top in pairwise([*grid.starts[0], size[0]]):
         places = [(top, *rest) for rest in product(*grid.starts[1:])]
-        for place, values in zip(places, predict(places), strict=True):
+        windows = iter(predict(places))  # zip() would hold a window while the next one is predicted
+        for place in places:
+            values = next(windows)
             if total is None:
                 weights = grid.weights.to(values)
                 total, weight = (
@@ -193,13 +195,14 @@ def blended_rows(grid: Grid, predict: Callable[[list[Place]], Iterable[Tensor]])
             under, inside = ((..., *(side[k] for side in sides)) for k in (0, 1))
             total[under] += (values * weights)[inside]
             weight[under] += weights[inside]
+            del values
         done = next_top - top
         step = max(1, PIECE_VALUES // (len(total) * prod(size[1:])))
         for start in range(max(0, -top), done, step):
             stop = min(start + step, done)
             yield total[:, start:stop] / weight[start:stop]
-        for values in (weight, *total):  # one after the other: no copy of all
-            move_up(values, done)
+        for sums in (weight, *total):  # one after the other: no copy of all
+            move_up(sums, done)
 
 
 def move_up(values: Tensor, rows: int) -> None:

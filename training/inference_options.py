@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .command_line import option
-from .option_texts import factors, height_and_width
+from .option_texts import factors, window_sides
 
 if TYPE_CHECKING:
     from ..processing.inference import Inference
@@ -26,7 +26,22 @@ OF_ANY_TASK = {
     "sample",
     "json",
 }
-OF_TASKS = {"classification": OF_ANY_TASK, "detection": OF_ANY_TASK | {"overlay", "threshold"}}
+OF_VOLUMES = {
+    "window",
+    "overlap",
+    "blend",
+    "window_batch_size",
+    "flip",
+    "confidence",
+    "entropy",
+    "probabilities",
+}
+VOLUMES = "segmentation of volumes"  # the task of a segmenter of volumes, for `check_task`
+OF_TASKS = {
+    "classification": OF_ANY_TASK,
+    "detection": OF_ANY_TASK | {"overlay", "threshold"},
+    VOLUMES: OF_ANY_TASK - {"value_range", "pixel_limit"} | OF_VOLUMES,
+}
 
 
 def check_task(options: Any, task: str) -> None:
@@ -34,7 +49,8 @@ def check_task(options: Any, task: str) -> None:
 
     Args:
         options: Dataclass of options of `contextseg-check`, `-evaluate` or `-predict`.
-        task: What data and model are for: "segmentation", "classification", "detection" or "masked_pretraining".
+        task: What data and model are for: "segmentation", `VOLUMES`, "classification", "detection" or
+            "masked_pretraining".
     """
     if task == "masked_pretraining":
         raise ValueError(
@@ -65,7 +81,8 @@ class WindowOptions:
 
     window: str | None = option(
         None,
-        "sliding-window inference with windows of this side in pixels, or HEIGHTxWIDTH (default: the whole image at once)",
+        "sliding-window inference with windows of this side in pixels, or HEIGHTxWIDTH, or SLICESxROWSxCOLUMNS for volumes "
+        "(default: the whole image at once; for volumes, the model's crop size)",
         metavar="SIZE",
     )
     overlap: float = option(0.5, "share of a window that overlaps with the next one")
@@ -83,7 +100,7 @@ class WindowOptions:
         """Returns the `Inference` that the options describe."""
         from ..processing.inference import Inference
 
-        size = self.window and height_and_width(self.window, "--window")
+        size = self.window and window_sides(self.window, "--window")
         return Inference(
             window=size, overlap=self.overlap, blend=self.blend, share_context=self.share_context
         )
@@ -104,7 +121,10 @@ class InferenceOptions(WindowOptions):
     scales: str = option(
         "1", "average the probabilities over these scales of the image, such as 0.75,1,1.25", metavar="X,X"
     )
-    flip: bool = option(False, "average with the prediction for the horizontally flipped image")
+    flip: bool = option(
+        False,
+        "average with the prediction for the horizontally flipped image; for volumes, with all 7 mirrored ones",
+    )
 
     def inference(self) -> "Inference":
         """Returns the `Inference` that the options describe."""

@@ -98,10 +98,24 @@ def task_of_model(name: str) -> str:
     Args:
         name: A run folder, a folder written by `save_pretrained`, or a name on the Hub.
     """
+    return task_of_config(config_of_model(name))
+
+
+def config_of_model(name: str) -> PreTrainedConfig:
+    """Returns the configuration of a run folder, a folder written by `save_pretrained`, or a name on the Hub.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
     source = model_folder(name)
     check_model_files(Path(source))
     with explained_values(source), explained_absence(source):
-        return task_of_config(AutoConfig.from_pretrained(source))
+        return AutoConfig.from_pretrained(source)
+
+
+def is_volumetric(config: PreTrainedConfig) -> bool:
+    """Whether the model of a configuration takes volumes."""
+    return getattr(config, "num_axes", 2) == 3
 
 
 def task_of_config(config: PreTrainedConfig) -> str:

@@ -36,33 +36,33 @@ def height_and_width(text: str, option: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def sides(text: str, option: str) -> tuple[int, ...]:
-    """Parses the value of `option`, a size of images or volumes: `"64x128x128"` -> (64, 128, 128).
+def window_sides(text: str, option: str) -> int | tuple[int, ...]:
+    """Parses the value of --window: `"64"` -> 64, `"360x480"` -> (360, 480), `"64x128x128"` -> (64, 128, 128).
 
-    Raises ValueError for anything but one to three whole numbers.
+    Raises ValueError for anything else.
     """
     parts = text.lower().split("x")
-    if len(parts) <= 2:
-        return height_and_width(text, option) if len(parts) == 2 else height_and_width(text, option)[:1]
     if len(parts) > 3 or not all(is_count(part) for part in parts):
         raise ValueError(
-            f"{option} {one_line(text, LONGEST)} is not a size. Write a number, HEIGHTxWIDTH, or for volumes "
-            "SLICESxROWSxCOLUMNS."
+            f"{option} {one_line(text, LONGEST)} is not a size. Write a number of pixels, or HEIGHTxWIDTH; "
+            "SLICESxROWSxCOLUMNS for volumes."
         )
     for part in parts:
         check_number(option, int(part), SIDE)
-    return tuple(map(int, parts))
+    return int(text) if len(parts) == 1 else tuple(map(int, parts))
 
 
 def volume_size(text: str, option: str) -> tuple[int, int, int]:
     """Parses a size of volumes: `"64x128x128"` -> (64, 128, 128), `"64"` -> (64, 64, 64)."""
-    numbers = sides(text, option)
+    numbers = window_sides(text, option)
+    if isinstance(numbers, int):
+        return (numbers,) * 3
     if len(numbers) == 2:
         raise ValueError(
             f"{option} {text} has two numbers, but volumes have three axes. Write SLICESxROWSxCOLUMNS, such as 64x128x128, "
             "or one number for all of them."
         )
-    return numbers * 3 if len(numbers) == 1 else numbers
+    return numbers
 
 
 def spacing(text: str, option: str = "--target-spacing") -> tuple[float, float, float]:

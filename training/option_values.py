@@ -17,9 +17,9 @@ from .option_texts import (
     parse_position,
     part_and_factor,
     shorter_sides,
-    sides,
     spacing,
     value_limits,
+    window_sides,
 )
 
 COUNT, COUNT_OR_ZERO = whole(1, 10**9), whole(0, 10**9)
@@ -88,7 +88,7 @@ PARSERS = {
     "attention_sizes": integers,
     "base_size": height_and_width,
     "batches": integers,
-    "crop_size": sides,
+    "crop_size": window_sides,
     "explain": parse_position,
     "lr_factor": part_and_factor,
     "max_image_size": height_and_width,
@@ -99,7 +99,7 @@ PARSERS = {
     "sizes": integers,
     "target_spacing": spacing,
     "value_range": value_limits,
-    "window": height_and_width,
+    "window": window_sides,
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from transformers import PreTrainedConfig
 
 from ..processing.class_prediction import ClassPredictor
 from ..processing.prediction import Predictor
@@ -15,10 +16,12 @@ from ..processing.rasters.files import is_raster_file
 from ..processing.rasters.gdal import INSTALL_GEO, load_rasterio
 from ..processing.rasters.part_files import locks_released
 from ..processing.rasters.prediction import RasterPredictor
+from ..processing.volumes.volume_jobs import find_volume_jobs
+from ..processing.volumes.volume_prediction import VolumePredictor
 from .explaining import chosen_explanations
 from .file_run import CONTINUE, FileRun
-from .inference_options import check_task
-from .models import CLASSIFIER, open_model, task_of_model
+from .inference_options import VOLUMES, check_task
+from .models import CLASSIFIER, channels_of, config_of_model, is_volumetric, open_model, task_of_config
 from .option_texts import byte_count
 from .prediction_options import PredictArguments
 from .processes import explained_loss_of_a_peer, quiet_unless_first
@@ -38,10 +41,11 @@ def predict(arguments: PredictArguments) -> list[str]:
     quiet_unless_first(accelerator)
     with explained_loss_of_a_peer(accelerator, CONTINUE), locks_released():
         with said_once(accelerator, PROGRAM, arguments.traceback):
-            task = task_of_model(arguments.model)
+            config = config_of_model(arguments.model)
+            task = VOLUMES if is_volumetric(config) else task_of_config(config)
             check_task(arguments, task)
         with said_once(accelerator, PROGRAM, arguments.traceback):
-            jobs, failures = decided_by_first(accelerator, lambda: found_jobs(arguments, task))
+            jobs, failures = decided_by_first(accelerator, lambda: found_jobs(arguments, task, config))
         with said_once(accelerator, PROGRAM, arguments.traceback):
             predictor = PREDICTORS[task](arguments, accelerator)
         earlier: dict[Job, Any] = {}
@@ -56,15 +60,19 @@ def predict(arguments: PredictArguments) -> list[str]:
     return failures
 
 
-def found_jobs(arguments: PredictArguments, task: str) -> tuple[list[Job], list[str]]:
+def found_jobs(
+    arguments: PredictArguments, task: str, config: PreTrainedConfig
+) -> tuple[list[Job], list[str]]:
     """Finds the images for a task, and the folders that cannot be listed, with the reasons."""
     failures: list[str] = []
-    jobs = find_jobs(
-        arguments.images,
-        arguments.output,
-        lambda error: failures.append(f"{error.filename}: {error.strerror}"),
-        is_raster_file if task == "segmentation" else None,
-    )
+
+    def note(error: OSError) -> None:
+        failures.append(f"{error.filename}: {error.strerror}")
+
+    what = arguments.images, arguments.output
+    if task == VOLUMES:
+        return find_volume_jobs(*what, channels_of(config), note), failures
+    jobs = find_jobs(*what, note, is_raster_file if task == "segmentation" else None)
     if task == "segmentation":
         tell_without_rasterio(jobs)
     return jobs, failures
@@ -92,6 +100,14 @@ def segmenter(arguments: PredictArguments, accelerator: Accelerator) -> FilePred
         window=crop_of_run(arguments.model),
         tell=print if accelerator.is_main_process else lambda _: None,
     )
+
+
+def volume_segmenter(arguments: PredictArguments, accelerator: Accelerator) -> FilePredictor:
+    inference = arguments.inference()
+    model, processor, _ = open_model(arguments.model)
+    model.to(accelerator.device)
+    maps = [name for name in MAPS if getattr(arguments, name)]
+    return VolumePredictor(model, processor, inference, maps=maps)
 
 
 def tell_without_rasterio(jobs: list[Job]) -> None:
@@ -128,4 +144,9 @@ def detector(arguments: PredictArguments, accelerator: Accelerator) -> FilePredi
 
 
 # What a model does -> how it is opened for prediction.
-PREDICTORS = {"segmentation": segmenter, "classification": classifier, "detection": detector}
+PREDICTORS = {
+    "segmentation": segmenter,
+    VOLUMES: volume_segmenter,
+    "classification": classifier,
+    "detection": detector,
+}

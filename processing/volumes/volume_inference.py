@@ -24,6 +24,7 @@ from ..image_windows import logits_of
 from ..logits_to_masks import upsampled_rows
 from ..rasters.spans import spans_of
 from ..tiling import EVEN_WEIGHTS, Grid, Place, RowReader, blended_rows, even_grid, overlap_slices
+from .volume_reading import Volume, read_volume
 
 BAND_VALUES = 1 << 22  # class scores in a band: 16 MiB; a few such tensors exist at once
 WINDOW_VOXELS = 1 << 20  # most voxels in a forward pass of several windows
@@ -82,11 +83,22 @@ class VolumeView:
         """(B, C, ...) -> the class probabilities (B, K, ...), averaged over the mirrored views."""
         total = None
         for axes in self.mirrors:
-            logits = logits_of(self.model, windows.flip(axes)).flip(axes)
-            if logits.shape[2:] != windows.shape[2:]:
-                logits = F.interpolate(logits, size=windows.shape[2:], mode="trilinear", align_corners=False)
-            total = logits.softmax(1) if total is None else total.add_(logits.softmax(1))
+            probabilities = self.forward_once(windows.flip(axes)).flip(axes)
+            total = probabilities if total is None else total.add_(probabilities)
+            del probabilities  # or a third map would exist during the next forward pass
         return total if len(self.mirrors) == 1 else total.div_(len(self.mirrors))
+
+    def forward_once(self, windows: Tensor) -> Tensor:
+        """(B, C, ...) -> the class probabilities (B, K, ...)."""
+        logits = logits_of(self.model, windows)
+        if logits.shape[2:] != windows.shape[2:]:
+            logits = F.interpolate(logits, size=windows.shape[2:], mode="trilinear", align_corners=False)
+        return logits.softmax(1)
+
+
+def is_volumetric(model: nn.Module) -> bool:
+    """Whether a model takes volumes."""
+    return getattr(model.config, "num_axes", 2) == 3
 
 
 def volume_view(inference: Any, model: nn.Module, values: Tensor) -> VolumeView:
@@ -174,3 +186,58 @@ def resized(
     rows = max(1, BAND_VALUES // (reader.channels * prod(size[1:])))
     for start, stop in spans_of(size[0], rows):
         yield upsampled_rows(reader, cells, size, start, stop, nearest)
+
+
+@torch.no_grad()
+def segment_volume(model: nn.Module, processor: Any, source: Any, inference: Any) -> Tensor:
+    """Segments a volume.
+
+    Args:
+        model: A segmenter of volumes, in evaluation mode.
+        processor: Its `VolumeImageProcessor`.
+        source: The `Volume`, or what `read_volume` takes.
+        inference: The `Inference`.
+
+    Returns:
+        The mask (D, H, W), int32 class ids in the canonical orientation, on the model's device.
+
+    Raises:
+        VolumeReadError: If the volume cannot be read.
+        ValueError: If `inference` has settings that volumes do not have.
+    """
+    check_processor(processor)
+    prepared = processor.prepare(volume_of(model, processor, source))
+    kind = torch.uint8 if model.config.num_labels <= 256 else torch.int32
+    mask = torch.zeros(tuple(prepared.frame.size), dtype=kind, device=model.device)
+    inside = mask[prepared.frame.box]
+    for band in prepared_probabilities(model, prepared, inference):
+        part_of(inside, band).copy_(band.probabilities.max(0).indices)
+    return mask.int()
+
+
+def volume_of(model: nn.Module, processor: Any, source: Any) -> Volume:
+    """Reads a volume as a model takes it. Raises VolumeReadError if it cannot be read."""
+    if isinstance(source, Volume):
+        return source
+    return read_volume(source, model.config.num_channels, processor.slice_axis)
+
+
+def prepared_probabilities(model: nn.Module, prepared: Any, inference: Any) -> Iterator[Band]:
+    """Yields the class probabilities of a prepared volume on the grid of its file, in the box that was not cropped."""
+    size = [side.stop - side.start for side in prepared.frame.box]
+    values = torch.as_tensor(prepared.values)
+    return volume_probabilities(model, values, inference, size, prepared.frame.nearest)
+
+
+def part_of(values: Any, band: Band) -> Any:
+    """The part of an array or tensor (D, H, W) that a band of it covers, as a view."""
+    stop = band.start + band.probabilities.shape[band.axis + 1]
+    return values[(*[slice(None)] * band.axis, slice(band.start, stop))]
+
+
+def check_processor(processor: Any) -> None:
+    """Raises ValueError if an image processor is not for volumes."""
+    if not hasattr(processor, "prepare"):
+        raise ValueError(
+            f"the model takes volumes, and {type(processor).__name__} is for images. Pass its VolumeImageProcessor."
+        )

@@ -230,7 +230,7 @@ def test_a_call_gives_the_mask_at_the_images_own_size(segmenter):
     [
         *[
             ({"window": window}, "is not a size")
-            for window in (0, -5, (8, 8, 8), (8, 0), 32.5, "32", True, (8.0, 8))
+            for window in (0, -5, (8,), (8,) * 4, (8, 0), 32.5, "32", True, (8.0, 8))
         ],
         *[({"batch_size": size}, "1 or more") for size in (0, 1.5, True)],
         *[({"overlap": overlap}, "not between 0 and 1") for overlap in (1.0, -0.1, float("nan"), "0.5")],

@@ -3,7 +3,7 @@ import torch
 from cases import each
 
 from contextseg.training.optim import learning_rate_factor
-from contextseg.training.option_texts import sides, spacing, volume_size
+from contextseg.training.option_texts import spacing, volume_size, window_sides
 from contextseg.training.options import SegmentationArguments
 from contextseg.training.setup import new_optimizer, new_schedule
 from contextseg.training.volume_options import check_for_images, check_for_volumes
@@ -20,7 +20,7 @@ def test_sizes_of_volumes_have_one_or_three_numbers():
 @each("text", ["1x2x3x4", "axbxc", "0x1x1", "64x128x", "64x99999x64"])
 def test_other_sizes_are_refused(text):
     with pytest.raises(ValueError, match="--crop-size"):
-        sides(text, "--crop-size")
+        window_sides(text, "--crop-size")
 
 
 def test_a_spacing_is_one_or_three_numbers_of_millimeters():
