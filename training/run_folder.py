@@ -123,19 +123,14 @@ class RunFolder:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
         if self.accelerator.is_main_process:
-            self.keep_picture(is_best)
+            if is_best:
+                keep_pictures(self.task, self.path)
             log_details(self.accelerator, self.task.pictures, self.task.class_score, training.scores)
             meter.bar.write(
                 f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
                 + (", the best so far" if is_best else "")
             )
         return is_best
-
-    def keep_picture(self, is_best: bool) -> None:
-        """Writes the pictures of the best evaluation, if the task keeps them."""
-        if is_best and self.task.picture_file and (image := self.task.pictures.image()):
-            with atomic_write(self.path / self.task.picture_file) as temporary:
-                image.save(temporary, format="PNG")
 
     def write_record(self, status: str) -> None:
         """Writes `run.json`; `status` is "running", "stopped" or "finished"."""
@@ -196,6 +191,13 @@ class RunFolder:
         commands = [command for command in self.task.next_commands if best or "{val}" not in command]
         lines += [f"next: {command.format(run=self.path, val=self.arguments.val)}" for command in commands]
         return "\n".join(lines)
+
+
+def keep_pictures(task: Task, run: Path) -> None:
+    """Writes the pictures of an evaluation to the run's folder, if the task keeps them."""
+    if task.picture_file and (image := task.pictures.image()):
+        with atomic_write(run / task.picture_file) as temporary:
+            image.save(temporary, format="PNG")
 
 
 def warn_of_absent_classes(data: str, scores: dict[str, Any]) -> None:

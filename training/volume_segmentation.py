@@ -70,16 +70,7 @@ class VolumeSegmentationTask(Task):
         return data
 
     def check_same_classes(self, train: VolumeData, val: VolumeData) -> None:
-        if list(train.classes) != list(val.classes):
-            raise ValueError(
-                f"{self.arguments.train} has the classes {', '.join(train.classes)}, but {self.arguments.val} has "
-                f"{', '.join(val.classes)}. Use the same dataset.json for both."
-            )
-        if train.num_channels != val.num_channels:
-            raise ValueError(
-                f"{self.arguments.train} has {train.num_channels} channels, but {self.arguments.val} has "
-                f"{val.num_channels}. Use data with the same channels."
-            )
+        check_same(train, val, self.arguments.train, self.arguments.val)
 
     def generated(self, num_classes: int) -> Dataset:
         arguments = self.arguments
@@ -190,6 +181,20 @@ class VolumeSegmentationTask(Task):
 
     def headline(self, scores: dict[str, Any]) -> str:
         return f"mean Dice {percent(scores['mean_dice'])} %"
+
+
+def check_same(train: VolumeData, val: VolumeData, first: str, second: str) -> None:
+    """Raises ValueError unless both have the same classes and channels; `first` and `second` are their names."""
+    if list(train.classes) != list(val.classes):
+        raise ValueError(
+            f"{first} has the classes {', '.join(train.classes)}, but {second} has "
+            f"{', '.join(val.classes)}. Use the same dataset.json for both."
+        )
+    if train.num_channels != val.num_channels:
+        raise ValueError(
+            f"{first} has {train.num_channels} channels, but {second} has "
+            f"{val.num_channels}. Use data with the same channels."
+        )
 
 
 class WholeVolumes(Dataset):
