@@ -123,8 +123,7 @@ class RunFolder:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
         if self.accelerator.is_main_process:
-            if is_best:
-                keep_pictures(self.task, self.path)
+            keep_pictures(self.task if is_best else None, self.path)
             log_details(self.accelerator, self.task.pictures, self.task.class_score, training.scores)
             meter.bar.write(
                 f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
@@ -139,8 +138,7 @@ class RunFolder:
             self.path / "run.json",
             {
                 "status": status,
-                **self.origin,
-                **self.task.record(),
+                **{**self.origin, **self.task.record()},
                 "arguments": {"task": self.arguments.task, **asdict(self.arguments), "resume": False},
                 "seed": self.arguments.seed,
                 "processes": self.accelerator.num_processes,
@@ -193,9 +191,9 @@ class RunFolder:
         return "\n".join(lines)
 
 
-def keep_pictures(task: Task, run: Path) -> None:
+def keep_pictures(task: Task | None, run: Path) -> None:
     """Writes the pictures of an evaluation to the run's folder, if the task keeps them."""
-    if task.picture_file and (image := task.pictures.image()):
+    if task and task.picture_file and (image := task.pictures.image()):
         with atomic_write(run / task.picture_file) as temporary:
             image.save(temporary, format="PNG")
 
