@@ -40,8 +40,14 @@ def image_files(
         OSError: If a folder cannot be listed.
         ValueError: If links lead to one folder in more than 100 ways.
     """
-    is_wanted = is_wanted or is_image_name
-    return sorted(path for path in _files(folder, on_error or _raise) if is_wanted(path.name))
+    return files_below(folder, is_wanted or is_image_name, on_error)
+
+
+def files_below(
+    folder: Path, takes: Callable[[str], bool], on_error: Callable[[OSError], None] | None = None
+) -> list[Path]:
+    """As `image_files`, with the files whose names `takes` accepts."""
+    return sorted(path for path in _files(folder, on_error or _raise) if takes(path.name))
 
 
 def is_image_name(name: str) -> bool:

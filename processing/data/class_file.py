@@ -60,8 +60,8 @@ class ClassFile(NamedTuple):
     ignored_colors: list[Color]
 
 
-def read_json(path: Path) -> Any:
-    """Parses a JSON file strictly: no repeated keys, no NaN. Raises ValueError if it cannot be read."""
+def read_json(path: Path, example: str = EXAMPLE) -> Any:
+    """Parses a JSON file strictly: no repeated keys, no NaN. Raises ValueError, with an example, if it cannot be read."""
     try:
         return json.loads(
             path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_without_repeats, parse_constant=_refuse
@@ -74,10 +74,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
     except RecursionError:
         raise ValueError(
-            f"'{path}' is not valid JSON: it is nested too deeply. {EXAMPLE} is enough."
+            f"'{path}' is not valid JSON: it is nested too deeply. {example} is enough."
         ) from None
     except ValueError as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}. Correct it; {EXAMPLE} is enough.") from error
+        raise ValueError(f"'{path}' is not valid JSON: {error}. Correct it; {example} is enough.") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
