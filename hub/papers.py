@@ -6,9 +6,9 @@ TITLES = {
     "maformer": "MAFormer",
     "cswin": "CSWin",
     "caswit": "CASWiT",
-    "nnformer": "nnFormer",
     "relay": "Relay tokens",
     "mask_rcnn": "Mask R-CNN",
+    "nnformer": "nnFormer",
 }
 PAPERS = {
     "segdeformer": """\

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..processing.data.unreadable import UnreadableImages
 from . import setup
 from .loop import Schedule
 from .models import counted, describe
 from .recipes import Recipe
-from .tasks import task_of
+from .tasks import task_for
 
 if TYPE_CHECKING:
     from .options import TrainArguments
 
-SAMPLES = 2
+COUNTS = {1: "one sample", 2: "two samples"}
 CLASSES = 2  # if neither data nor recipe give a number
 GIGABYTE = 1e9
 
@@ -35,10 +36,11 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     Raises:
         ValueError: If the options do not fit together, or the loss is not finite.
     """
-    paper, task = recipe.paper if recipe else {}, task_of(arguments.task)(arguments)
+    paper, task = recipe.paper if recipe else {}, task_for(arguments)
     accelerator = setup.new_accelerator(arguments)
     if arguments.train:
-        data, _ = setup.open_splits(task)
+        data, val = setup.open_splits(task)
+        print(*task.plan(data, val), sep="\n", end="\n" * bool(task.record()))
         num_images = len(data)
     else:
         data = task.generated(int(paper.get("classes", CLASSES)))
@@ -48,22 +50,25 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     model = setup.new_model(task, data)
     samples = task.new_samples(task.new_processor())
     optimizer = setup.new_optimizer(arguments, model)
-    batch_of_two = samples.collate([samples[0, index] for index in range(SAMPLES)])
-    UnreadableImages(skip=task.skips_unreadable).check(batch_of_two)
-    trial = try_batch(model, batch_of_two)
+    tried = samples.collate([samples[0, index] for index in range(task.trial_samples)])
+    UnreadableImages(skip=task.skips_unreadable).check(tried)
+    trial = try_batch(model, tried)
     print(f"{describe(model)}, {counted(len(data.classes), 'class', 'classes')}")
-    print(data_line(batch_of_two, num_images))
+    print(data_line(tried, num_images))
     print(schedule_line(arguments, schedule, num_images, accelerator.num_processes))
     print(optimizer_line(optimizer))
+    print(f"forward pass: {trial.multiply_adds / trial.samples / GIGABYTE:.4g} G multiply-adds per sample")
     print(memory_line(model, trial, arguments))
     return 0
 
 
 @dataclass
 class Trial:
-    """Result of one forward pass over two samples."""
+    """Result of one forward pass over one or two samples."""
 
     loss: float
+    samples: int
+    multiply_adds: int  # of the forward pass
     kept_bytes: int  # saved by autograd for the backward pass
 
 
@@ -80,19 +85,26 @@ def try_batch(model: nn.Module, batch: dict[str, Any]) -> Trial:
 
     inputs = {name: value for name, value in batch.items() if name != "name"}
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, FlopCounterMode(display=False) as counter:
         loss = model(**inputs).loss.item()
     if not math.isfinite(loss):
         raise ValueError(
-            f"the loss of two samples is {loss} before any training. Check --set and the weights that the run starts from."
+            f"the loss of the first samples is {loss} before any training. Check --set and the weights that the run starts from."
         )
-    return Trial(loss, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    samples = len(batch["name"])
+    return Trial(
+        loss,
+        samples,
+        counter.get_total_flops() // 2,
+        sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
+    )
 
 
 def data_line(batch: dict[str, Any], num_images: int) -> str:
     shapes = [f"{name} {tuple(value.shape)}" for name, value in batch.items() if torch.is_tensor(value)]
     count = f"{num_images} images" if num_images else "size unknown without --train"
-    return f"data: {count}; a batch of two samples has {', '.join(shapes)}"
+    return f"data: {count}; a batch of {COUNTS[len(batch['name'])]} has {', '.join(shapes)}"
 
 
 def schedule_line(
@@ -116,16 +128,17 @@ def optimizer_line(optimizer: torch.optim.Optimizer) -> str:
         f"{sum(parameter.numel() for parameter in group['params'])} weights at {group['lr']:.2g}, decay {group['weight_decay']:.2g}"
         for group in optimizer.param_groups
     ]
-    return f"AdamW: {'; '.join(groups)}"
+    return f"{type(optimizer).__name__}: {'; '.join(groups)}"
 
 
 def memory_line(model: nn.Module, trial: Trial, arguments: "TrainArguments") -> str:
-    """Memory of weights, gradients, AdamW's moments and the EMA in float32, and of the activations."""
+    """Memory of weights, gradients, the optimizer's averages and the EMA in float32, and of the activations."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    fixed = weights * (5 if arguments.ema else 4) / GIGABYTE
-    activations = trial.kept_bytes / SAMPLES * arguments.batch_size / GIGABYTE
+    copies = 3 + (arguments.optimizer == "adamw") + (arguments.ema is not None)
+    fixed = weights * copies / GIGABYTE
+    activations = trial.kept_bytes / trial.samples * arguments.batch_size / GIGABYTE
     return (
         f"memory of a process: {fixed:.2f} GB for weights, gradients and averages, about {activations:.2f} GB for the "
         f"activations of {arguments.batch_size} images (float32; about half with --precision bf16)\n"
-        f"loss of the two samples: {trial.loss:.4f}"
+        f"loss of the {COUNTS[trial.samples]}: {trial.loss:.4f}"
     )

@@ -31,6 +31,7 @@ from .setup import open_splits
 from .starting_points import build_model, channels_of_checkpoint, checkpoint_of
 from .trained_part import select_trained
 from .trainer import SegmentationTrainer, SegmentationTrainingArguments, SetEpoch
+from .volumetric import is_volumetric
 
 if TYPE_CHECKING:
     from .finetuning_options import FinetuneOptions
@@ -57,6 +58,7 @@ def finetune(
     set_seed(arguments.seed)
     reading = {name: getattr(options, name) for name in reading_names()}
     sources = {"train": options.train, "val": options.val, "init_from": options.init_from}
+    check_takes_images(options.init_from)
     task = SegmentationTask(SegmentationArguments(**sources, **reading))
     train, val = open_splits(task)
     trainer = new_trainer(options, arguments, train, val)
@@ -76,6 +78,14 @@ def finetune(
         trainer.save_model()
         trainer.create_model_card(tags=["image-segmentation"])
     return trainer
+
+
+def check_takes_images(init_from: str) -> None:
+    """Raises ValueError for a checkpoint of volumes, which Trainer is not set up for."""
+    if is_volumetric(SegmentationArguments(init_from=init_from)):
+        raise ValueError(
+            f"{init_from} segments volumes. Fine-tune it with contextseg-train --init-from {init_from}."
+        )
 
 
 def trainer_parser() -> HfArgumentParser:

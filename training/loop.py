@@ -58,6 +58,7 @@ class Schedule:
     log_interval: int = 10
     cooldown_steps: int = 0
     floor: float = 0.0  # factor of the learning rate at the end of the schedule
+    power: float = 1.0  # exponent of the shape
     milestones: tuple[int, ...] = ()  # steps at which the learning rate drops to a tenth
     patience: int | None = None  # evaluations without a better score after which the run ends
 
@@ -82,6 +83,7 @@ class Schedule:
             cooldown_steps=self.cooldown_steps,
             floor=self.floor,
             milestones=self.milestones,
+            power=self.power,
         )
 
 

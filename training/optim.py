@@ -1,4 +1,4 @@
-"""Parameter groups for AdamW, learning-rate schedules, and an exponential moving average of weights."""
+"""Optimizers and their parameter groups, learning-rate schedules, and an exponential moving average of weights."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ DECAYED = (nn.Linear, nn.modules.conv._ConvNd, WeightOwner)
 
 
 def poly(progress: float) -> float:
-    """Linear decay to zero: the papers' polynomial schedule with power 1."""
+    """Linear decay to zero; `learning_rate_factor` raises it to a power."""
     return 1.0 - progress
 
 
@@ -45,6 +45,7 @@ def learning_rate_factor(
     cooldown_steps: int = 0,
     floor: float = 0.0,
     milestones: Sequence[int] = (),
+    power: float = 1.0,
 ) -> float:
     """Computes the factor of the peak learning rate at an optimizer step.
 
@@ -57,12 +58,13 @@ def learning_rate_factor(
         cooldown_steps: Number of last steps that stay at `floor`.
         floor: Factor at the end of the schedule.
         milestones: Steps from which on the factor is a tenth of its previous value.
+        power: Exponent of the schedule's shape.
 
     Returns:
         A factor between 0 and 1.
     """
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    course = SCHEDULES[schedule](min(1.0, step / max(1, steps - cooldown_steps)))
+    course = SCHEDULES[schedule](min(1.0, step / max(1, steps - cooldown_steps))) ** power
     course *= STEP_FACTOR ** sum(step >= milestone for milestone in milestones)
     return warmup * (floor + (1.0 - floor) * course)
 
@@ -80,7 +82,7 @@ def parameter_groups(
     factors: Mapping[str, float] | None = None,
     layer_factors: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """Groups trainable parameters for AdamW by learning rate and weight decay.
+    """Groups trainable parameters for an optimizer by learning rate and weight decay.
 
     Only the weights of linear layers and convolutions are decayed; norms, biases, global tokens and position
     tables are not.

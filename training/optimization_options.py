@@ -12,9 +12,13 @@ class OptimizationOptions:
 
     steps: int | None = option(None, "optimizer steps; or give --epochs")
     epochs: float | None = option(None, "passes over the training data (default: 100)")
-    batch_size: int = option(8, "images in one forward pass of one process")
+    batch_size: int | None = option(
+        None, "images in one forward pass of one process (default: 8; volumes: planned, 2 to 8)"
+    )
     accumulation: int = option(1, "forward passes whose gradients are accumulated for one optimizer step")
-    learning_rate: float = option(6e-5, "peak learning rate of AdamW")
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "AdamW, or SGD with Nesterov momentum")
+    momentum: float = option(0.99, "momentum of SGD")
+    learning_rate: float = option(6e-5, "peak learning rate")
     head_lr_factor: float = option(1.0, "factor of the learning rate for all weights outside the backbone")
     lr_factor: list[str] = option(
         [],
@@ -27,6 +31,7 @@ class OptimizationOptions:
     schedule: Literal["poly", "cosine", "constant", "step"] = option(
         "poly", "shape of the learning rate schedule after the warm-up"
     )
+    poly_power: float = option(1.0, "exponent of the poly schedule")
     milestones: list[str] = option(
         [],
         "epoch (or step, if --steps is given) at which the step schedule drops to a tenth; takes several values, "

@@ -17,6 +17,7 @@ SIDE = whole(1, 32768)  # pixels of a crop, a window or a resized image
 SIDE_STEP = 32  # between the lengths of a range, as in DETR and its successors
 LEAST_MEMORY, MOST_MEMORY = 256 << 20, 1 << 50  # bytes
 BYTES = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*((?:[kmgt]i?)?b?)", re.IGNORECASE)
+SPACING = Range(above=0, maximum=1000)  # millimeters
 FACTOR = Range(above=0, maximum=1000)
 
 
@@ -49,6 +50,32 @@ def window_sides(text: str, option: str) -> int | tuple[int, ...]:
     for part in parts:
         check_number(option, int(part), SIDE)
     return int(text) if len(parts) == 1 else tuple(map(int, parts))
+
+
+def volume_size(text: str, option: str) -> tuple[int, int, int]:
+    """Parses a size of volumes: `"64x128x128"` -> (64, 128, 128), `"64"` -> (64, 64, 64)."""
+    numbers = window_sides(text, option)
+    if isinstance(numbers, int):
+        return (numbers,) * 3
+    if len(numbers) == 2:
+        raise ValueError(
+            f"{option} {text} has two numbers, but volumes have three axes. Write SLICESxROWSxCOLUMNS, such as 64x128x128, "
+            "or one number for all of them."
+        )
+    return numbers
+
+
+def spacing(text: str, option: str = "--target-spacing") -> tuple[float, float, float]:
+    """Parses a voxel spacing in millimeters: `"3x0.76x0.76"` -> (3.0, 0.76, 0.76), `"1"` -> (1.0, 1.0, 1.0)."""
+    numbers = [number(part) for part in text.lower().replace(",", "x").split("x")]
+    if len(numbers) not in (1, 3) or None in numbers:
+        raise ValueError(
+            f"{option} {one_line(text, LONGEST)} is not a spacing. Write SLICESxROWSxCOLUMNS in millimeters, such as "
+            "3x0.76x0.76, or one number for all of them."
+        )
+    for value in numbers:
+        check_number(option, value, SPACING)
+    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
 
 
 def crop_size(text: str) -> tuple[int, int]:

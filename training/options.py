@@ -16,6 +16,7 @@ from .optimization_options import OptimizationOptions
 from .option_values import check_order
 from .reading_options import PixelOptions, ReadingOptions, RgbOptions
 from .tuning_options import TuningOptions
+from .volume_options import VolumeOptions
 
 
 @dataclass(kw_only=True)
@@ -36,7 +37,7 @@ class DataOptions:
 
     train: str = option(
         "",
-        "training data: folder with images/ and masks/ (classification: one subfolder per class; detection: images/ and "
+        "training data: folder with images/ and masks/, or for volumes labels/ or nnU-Net's folders (classification: one subfolder per class; detection: images/ and "
         "annotations.json; masked_pretraining: images), folder of a published dataset, or name for `datasets`; required unless --resume or "
         "--dry-run",
         metavar="DATA",
@@ -59,8 +60,8 @@ class SampleOptions:
 
     crop_size: str | None = option(
         None,
-        "side of a training sample in pixels, or HEIGHTxWIDTH (default: 512, or the crop_size of a model with two scales; for "
-        "classification, 224)",
+        "side of a training sample in pixels, or HEIGHTxWIDTH, of volumes SLICESxROWSxCOLUMNS (default: 512, or the crop_size of a "
+        "model with two scales; for classification, 224; for volumes, planned)",
         metavar="SIZE",
     )
 
@@ -71,7 +72,7 @@ class ModelOptions:
 
     model: str | None = option(
         None,
-        "model type: glam_swin, segdeformer, maformer, cswin, relay, caswit, mask_rcnn (for detection), or a type of transformers "
+        "model type: glam_swin, segdeformer, maformer, cswin, relay, caswit, nnformer (for volumes), mask_rcnn (for detection), or a type of transformers "
         "(default: the one that --init-from holds or can start; without it glam_swin, for detection mask_rcnn)",
     )
     preset: str | None = option(
@@ -196,7 +197,7 @@ class TrainArguments(
 
 @dataclass(kw_only=True)
 class SegmentationArguments(
-    TrainArguments, ReadingOptions, SampleOptions, LossOptions, CropOptions, WindowOptions
+    TrainArguments, ReadingOptions, SampleOptions, LossOptions, CropOptions, WindowOptions, VolumeOptions
 ):
     _argument_group_name = "Segmentation"
     task = "segmentation"
@@ -277,6 +278,7 @@ def train_parser(program: str = "contextseg-train", description: str = "") -> Co
     kinds = [
         *(TaskOptions, CommandOptions, DataOptions, ReadingOptions, ModelOptions, DecayOptions),
         *(OptimizationOptions, LossOptions, RunOptions, MachineOptions, SampleOptions, CropOptions),
+        VolumeOptions,
         *ARGUMENTS.values(),
     ]
     parser = CommandLine(kinds, program, description)

@@ -17,7 +17,7 @@ from . import setup
 from .options import TrainArguments, train_arguments
 from .origin import public_model
 from .recipes import Recipe, read_recipe, with_recipe
-from .tasks import task_of
+from .tasks import task_for
 
 PIPELINES = {"segmentation": SEGMENTATION, "classification": CLASSIFICATION, "detection": DETECTION}
 DATASETS = {layout.title: layout.hub_name for layout in LAYOUTS} | {
@@ -101,8 +101,11 @@ def card(row: Row) -> str:
         "## Limits",
         "\n".join(limits),
     ]
-    if family in PAPERS:
-        paragraphs += ["## Citation", f"```bibtex\n{PAPERS[family]}\n```"]
+    cited = [family] if family in PAPERS else []
+    cited += ["glam_swin"] * row.name.startswith("glam_nnformer")  # one paper for both
+    if cited:
+        entries = "\n\n".join(PAPERS[name] for name in cited)
+        paragraphs += ["## Citation", f"```bibtex\n{entries}\n```"]
     return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 
@@ -154,7 +157,7 @@ def score_table(paper: Mapping[str, Any], parameters: int) -> str:
 
 def count_parameters(arguments: TrainArguments, num_classes: int) -> int:
     """Counts the parameters of the full-size model, built on the meta device."""
-    task = task_of(arguments.task)(arguments)
+    task = task_for(arguments)
     data = task.generated(num_classes)
     with torch.device("meta"):
         model = setup.new_model(task, data)
@@ -177,11 +180,19 @@ def settings_table(arguments: TrainArguments, paper: Mapping[str, Any]) -> str:
         ],
         [
             "learning rate",
-            f"{arguments.learning_rate:g}{factor}; {arguments.schedule}, {warmup} of warm-up",
+            f"{arguments.learning_rate:g}{factor}; {shape_of(arguments)}, {warmup} of warm-up",
         ],
         ["weight decay", f"{arguments.weight_decay:g}"],
     ]
+    if arguments.optimizer == "sgd":
+        lines.insert(3, ["optimizer", f"SGD, Nesterov momentum {arguments.momentum:g}"])
     return table(["setting", "value"], lines)
+
+
+def shape_of(arguments: TrainArguments) -> str:
+    """Returns the shape of the schedule, with its power unless that is 1."""
+    power = f" to the power {arguments.poly_power:g}" if arguments.poly_power != 1 else ""
+    return f"{arguments.schedule}{power}"
 
 
 def images_of(paper: Mapping[str, Any]) -> str:

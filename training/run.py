@@ -11,12 +11,12 @@ from .options import TrainArguments
 from .processes import explained_loss_of_a_peer, spread_random_numbers, with_synchronized_batch_norm
 from .run_folder import RunFolder
 from .stopping import StopSignal
-from .tasks import task_of
+from .tasks import task_for
 
 
 def train(arguments: TrainArguments) -> int:
     """Trains a model; returns 0 if the run finished, 128 + the signal number if a signal stopped it."""
-    stop, task = StopSignal(), task_of(arguments.task)(arguments)
+    stop, task = StopSignal(), task_for(arguments)
     accelerator = setup.new_accelerator(arguments)
     with (
         stop.listening(),
@@ -26,6 +26,7 @@ def train(arguments: TrainArguments) -> int:
         explained_missing_kernel(),
     ):
         train_data, val_data = setup.open_splits(task)
+        accelerator.print(*task.plan(train_data, val_data), sep="\n", end="\n" * bool(task.record()))
         schedule = setup.new_schedule(arguments, len(train_data), accelerator.num_processes)
         model = setup.new_model(task, train_data)
         processor = task.new_processor()

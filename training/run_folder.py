@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
+from ..processing.atomic_write import atomic_write
 from ..processing.data.pairing import listed
 from ..processing.progress import progress
 from .checkpoints import clear_leftovers
@@ -122,6 +123,7 @@ class RunFolder:
             training.best = training.scores
         meter.report({name: scores[name] for name in self.task.logged})
         if self.accelerator.is_main_process:
+            keep_pictures(self.task if is_best else None, self.path)
             log_details(self.accelerator, self.task.pictures, self.task.class_score, training.scores)
             meter.bar.write(
                 f"step {training.step}: {self.task.summary(scores)} ({seconds:.1f} s)"
@@ -136,7 +138,7 @@ class RunFolder:
             self.path / "run.json",
             {
                 "status": status,
-                **self.origin,
+                **{**self.origin, **self.task.record()},
                 "arguments": {"task": self.arguments.task, **asdict(self.arguments), "resume": False},
                 "seed": self.arguments.seed,
                 "processes": self.accelerator.num_processes,
@@ -189,10 +191,19 @@ class RunFolder:
         return "\n".join(lines)
 
 
+def keep_pictures(task: Task | None, run: Path) -> None:
+    """Writes the pictures of an evaluation to the run's folder, if the task keeps them."""
+    if task and task.picture_file and (image := task.pictures.image()):
+        with atomic_write(run / task.picture_file) as temporary:
+            image.save(temporary, format="PNG")
+
+
 def warn_of_absent_classes(data: str, scores: dict[str, Any]) -> None:
     """Warns of classes without validation data: their scores are NaN and left out of the means."""
     rows = scores["per_class"]
-    absent = [row["name"] for row in rows if not row.get("support", row.get("images", 1))]
+    absent = [
+        row["name"] for row in rows if not row.get("support", row.get("images", row.get("truth_cases", 1)))
+    ]
     if absent:
         logger.warning("%s contains none of %d classes: %s", data, len(absent), listed(absent))
 

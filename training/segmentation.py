@@ -32,6 +32,7 @@ from .setup import CHECKED_SAMPLES
 from .starting_points import channels_of_checkpoint, checkpoint_of
 from .tasks import Task
 from .validation_pictures import PICTURES, ValidationPictures
+from .volume_options import check_for_images
 
 if TYPE_CHECKING:
     from .finetuning_options import FinetuneOptions
@@ -49,6 +50,10 @@ class SegmentationTask(Task):
     data_example = "a folder with images/ and masks/, such as data/train"
     best_by, best_by_name, class_score = "mean_iou", "mIoU", "iou"
     logged = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+
+    def __init__(self, arguments: "SegmentationArguments") -> None:
+        super().__init__(arguments)
+        check_for_images(arguments)
 
     @property
     def next_commands(self) -> tuple[str, ...]:

@@ -244,6 +244,7 @@ def new_schedule(arguments: TrainArguments, num_images: int, num_processes: int)
         cooldown_steps=arguments.cooldown_steps,
         floor=learning_rate_floor(arguments),
         patience=arguments.early_stopping,
+        power=arguments.poly_power if arguments.schedule == "poly" else 1.0,
         milestones=tuple(round(steps * place / length) for place in milestones(arguments, length)),
     )
 
@@ -270,8 +271,8 @@ def learning_rate_floor(arguments: TrainArguments) -> float:
     return arguments.min_learning_rate / arguments.learning_rate if arguments.min_learning_rate else 0.0
 
 
-def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.optim.AdamW:
-    """Builds AdamW with the parameter groups that the arguments describe."""
+def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.optim.Optimizer:
+    """Builds the optimizer with the parameter groups that the arguments describe."""
     factors = {"head": arguments.head_lr_factor}
     factors |= dict(map(part_and_factor, arguments.lr_factor))
     groups = parameter_groups(
@@ -281,6 +282,8 @@ def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.op
         factors=factors,
         layer_factors=arguments.layer_decay and layer_factors(model, arguments.layer_decay),
     )
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=arguments.momentum, nesterov=arguments.momentum > 0)
     return torch.optim.AdamW(groups)
 
 

@@ -1,5 +1,5 @@
-"""The interface between the training loop and its tasks: segmentation, classification, detection and
-masked pretraining."""
+"""The interface between the training loop and its tasks: segmentation of images and of volumes, classification,
+detection and masked pretraining."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .models import ModelKind
+from .volumetric import is_volumetric
 
 if TYPE_CHECKING:
     from .options import TrainArguments
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # Imported on demand, so that a task imports only the packages that it needs.
 TASKS = {
     "segmentation": ("segmentation", "SegmentationTask"),
+    "volume_segmentation": ("volume_segmentation", "VolumeSegmentationTask"),
     "classification": ("classification", "ClassificationTask"),
     "detection": ("detection", "DetectionTask"),
     "masked_pretraining": ("masked_pretraining", "MaskedPretrainingTask"),
@@ -41,10 +43,17 @@ class Task(ABC):
     best_by_name: ClassVar[str]  # its name in plots
     class_score: ClassVar[str]  # the score in `per_class` to show for every class
     logged: ClassVar[tuple[str, ...]]  # the scores to log
+    batch_size: ClassVar[int] = 8  # without --batch-size
+    trial_samples: ClassVar[int] = 2  # of a dry run
+    picture_file: ClassVar[str | None] = (
+        None  # where the pictures of the best evaluation are kept, in the run
+    )
     next_commands: ClassVar[tuple[str, ...]]  # commands to suggest after training, with {run} and {val}
 
     def __init__(self, arguments: "TrainArguments") -> None:
         self.arguments = arguments
+        if arguments.batch_size is None and self.batch_size:
+            arguments.batch_size = self.batch_size
         self.skips_unreadable = arguments.unreadable == "skip"
         self.pictures: ValidationPictures | None = None  # of the latest evaluation, if the task makes some
 
@@ -62,6 +71,14 @@ class Task(ABC):
     @abstractmethod
     def generated(self, num_classes: int) -> Dataset:
         """Returns a dataset of two noise samples, for a dry run."""
+
+    def plan(self, train: Dataset, val: Dataset | None) -> list[str]:  # noqa: ARG002 - tasks differ
+        """Plans what depends on the data, sets options that were not given, and returns the plan in words."""
+        return []
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the task adds to `run.json`."""
+        return {}
 
     def model_fields(self, data: Dataset) -> dict[str, Any]:  # noqa: ARG002 - tasks differ
         """Returns the configuration fields that options of the task set, other than --set."""
@@ -102,6 +119,12 @@ class Task(ABC):
     @abstractmethod
     def headline(self, scores: dict[str, Any]) -> str:
         """Returns the score that `best_by` names, in words."""
+
+
+def task_for(arguments: "TrainArguments") -> Task:
+    """Returns the task of a run; volumes are segmented by a task of their own."""
+    name = "volume_segmentation" if is_volumetric(arguments) else arguments.task
+    return task_of(name)(arguments)
 
 
 def task_of(name: str) -> type[Task]:

@@ -38,6 +38,10 @@ SMALL = {
         'backbone_config={"model_type": "glam_swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}',
     ],
     "relay": ["--set", "embed_dim=8", "--set", "depths=[1]", "--set", "num_heads=[2]"],
+    "nnformer": [
+        *("--set", "embed_dim=8", "--set", "num_heads=[1,1,1,1]", "--set", "decoder_num_heads=[1,1,1]"),
+        *("--set", "window_size=[2,2,2,2]"),
+    ],
     "mask_rcnn": [
         *("--set", f"detector_options={FEW}", "--set"),
         'backbone_config={"model_type": "maformer", "hidden_sizes": [8,16], "depths": [1,1], "num_heads": [2,4]}',
@@ -122,7 +126,16 @@ PRINTED = {
     "glam_swin_unet_{}_no_gmsa_ade20k": {"base": 47.90},
     "glam_swin_upernet_{}_no_gmsa_ade20k": {"base": 47.95},
 }
-SEGMENTATION = sorted(name for name in recipe_names() if "task" not in read_recipe(name).options)
+VOLUMES = {  # the Dice that the papers print
+    "nnformer_synapse": 86.57,
+    "nnformer_acdc": 92.06,
+    "nnformer_tumor": 86.4,
+    "nnformer_2021_synapse": 87.40,
+    "glam_nnformer_synapse": 88.60,
+}
+SEGMENTATION = sorted(
+    name for name in recipe_names() if "task" not in read_recipe(name).options and name not in VOLUMES
+)
 RELAY = [name for name in SEGMENTATION if name.startswith("relay")]
 OF_IMAGES = [name for name in SEGMENTATION if name not in RELAY]  # as in mmsegmentation
 
@@ -182,6 +195,22 @@ def test_recipes_of_relay_tokens_train_and_tile_as_their_authors_do(name):
     assert arguments.epochs == (30 if "urur" in name else 50)
     overlaps = 0.5 if "cityscapes" in name or "archaeoscape" in name else 0
     assert (arguments.overlap, arguments.early_stopping) == (overlaps, 10)
+
+
+@each("name", list(VOLUMES))
+def test_recipes_of_volumes_train_as_nnformers_authors_do(name):
+    given, recipe = with_recipe({"recipe": name})
+    arguments = train_arguments(given)
+    assert recipe.paper["Dice"] == VOLUMES[name]
+    assert (arguments.optimizer, arguments.momentum, arguments.learning_rate) == ("sgd", 0.99, 0.01)
+    assert (arguments.schedule, arguments.poly_power, arguments.warmup_steps) == ("poly", 0.9, 0)
+    assert (arguments.weight_decay, arguments.clip_norm, arguments.steps) == (3e-5, 12, 1000 * 250)
+    config = configuration(SEGMENTER, given["model"], given["preset"], parse_overrides(given.get("set", [])))
+    assert arguments.crop_size == "x".join(map(str, config.crop_size))
+    assert (config.num_global_tokens, config.variant) == (
+        int("glam" in name),
+        "2021" if "glam" in name or "2021" in name else "2022",
+    )
 
 
 def test_a_given_starting_point_takes_the_place_of_the_recipes():

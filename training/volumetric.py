@@ -1,0 +1,39 @@
+"""Whether a run is about volumes, which its model decides."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedConfig
+
+from ..modeling.backbone_building import explained_settings
+from ..modeling.pretrained_backbones import is_timm_name
+from .models import SEGMENTER, config_class_of
+from .option_texts import parse_overrides
+from .starting_points import checkpoint_of, configuration, read_config
+
+if TYPE_CHECKING:
+    from .options import TrainArguments
+
+
+def is_volumetric(arguments: "TrainArguments") -> bool:
+    """Whether the model of a run takes volumes."""
+    config = described_model(arguments) if arguments.task == "segmentation" else None
+    return getattr(config, "num_axes", 2) == 3
+
+
+def described_model(arguments: "TrainArguments") -> PreTrainedConfig | None:
+    """Returns the configuration that the options of a segmentation run describe, if it may be one of volumes.
+
+    The classes, and what is planned from the data, are not in it yet.
+    """
+    source = arguments.init_from
+    if source and is_timm_name(source):
+        return None
+    if source:
+        config = read_config(source, checkpoint_of(source))
+        return config if arguments.model in (None, config.model_type) else None
+    name = arguments.model or arguments.default_model
+    if not hasattr(config_class_of(SEGMENTER, name), "num_axes"):
+        return None
+    overrides: dict[str, Any] = parse_overrides(arguments.set)
+    with explained_settings(name):
+        return configuration(SEGMENTER, name, arguments.preset, overrides)
