@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m contextseg.benchmarks.volume_flags"
 DESCRIPTION = "Train and score small nnFormers with and without global tokens on volumes with a distant cue."
-SIZE = (16, 96, 96)  # slices, rows, columns
-CUBE, CUBES = 4, 60  # side in voxels, and number, of the white cubes
+SIZE = (16, 64, 64)  # slices, rows, columns
+CUBE, CUBES = 4, 40  # side in voxels, and number, of the white cubes
+FLAG_SIDE = 8  # voxels
 WHITE, FLAG = 2.0, 5.0  # values in a volume of noise with a standard deviation of 0.5
-EDGES = (0, 16, 32, 48, 96)  # distances at which the columns of the table begin, and the end
+EDGES = (0, 16, 32, 48, 64)  # distances at which the columns of the table begin, and the end
 WARMUP_STEPS, CLIP_NORM = 50, 1.0
 
 
@@ -47,10 +48,11 @@ class Scene(NamedTuple):
     distance: np.ndarray
 
     def under(self, flag: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values and labels with a dark (0) or bright (1) flag: white voxels have the class 1 or 2."""
-        values = self.values.copy()
+        """Values and labels with a dark (0) or bright (1) flag: white voxels have the class 1 or 2, the flag 3 or 4."""
+        values, labels = self.values.copy(), (self.white * (1 + flag)).astype(np.int64)
         values[(0, *self.flag)] = FLAG if flag else -FLAG
-        return values, (self.white * (1 + flag)).astype(np.int64)
+        labels[self.flag] = 3 + flag
+        return values, labels
 
 
 @dataclass
@@ -85,15 +87,16 @@ def new_model(name: str) -> "nn.Module":
         "variant": "2021",
         "crop_size": SIZE,
         "patch_size": (2, 4, 4),
-        "embed_dim": 16,
-        "depths": (1, 2),
+        "embed_dim": 24,
+        "depths": (1, 3),
         "num_heads": (2, 4),
         "window_size": (2, 2),
         "deep_supervision": False,
         "drop_path_rate": 0.0,
         "initializer_range": 0.1,
-        "num_labels": 3,
+        "num_labels": 5,
         "loss": "cross_entropy",
+        "class_weights": (0.1, 1, 1, 1, 1),
     }
     return NnFormerForSemanticSegmentation(NnFormerConfig(**{**options, **network_options()[name]}))
 
@@ -104,8 +107,8 @@ def new_scene(seed: int, index: int) -> Scene:
     values = random.normal(0, 0.5, SIZE).astype(np.float32)
     white = np.zeros(SIZE, bool)
     for _ in range(CUBES):
-        white[cube_at(random)] = True
-    flag = cube_at(random)
+        white[cube_at(random, CUBE)] = True
+    flag = cube_at(random, FLAG_SIDE)
     around = tuple(slice(max(0, side.start - CUBE), side.stop + CUBE) for side in flag)
     white[around] = False
     values[white] += WHITE
@@ -117,9 +120,9 @@ def new_scene(seed: int, index: int) -> Scene:
     return Scene(values[None], white, flag, distance)
 
 
-def cube_at(random: np.random.Generator) -> tuple[slice, ...]:
-    corner = random.integers(0, [side - CUBE + 1 for side in SIZE])
-    return tuple(slice(start, start + CUBE) for start in corner.tolist())
+def cube_at(random: np.random.Generator, cube: int) -> tuple[slice, ...]:
+    corner = random.integers(0, [side - cube + 1 for side in SIZE])
+    return tuple(slice(start, start + cube) for start in corner.tolist())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -199,7 +202,7 @@ def score(model: "nn.Module", scored: int) -> dict:
     import torch
 
     bins = len(EDGES) - 1
-    counts = np.zeros((bins, 2, 3), int)  # by distance: true class - 1, predicted class
+    counts = np.zeros((bins, 2, 5), int)  # by distance: true class - 1, predicted class
     follows, white = np.zeros(bins), np.zeros(bins)
     for index in range(scored):
         scene = new_scene(0, index)
@@ -213,10 +216,9 @@ def score(model: "nn.Module", scored: int) -> dict:
             white[number] += where.sum()
             follows[number] += ((predicted[0] == 1) & (predicted[1] == 2) & where).sum()
             for flag in range(2):
-                counts[number, flag] += np.bincount(predicted[flag][where], minlength=3)
+                counts[number, flag] += np.bincount(predicted[flag][where], minlength=5)
     right = counts[:, [0, 1], [1, 2]]
-    wrong = counts.sum(2) - right
-    other = wrong[:, ::-1] - counts[:, ::-1, 0]  # white of the other class that is labeled as this one
+    other = counts[:, [1, 0], [1, 2]]  # white of the other class that is labeled as this one
     iou = right / np.maximum(counts.sum(2) + other, 1)
     return {"iou": iou.mean(1).round(4).tolist(), "follows": (follows / white).round(4).tolist()}
 
