@@ -140,9 +140,8 @@ def announce_image_processors() -> None:
 def register_models() -> None:
     """Registers our models and image processors with the Auto classes by their configuration class."""
     from .modeling.auto_classes import register_auto_classes
-    from .processing.image_processing_segmentation import IMAGE_PROCESSORS
 
-    register_auto_classes(IMAGE_PROCESSORS)
+    register_auto_classes(processors_of_images(), processors_of_volumes())
 
 
 def save(saved: Any, write: Callable[..., Any], folder: Any, **options: Any) -> list[str] | None:

@@ -86,15 +86,17 @@ MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
 DETECTION_PROCESSORS = {"torchvision": DetrImageProcessor, "pil": DetrImageProcessorPil}
 
 
-def register_auto_classes(image_processors: dict[str, type]) -> None:
+def register_auto_classes(image_processors: dict[str, type], volume_processors: dict[str, type]) -> None:
     """Registers our models and processors, so that `Auto*.from_pretrained` and `pipeline` find them.
 
     Args:
         image_processors: Image processor classes by backend ("torchvision", "pil"), for all models except
-            detectors.
+            detectors and those of volumes.
+        volume_processors: The same for models that take only volumes.
     """
+    of_config = {MaskRcnnConfig: DETECTION_PROCESSORS, NnFormerConfig: volume_processors}
     for config, models in MODELS.items():
-        processors = DETECTION_PROCESSORS if AutoModelForObjectDetection in models else image_processors
+        processors = of_config.get(config, image_processors)
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         for auto_class, model in models.items():

@@ -22,6 +22,7 @@ from .upsampling import upsample
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
 BOUNDARY_RADIUS = 3  # pixels on each side of a boundary
 USUAL_IGNORE_INDEX = 255
+AXES = {2: "height, width", 3: "slices, height, width"}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -64,10 +65,9 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
             "height for volumes."
         )
     if labels.ndim != logits.ndim - 1 or labels.shape[0] != logits.shape[0]:
-        axes = "height, width" if logits.ndim == 4 else "slices, height, width"
         raise ValueError(
-            f"labels are {tuple(labels.shape)}, but must be ({logits.shape[0]}, {axes}), one class id per "
-            "pixel. Remove a channel axis with labels.squeeze(1); convert one-hot masks to ids with argmax(1)."
+            f"labels are {tuple(labels.shape)}, but must be ({logits.shape[0]}, {AXES[logits.ndim - 2]}), one class id "
+            "per pixel. Remove a channel axis with labels.squeeze(1); convert one-hot masks to ids with argmax(1)."
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}, but must be class ids: pass labels.long().")
@@ -77,17 +77,17 @@ def check_label_size(pixel_values: Tensor, labels: Tensor | None) -> None:
     """(B, C, S...), (B, S...) or None. Raises ValueError unless labels are a tensor of the images' size."""
     if labels is None:
         return
+    axes = AXES[pixel_values.ndim - 2]
     if not isinstance(labels, Tensor):
         raise ValueError(
-            f"labels are of type {type(labels).__name__}; a tensor of class ids (batch, height, width) is required. "
+            f"labels are of type {type(labels).__name__}; a tensor of class ids (batch, {axes}) is required. "
             "Pass torch.as_tensor(labels)."
         )
     size, found = tuple(pixel_values.shape[2:]), tuple(labels.shape)
     if len(found) == 1 + len(size) and found[1:] != size:  # check_shapes answers other shapes
         given, wanted = ("x".join(map(str, sides)) for sides in (found[1:], size))
-        axes = "height x width" if len(size) == 2 else "slices x height x width"
         raise ValueError(
-            f"labels are {given}, but the images are {wanted} ({axes}). Prepare both "
+            f"labels are {given}, but the images are {wanted} ({axes.replace(', ', ' x ')}). Prepare both "
             "together: processor(images, segmentation_maps)."
         )
 

@@ -17,7 +17,7 @@ from ..configuration.configuration_nnformer import NnFormerConfig
 from .attention import Attention
 from .blocks import Decoded
 from .decoder_nnformer import NnFormerStep
-from .deep_supervision import check_volume_terms, deep_supervision_loss
+from .deep_supervision import deep_supervision_loss
 from .modeling_segmentation import SegmentationModel
 from .modeling_staged import StagedBackbone, StagedModel
 from .pretrained import ContextsegPreTrainedModel
@@ -125,7 +125,6 @@ class NnFormerForSemanticSegmentation(SegmentationModel, NnFormerPreTrainedModel
     """
 
     def __init__(self, config: NnFormerConfig) -> None:
-        check_volume_terms(config.loss)
         super().__init__(config, NnFormerBackbone(config), partial(build_nnformer_step, config))
 
     def logits_of(self, decoded: Decoded, pixel_values: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def convert_weights(
     arguments: str | Path | None = None,
     max_image_size: tuple[int, int] | None = None,
 ) -> "PreTrainedModel":
-    """Converts a checkpoint and writes the model, and for images their processor.
+    """Converts a checkpoint and writes the model and its image processor.
 
     Args:
         source: Code base of the checkpoint, a name that `--source` takes, such as "nnformer-official".
@@ -102,15 +102,12 @@ def convert_weights(
     Raises:
         ValueError: If arguments are missing, or something cannot be converted.
     """
-    from ..processing.image_processing_segmentation import SegmentationImageProcessor
-    from .conversion.sources import converted, normalization
+    from .conversion.sources import converted, image_processor
 
     options = None if arguments is None else json.loads(Path(arguments).read_text())
     model = converted(source, weights, options, max_image_size)
     model.save_pretrained(output)
-    if getattr(model.config, "num_axes", 2) == 2:
-        mean, std = normalization(model)
-        SegmentationImageProcessor(image_mean=mean, image_std=std).save_pretrained(output)
+    image_processor(model).save_pretrained(output)
     return model
 
 

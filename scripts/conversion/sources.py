@@ -1,6 +1,5 @@
 """Sources of weights, by the name that `contextseg-convert --source` takes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ from ...configuration.configuration_glam_swin import GlamSwinConfig
 from ...configuration.configuration_nnformer import NnFormerConfig
 from ...configuration.configuration_relay import RelayConfig
 from ...modeling.renaming import read_weights
+from ...processing.image_processing_segmentation import SegmentationImageProcessor
+from ...processing.image_processing_volume import VolumeImageProcessor
 from .cswin_official import cswin_from_official
 from .glam_official import glam_swin_from_official
 from .nnformer_official import glam_nnformer_from_official, nnformer_from_official
@@ -27,15 +28,19 @@ WITH_ARGUMENTS = {
 }
 
 
-def normalization(model: PreTrainedModel) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std of pixels in 0..1 with which the authors of a converted model normalize.
+def image_processor(model: PreTrainedModel) -> SegmentationImageProcessor | VolumeImageProcessor:
+    """Builds the image processor of a converted model, with the mean and std with which its authors normalize.
 
     Those of relay tokens only divide by 255 (URUR and Gleason); their other data sets have numbers of their own, which
-    are not in the weights.
+    are not in the weights. Neither are spacing and intensities of volumes: their processor has the defaults, which keep
+    the spacing of each file and normalize by mean and standard deviation of each volume.
     """
+    if isinstance(model.config, NnFormerConfig):
+        return VolumeImageProcessor()
     if isinstance(model.config, RelayConfig):
-        return (0.0,) * model.config.num_channels, (1.0,) * model.config.num_channels
-    return IMAGE_MEAN, IMAGE_STD
+        channels = model.config.num_channels
+        return SegmentationImageProcessor(image_mean=(0.0,) * channels, image_std=(1.0,) * channels)
+    return SegmentationImageProcessor(image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
 
 
 def converted(
@@ -81,8 +86,8 @@ def remarks(model: PreTrainedModel) -> list[str]:
         )
     if isinstance(model.config, NnFormerConfig):
         lines.append(
-            "Spacing and intensities of the training data are not in the weights: give the folder a VolumeImageProcessor "
-            "with them."
+            "Spacing and intensities of the training data are not in the weights: set target_spacing, normalization and "
+            "intensity in preprocessor_config.json. Until then, volumes keep their spacing and are normalized one by one."
         )
         if model.config.variant == "2021":
             lines.append(

@@ -8,8 +8,9 @@ import torch
 from cases import each
 from safetensors.torch import save_file
 from tiny import tiny_nnformer
+from transformers import AutoImageProcessor
 
-from contextseg import NnFormerForSemanticSegmentation
+from contextseg import NnFormerForSemanticSegmentation, VolumeImageProcessor
 from contextseg.scripts.conversion.nnformer_official import nnformer_from_official
 from contextseg.scripts.convert_weights import main
 
@@ -71,6 +72,8 @@ def theirs(model):
     """The weights under the authors' names, with tensors that they have and nothing reads."""
     config, joined = model.config, {}
     for name, tensor in model.state_dict().items():
+        if re.search(r"(^classifier|\.heads\.\d)\.weight$", name):
+            tensor = tensor.transpose(0, 1)  # channels first
         kind = "kv" if ".skip." in name else "qkv"
         joined.setdefault(re.sub(r"\b[qkv]_proj\b", kind, name), []).append(tensor)
     renamed, last = {}, config.num_layers - 1
@@ -121,7 +124,8 @@ def test_the_command_writes_a_folder(tmp_path, capsys):
     assert main([str(part) for part in command]) == 0
     loaded = NnFormerForSemanticSegmentation.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
-    assert "VolumeImageProcessor" in capsys.readouterr().out
+    assert isinstance(AutoImageProcessor.from_pretrained(tmp_path / "out"), VolumeImageProcessor)
+    assert "set target_spacing" in capsys.readouterr().out
 
 
 @each(
