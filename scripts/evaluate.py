@@ -10,13 +10,14 @@ from typing import Any
 
 from ..training.command_line import CommandLine, short_errors
 from ..training.evaluation_options import EvaluateArguments
-from ..training.inference_options import check_task
+from ..training.inference_options import VOLUMES, check_task
 from ..training.interruption import interruptible
 
 PROGRAM = "contextseg-evaluate"
 DESCRIPTION = """Score a segmenter on images with masks. Images of any size are predicted one at a time and compared with their masks
 at full size. Prints a table and writes it as evaluation.json, .md and .csv, and the confusion matrix as confusion.csv (pixels)
 and confusion.png (normalized by row). The score of a class that never occurs is "-" (null in JSON) and left out of the means.
+A segmenter of volumes is scored case by case: Dice, HD95 and normalized surface Dice of each class and region, and cases.csv.
 A classifier is scored on labeled images, by top-1 and top-5 accuracy; a detector on objects in COCO's format, by average precision."""
 
 
@@ -32,15 +33,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
-    """Scores a segmenter, an image classifier or a detector, see `training.evaluations`; returns the scores."""
+    """Scores a segmenter of images or volumes, an image classifier or a detector, see `training.evaluations`; returns the scores."""
     from ..training.evaluations import EVALUATIONS
-    from ..training.models import task_of_model
+    from ..training.models import config_of_model, is_volumetric, task_of_config
     from ..training.processes import explained_loss_of_a_peer
     from ..training.sharing import open_accelerator, said_once
 
     accelerator = open_accelerator(arguments.cpu)
     with said_once(accelerator, PROGRAM, arguments.traceback):
-        task = task_of_model(arguments.model)
+        config = config_of_model(arguments.model)
+        task = VOLUMES if is_volumetric(config) else task_of_config(config)
         check_task(arguments, task)
     with explained_loss_of_a_peer(accelerator, "No results were written. Run the command again."):
         return EVALUATIONS[task](arguments)

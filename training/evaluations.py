@@ -21,12 +21,14 @@ from ..processing.rasters.part_files import locks_released
 from .class_matching import check_classes, match_classes
 from .evaluation_files import facts_of, report, write_scores
 from .evaluation_options import EvaluateArguments
+from .inference_options import VOLUMES
 from .models import CLASSIFIER, open_model
 from .processes import quiet_unless_first
 from .scoring import not_scored
 from .scoring_run import ScoringRun
 from .sharing import name_of, open_accelerator, said_once, tell_and_leave
 from .stored_reading import reading_for, rgb_reading
+from .volume_evaluation import evaluate_volumes
 
 PROGRAM = "contextseg-evaluate"
 
@@ -185,6 +187,7 @@ def written(
 # What a model does -> its evaluation.
 EVALUATIONS = {
     "segmentation": evaluate_segmenter,
+    VOLUMES: evaluate_volumes,
     "classification": evaluate_classifier,
     "detection": evaluate_detector,
 }

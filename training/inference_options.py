@@ -37,12 +37,14 @@ OF_VOLUMES = {
     "confidence",
     "entropy",
     "probabilities",
+    "num_channels",
+    "classes",
 }
 VOLUMES = "segmentation of volumes"  # the task of a segmenter of volumes, for `check_task`
 OF_TASKS = {
     "classification": OF_ANY_TASK,
     "detection": OF_ANY_TASK | {"overlay", "threshold"},
-    VOLUMES: OF_ANY_TASK - {"value_range", "pixel_limit"} | OF_VOLUMES,
+    VOLUMES: OF_ANY_TASK - {"value_range", "pixel_limit"} | OF_VOLUMES | VOLUME_SCORES,
 }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,49 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..processing.data.volume_datasets import open_volume_data
 from ..processing.rasters.work_records import as_text, model_record
+from ..processing.volumes.volume_inference import check_processor, check_volumes, segment_volume
 from ..processing.volumes.volume_scores import VolumeScores
 from .case_records import CaseRecords
 from .class_matching import check_classes, respelled
 from .evaluation_files import facts_of
 from .evaluation_options import EvaluateArguments
+from .models import open_model
+from .processes import quiet_unless_first
 from .score_records import key_of
-from .sharing import decided_by_first, said_once, tell_and_leave
+from .sharing import decided_by_first, open_accelerator, said_once, tell_and_leave
+from .stored_reading import reading_for
 from .volume_evaluation_files import report_volumes, worst_cases
 from .volume_scoring import Segment, VolumeScoringRun
 
 PROGRAM = "contextseg-evaluate"
+OF_DATA = ("classes", "default_table", "num_channels")  # what volumes take of `reading_for`
+
+
+def evaluate_volumes(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Scores a segmenter of volumes, and writes the results to the output folder.
+
+    Returns:
+        The scores of `evaluate_cases`.
+
+    Raises:
+        ValueError: If model or data do not exist or do not fit together, or no case can be scored.
+    """
+    accelerator = open_accelerator(arguments.cpu)
+    quiet_unless_first(accelerator)
+    with said_once(accelerator, PROGRAM, arguments.traceback):
+        if arguments.workers is not None:
+            raise ValueError("--workers has no effect on volumes, which are read one at a time. Leave it out.")
+        inference = arguments.inference()
+        check_volumes(inference)
+        model, processor, source = open_model(arguments.model)
+        check_processor(processor)
+        reading = reading_for(arguments, arguments.model, model, processor)
+        known = {name: value for name, value in reading.items() if name in OF_DATA}
+        data = open_volume_data(arguments.data, slice_axis=processor.slice_axis, **known)
+    segment = partial(segment_volume, model.to(accelerator.device), processor, inference=inference)
+    return evaluate_cases(arguments, model, processor, source, data, segment, accelerator)
 
 
 def evaluate_cases(
