@@ -73,7 +73,7 @@ def build_nnformer_decoder(
     """Builds the decoder from an `NnFormerConfig` and a function that builds the step to a stage from its index."""
     steps = [build_step(stage) for stage in reversed(range(config.num_layers - 1))]
     heads = [
-        VolumeClassifier(config.hidden_sizes[stage], config.num_labels, kernel, kernel)
+        VolumeClassifier(config.hidden_sizes[stage], config.num_labels, kernel)
         for stage, kernel in enumerate(config.head_kernels)
     ]
     return NnFormerDecoder(steps, heads[1:])
@@ -82,4 +82,4 @@ def build_nnformer_decoder(
 def finest_classifier(config: PreTrainedConfig) -> VolumeClassifier:
     """Builds the classifier of the finest stage, to full resolution, from an `NnFormerConfig`."""
     kernel = config.head_kernels[0]
-    return VolumeClassifier(config.hidden_sizes[0], config.num_labels, kernel, kernel)
+    return VolumeClassifier(config.hidden_sizes[0], config.num_labels, kernel)

@@ -1,12 +1,15 @@
 """Weights with one row per label, and how they change when a model gets other labels.
 
-Legend: K number of labels before, K' after.
+Legend: K number of labels before, K' after, B batch, C channels, G... grid axes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .blocks import WeightOwner
 
 
 def rows_of_equal_names(known: Mapping[int, str], wanted: Mapping[int, str]) -> list[int | None]:
@@ -73,10 +76,26 @@ class TransposedClassifier(LabelChannels, nn.ConvTranspose2d):
     label_axes = {"weight": 1}
 
 
-class VolumeClassifier(LabelChannels, nn.ConvTranspose3d):
-    """`TransposedClassifier` for volumes."""
+class VolumeClassifier(LabelChannels, WeightOwner):
+    """A transposed convolution from features of volumes to logits; the stride is the kernel, so cells do not overlap.
 
-    label_axes = {"weight": 1}
+    Its weight (K, C, kernel...) has the labels first, as classifiers that are no transposed convolutions.
+
+    Args:
+        in_channels: Channels C of the features.
+        num_labels: Number of labels K.
+        kernel: Voxels of a cell along each axis.
+    """
+
+    def __init__(self, in_channels: int, num_labels: int, kernel: tuple[int, ...]) -> None:
+        super().__init__((num_labels, in_channels, *kernel), has_bias=True)
+        self.in_channels = in_channels
+        self.out_channels = num_labels
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """(B, C, G...) -> (B, K, kernel * G...)."""
+        weight = self.weight.transpose(0, 1)
+        return F.conv_transpose3d(feature_map, weight, self.bias, stride=tuple(weight.shape[2:]))
 
 
 __all__ = [

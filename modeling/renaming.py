@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -20,15 +20,17 @@ class RenamingTable:
         split: (pattern, parts) pairs: a tensor whose new name matches is split into equal parts along its
             first axis; for part k, parts[k] replaces the match.
         dropped: Patterns of tensors to leave out, matched against names in the checkpoint.
+        transposed: Patterns of tensors whose first two axes are exchanged, matched against our names.
     """
 
     renamed: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
     split: tuple[tuple[str, tuple[str, ...]], ...] = ()
     dropped: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
 
     def with_dropped(self, patterns: Iterable[str]) -> "RenamingTable":
         """Returns this table with further patterns of dropped tensors."""
-        return RenamingTable(self.renamed, self.split, (*self.dropped, *patterns))
+        return replace(self, dropped=(*self.dropped, *patterns))
 
     def apply(self, state_dict: Mapping[str, Tensor]) -> StateDict:
         """Returns the tensors under our names. Raises ValueError if two tensors get the same name."""
@@ -41,7 +43,8 @@ class RenamingTable:
                     raise ValueError(
                         f"'{source}' is renamed to '{name}', as is another tensor. Correct the table."
                     )
-                converted[name] = part
+                is_transposed = any(re.search(pattern, name) for pattern in self.transposed)
+                converted[name] = part.transpose(0, 1).contiguous() if is_transposed else part
         return converted
 
     def rename(self, name: str) -> str:

@@ -2,6 +2,7 @@
 
 The tensors have the same meaning as ours, except that
 - queries, keys and values are one projection there and three here, in the skip attention keys and values;
+- heads have the labels on the second axis of their weights there, on the first here;
 - what never reaches an output is left out here: in the first version the downsampling after the last stage and the
   heads after the second, with global tokens what a stage's last block does to them.
 
@@ -179,6 +180,7 @@ def nnformer_table(weights: Mapping[str, Tensor], config: NnFormerConfig) -> Ren
         (*outside_blocks(last, decoder), *decoder_blocks(config.variant), *VOLUME_BLOCKS.renamed),
         VOLUME_BLOCKS.split,
         tuple(dropped),
+        transposed=(r"^(classifier|decoder\.heads\.\d+)\.weight$",),
     )
 
 

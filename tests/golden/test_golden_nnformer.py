@@ -30,7 +30,7 @@ from contextseg.scripts.conversion.nnformer_official import (
 )
 
 EAGER = NnFormerConfig.preset("nano", attn_implementation="eager")
-HEAD = RenamingTable(((r"^up\.", ""),))
+HEAD = RenamingTable(((r"^up\.", ""),), transposed=(r"^weight$",))
 
 
 NETWORKS = ("network", "network_transformer", "network_half")
@@ -166,7 +166,7 @@ def patch_expanding(case: GoldenCase) -> dict[str, Tensor]:
 def segmentation_head(case: GoldenCase) -> dict[str, Tensor]:
     arguments = case.description["constructor"]
     patch = tuple(arguments["patch_size"])
-    module = VolumeClassifier(arguments["dim"], arguments["num_class"], patch, patch)
+    module = VolumeClassifier(arguments["dim"], arguments["num_class"], patch)
     fill(module, HEAD.apply(case.weights))
     return {"out": module(case.tensors["x"].movedim(-1, 1))}
 

@@ -6,7 +6,13 @@ from tiny import SEGMENTERS
 from torch import nn
 
 from contextseg.modeling.external_tokens import LearnedTokens, MomentumTokens
-from contextseg.modeling.label_rows import LabelClassifier, LabelRows, rows_of_equal_names, with_kept_rows
+from contextseg.modeling.label_rows import (
+    LabelClassifier,
+    LabelRows,
+    VolumeClassifier,
+    rows_of_equal_names,
+    with_kept_rows,
+)
 
 ROWS = [2, None, 0, None]  # of three labels the last and the first stay, as the first and the third of four
 
@@ -35,6 +41,7 @@ def test_kept_rows_take_the_type_of_the_fresh_ones():
     [
         lambda: LabelClassifier(2, 3, 1),
         lambda: LabelClassifier(2, 3, 1, bias=False),
+        lambda: VolumeClassifier(2, 3, (1, 2, 2)),
         lambda: LearnedTokens(3, 2, decouple=True),
         lambda: LearnedTokens(3, 2, decouple=False),
         lambda: MomentumTokens(3, 2),
