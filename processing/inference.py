@@ -35,7 +35,7 @@ from .logits_to_masks import argmax_of_bands, mean_probabilities, upsampled_rows
 from .rasters.inference import MEMORY, raster_rows, raster_scores
 from .rasters.spans import spans_of
 from .tiling import WEIGHTS, RowReader, blended_rows
-from .volumes.volume_inference import is_volumetric, segment_volume
+from .volumes.volume_inference import segment_volume, takes_volumes
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
 
@@ -103,7 +103,7 @@ class Inference:
 
         Raises ImageReadError if the image cannot be read, ValueError if a setting is not for images, or volumes.
         """
-        if is_volumetric(model):
+        if takes_volumes(model.config):
             return segment_volume(model, processor, image, self)
         image = decoded(processor, image)
         unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}

@@ -31,7 +31,7 @@ from .setup import open_splits
 from .starting_points import build_model, channels_of_checkpoint, checkpoint_of
 from .trained_part import select_trained
 from .trainer import SegmentationTrainer, SegmentationTrainingArguments, SetEpoch
-from .volumetric import is_volumetric
+from .volumetric import trains_on_volumes
 
 if TYPE_CHECKING:
     from .finetuning_options import FinetuneOptions
@@ -82,7 +82,7 @@ def finetune(
 
 def check_takes_images(init_from: str) -> None:
     """Raises ValueError for a checkpoint of volumes, which Trainer is not set up for."""
-    if is_volumetric(SegmentationArguments(init_from=init_from)):
+    if trains_on_volumes(SegmentationArguments(init_from=init_from)):
         raise ValueError(
             f"{init_from} segments volumes. Fine-tune it with contextseg-train --init-from {init_from}."
         )

@@ -82,11 +82,6 @@ def channels_of(config: PreTrainedConfig) -> int:
     return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
 
 
-def axes_of(config: PreTrainedConfig) -> int:
-    """Returns the number of spatial axes of a model's inputs: 2 for images, 3 for volumes."""
-    return getattr(config, "num_axes", 2)
-
-
 def class_names(model: PreTrainedModel) -> list[str]:
     """Returns the class names by id."""
     return list(model.config.id2label.values())
@@ -111,11 +106,6 @@ def config_of_model(name: str) -> PreTrainedConfig:
     check_model_files(Path(source))
     with explained_values(source), explained_absence(source):
         return AutoConfig.from_pretrained(source)
-
-
-def is_volumetric(config: PreTrainedConfig) -> bool:
-    """Whether the model of a configuration takes volumes."""
-    return getattr(config, "num_axes", 2) == 3
 
 
 def task_of_config(config: PreTrainedConfig) -> str:

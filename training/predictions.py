@@ -16,12 +16,13 @@ from ..processing.rasters.files import is_raster_file
 from ..processing.rasters.gdal import INSTALL_GEO, load_rasterio
 from ..processing.rasters.part_files import locks_released
 from ..processing.rasters.prediction import RasterPredictor
+from ..processing.volumes.volume_inference import takes_volumes
 from ..processing.volumes.volume_jobs import find_volume_jobs
 from ..processing.volumes.volume_prediction import VolumePredictor
 from .explaining import chosen_explanations
 from .file_run import CONTINUE, FileRun
 from .inference_options import VOLUMES, check_task
-from .models import CLASSIFIER, channels_of, config_of_model, is_volumetric, open_model, task_of_config
+from .models import CLASSIFIER, channels_of, config_of_model, open_model, task_of_config
 from .option_texts import byte_count
 from .prediction_options import PredictArguments
 from .processes import explained_loss_of_a_peer, quiet_unless_first
@@ -42,7 +43,7 @@ def predict(arguments: PredictArguments) -> list[str]:
     with explained_loss_of_a_peer(accelerator, CONTINUE), locks_released():
         with said_once(accelerator, PROGRAM, arguments.traceback):
             config = config_of_model(arguments.model)
-            task = VOLUMES if is_volumetric(config) else task_of_config(config)
+            task = VOLUMES if takes_volumes(config) else task_of_config(config)
             check_task(arguments, task)
         with said_once(accelerator, PROGRAM, arguments.traceback):
             jobs, failures = decided_by_first(accelerator, lambda: found_jobs(arguments, task, config))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .models import ModelKind
-from .volumetric import is_volumetric
+from .volumetric import trains_on_volumes
 
 if TYPE_CHECKING:
     from .options import TrainArguments
@@ -123,7 +123,7 @@ class Task(ABC):
 
 def task_for(arguments: "TrainArguments") -> Task:
     """Returns the task of a run; volumes are segmented by a task of their own."""
-    name = "volume_segmentation" if is_volumetric(arguments) else arguments.task
+    name = "volume_segmentation" if trains_on_volumes(arguments) else arguments.task
     return task_of(name)(arguments)
 
 

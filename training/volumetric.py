@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 
 from ..modeling.backbone_building import explained_settings
 from ..modeling.pretrained_backbones import is_timm_name
+from ..processing.volumes.volume_inference import takes_volumes
 from .models import SEGMENTER, config_class_of
 from .option_texts import parse_overrides
 from .starting_points import checkpoint_of, configuration, read_config
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
     from .options import TrainArguments
 
 
-def is_volumetric(arguments: "TrainArguments") -> bool:
-    """Whether the model of a run takes volumes."""
+def trains_on_volumes(arguments: "TrainArguments") -> bool:
+    """Whether the model of a run takes volumes, not images."""
     config = described_model(arguments) if arguments.task == "segmentation" else None
-    return getattr(config, "num_axes", 2) == 3
+    return takes_volumes(config)
 
 
 def described_model(arguments: "TrainArguments") -> PreTrainedConfig | None:

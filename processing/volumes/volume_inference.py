@@ -96,9 +96,9 @@ class VolumeView:
         return logits.softmax(1)
 
 
-def is_volumetric(model: nn.Module) -> bool:
-    """Whether a model takes volumes."""
-    return getattr(model.config, "num_axes", 2) == 3
+def takes_volumes(config: Any) -> bool:
+    """Whether the model of a configuration takes volumes, not images."""
+    return getattr(config, "num_axes", 2) == 3
 
 
 def volume_view(inference: Any, model: nn.Module, values: Tensor) -> VolumeView:

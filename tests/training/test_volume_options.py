@@ -7,7 +7,7 @@ from contextseg.training.option_texts import spacing, volume_size, window_sides
 from contextseg.training.options import SegmentationArguments
 from contextseg.training.setup import new_optimizer, new_schedule
 from contextseg.training.volume_options import check_for_images, check_for_volumes
-from contextseg.training.volumetric import is_volumetric
+from contextseg.training.volumetric import trains_on_volumes
 
 
 def test_sizes_of_volumes_have_one_or_three_numbers():
@@ -45,7 +45,7 @@ VOLUMES = {
 
 
 def test_the_model_says_whether_a_run_is_about_volumes():
-    found = {name for name, options in VOLUMES.items() if is_volumetric(SegmentationArguments(**options))}
+    found = {name for name, options in VOLUMES.items() if trains_on_volumes(SegmentationArguments(**options))}
     assert found == {"nnformer", "nnformer of a preset"}
 
 
