@@ -44,7 +44,9 @@ def evaluate_volumes(arguments: EvaluateArguments) -> dict[str, Any]:
     quiet_unless_first(accelerator)
     with said_once(accelerator, PROGRAM, arguments.traceback):
         if arguments.workers is not None:
-            raise ValueError("--workers has no effect on volumes, which are read one at a time. Leave it out.")
+            raise ValueError(
+                "--workers has no effect on volumes, which are read one at a time. Leave it out."
+            )
         inference = arguments.inference()
         check_volumes(inference)
         model, processor, source = open_model(arguments.model)

@@ -21,7 +21,9 @@ pytest.importorskip("scipy")
 def model(tmp_path_factory):
     torch.manual_seed(1)
     names = {0: "background", 1: "liver", 2: "spleen"}
-    config = NnFormerConfig.preset("nano", id2label=names, label2id={name: key for key, name in names.items()})
+    config = NnFormerConfig.preset(
+        "nano", id2label=names, label2id={name: key for key, name in names.items()}
+    )
     folder = tmp_path_factory.mktemp("model")
     NnFormerForSemanticSegmentation(config).save_pretrained(folder)
     VolumeImageProcessor().save_pretrained(folder)
@@ -39,7 +41,9 @@ def data(tmp_path_factory):
         label[3:9, 2:12, 2:6], label[12:16, 9:15, 4:8] = 1, 2 if name != "c" else 0
         image = label + generator.normal(size=label.shape)
         affine = np.diag([-0.8, -0.9, 5.0, 1.0])
-        nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), affine), root / f"imagesTr/{name}_0000.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(image.astype(np.float32), affine), root / f"imagesTr/{name}_0000.nii.gz"
+        )
         nibabel.save(nibabel.Nifti1Image(label, affine), root / f"labelsTr/{name}.nii.gz")
     content = {
         "channel_names": {"0": "CT"},
