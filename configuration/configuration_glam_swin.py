@@ -1,22 +1,30 @@
 """GLAM-Swin: Swin windows with global tokens (Themyr et al., "Full Contextual Attention for Multi-resolution
 Transformers in Semantic Segmentation", WACV 2023)."""
 
+from .axes import Sides, along_axes
 from .field_rules import checked
 from .staged import StagedConfig
 
 GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
+GLOBAL_BLOCKS = ("bare", "half", "transformer")
 
 
 @checked
 class GlamSwinConfig(StagedConfig):
-    """Configuration of the GLAM-Swin backbone, classifier and segmenter.
+    """Configuration of the GLAM-Swin backbone, classifier and segmenter, for images or volumes.
 
-    The defaults are the paper's Tiny size with UPerNet.
+    The defaults are the paper's Tiny size with UPerNet. A `patch_size` with three entries describes a network for volumes
+    (slices, rows, columns): Swin-Unet in 3-D, with global tokens. Volumes need `decoder="unet"` with any `upsampling`; the
+    other decoders, the auxiliary head, `pretrain_image_size` and masked image modeling are for images.
 
     Besides the fields of `StagedConfig`:
 
     embed_dim: Channels of the first stage; each further stage doubles them.
-    window_size: Side of an attention window, in patches of the stage; also used by the decoder "unet".
+    patch_size: Side of a patch in pixels, or one side per axis.
+    merge_strides: Patches that become one after each stage but the last, 1 or 2 along all axes or one number per axis;
+        None merges 2 along every axis. Thick slices need 1 along the first axis of the first stages.
+    window_size: Side of an attention window in patches of the stage, or one side per axis; also used by the decoder
+        "unet".
     num_global_tokens: Global tokens per window (the paper's N_g); 0 is plain Swin.
     use_global_attention: False removes G-MSA, the ablation of Table 5 of the paper: global tokens stay within
         their window.
@@ -25,6 +33,11 @@ class GlamSwinConfig(StagedConfig):
         learned table of which each image reads the center rows. "sincos" is ours: sine and cosine of the
         window's position plus a learned embedding of each token.
     global_position_rows: Rows of each stage's table, or None for the authors' sizes.
+    global_block: What a block does with its global tokens: "bare", attention alone, as in the authors' code for images;
+        "half", a residual and the MLP of the patches after W-MSA; or "transformer", two blocks with norms, residuals
+        and MLPs, as in the text of the paper and the authors' latest code for volumes.
+    global_clamp: Bound of the global tokens after G-MSA, 1 in some code of the authors; None for no bound. Not with
+        "transformer".
     pretrain_image_size: Side of the pretraining images in pixels. If set, a stage whose grid for such an
         image is not larger than the window uses that grid as its window and never shifts it, as in the
         authors' U-Net code. None shifts the windows of every stage.
@@ -49,13 +62,29 @@ class GlamSwinConfig(StagedConfig):
     }
 
     embed_dim: int = 96
+    patch_size: Sides = 4
+    merge_strides: list[Sides] | tuple[Sides, ...] | None = None
+    window_size: Sides = 7
     drop_path_rate: float | int = 0.3
     num_global_tokens: int = 10
     use_global_attention: bool = True
     global_position_embedding: str = "none"
     global_position_rows: list[int] | tuple[int, ...] | None = None
+    global_block: str = "bare"
+    global_clamp: float | int | None = None
     pretrain_image_size: int | None = None
     layer_norm_eps: float | int = 1e-5
+
+    @property
+    def num_axes(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.patch_size) if isinstance(self.patch_size, list | tuple) else 2
+
+    @property
+    def reductions(self) -> list[tuple[int, ...]]:
+        """Patches along each axis that become one after each stage but the last."""
+        given = (2,) * (len(self.depths) - 1) if self.merge_strides is None else self.merge_strides
+        return [along_axes(strides, self.num_axes) for strides in given]
 
     @property
     def hidden_sizes(self) -> list[int]:
@@ -74,12 +103,43 @@ class GlamSwinConfig(StagedConfig):
                 "Give one entry per stage, or None for the authors' sizes."
             )
 
+    def validate_global_block(self) -> None:
+        if self.global_block not in GLOBAL_BLOCKS:
+            raise ValueError(f"global_block is '{self.global_block}'. Use one of {', '.join(GLOBAL_BLOCKS)}.")
+        if self.global_block == "transformer" and (
+            self.global_clamp is not None or self.global_position_embedding != "none"
+        ):
+            raise ValueError(
+                "global_block 'transformer' takes neither global_clamp nor global_position_embedding. Leave both out, or "
+                "use 'half' or 'bare'."
+            )
+
+    def validate_axes(self) -> None:
+        axes, sides = self.num_axes, [self.window_size, *(self.merge_strides or ())]
+        if axes not in (2, 3) or any(len(along_axes(entry, axes)) != axes for entry in sides):
+            raise ValueError(
+                f"patch_size {self.patch_size}, window_size {self.window_size} and merge_strides {self.merge_strides} do not fit "
+                "together. Give a number, or one per axis: rows and columns of images, or slices, rows and columns."
+            )
+        if len(self.reductions) != len(self.depths) - 1:
+            raise ValueError(
+                f"merge_strides has {len(self.reductions)} entries for {len(self.depths)} stages. Give one per stage but the "
+                "last."
+            )
+        if self.has_square_strides:
+            return
+        if self.decoder != "unet" or self.use_auxiliary_head or self.pretrain_image_size is not None:
+            raise ValueError(
+                f"patch_size {self.patch_size} and merge_strides {self.merge_strides} are those of volumes or of patches that are "
+                "not square, for which there is only decoder 'unet', without use_auxiliary_head and pretrain_image_size."
+            )
+
     def validate_pretrain_image_size(self) -> None:
-        size, needed = self.pretrain_image_size, self.patch_size * 2 ** (len(self.depths) - 1)
-        if size is not None and size < needed:
+        size = self.pretrain_image_size
+        if size is not None and self.has_square_strides and size < self.strides[-1]:
             raise ValueError(
                 f"pretrain_image_size is {size}, which is less than one patch of the last stage. "
-                f"Use {needed} or more, or None."
+                f"Use {self.strides[-1]} or more, or None."
             )
 
     def encoder_weights(self) -> float:
@@ -99,19 +159,19 @@ class GlamSwinConfig(StagedConfig):
         """
         if self.pretrain_image_size is None:
             return None
-        side = self.pretrain_image_size // self.patch_size // 2**stage
-        return side if side <= self.window_size else None
+        side = self.pretrain_image_size // self.strides[stage]
+        return side if side <= max(along_axes(self.window_size, 2)) else None
 
-    def stage_window(self, stage: int) -> int:
-        """Side of a stage's windows.
+    def stage_window(self, stage: int) -> tuple[int, ...]:
+        """Sides of a stage's windows.
 
         Args:
             stage: Index of the stage, from 0.
 
         Returns:
-            The side in patches of the stage.
+            The sides in patches of the stage, one per axis.
         """
-        return self.nominal_grid(stage) or self.window_size
+        return along_axes(self.nominal_grid(stage) or self.window_size, self.num_axes)
 
     def upsampling_heads(self, stage: int) -> int:
         """Attention heads of the upsampling to a stage: those of the stage itself, as in the authors' code.
@@ -131,11 +191,13 @@ class GlamSwinConfig(StagedConfig):
             stage: Index of the stage, from 0.
 
         Returns:
-            The entry of `global_position_rows`, or the authors' (45 * num_global_tokens / 2**stage)**2.
+            The entry of `global_position_rows`, or the authors' (45 * num_global_tokens / 2**stage)**2 for images, and
+            for volumes (32 / window * num_global_tokens / 2**stage)**3.
         """
         if self.global_position_rows is not None:
             return self.global_position_rows[stage]
-        return (45 * self.num_global_tokens // 2**stage) ** 2
+        windows = 45 if self.num_axes == 2 else 32 // max(self.stage_window(stage))
+        return (windows * self.num_global_tokens // 2**stage) ** self.num_axes
 
 
 __all__ = ["GlamSwinConfig"]

@@ -87,7 +87,8 @@ class NnFormerConfig(VolumeStages, OutFeatures, StageRules, BackboneConfigMixin,
     mlp_ratio: Hidden channels of an MLP over its input channels.
     drop_path_rate: Stochastic depth rate of the last block of the encoder, and of the last of the decoder; both
         increase linearly from 0.
-    initializer_range: Standard deviation of newly initialized linear weights.
+    initializer_range: Standard deviation of newly initialized heads and position tables. Other linear layers and
+        convolutions are initialized as PyTorch does, as in the authors' code.
     layer_norm_eps: Epsilon of all layer norms.
     out_features, out_indices: Stages whose feature maps the backbone returns, by name ("stem", "stage1", ...) or index;
         all stages by default. Stages after the last of these are not built.
@@ -142,13 +143,16 @@ class NnFormerConfig(VolumeStages, OutFeatures, StageRules, BackboneConfigMixin,
         Args:
             name: "synapse", "acdc" or "tumor", the authors' networks, or "nano", which trains on a CPU.
             variant: "2022", or "2021" for the first published version.
-            **overrides: Fields to change.
+            **overrides: Fields to change. With an option of global tokens, such as global_block, `num_global_tokens` is
+                1 unless it is given.
 
         Raises:
             ValueError: If there is no such preset or field.
         """
         first = PRESETS_2021.get(name, {}) if variant == "2021" else {}
-        return super().preset(name, **{**first, "variant": variant, **overrides})
+        asks_for_tokens = any(field.startswith("global_") for field in overrides)
+        tokens = {"num_global_tokens": int(asks_for_tokens)}
+        return super().preset(name, **{**first, **tokens, "variant": variant, **overrides})
 
     def validate_choices(self) -> None:
         for name, known in CHOICES.items():

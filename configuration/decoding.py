@@ -147,9 +147,9 @@ class UnetDecodingConfig(DecodingConfig):
             self.decoder_hidden_size = self.hidden_sizes[0]
         super().__post_init__(**kwargs)
 
-    def stage_window(self, stage: int) -> int:  # noqa: ARG002 - families differ
-        """Side of a stage's windows, in patches of the stage."""
-        return self.window_size
+    def stage_window(self, stage: int) -> tuple[int, ...]:  # noqa: ARG002 - families differ
+        """Sides of a stage's windows along each axis, in patches of the stage."""
+        return (self.window_size,) * 2
 
     def upsampling_heads(self, stage: int) -> int:
         """Attention heads of the upsampling to a stage: those of the next coarser stage."""

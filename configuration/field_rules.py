@@ -49,6 +49,7 @@ FIELD_RANGES = {
     "label_smoothing": Range(minimum=0, below=1),
     "layer_norm_eps": Range(above=0, maximum=1),
     "logits_stride": whole(1, 65536),
+    "merge_strides": whole(1, 2),
     "mlp_ratio": Range(above=0, maximum=64),
     "num_channels": whole(1, 4096),
     "num_global_tokens": whole(0, 256),
@@ -65,8 +66,12 @@ FIELD_RANGES = {
     "window_size": whole(1, 64),
 }
 # Without stripes, all stages attend to the whole grid; a single stage has none after it.
-MAY_BE_EMPTY = {"decoder_num_heads", "downsample_strides", "stripe_widths"}
-PER_STAGE_AND_AXIS = {"downsample_strides", "window_size"}  # each entry a number, or one number per axis
+MAY_BE_EMPTY = {"decoder_num_heads", "downsample_strides", "merge_strides", "stripe_widths"}
+PER_STAGE_AND_AXIS = {
+    "downsample_strides",
+    "merge_strides",
+    "window_size",
+}  # each entry a number, or one number per axis
 # Sizes of encoders of transformers: far above any published model, but without them a typo takes all memory.
 ENCODER_RANGES = {
     **dict.fromkeys(("depths", "num_hidden_layers", "num_layers", "num_encoder_blocks"), whole(0, 256)),
@@ -123,7 +128,8 @@ def check_field(name: str, field: dataclasses.Field, value: Any) -> None:
     if value is field.default:
         return
     kinds = {get_origin(kind) or kind for kind in get_args(field.type) or (field.type,)}
-    if field.name in FIELD_RANGES and list in kinds:
+    is_number = int in kinds and not isinstance(value, list | tuple)  # in a field that may hold a list
+    if field.name in FIELD_RANGES and list in kinds and not is_number:
         check_numbers(
             name,
             entries_along_axes(value) if field.name in PER_STAGE_AND_AXIS else value,

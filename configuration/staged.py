@@ -1,9 +1,11 @@
 """The fields of hierarchical backbones, whose stages go from fine to coarse."""
 
+from math import prod
 from typing import Any
 
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .axes import StageStrides, along_axes
 from .decoding import SINGLE_MAP_DECODERS, UnetDecodingConfig
 from .field_rules import checked
 
@@ -53,7 +55,7 @@ class StageRules:
         blocks = sum(
             depth * per_block * dim**2 for dim, depth in zip(self.hidden_sizes, self.depths, strict=True)
         )
-        return blocks + self.num_channels * self.patch_size**2 * self.hidden_sizes[0]
+        return blocks + self.num_channels * prod(along_axes(self.patch_size, 2)) * self.hidden_sizes[0]
 
 
 class OutFeatures:
@@ -84,7 +86,7 @@ class OutFeatures:
 
 
 @checked
-class StagedConfig(OutFeatures, StageRules, BackboneConfigMixin, UnetDecodingConfig):
+class StagedConfig(StageStrides, OutFeatures, StageRules, BackboneConfigMixin, UnetDecodingConfig):
     """Fields shared by the configurations of our backbones, which also have `hidden_sizes` for each stage.
 
     Besides the fields of `UnetDecodingConfig`:

@@ -16,7 +16,7 @@ from .card_data import (
     SEGMENTATION,
     task_of,
 )
-from .papers import PAPERS, READINGS, TITLES
+from .papers import READINGS, TITLES, papers_of
 
 USE = {
     SEGMENTATION: """\
@@ -104,8 +104,8 @@ def sections(
     if run is not None:
         paragraphs += ["## Training", *training(run)]
     paragraphs += ["## Limits", limits(config, task, ((run or {}).get("hub_names") or {}).get("base_model"))]
-    if config["model_type"] in PAPERS:
-        paragraphs += ["## Citation", f"```bibtex\n{PAPERS[config['model_type']]}\n```"]
+    if papers := papers_of(config):
+        paragraphs += ["## Citation", "```bibtex\n{}\n```".format("\n\n".join(papers))]
     return paragraphs
 
 

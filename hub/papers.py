@@ -1,5 +1,8 @@
 """Papers for model cards: titles, citations, and notes on how our models interpret them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 TITLES = {
     "glam_swin": "GLAM-Swin",
     "segdeformer": "SegDeformer",
@@ -104,3 +107,12 @@ READINGS = {
         'updates (`"mean"`). The parameters are the same, the results are not.',
     ],
 }
+
+
+def papers_of(config: Mapping[str, Any]) -> list[str]:
+    """Citations of a model: of its type, and of GLAM's for an nnFormer with global tokens."""
+    model_type = config["model_type"]
+    names = [model_type] + ["glam_swin"] * (
+        model_type == "nnformer" and bool(config.get("num_global_tokens"))
+    )
+    return [PAPERS[name] for name in names if name in PAPERS]

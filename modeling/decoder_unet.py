@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from ..configuration.checked_config import choose
 from .blocks import Decoded
+from .label_rows import LabelClassifier, VoxelClassifier
 from .nonlocal_upsampling import UPSAMPLINGS, UpsamplingSizes
 from .patches import PatchExpand, patches_with_image
 
@@ -96,7 +97,13 @@ def build_unet(config: PreTrainedConfig, build_stage: Callable[[int], nn.Module]
         )
         for stage in reversed(range(config.num_layers - 1))
     ]
-    return UnetDecoder(steps, config.hidden_sizes[0], (config.patch_size,) * 2, config.layer_norm_eps)
+    return UnetDecoder(steps, config.hidden_sizes[0], config.patch, config.layer_norm_eps)
+
+
+def unet_classifier(config: PreTrainedConfig) -> LabelClassifier | VoxelClassifier:
+    """Builds the classifier of the decoder's pixels or voxels, without a bias, as in Swin-Unet."""
+    classifier = VoxelClassifier if getattr(config, "num_axes", 2) == 3 else LabelClassifier
+    return classifier(config.decoder_hidden_size, config.num_labels, 1, bias=False)
 
 
 def upsampling_sizes(config: PreTrainedConfig, stage: int) -> UpsamplingSizes:
@@ -105,7 +112,8 @@ def upsampling_sizes(config: PreTrainedConfig, stage: int) -> UpsamplingSizes:
         dim=config.hidden_sizes[stage + 1],
         out_dim=config.hidden_sizes[stage],
         num_heads=config.upsampling_heads(stage),
-        window=(config.stage_window(stage),) * 2,
+        window=config.stage_window(stage),
+        factor=config.reductions[stage],
         mlp_ratio=config.mlp_ratio,
         drop_path_rate=config.drop_path_rates(stage)[0],
         layer_norm_eps=config.layer_norm_eps,

@@ -15,9 +15,9 @@ from .decoder_pyramid_unet import PyramidUnetDecoder
 from .decoder_segdeformer import ContextMining, SegDeformerDecoder
 from .decoder_semantic_fpn import SemanticFpnDecoder
 from .decoder_transposed import CoarsestMap, ProgressiveDecoder
-from .decoder_unet import build_unet
+from .decoder_unet import build_unet, unet_classifier
 from .decoder_upernet import UperNetDecoder
-from .label_rows import LabelClassifier, TransposedClassifier
+from .label_rows import TransposedClassifier
 
 # Each entry builds a decoder, `forward(feature_maps, pixel_mask) -> Decoded`, from the configuration, the
 # backbone, whose `channels` and `strides` are those of its feature maps, fine to coarse, and a function that
@@ -58,7 +58,5 @@ CLASSIFIERS: dict[str, Callable[[DecodingConfig, nn.Module, nn.Module], nn.Modul
     "progressive": lambda config, _, decoder: TransposedClassifier(
         decoder.out_channels, config.num_labels, 2, 2
     ),
-    "unet": lambda config, *_: LabelClassifier(  # no bias, as in Swin-Unet
-        config.decoder_hidden_size, config.num_labels, 1, bias=False
-    ),
+    "unet": lambda config, *_: unet_classifier(config),
 }

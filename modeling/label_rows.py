@@ -67,6 +67,10 @@ class LabelClassifier(LabelChannels, nn.Conv2d):
     """
 
 
+class VoxelClassifier(LabelChannels, nn.Conv3d):
+    """`LabelClassifier` for volumes."""
+
+
 class TransposedClassifier(LabelChannels, nn.ConvTranspose2d):
     """A transposed convolution from features to logits; the stride is the kernel, so cells do not overlap.
 
@@ -103,6 +107,7 @@ __all__ = [
     "LabelRows",
     "TransposedClassifier",
     "VolumeClassifier",
+    "VoxelClassifier",
     "rows_of_equal_names",
     "with_kept_rows",
 ]

@@ -39,7 +39,7 @@ def build_caswit_stage(config: CaswitConfig, stage: int) -> SwinStage:
 def build_swin_encoder(config: CaswitConfig, num_stages: int) -> SwinEncoder:
     """Builds the first `num_stages` stages of one encoder."""
     sizes = [stage_sizes(config, stage) for stage in range(num_stages)]
-    return SwinEncoder(config, config.num_channels, (config.patch_size,) * 2, sizes)
+    return SwinEncoder(config, config.num_channels, config.patch, sizes, config.reductions[: num_stages - 1])
 
 
 def build_fusion(config: CaswitConfig, stage: int) -> CrossScaleFusion:

@@ -5,17 +5,21 @@ every resolution.
 With `num_global_tokens=0` it is plain Swin, equal to transformers' `SwinBackbone`. `contextseg-convert`
 converts the authors' weights; `from_swin` loads transformers' Swin checkpoints.
 
-Legend: B batch, H, W image height and width, C channels.
+With three entries in `patch_size` it takes volumes: all models but the masked one, and of the decoders "unet".
+
+Legend: B batch, H, W image height and width, C channels, K labels, S... axes of an image or volume.
 """
 
 import os
 from functools import partial
 from typing import Any, Self
 
+from torch import Tensor
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from .attention import Attention
+from .blocks import Decoded
 from .modeling_segmentation import SegmentationModel
 from .modeling_staged import (
     StagedBackbone,
@@ -25,6 +29,7 @@ from .modeling_staged import (
 )
 from .pretrained import ContextsegPreTrainedModel, library_module
 from .swin_stages import StageSizes, SwinEncoder, SwinStage
+from .windows import crop
 
 
 def all_stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
@@ -34,7 +39,7 @@ def all_stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
             dim=config.hidden_sizes[stage],
             depth=depth,
             num_heads=config.num_heads[stage],
-            window=(config.stage_window(stage),) * 2,
+            window=config.stage_window(stage),
             mlp_ratio=config.mlp_ratio,
             drop_path_rates=tuple(config.drop_path_rates(stage)),
             layer_norm_eps=config.layer_norm_eps,
@@ -42,6 +47,8 @@ def all_stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
             use_global_attention=config.use_global_attention,
             global_position_embedding=config.global_position_embedding,
             global_position_rows=config.position_rows(stage),
+            global_block=config.global_block,
+            global_clamp=config.global_clamp,
             shifts_windows=config.nominal_grid(stage) is None,
         )
         for stage, depth in enumerate(config.depths)
@@ -55,8 +62,8 @@ def build_glam_swin_stage(config: GlamSwinConfig, stage: int) -> SwinStage:
 
 def build_glam_swin_encoder(config: GlamSwinConfig, num_stages: int) -> SwinEncoder:
     """Builds the first `num_stages` stages of the encoder."""
-    patch = (config.patch_size,) * 2
-    return SwinEncoder(config, config.num_channels, patch, all_stage_sizes(config)[:num_stages])
+    stages, merges = all_stage_sizes(config)[:num_stages], config.reductions[: num_stages - 1]
+    return SwinEncoder(config, config.num_channels, config.patch, stages, merges)
 
 
 class GlamSwinPreTrainedModel(ContextsegPreTrainedModel):
@@ -146,7 +153,8 @@ class GlamSwinForMaskedImageModeling(StagedForMaskedImageModeling, GlamSwinPreTr
 class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel):
     """GLAM-Swin encoder with a decoder, UPerNet by default: GLAM-Swin-UPerNet in Table 1 of the paper.
 
-    With `decoder="unet"` it is GLAM-Swin-Unet, or Swin-Unet if there are no global tokens.
+    With `decoder="unet"` it is GLAM-Swin-Unet, or Swin-Unet if there are no global tokens. Volumes (B, C, D, H, W) give
+    logits (B, K, D, H, W).
 
     Args:
         config: Configuration of encoder, decoder and loss; `num_labels` or `id2label` sets the classes.
@@ -154,6 +162,13 @@ class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel
 
     def __init__(self, config: GlamSwinConfig) -> None:
         super().__init__(config, GlamSwinBackbone(config), partial(build_glam_swin_stage, config))
+
+    def logits_of(self, decoded: Decoded, pixel_values: Tensor) -> Tensor:
+        """Decoded features, (B, C, S...) -> logits, those of volumes without the padding to whole patches."""
+        logits = super().logits_of(decoded, pixel_values)
+        if self.config.num_axes == 2:
+            return logits
+        return crop(logits.movedim(1, -1), tuple(pixel_values.shape[2:])).movedim(-1, 1)
 
 
 __all__ = [

@@ -10,7 +10,9 @@ Legend: B batch, C channels, D, H, W slices, rows and columns, K labels.
 
 from functools import partial
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_nnformer import NnFormerConfig
@@ -88,6 +90,15 @@ class NnFormerPreTrainedModel(ContextsegPreTrainedModel):
     config: NnFormerConfig
     _no_split_modules = ["SwinBlock", "SkipAttentionBlock"]
     _can_record_outputs = {"attentions": OutputRecorder(Attention, index=1)}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the authors: linear layers and convolutions as PyTorch does it, which narrow networks need to learn."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
+            bound = module.weight[0].numel() ** -0.5
+            for weight in module.parameters(recurse=False):
+                init.uniform_(weight, -bound, bound)
 
 
 class NnFormerModel(StagedModel, NnFormerPreTrainedModel):

@@ -37,7 +37,7 @@ def stage_sizes(config: StagedConfig, stage: int) -> StageSizes:
         dim=config.hidden_sizes[stage],
         depth=config.depths[stage],
         num_heads=config.num_heads[stage],
-        window=(config.window_size,) * 2,
+        window=config.stage_window(stage),
         mlp_ratio=config.mlp_ratio,
         drop_path_rates=tuple(config.drop_path_rates(stage)),
         layer_norm_eps=config.layer_norm_eps,
@@ -71,11 +71,11 @@ class StagedModel(ContextsegPreTrainedModel):
         output_attentions: bool | None = None,
         bool_masked_pos: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """(B, C, H, W) -> `last_hidden_state` (B, N, C) and `pooler_output` (B, C).
+        """(B, C, S...) -> `last_hidden_state` (B, N, C) and `pooler_output` (B, C).
 
         Args:
-            pixel_values: (B, C, H, W), normalized by the image processor.
-            pixel_mask: (B, H, W), 1 for image, 0 for padding; None without padding.
+            pixel_values: (B, C, S...), normalized by the image processor.
+            pixel_mask: (B, S...), 1 for image, 0 for padding; None without padding.
             output_hidden_states: Whether to return the feature maps (B, C, h, w) of the patch embedding and
                 of every stage.
             output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
@@ -142,7 +142,7 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         """Takes an encoder of `config.num_backbone_stages` stages: images, optional masks -> `Encoded`."""
         super().__init__(config)
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
-        self.strides = [config.patch_size * 2 ** max(stage - 1, 0) for stage in config.out_stages]
+        self.strides = [config.strides[max(stage - 1, 0)] for stage in config.out_stages]
         self.encoder = encoder
         self.norms = StageNorms(config)
         self.post_init()
@@ -155,11 +155,11 @@ class StagedBackbone(BackboneMixin, ContextsegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BackboneOutput:
-        """(B, C, H, W) -> `feature_maps` (B, C_i, H / stride_i, W / stride_i), fine to coarse.
+        """(B, C, S...) -> `feature_maps` (B, C_i, H / stride_i, W / stride_i), fine to coarse.
 
         Args:
-            pixel_values: (B, C, H, W), normalized by the image processor.
-            pixel_mask: (B, H, W), 1 for image, 0 for padding; None without padding.
+            pixel_values: (B, C, S...), normalized by the image processor.
+            pixel_mask: (B, S...), 1 for image, 0 for padding; None without padding.
             output_hidden_states: Whether to return the feature maps (B, C, h, w) of the patch embedding and
                 of every stage.
             output_attentions: Whether to return attention probabilities; needs `attn_implementation="eager"`.
@@ -194,10 +194,10 @@ class StagedForImageClassification(ContextsegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
-        """(B, C, H, W) -> logits (B, num_labels); with labels, also the loss.
+        """(B, C, S...) -> logits (B, num_labels); with labels, also the loss.
 
         Args:
-            pixel_values: (B, C, H, W), normalized by the image processor.
+            pixel_values: (B, C, S...), normalized by the image processor.
             labels: (B,), class ids.
             output_hidden_states: Whether to return the feature maps of the patch embedding and of every
                 stage.
@@ -228,7 +228,12 @@ class StagedForMaskedImageModeling(ContextsegPreTrainedModel):
         """Takes the model of the family, with a mask vector."""
         super().__init__(config)
         self.backbone = backbone
-        self.stride = config.patch_size * 2 ** (config.num_layers - 1)
+        if not config.has_square_strides:
+            raise ValueError(
+                f"patch_size is {config.patch_size}, but masked image modeling is for images with square patches. "
+                "Pass one number."
+            )
+        self.patch, self.stride = config.strides[0], config.strides[-1]
         self.pixel_head = PixelHead(config.hidden_size, config.num_channels, self.stride)
         self.post_init()
 
@@ -242,11 +247,11 @@ class StagedForMaskedImageModeling(ContextsegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> MaskedImageModelingOutput:
-        """(B, C, H, W) -> reconstruction (B, C, H, W), and the loss: mean absolute error of masked pixels.
+        """(B, C, S...) -> reconstruction (B, C, H, W), and the loss: mean absolute error of masked pixels.
 
         Args:
-            pixel_values: (B, C, H, W), normalized by the image processor.
-            pixel_mask: (B, H, W), 1 for image, 0 for padding; None without padding.
+            pixel_values: (B, C, S...), normalized by the image processor.
+            pixel_mask: (B, S...), 1 for image, 0 for padding; None without padding.
             bool_masked_pos: (B, N) or (B, h, w) patches of the first stage, true for patches to mask. None draws 75 %
                 of the units of 32 x 32 pixels of each image.
             generator: Source of that draw; PyTorch's own by default.
@@ -280,7 +285,7 @@ class StagedForMaskedImageModeling(ContextsegPreTrainedModel):
         self, pixel_values: Tensor, bool_masked_pos: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """(B, C, H, W), given mask or None -> (B, h, w), true for masked patches."""
-        batch, patch = pixel_values.shape[0], self.config.patch_size
+        batch, patch = pixel_values.shape[0], self.patch
         grid = self.grid_of(pixel_values, patch)
         if bool_masked_pos is not None:
             return patch_mask(bool_masked_pos, grid, batch).to(pixel_values.device)
@@ -294,11 +299,11 @@ class StagedForMaskedImageModeling(ContextsegPreTrainedModel):
 
     def masked_pixels(self, masked: Tensor, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         """(B, h, w), (B, C, H, W), mask or None -> (B, H, W), true for masked pixels of the image."""
-        pixels = crop(enlarged(masked, self.config.patch_size), tuple(pixel_values.shape[2:]))
+        pixels = crop(enlarged(masked, self.patch), tuple(pixel_values.shape[2:]))
         return pixels if pixel_mask is None else pixels & (pixel_mask != 0)
 
     def grid_of(self, pixel_values: Tensor, stride: int) -> tuple[int, ...]:
-        """(B, C, H, W) -> the number of positions along each axis at a stride."""
+        """(B, C, S...) -> the number of positions along each axis at a stride."""
         return tuple((side + stride - 1) // stride for side in pixel_values.shape[2:])
 
 

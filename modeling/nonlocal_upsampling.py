@@ -29,10 +29,11 @@ from .windows import Windows, crop, plan_windows, window_partition, window_rever
 
 
 class UpsamplingSizes(NamedTuple):
-    """Sizes of one upsampling step, from `dim` to `out_dim` channels and to twice the grid.
+    """Sizes of one upsampling step, from `dim` to `out_dim` channels and to `factor` times the grid.
 
     Args:
-        window: Sides of a coarse window; a fine window is twice as large.
+        window: Sides of a coarse window; a fine window is `factor` times as large.
+        factor: Fine positions along each axis for a coarse one, 2 x 2 in images.
         num_heads: Heads of the attention, which has `dim` channels.
         bias: Index of relative positions, "clean" or "official" (with the authors' bug).
         shortcut: The residual, "expand" (patch expansion) or "bilinear".
@@ -42,6 +43,7 @@ class UpsamplingSizes(NamedTuple):
     out_dim: int
     num_heads: int
     window: tuple[int, ...]
+    factor: tuple[int, ...]
     mlp_ratio: float
     drop_path_rate: float = 0.0
     layer_norm_eps: float = 1e-5
@@ -49,13 +51,18 @@ class UpsamplingSizes(NamedTuple):
     shortcut: str = "expand"
 
 
-def cross_position_index(window: tuple[int, ...], bias: str, device: torch.device) -> Tensor:
+def cross_position_index(
+    window: tuple[int, ...], factor: tuple[int, ...], bias: str, device: torch.device
+) -> Tensor:
     """-> (N, M), row of the bias table for each position in a fine window and each in its coarse window.
 
     A fine position has the coordinates of the coarse position that contains it. "official" replaces the
     coarse coordinate k along the last axis by 2 k modulo the window size, as the authors' code does.
     """
-    fine = torch.meshgrid(*(torch.arange(2 * size, device=device) // 2 for size in window), indexing="ij")
+    fine = [
+        torch.arange(step * size, device=device) // step for size, step in zip(window, factor, strict=True)
+    ]
+    fine = torch.meshgrid(*fine, indexing="ij")
     coarse = [torch.arange(size, device=device) for size in window]
     if bias == "official":
         coarse[-1] = 2 * coarse[-1] % window[-1]
@@ -70,15 +77,15 @@ def cross_position_index(window: tuple[int, ...], bias: str, device: torch.devic
 class CrossPositionBias(nn.Module):
     """A learned bias for each head and each offset between a fine and a coarse position."""
 
-    def __init__(self, window: tuple[int, ...], num_heads: int, bias: str) -> None:
+    def __init__(self, sizes: UpsamplingSizes) -> None:
         super().__init__()
-        self.window = window
-        self.bias = bias
-        self.table = nn.Parameter(torch.zeros(prod(2 * size - 1 for size in window), num_heads))
+        self.window, self.factor, self.bias = sizes.window, sizes.factor, sizes.bias
+        rows = prod(2 * size - 1 for size in sizes.window)
+        self.table = nn.Parameter(torch.zeros(rows, sizes.num_heads))
 
     def forward(self) -> Tensor:
         """-> (heads, N, M), N positions of a fine window and M of a coarse one."""
-        index = cross_position_index(self.window, self.bias, self.table.device)
+        index = cross_position_index(self.window, self.factor, self.bias, self.table.device)
         return self.table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
     def reset_own_weights(self, std: float) -> None:
@@ -90,23 +97,26 @@ class WindowCrossAttention(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, sizes: UpsamplingSizes) -> None:
         super().__init__()
-        self.window = sizes.window
+        self.window, self.factor = sizes.window, sizes.factor
         self.attention = Attention(config, sizes.dim, sizes.num_heads, token_dim=sizes.out_dim)
-        self.position_bias = CrossPositionBias(sizes.window, sizes.num_heads, sizes.bias)
+        self.position_bias = CrossPositionBias(sizes)
 
     def forward(self, skip: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """(B, G..., C'), (B, g..., C) -> (B, G..., C'); windows need no padding mask."""
         coarse = plan_windows(tuple(features.shape[1:-1]), self.window)
-        fine = twice(coarse, tuple(skip.shape[1:-1]))
+        fine = finer_windows(coarse, self.factor, tuple(skip.shape[1:-1]))
         asking, context = window_partition(skip, fine), window_partition(features, coarse)
         bias = self.position_bias()[None].to(context.dtype)
         mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias)
         return window_reverse(mixed.reshape(asking.shape), fine)
 
 
-def twice(coarse: Windows, grid: tuple[int, ...]) -> Windows:
-    """The partition of a grid of twice the size into the same number of windows, each twice as large."""
-    window, padded = tuple(2 * size for size in coarse.window), tuple(2 * size for size in coarse.padded)
+def finer_windows(coarse: Windows, factor: tuple[int, ...], grid: tuple[int, ...]) -> Windows:
+    """The partition of a grid of `factor` times the size into the same number of windows, each larger by it."""
+    window, padded = (
+        tuple(step * size for size, step in zip(sizes, factor, strict=True))
+        for sizes in (coarse.window, coarse.padded)
+    )
     return Windows(grid, window, coarse.counts, padded, coarse.shift)
 
 
@@ -125,25 +135,24 @@ class GlobalCrossAttention(nn.Module):
 
 
 class BilinearResize(nn.Module):
-    """The authors' other residual: linear projection, then bilinear upsampling with aligned corners."""
+    """The authors' other residual: linear projection, then (bi- or tri-)linear upsampling with aligned corners."""
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(self, dim: int, out_dim: int, factor: tuple[int, ...]) -> None:
         super().__init__()
+        self.factor = factor
         self.projection = nn.Linear(dim, out_dim)
 
     def forward(self, features: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(B, h, w, C) -> (B, G..., C'), upsampled to twice the size and cropped to `grid`."""
+        """(B, g..., C) -> (B, G..., C'), upsampled to `factor` times the size and cropped to `grid`."""
         feature_map = self.projection(features).movedim(-1, 1)
-        size = tuple(2 * side for side in feature_map.shape[2:])
+        size = tuple(step * side for step, side in zip(self.factor, feature_map.shape[2:], strict=True))
         finer = upsample(feature_map, size, align_corners=True)
         return crop(finer.movedim(1, -1), grid)
 
 
 SHORTCUTS: dict[str, Callable[[UpsamplingSizes], nn.Module]] = {
-    "expand": lambda sizes: PatchExpand(
-        sizes.dim, sizes.out_dim, (2,) * len(sizes.window), sizes.layer_norm_eps
-    ),
-    "bilinear": lambda sizes: BilinearResize(sizes.dim, sizes.out_dim),
+    "expand": lambda sizes: PatchExpand(sizes.dim, sizes.out_dim, sizes.factor, sizes.layer_norm_eps),
+    "bilinear": lambda sizes: BilinearResize(sizes.dim, sizes.out_dim, sizes.factor),
 }
 
 

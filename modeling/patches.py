@@ -34,29 +34,30 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Halves the grid: 2 x 2 (x 2) neighbors become one patch with twice the channels.
+    """Reduces the grid: `factor` neighbors, 2 x 2 in images, become one patch with twice the channels.
 
-    Odd sides are zero-padded. Neighbors are concatenated with the first axis fastest, as in the Swin
-    checkpoints.
+    Sides that the factor does not divide are zero-padded. Neighbors are concatenated with the first axis fastest, as in
+    the Swin checkpoints.
     """
 
-    def __init__(self, dim: int, axes: int, layer_norm_eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, factor: tuple[int, ...], layer_norm_eps: float = 1e-5) -> None:
         super().__init__()
-        self.axes = axes
-        self.norm = nn.LayerNorm(2**axes * dim, eps=layer_norm_eps)
-        self.reduction = nn.Linear(2**axes * dim, 2 * dim, bias=False)
+        self.factor = factor
+        self.norm = nn.LayerNorm(prod(factor) * dim, eps=layer_norm_eps)
+        self.reduction = nn.Linear(prod(factor) * dim, 2 * dim, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, G..., C) -> (B, ceil(G / 2)..., 2 C)."""
+        """(B, G..., C) -> (B, ceil(G / factor)..., 2 C)."""
         return self.reduction(self.norm(self.neighbors(features)))
 
     def neighbors(self, features: Tensor) -> Tensor:
-        """(B, G..., C) -> (B, ceil(G / 2)..., 2^axes C), the patches that become one."""
-        windows = plan_windows(tuple(features.shape[1:-1]), (2,) * self.axes)
-        folded = [size for count in windows.counts for size in (count, 2)]
-        outer, inner = range(1, 2 * self.axes, 2), range(2 * self.axes, 1, -2)
+        """(B, G..., C) -> (B, ceil(G / factor)..., prod(factor) C), the patches that become one."""
+        axes = len(self.factor)
+        windows = plan_windows(tuple(features.shape[1:-1]), self.factor)
+        folded = [size for pair in zip(windows.counts, self.factor, strict=True) for size in pair]
+        outer, inner = range(1, 2 * axes, 2), range(2 * axes, 1, -2)
         features = pad(features, windows).reshape(features.shape[0], *folded, features.shape[-1])
-        return features.permute(0, *outer, *inner, -1).flatten(-self.axes - 1)
+        return features.permute(0, *outer, *inner, -1).flatten(-axes - 1)
 
 
 class PatchExpand(nn.Module):

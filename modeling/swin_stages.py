@@ -203,13 +203,22 @@ class SwinEncoder(nn.Module):
     """Patch embedding, then stages with patch merging between them."""
 
     def __init__(
-        self, config: PreTrainedConfig, num_channels: int, patch: tuple[int, ...], stages: list[StageSizes]
+        self,
+        config: PreTrainedConfig,
+        num_channels: int,
+        patch: tuple[int, ...],
+        stages: list[StageSizes],
+        merges: list[tuple[int, ...]],
     ) -> None:
+        """Takes the sizes of the stages, and the factor of the merging after each but the last."""
         super().__init__()
         eps = stages[0].layer_norm_eps
         self.patch_embed = PatchEmbed(num_channels, stages[0].dim, patch, eps)
         self.stages = nn.ModuleList(SwinStage(config, sizes) for sizes in stages)
-        self.merges = nn.ModuleList(PatchMerge(sizes.dim, len(patch), eps) for sizes in stages[:-1])
+        dims = [sizes.dim for sizes in stages[:-1]]
+        self.merges = nn.ModuleList(
+            PatchMerge(dim, factor, eps) for dim, factor in zip(dims, merges, strict=True)
+        )
 
     def forward(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, revise: Revise = unchanged

@@ -28,6 +28,8 @@ from contextseg import (
     SegDeformerForSemanticSegmentation,
 )
 
+# What the tiny network for volumes has to become for the options of images alone.
+IMAGE_UNET = {"patch_size": 4, "merge_strides": None, "window_size": 4, "num_channels": 1}
 LABELS = {0: "road", 1: "sky", 2: "tree"}
 UNET = {"decoder": "unet", "decoder_hidden_size": None, "upsampling": "nonlocal"}
 
@@ -53,6 +55,16 @@ def tiny_glam_swin_fpn(**overrides) -> GlamSwinForSemanticSegmentation:
 
 def tiny_glam_swin_unet(**overrides) -> GlamSwinForSemanticSegmentation:
     return tiny_glam_swin(**{**UNET, **overrides})
+
+
+def tiny_glam_swin_volumes(**overrides) -> GlamSwinForSemanticSegmentation:
+    options = {
+        "patch_size": (1, 4, 4),
+        "merge_strides": ((1, 2, 2),),
+        "window_size": (2, 4, 4),
+        "num_channels": 1,
+    }
+    return tiny_glam_swin(**{**UNET, **options, **overrides})
 
 
 def tiny_maformer(**overrides) -> MaformerForSemanticSegmentation:
@@ -218,6 +230,7 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "segdeformer_unet": tiny_segdeformer_unet,
     "nnformer": tiny_nnformer,
     "glam_nnformer": tiny_glam_nnformer,
+    "glam_swin_volumes": tiny_glam_swin_volumes,
 }
 
 # Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
@@ -252,6 +265,9 @@ OTHER_VALUES = {
         "use_global_attention": False,
         "global_position_embedding": "sincos",
         "global_position_rows": {"global_position_rows": (99, 99), "global_position_embedding": "table"},
+        "global_block": "half",
+        "global_clamp": 0.01,
+        "merge_strides": {"merge_strides": (1,)},
         "pretrain_image_size": 32,
         **OTHER_UPSAMPLING,
         "initializer_range": 0.1,
@@ -329,7 +345,7 @@ OTHER_VALUES["caswit"] = {
     "kv_pooling": {"kv_pooling": (4, 1), "initializer_range": 0.2},
     "context_loss_weight": 0.0,
 }
-for option in ("num_global_tokens", "use_global_attention", "pretrain_image_size"):
+for option in ("num_global_tokens", "use_global_attention", "merge_strides", "pretrain_image_size"):
     del OTHER_VALUES["caswit"][option]
 OTHER_MINING = {
     "neck": "linear",
@@ -455,6 +471,21 @@ OTHER_VALUES["glam_nnformer"] = {
 }
 for family, upsampling in {"glam_swin": "expand", "maformer": "expand", "cswin": "nonlocal_global"}.items():
     OTHER_VALUES[f"{family}_unet"] = {**OTHER_VALUES[family], **OTHER_UNET, "upsampling": upsampling}
+OTHER_VALUES["glam_swin_volumes"] = {
+    **OTHER_VALUES["glam_swin_unet"],
+    "patch_size": (2, 4, 4),
+    "merge_strides": ((2, 2, 2),),
+    "window_size": 2,
+    "nonlocal_bias": {"nonlocal_bias": "official", "initializer_range": 0.2},
+    "nonlocal_shortcut": {"nonlocal_shortcut": "bilinear"},
+    # What is of images alone.
+    "decoder": IMAGE_UNET | {"decoder": "upernet"},
+    "decoder_hidden_size": IMAGE_UNET | {"decoder": "semantic_fpn", "decoder_hidden_size": 16},
+    "use_auxiliary_head": IMAGE_UNET | {"use_auxiliary_head": True},
+    "auxiliary_hidden_size": IMAGE_UNET | {"use_auxiliary_head": True, "auxiliary_hidden_size": 16},
+    "auxiliary_loss_weight": IMAGE_UNET | {"use_auxiliary_head": True, "auxiliary_loss_weight": 1.0},
+    "pretrain_image_size": IMAGE_UNET | {"pretrain_image_size": 32},
+}
 OTHER_VALUES["segdeformer_unet"] = {**OTHER_VALUES["segdeformer"]}
 for option, other in OTHER_VALUES["segdeformer"].items():  # context mining is of the decoder "segdeformer"
     if option in (*OTHER_MINING, "initializer_range"):
@@ -465,6 +496,8 @@ IMAGES_ONLY = [values for name, values in OTHER_VALUES.items() if "nnformer" not
 for values in IMAGES_ONLY:  # these two speak of one decoder, which every family of images has
     for option, other in (("attention_loss_weight", 1.0), ("reduction_ratio", 2)):
         values[option] = {option: other, "decoder": "segdeformer", "decoder_hidden_size": 8}
+for option in ("attention_loss_weight", "reduction_ratio"):
+    OTHER_VALUES["glam_swin_volumes"][option] |= IMAGE_UNET
 
 # Options that change neither the weights nor the loss of a segmenter, but its gradient, or only the family's
 # classifier; its own test file shows what.

@@ -213,7 +213,7 @@ def length_of(arguments: TrainArguments, paper: Mapping[str, Any]) -> tuple[str,
 
 def main_score(paper: Mapping[str, Any]) -> str:
     """Returns the first score of the paper with its name, for the index."""
-    name = next(
-        name for name, value in paper.items() if isinstance(value, int | float) and name not in ABOUT_DATA
-    )
-    return f"{paper[name]} {name.replace('-', ' ')}"
+    for name, value in paper.items():
+        if isinstance(value, int | float) and name not in ABOUT_DATA:
+            return f"{value} {name.replace('-', ' ')}"
+    return "no score noted"

@@ -14,11 +14,11 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.data.batches import evaluation_loader
 from ..processing.data.volume_datasets import VolumeData, open_volume_data
+from ..processing.data.volume_samples import TrainingPatches
 from ..processing.image_processing_volume import VolumeImageProcessor
 from ..processing.inference import Inference
 from ..processing.metrics import percent
 from ..processing.volumes.volume_inference import segment_volume
-from ..processing.volumes.volume_samples import TrainingPatches
 from ..processing.volumes.volume_scores import VolumeScores
 from .generated_volumes import GeneratedVolumes
 from .loss_fields import loss_fields
@@ -132,6 +132,10 @@ class VolumeSegmentationTask(Task):
         )
         if not arguments.dry_run:
             state = PartialState()
+            if (
+                state.is_main_process and not arguments.prepared
+            ):  # a folder of its own, which no other run shares
+                samples.volumes.remove_stale()
             samples.volumes.make(rank=state.process_index, world=state.num_processes)
             state.wait_for_everyone()
         return samples

@@ -123,5 +123,4 @@ def augmentation_of(arguments: "SegmentationArguments") -> VolumeAugmentation:
     """Returns nnFormer's augmentation, or with --no-augmentation none."""
     if arguments.augmentation:
         return VolumeAugmentation() if arguments.horizontal_flip else VolumeAugmentation(mirrored_axes=())
-    never = {name: 0.0 for name in VolumeAugmentation.__dataclass_fields__ if name.endswith("probability")}
-    return VolumeAugmentation(**never | {"mirrored_axes": ()})
+    return VolumeAugmentation.none()

@@ -133,7 +133,7 @@ def run_stage(case: GoldenCase, inputs: dict[str, Tensor]) -> tuple[nn.Module, R
     uses_gmsa = not case.kind.endswith("no_gmsa")
     stage = SwinStage(EAGER, sizes(case.arguments, case.arguments["depth"], rows, uses_gmsa)).eval()
     if case.arguments.get("downsample"):
-        stage.add_module("downsample", PatchMerge(case.arguments["dim"], axes=2))  # the authors' place for it
+        stage.add_module("downsample", PatchMerge(case.arguments["dim"], (2, 2)))  # the authors' place for it
     fill(stage, weights)
     recorder = Recorder({f"blocks.{index}.": block for index, block in enumerate(stage.blocks)})
     features = stage(on_grid(inputs["hidden_states"], case))
@@ -152,6 +152,7 @@ def run_nonlocal(case: GoldenCase, inputs: dict[str, Tensor]) -> tuple[nn.Module
         out_dim=arguments["dim"] // 2,
         num_heads=arguments["num_heads"],
         window=(arguments["window_size"],) * 2,
+        factor=(2, 2),
         mlp_ratio=arguments["mlp_ratio"],
         bias="official",
         shortcut=shortcut,

@@ -30,7 +30,7 @@ def bare(module):
 
 
 def test_expansion_puts_neighbors_where_merging_takes_them_from():
-    merge, expand = bare(PatchMerge(1, axes=2)), bare(PatchExpand(4, 1, (2, 2)))
+    merge, expand = bare(PatchMerge(1, (2, 2))), bare(PatchExpand(4, 1, (2, 2)))
     merge.reduction, expand.expansion = nn.Identity(), nn.Identity()
     image = torch.arange(24.0).reshape(1, 4, 6, 1)
     merged = merge(image)[..., [0, 2, 1, 3]]  # merging has sub-rows fastest, expansion sub-columns

@@ -14,7 +14,7 @@ from contextseg.modeling.nonlocal_upsampling import (
 def upsample(kind, window=(4, 4), implementation="sdpa", **options):
     torch.manual_seed(0)
     config = GlamSwinConfig(attn_implementation=implementation)
-    built = UPSAMPLINGS[kind](config, UpsamplingSizes(8, 4, 2, window, 2.0, **options))
+    built = UPSAMPLINGS[kind](config, UpsamplingSizes(8, 4, 2, window, (2, 2), 2.0, **options))
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return built.eval()
@@ -58,7 +58,7 @@ def test_globally_a_cell_reaches_everything():
 
 
 def test_the_clean_index_is_the_offset_from_the_coarse_place_that_a_fine_one_lies_in():
-    index = cross_position_index((3, 5), "clean", torch.device("cpu"))
+    index = cross_position_index((3, 5), (2, 2), "clean", torch.device("cpu"))
     for row, column, key_row, key_column in [(0, 0, 0, 0), (5, 9, 0, 0), (0, 1, 2, 4), (3, 6, 1, 3)]:
         expected = (row // 2 - key_row + 2) * 9 + (column // 2 - key_column + 4)
         assert index[row * 10 + column, key_row * 5 + key_column] == expected
@@ -68,7 +68,9 @@ def test_the_clean_index_is_the_offset_from_the_coarse_place_that_a_fine_one_lie
 @each("window", range(2, 9))
 def test_the_official_index_is_the_clean_one_with_the_columns_of_keys_permuted(window):
     clean, official = (
-        cross_position_index((window, window), bias, torch.device("cpu")).unflatten(1, (window, window))
+        cross_position_index((window, window), (2, 2), bias, torch.device("cpu")).unflatten(
+            1, (window, window)
+        )
         for bias in ("clean", "official")
     )
     for column in range(window):
@@ -76,7 +78,7 @@ def test_the_official_index_is_the_clean_one_with_the_columns_of_keys_permuted(w
 
 
 def test_the_bias_is_the_tables_row():
-    bias = CrossPositionBias((2, 2), 3, "clean")
+    bias = CrossPositionBias(UpsamplingSizes(8, 4, 3, (2, 2), (2, 2), 2.0))
     torch.nn.init.normal_(bias.table)
     assert bias().shape == (3, 16, 4)
     torch.testing.assert_close(bias()[:, 0, 0], bias.table[4])  # no offset: the middle of 3 x 3

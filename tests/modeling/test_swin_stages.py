@@ -89,7 +89,7 @@ def test_patches_are_those_of_a_convolution_over_the_padded_image():
 
 
 def test_merging_concatenates_neighbors_with_rows_fastest():
-    merge = PatchMerge(1, axes=2)
+    merge = PatchMerge(1, (2, 2))
     merge.norm, merge.reduction = torch.nn.Identity(), torch.nn.Identity()
     merged = merge(torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8]])[None, :, :, None])
     assert merged[0, 0, 0].tolist() == [0, 3, 1, 4]
