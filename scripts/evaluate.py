@@ -34,15 +34,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Scores a segmenter of images or volumes, an image classifier or a detector, see `training.evaluations`; returns the scores."""
+    from ..processing.volumes.volume_inference import takes_volumes
     from ..training.evaluations import EVALUATIONS
-    from ..training.models import config_of_model, is_volumetric, task_of_config
+    from ..training.models import config_of_model, task_of_config
     from ..training.processes import explained_loss_of_a_peer
     from ..training.sharing import open_accelerator, said_once
 
     accelerator = open_accelerator(arguments.cpu)
     with said_once(accelerator, PROGRAM, arguments.traceback):
         config = config_of_model(arguments.model)
-        task = VOLUMES if is_volumetric(config) else task_of_config(config)
+        task = VOLUMES if takes_volumes(config) else task_of_config(config)
         check_task(arguments, task)
     with explained_loss_of_a_peer(accelerator, "No results were written. Run the command again."):
         return EVALUATIONS[task](arguments)

@@ -86,10 +86,10 @@ def write_scores(scores: dict[str, Any], facts: dict[str, Any], table: str, mean
     write_json(folder / "evaluation.json", {**facts, **scores, **environment()})
     text = "\n".join(f"- {name}: {markdown_text(str(value))}" for name, value in facts.items())
     write_whole(folder / "evaluation.md", f"# Evaluation\n\n{text}\n\n{table}\n\n{means}\n")
-    rows = [
-        {**row, "name": csv_text(row["name"])}
-        for row in [*scores["per_class"], *scores.get("per_region", [])]
-    ]
+    rows = [{**row, "name": csv_text(row["name"])} for row in scores["per_class"]]
+    if "per_region" in scores:
+        regions = [{**row, "name": csv_text(row["name"])} for row in scores["per_region"]]
+        rows = [{**row, "kind": "class"} for row in rows] + [{**row, "kind": "region"} for row in regions]
     write_csv(folder / "evaluation.csv", [list(rows[0]), *(row.values() for row in rows)])
     print(f"{table}\n\n{means}\nwritten to {folder / 'evaluation.json'}, .md and .csv")
 

@@ -13,12 +13,18 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.data.volume_datasets import open_volume_data
 from ..processing.rasters.work_records import as_text, model_record
-from ..processing.volumes.volume_inference import check_processor, check_volumes, segment_volume
+from ..processing.volumes.volume_inference import (
+    check_processor,
+    check_volumes,
+    segment_volume,
+    volume_window,
+)
 from ..processing.volumes.volume_scores import VolumeScores
 from .case_records import CaseRecords
 from .class_matching import check_classes, respelled
 from .evaluation_files import facts_of
 from .evaluation_options import EvaluateArguments
+from .inference_options import given_names
 from .models import open_model
 from .processes import quiet_unless_first
 from .score_records import key_of
@@ -43,19 +49,27 @@ def evaluate_volumes(arguments: EvaluateArguments) -> dict[str, Any]:
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
     with said_once(accelerator, PROGRAM, arguments.traceback):
-        if arguments.workers is not None:
-            raise ValueError(
-                "--workers has no effect on volumes, which are read one at a time. Leave it out."
-            )
+        check_options(arguments)
         inference = arguments.inference()
-        check_volumes(inference)
         model, processor, source = open_model(arguments.model)
         check_processor(processor)
+        volume_window(inference, model, (1, 1, 1))  # raises ValueError for one of images
         reading = reading_for(arguments, arguments.model, model, processor)
         known = {name: value for name, value in reading.items() if name in OF_DATA}
         data = open_volume_data(arguments.data, slice_axis=processor.slice_axis, **known)
     segment = partial(segment_volume, model.to(accelerator.device), processor, inference=inference)
     return evaluate_cases(arguments, model, processor, source, data, segment, accelerator)
+
+
+def check_options(arguments: EvaluateArguments) -> None:
+    """Raises ValueError for options without an effect on scores of volumes."""
+    check_volumes(arguments.inference())
+    if arguments.workers is not None:
+        raise ValueError("--workers has no effect on volumes, which are read one at a time. Leave it out.")
+    if arguments.surface_rule == "nnformer" and "tolerance" in given_names(arguments):
+        raise ValueError(
+            "--tolerance has no effect with --surface-rule nnformer, which has no NSD. Leave one of them out."
+        )
 
 
 def evaluate_cases(

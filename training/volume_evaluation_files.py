@@ -30,7 +30,7 @@ def report_volumes(
     print(f"the scores of each case are {folder / 'cases.csv'}")
 
 
-CASE_COLUMNS = ["case", "class", *SCORES, "truth_voxels", "predicted_voxels"]
+CASE_COLUMNS = ["case", "class", "kind", *SCORES, "truth_voxels", "predicted_voxels"]
 
 
 def case_rows(scores: VolumeScores) -> list[list[Any]]:
@@ -39,7 +39,8 @@ def case_rows(scores: VolumeScores) -> list[list[Any]]:
         [
             csv_text(case.name),
             csv_text(structure.name),
-            *(getattr(case, key)[index] for key in CASE_COLUMNS[2:]),
+            "region" if structure.is_region else "class",
+            *(getattr(case, key)[index] for key in CASE_COLUMNS[3:]),
         ]
         for case in scores.cases
         for index, structure in enumerate(scores.structures)

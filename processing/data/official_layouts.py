@@ -20,6 +20,7 @@ from ..image_files import subfolders
 from . import official_classes
 from .class_table import ClassTable, class_table
 from .pairing import Pair, Pairing, contents, files_by_name, listed
+from .volume_layouts import is_volume_folder
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,13 @@ def sources_of_splits(source: str) -> list[str]:
 
 
 def check_place(folder: Path) -> None:
-    """Raises ValueError if a published dataset is in a parent folder or a subfolder of the given one."""
+    """Raises ValueError if the folder has volumes, or a published dataset is in a parent folder or a subfolder of it."""
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         return
+    if is_volume_folder(folder):
+        raise ValueError(
+            f"'{folder}' holds volumes, but images are needed. Use a model for volumes, such as nnformer."
+        )
     inside = subfolders(folder) if folder.is_dir() else []
     for root in (*folder.absolute().parents[:3], *inside):
         if layout := find_layout(root):

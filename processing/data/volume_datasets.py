@@ -68,8 +68,8 @@ class VolumeData(Dataset):
         self.num_channels = num_channels or len(self.channel_names) or self._channels_of_first()
         if self.channel_names and len(self.channel_names) != self.num_channels:
             raise ValueError(
-                f"'{path}' has {len(self.channel_names)} channels ({', '.join(self.channel_names)}), but {self.num_channels} are "
-                f"needed. Pass num_channels={len(self.channel_names)}, or data with the right channels."
+                f"'{path}' has the channels {', '.join(self.channel_names)}, but num_channels={self.num_channels} is needed. Use "
+                "other data, or a model for these channels."
             )
 
     def __len__(self) -> int:

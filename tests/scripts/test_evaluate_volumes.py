@@ -69,7 +69,7 @@ def test_scores_are_those_of_a_plain_loop_over_the_cases(model, data, tmp_path):
     for key in ("mean_dice", "mean_hd95", "mean_nsd"):
         assert written[key] == pytest.approx(expected[key], nan_ok=True)
     assert [row["truth_cases"] for row in written["per_class"]] == [3, 2]
-    assert (tmp_path / "cases.csv").read_text().startswith("case,class,dice,hd95,nsd")
+    assert (tmp_path / "cases.csv").read_text().startswith("case,class,kind,dice,hd95,nsd")
 
 
 def test_damaged_case_is_named_and_the_others_are_scored(model, data, tmp_path, capsys):
@@ -91,6 +91,10 @@ def test_damaged_case_is_named_and_the_others_are_scored(model, data, tmp_path, 
         (["--workers", "2"], "--workers has no effect on volumes"),
         (["--mean-classes", "liver", "aorta"], "no class 'aorta'"),
         (["--scales", "0.5,1"], "--scales has no effect"),
+        (["--blend", "center"], "blend='center' is for images"),
+        (["--window", "16x16"], "volumes have three axes"),
+        (["--tolerance", "2", "--surface-rule", "nnformer"], "--tolerance has no effect"),
+        (["--num-channels", "2"], "takes images with 1 channels"),
     ],
 )
 def test_options_without_effect_are_refused(model, data, tmp_path, options, words):

@@ -108,6 +108,7 @@ def test_files_tell_every_case_and_class(tmp_path, capsys):
         ("case_0", "both"),
         ("case_1", "liver"),
     ]
+    assert [row["kind"] for row in rows[:3]] == ["class", "class", "region"]
     assert float(rows[3]["hd95"]) == scores.cases[1].hd95[0] == pytest.approx(0.8)
     assert rows[10]["dice"] == "nan"  # case_3 has no kidney, in truth or prediction
     with (tmp_path / "evaluation.csv").open() as file:
