@@ -19,7 +19,7 @@ class NnFormerStep(nn.Module):
 
     Args:
         upsample: Module from features (B, g..., C') and the finer grid to features (B, G..., C).
-        skip: Module that joins two features (B, G..., C) to one of the same shape.
+        skip: Module that joins two features (B, G..., C), with a mask (B, G...), to one of the same shape.
         stage: Module from features (B, G..., C) and a mask (B, G...) to features of the same shape.
     """
 
@@ -31,8 +31,9 @@ class NnFormerStep(nn.Module):
 
     def forward(self, features: Tensor, skip: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """(B, g..., C'), skip (B, G..., C), optional padding mask (B, S...), 1 for image -> (B, G..., C)."""
-        features = self.skip(self.upsample(features, tuple(skip.shape[1:-1])), skip)
-        return self.stage(features, patches_with_image(pixel_mask, features))
+        present = patches_with_image(pixel_mask, skip)
+        features = self.skip(self.upsample(features, tuple(skip.shape[1:-1])), skip, present)
+        return self.stage(features, present)
 
 
 class NnFormerDecoder(nn.Module):

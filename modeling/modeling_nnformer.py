@@ -3,7 +3,8 @@ windows in volumes, convolutions between resolutions, and attention to the skip 
 
 `variant="2021"` is the first published version; with `num_global_tokens=1` it is GLAM-nnFormer (Themyr et al., WACV
 2023). `contextseg-convert` converts the authors' weights. Relative positions have one row per offset and windows the
-configured size, unlike the authors' code, whose rules are options for converted weights.
+configured size, unlike the authors' code, whose rules are options for converted weights. No key of a window is padding, whether it
+fills up the window or is outside `pixel_mask`. Convolutions read it as they do zeros, so logits near it depend on it.
 
 Legend: B batch, C channels, D, H, W slices, rows and columns, K labels.
 """
@@ -47,6 +48,7 @@ def nnformer_stage_sizes(config: NnFormerConfig, stage: int) -> StageSizes:
         global_clamp=config.global_clamp,
         shifts_windows=not config.is_one_window(stage),
         masks_shifted_windows=config.mask_shifted_windows,
+        masks_padding=not config.fixed_grid,
         position_index=config.relative_positions,
     )
 

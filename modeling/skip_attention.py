@@ -13,7 +13,7 @@ from .attention import Attention
 from .blocks import DropPath, Mlp
 from .positions import RelativePositionBias
 from .swin_stages import StageSizes
-from .windows import plan_windows, window_partition, window_reverse
+from .windows import padding_keys, plan_windows, window_partition, window_reverse
 
 
 class SkipAttentionBlock(GradientCheckpointingLayer):
@@ -27,7 +27,7 @@ class SkipAttentionBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: PreTrainedConfig, sizes: StageSizes, drop_path_rate: float) -> None:
         super().__init__()
-        self.window = sizes.window
+        self.window, self.masks_padding = sizes.window, sizes.masks_padding
         self.norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)  # of both kinds of features
         self.position_bias = RelativePositionBias(sizes.window, sizes.num_heads, sizes.position_index)
         self.attention = Attention(config, sizes.dim, sizes.num_heads, projects_queries=False)
@@ -35,17 +35,22 @@ class SkipAttentionBlock(GradientCheckpointingLayer):
         self.mlp = Mlp(sizes.dim, int(sizes.dim * sizes.mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, upsampled: Tensor, skip: Tensor) -> Tensor:
-        """Twice (B, G..., C) -> (B, G..., C)."""
+    def forward(self, upsampled: Tensor, skip: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Twice (B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
         features = upsampled + skip
-        features = features + self.drop_path(self.attend(self.norm1(upsampled), self.norm1(skip)))
+        mixed = self.attend(self.norm1(upsampled), self.norm1(skip), pixel_mask)
+        features = features + self.drop_path(mixed)
         return features + self.drop_path(self.mlp(self.norm2(features)))
 
-    def attend(self, asking: Tensor, skip: Tensor) -> Tensor:
-        """Twice (B, G..., C) -> (B, G..., C)."""
+    def attend(self, asking: Tensor, skip: Tensor, pixel_mask: Tensor | None) -> Tensor:
+        """Twice (B, G..., C), optional mask (B, G...), True for image -> (B, G..., C)."""
         windows = plan_windows(tuple(skip.shape[1:-1]), self.window)
         queries, context = (window_partition(features, windows) for features in (asking, skip))
-        bias = self.position_bias()[None].to(queries.dtype)
+        bias = self.position_bias()[None]
+        keys = padding_keys(windows, pixel_mask, skip) if self.masks_padding else None
+        if keys is not None:
+            bias = bias + keys.expand(skip.shape[0], -1, -1).flatten(0, 1)[:, None, None]
+        bias = bias.to(queries.dtype)
         mixed, _ = self.attention(queries.flatten(0, 1), context.flatten(0, 1), bias)
         return window_reverse(mixed.reshape(queries.shape), windows)
 
@@ -53,6 +58,6 @@ class SkipAttentionBlock(GradientCheckpointingLayer):
 class AddedSkip(nn.Module):
     """The skip connection of the first version: a sum."""
 
-    def forward(self, upsampled: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, upsampled: Tensor, skip: Tensor, pixel_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Twice (B, G..., C) -> (B, G..., C)."""
         return torch.add(upsampled, skip)

@@ -21,7 +21,7 @@ from .blocks import DropPath, Encoded, Mlp, Revise, unchanged
 from .global_tokens import GlobalTokens, tokens_with_image
 from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
-from .windows import Windows, plan_windows, shift_mask, window_partition, window_reverse
+from .windows import Windows, padding_keys, plan_windows, shift_mask, window_partition, window_reverse
 
 
 class StageSizes(NamedTuple):
@@ -43,6 +43,7 @@ class StageSizes(NamedTuple):
     shifts_windows: bool | tuple[bool, ...] = True  # for all axes, or for each
     shifted_blocks: tuple[bool, ...] | None = None  # None: every other block, from the second on
     masks_shifted_windows: bool = True
+    masks_padding: bool = False  # whether no key of a window is padding; Swin's zeros are keys
     position_index: str = "clean"
 
 
@@ -53,6 +54,7 @@ class WindowCut(NamedTuple):
     shift_mask: Tensor | None
     token_padding_mask: Tensor | None
     global_position: Tensor | None
+    padding_keys: Tensor | None = None
 
 
 class SwinBlock(GradientCheckpointingLayer):
@@ -83,7 +85,7 @@ class SwinBlock(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, G..., C), (B, W, T, C) -> the same shapes."""
         windows = window_partition(self.norm1(features), window_cut.windows)
-        windows, mixed = self.mix_within_windows(windows, global_tokens, window_cut.shift_mask)
+        windows, mixed = self.mix_within_windows(windows, global_tokens, window_cut)
         if not self.is_last and global_tokens is not None:
             global_tokens = self.updated(global_tokens, mixed)
         if self.global_attention is not None:
@@ -93,7 +95,7 @@ class SwinBlock(GradientCheckpointingLayer):
         return features, global_tokens
 
     def mix_within_windows(
-        self, windows: Tensor, global_tokens: Tensor | None, mask: Tensor | None
+        self, windows: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
     ) -> tuple[Tensor, Tensor | None]:
         """W-MSA over [T ; window]: (B, W, N, C), (B, W, T, C) -> the same shapes."""
         batch, count, _, dim = windows.shape
@@ -102,20 +104,26 @@ class SwinBlock(GradientCheckpointingLayer):
             global_tokens = self.norm1(global_tokens)
         context = windows if global_tokens is None else torch.cat([global_tokens, windows], dim=2)
         asking = windows if self.is_last else context
-        bias = self.attention_bias(mask, batch, num_tokens, windows.dtype)
+        bias = self.attention_bias(window_cut, batch, num_tokens, windows.dtype)
         mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias)
         mixed = mixed.reshape(batch, count, -1, dim)
         if self.is_last or global_tokens is None:
             return mixed, global_tokens
         return mixed[:, :, num_tokens:], mixed[:, :, :num_tokens]
 
-    def attention_bias(self, mask: Tensor | None, batch: int, num_tokens: int, dtype: torch.dtype) -> Tensor:
-        """-> (1 or B * W, heads, N or T + N, T + N), zero in rows and columns of global tokens."""
+    def attention_bias(
+        self, window_cut: WindowCut, batch: int, num_tokens: int, dtype: torch.dtype
+    ) -> Tensor:
+        """-> (1 or B * W, heads, N or T + N, T + N); for global tokens zero, except for keys that are padding."""
+        mask, keys = window_cut.shift_mask, window_cut.padding_keys
         asking_tokens = 0 if self.is_last else num_tokens
         bias = F.pad(self.position_bias()[None], (num_tokens, 0, asking_tokens, 0))
         if mask is not None:
             mask = F.pad(mask[:, None], (num_tokens, 0, asking_tokens, 0))
             bias = (bias + mask).repeat(batch, 1, 1, 1)
+        if keys is not None:
+            keys = F.pad(keys, (num_tokens, 0)).expand(batch, -1, -1)
+            bias = bias + keys.flatten(0, 1)[:, None, None]
         return bias.to(dtype)
 
     def updated(self, global_tokens: Tensor, mixed: Tensor) -> Tensor:
@@ -153,6 +161,7 @@ class SwinStage(nn.Module):
         self.shifts_windows = sizes.shifts_windows
         self.shifted_blocks = sizes.shifted_blocks or tuple(index % 2 == 1 for index in range(sizes.depth))
         self.masks_shifted_windows = sizes.masks_shifted_windows
+        self.masks_padding = sizes.masks_padding
         self.num_global_tokens = sizes.num_global_tokens
         self.blocks = nn.ModuleList(
             SwinBlock(config, sizes, rate, is_last=index == sizes.depth - 1)
@@ -196,6 +205,7 @@ class SwinStage(nn.Module):
             if self.num_global_tokens
             else None,
             position,
+            padding_keys(windows, pixel_mask, features) if self.masks_padding else None,
         )
 
 

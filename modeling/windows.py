@@ -115,3 +115,23 @@ def shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Te
     labels = partition(regions[None, ..., None], windows)[0, :, :, 0]
     apart = labels[:, :, None] != labels[:, None, :]
     return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+
+
+def padding_keys(windows: Windows, present: Tensor | None, like: Tensor) -> Tensor | None:
+    """-> (1 or B, W, N), additive mask: -100 for cells without image and those that only fill up windows.
+
+    Args:
+        windows: The partition.
+        present: Mask (B, G...), True for cells with image; None if all of them have.
+        like: Tensor whose type and device the result has.
+
+    Returns:
+        The mask, or None if there is nothing to hide.
+    """
+    if present is None:
+        # a program for any size cannot decide by one
+        if windows.padded == windows.grid and not torch.compiler.is_exporting():
+            return None
+        present = torch.ones(1, *windows.grid, device=like.device)
+    inside = window_partition(present[..., None].to(like), windows)[..., 0]
+    return 100.0 * (inside - 1)

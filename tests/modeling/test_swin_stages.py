@@ -4,8 +4,9 @@ from cases import each
 from contextseg import GlamSwinConfig
 from contextseg.modeling.global_tokens import tokens_with_image
 from contextseg.modeling.patches import PatchEmbed, PatchMerge
+from contextseg.modeling.skip_attention import SkipAttentionBlock
 from contextseg.modeling.swin_stages import StageSizes, SwinStage
-from contextseg.modeling.windows import plan_windows
+from contextseg.modeling.windows import plan_windows, window_partition
 
 
 def stage(window=(4, 4), depth=2, num_global_tokens=2, **sizes):
@@ -17,6 +18,26 @@ def stage(window=(4, 4), depth=2, num_global_tokens=2, **sizes):
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return built.eval()
+
+
+class Joined(torch.nn.Module):
+    """A skip attention block whose two inputs are the same features."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, features, present=None):
+        return self.block(features, features, present)
+
+
+def skip_block(**sizes):
+    torch.manual_seed(0)
+    sizes = StageSizes(8, 1, 2, (4, 4), 2.0, (0.0,), **sizes)
+    block = SkipAttentionBlock(GlamSwinConfig(attn_implementation="sdpa"), sizes, 0.0)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Joined(block).eval()
 
 
 def influence(built, features, cell):
@@ -94,3 +115,38 @@ def test_merging_concatenates_neighbors_with_rows_fastest():
     merged = merge(torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8]])[None, :, :, None])
     assert merged[0, 0, 0].tolist() == [0, 3, 1, 4]
     assert merged[0, 1, 1].tolist() == [8, 0, 0, 0]
+
+
+@each("build", [stage, skip_block])
+def test_padding_is_no_key_where_it_is_masked(build):
+    """More cells of padding, filled with anything, change nothing; and neither do those that fill up the windows."""
+    grid, image, built = (3, 5), torch.randn(1, 3, 5, 8), build(num_global_tokens=0, masks_padding=True)
+    with torch.no_grad():
+        expected = built(image)
+        for more in ((3, 5), (3, 7), (6, 5), (9, 13)):
+            padded = torch.randn(1, *more, 8)
+            padded[:, :3, :5] = image
+            present = torch.zeros(1, *more, dtype=torch.bool)
+            present[:, :3, :5] = True
+            found = built(padded, present)[:, : grid[0], : grid[1]]
+            torch.testing.assert_close(found, expected, msg=str(more))
+        swin = build(num_global_tokens=0)
+        assert (swin(image) - expected).abs().max() > 1e-3  # whose zeros are keys
+
+
+@each("build", [stage, skip_block])
+def test_masking_of_padding_is_no_change_where_windows_fit(build):
+    image = torch.randn(2, 8, 4, 8)
+    with torch.no_grad():
+        assert torch.equal(build(masks_padding=True)(image), build()(image))
+
+
+def test_global_tokens_do_not_attend_to_padding():
+    built, windows = stage(masks_padding=True), plan_windows((3, 5), (4, 4))
+    cut = built.cut(torch.randn(1, 3, 5, 8), None, shifted=False)
+    with torch.no_grad():
+        bias = built.blocks[0].attention_bias(cut, 1, 2, torch.float32)
+    inside = window_partition(torch.ones(1, 3, 5, 1), windows)[0, :, :, 0] > 0
+    assert bias.shape == (2, 2, 2 + 16, 2 + 16)
+    assert (bias[:, 0, :2, 2:][~inside[:, None].expand(-1, 2, -1)] == -100).all()
+    assert (bias[:, 0, :2, 2:][inside[:, None].expand(-1, 2, -1)] == 0).all()
