@@ -80,6 +80,7 @@ STAGES = [
     for case in golden_cases("glam3d")
     if case.id.startswith(("stage_encoder", "stage_transformer", "none"))
 ]
+DECODERS = [case for case in golden_cases("glam3d") if case.id in ("stage_decoder", "none")]
 ATTENTION = [case for case in golden_cases("glam3d") if case.id in ("global_attention", "none")]
 
 
