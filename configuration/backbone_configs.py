@@ -42,6 +42,15 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
     return AutoConfig.for_model(model_type, **settings)
 
 
+def check_takes_images(config: PreTrainedConfig) -> None:
+    """Raises ValueError for the configuration of an encoder of volumes."""
+    if getattr(config, "num_axes", 2) != 2:
+        raise ValueError(
+            f"backbone_config is for volumes (patch_size {shown(config.patch_size)}), but this model takes images. Choose an "
+            "encoder of images."
+        )
+
+
 class BackboneChannels:
     """The option `num_channels` of a configuration with a `backbone_config`, which stores it."""
 

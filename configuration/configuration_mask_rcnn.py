@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbone_configs import BackboneChannels, backbone_from_dict
+from .backbone_configs import BackboneChannels, backbone_from_dict, check_takes_images
 from .checked_config import CheckedConfig, reject_unknown_options
 from .configuration_maformer import MaformerConfig
 from .field_rules import checked
@@ -66,6 +66,7 @@ class MaskRcnnConfig(BackboneChannels, CheckedConfig):
             self.backbone_config = backbone_from_dict(
                 self.backbone_config, is_stored=kwargs.get("_is_stored", False)
             )
+        check_takes_images(self.backbone_config)
         self.num_channels = kwargs.pop("num_channels", self.num_channels)
         if self.drop_path_rate is not None and not hasattr(self.backbone_config, "drop_path_rate"):
             raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
-from .backbone_configs import BackboneChannels, backbone_from_dict
+from .backbone_configs import BackboneChannels, backbone_from_dict, check_takes_images
 from .decoding import DecodingConfig
 from .field_rules import checked
 
@@ -106,6 +106,7 @@ class SegDeformerConfig(BackboneChannels, DecodingConfig):
             self.backbone_config = backbone_from_dict(
                 self.backbone_config, is_stored=kwargs.get("_is_stored", False)
             )
+        check_takes_images(self.backbone_config)
         self.num_channels = kwargs.pop("num_channels", self.num_channels)
         super().__post_init__(**kwargs)
 

@@ -258,7 +258,9 @@ def logits_size(config: Mapping[str, Any]) -> str:
     if config.get("decoder") == "unet":
         if "backbone_config" in config:
             return "at full resolution from the encoder's finest feature map"
-        return f"at full resolution from patches of {config['patch_size']} x {config['patch_size']} pixels"
+        patch, unit = config["patch_size"], "voxels" if takes_volumes(config, SEGMENTATION) else "pixels"
+        sides = patch if isinstance(patch, list | tuple) else (patch, patch)
+        return f"at full resolution from patches of {' x '.join(map(str, sides))} {unit}"
     if takes_volumes(config, SEGMENTATION):
         return f"at full resolution from patches of {' x '.join(map(str, config['patch_size']))} voxels"
     if "backbone_config" in config:

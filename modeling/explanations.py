@@ -3,9 +3,10 @@
 Attention is averaged over heads. Attention to the global tokens themselves (the second sum of eq. 7) concerns
 a window as a whole and is distributed evenly over its patches, so that every map sums to one.
 
-Legend: B batch, W windows, N tokens per window, M context tokens, T global tokens per window, C channels.
+Legend: B batch, S... axes of the image, W windows, N tokens per window, M context tokens, T global tokens per window, C channels.
 """
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, split_heads
 from .swin_stages import SwinBlock, SwinEncoder
-from .windows import Windows, window_reverse
+from .windows import Windows, crop, window_reverse
 
 
 class BlockInputs(NamedTuple):
@@ -36,25 +37,25 @@ class BlockInputs(NamedTuple):
 def global_attention_maps(
     model: nn.Module,
     pixel_values: Tensor,
-    position: tuple[int, int],
+    position: tuple[int, ...],
     token: int | None = None,
     stage: int = 0,
     block: int | None = None,
 ) -> Tensor:
-    """(B, C, H, W) -> (B, H, W): attention of the window around a pixel to each pixel of the image.
+    """(B, C, S...) -> (B, S...): attention of the window around a pixel to each pixel of the image or volume.
 
     Memory grows linearly with the number of windows for every attention implementation.
 
     Args:
         model: A GLAM-Swin model for any task, with global attention.
-        pixel_values: Preprocessed images (B, C, H, W).
-        position: (x, y) of the pixel, counted from the top left corner.
+        pixel_values: Preprocessed images (B, C, H, W) or volumes (B, C, D, H, W).
+        position: (x, y) of the pixel, counted from the top left corner, or (x, y, slice) in a volume.
         token: Index of one of the window's global tokens; None averages over all of them.
         stage: Index of the stage, 0 for the finest.
         block: Index of the block within the stage; by default the last one with global attention.
 
     Returns:
-        Maps (B, H, W), each of which sums to one.
+        Maps (B, S...), each of which sums to one.
 
     Raises:
         ValueError: If the position is outside the image, or the model, stage or block has no global
@@ -62,21 +63,23 @@ def global_attention_maps(
     """
     encoder = find_encoder(model)
     chosen = find_block(encoder, stage, block)
-    height, width = pixel_values.shape[-2:]
-    x, y = position
-    if not (0 <= x < width and 0 <= y < height):
+    size = tuple(pixel_values.shape[2:])
+    place = tuple(position)[::-1]
+    if len(place) != len(size) or not all(0 <= at < side for at, side in zip(place, size, strict=True)):
         raise ValueError(
-            f"position {(x, y)} is outside the image of {width}x{height}. Give 0 <= x < width, 0 <= y < height."
+            f"position {tuple(position)} is outside the image of {'x'.join(map(str, size[::-1]))}. Give (x, y), in volumes "
+            "(x, y, slice), counted from 0."
         )
     inputs = record(model, chosen, pixel_values)
-    stride = tuple(patch * 2**stage for patch in encoder.patch_embed.patch)
-    window = window_of((y // stride[0], x // stride[1]), inputs.windows)
+    factors = [encoder.patch_embed.patch, *(merge.factor for merge in encoder.merges[:stage])]
+    stride = tuple(map(prod, zip(*factors, strict=True)))
+    window = window_of(tuple(at // step for at, step in zip(place, stride, strict=True)), inputs.windows)
     patches = attention_over_patches(chosen, inputs, window, token)
     pixels = window_reverse(patches[..., None], inputs.windows)[..., 0]
     for axis, step in enumerate(stride, start=1):
         pixels = pixels.repeat_interleave(step, dim=axis)
-    pixels = pixels[:, :height, :width]
-    return pixels / pixels.sum(dim=(1, 2), keepdim=True)
+    pixels = crop(pixels[..., None], size)[..., 0]
+    return pixels / pixels.flatten(1).sum(dim=1).reshape(-1, *(1,) * len(size))
 
 
 def find_encoder(model: nn.Module) -> SwinEncoder:

@@ -32,7 +32,7 @@ class RelayMerge(nn.Module):
 
     def __init__(self, dim: int, layer_norm_eps: float, has_relay_tokens: bool) -> None:
         super().__init__()
-        self.patches = PatchMergePostNorm(dim, axes=2, layer_norm_eps=layer_norm_eps)
+        self.patches = PatchMergePostNorm(dim, (2, 2), layer_norm_eps)
         self.relay_tokens = nn.Linear(dim, 2 * dim) if has_relay_tokens else None
 
     def forward(self, scales: TwoScales) -> TwoScales:

@@ -212,10 +212,10 @@ def joined(features: Tensor, extra_tokens: Tensor) -> Tensor:
 class PatchMergePostNorm(PatchMerge):
     """Swin V2's patch merging, with the norm after the linear layer."""
 
-    def __init__(self, dim: int, axes: int, layer_norm_eps: float = 1e-5) -> None:
-        super().__init__(dim, axes, layer_norm_eps)
+    def __init__(self, dim: int, factor: tuple[int, ...], layer_norm_eps: float = 1e-5) -> None:
+        super().__init__(dim, factor, layer_norm_eps)
         self.norm = nn.LayerNorm(2 * dim, eps=layer_norm_eps)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, G..., C) -> (B, ceil(G / 2)..., 2 C)."""
+        """(B, G..., C) -> (B, ceil(G / factor)..., 2 C)."""
         return self.norm(self.reduction(self.neighbors(features)))

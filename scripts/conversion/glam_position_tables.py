@@ -46,11 +46,11 @@ def num_global_positions(config: GlamSwinConfig, stage: int, image_size: tuple[i
     window.
     """
     count = config.num_global_tokens
-    for side in image_size:
-        cells = -(-side // config.patch_size)
+    for side, patch, window in zip(image_size, config.patch, config.stage_window(stage), strict=True):
+        cells = -(-side // patch)
         for _ in range(stage):
             cells = -(-cells // 2)
-        count *= -(-cells // config.stage_window(stage))
+        count *= -(-cells // window)
     return count
 
 

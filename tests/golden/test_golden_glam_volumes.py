@@ -10,12 +10,15 @@ from math import prod
 import pytest
 import torch
 from golden_cases import GoldenCase, golden_cases
-from torch import Tensor
+from torch import Tensor, nn
 
 from contextseg.configuration.configuration_glam_swin import GlamSwinConfig
 from contextseg.modeling.attention import Attention
+from contextseg.modeling.decoder_nnformer import NnFormerStep
 from contextseg.modeling.positions import GlobalPositionTable
+from contextseg.modeling.skip_attention import AddedSkip
 from contextseg.modeling.swin_stages import StageSizes, SwinBlock, SwinStage, WindowCut
+from contextseg.modeling.volume_embedding import VolumeDownsampling, VolumeUpsampling
 from contextseg.modeling.windows import plan_windows, shift_mask
 
 EAGER = GlamSwinConfig(attn_implementation="eager")
@@ -27,8 +30,10 @@ RENAMED = (
     (r"\bnorm4\.", "global_norm2."),
     (r"\bmlp2\.", "global_mlp."),
     (r"\bproj\.", "o_proj."),
-    (r"^global_token$", "global_tokens.initial"),
-    (r"^pe$", "global_position.table"),
+    (r"^Upsample\.", "upsample."),
+    (r"\b(up|reduction)\.", "convolution."),
+    (r"\bglobal_token$", "global_tokens.initial"),
+    (r"\bpe$", "global_position.table"),
 )
 
 
@@ -52,12 +57,17 @@ def ours_from(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]
 
 def sizes(case: GoldenCase, depth: int) -> StageSizes:
     arguments = case.description["constructor"]
+    # A window that the grid does not exceed has its shortest side and is not shifted: their rule.
+    window = arguments.get("window_size_effective") or min(
+        arguments["window_size"], *arguments["input_resolution"]
+    )
+    shifts = arguments.get("shift_per_block")
     path, clamps = arguments.get("token_path", "half"), arguments.get("clamp", True)
     return StageSizes(
         dim=arguments["dim"],
         depth=depth,
         num_heads=arguments["num_heads"],
-        window=(arguments.get("window_size_effective", arguments.get("window_size")),) * 3,
+        window=(window,) * 3,
         mlp_ratio=4,
         drop_path_rates=(0.0,) * depth,
         num_global_tokens=arguments["gt_num"],
@@ -65,25 +75,26 @@ def sizes(case: GoldenCase, depth: int) -> StageSizes:
         global_position_rows=arguments.get("position_rows", 0),
         global_block=path,
         global_clamp=1.0 if clamps else None,
+        shifted_blocks=None if shifts is None else tuple(shift > 0 for shift in shifts),
         position_index="official",
     )
 
 
-def filled(module: torch.nn.Module, case: GoldenCase) -> torch.nn.Module:
+def filled(module: nn.Module, case: GoldenCase) -> nn.Module:
     module.load_state_dict(ours_from(case.weights, set(module.state_dict())))
     return module.eval()
 
 
-BLOCKS = [case for case in golden_cases("glam3d") if case.id.startswith(("block", "none"))]
-STAGES = [
-    case
-    for case in golden_cases("glam3d")
-    if case.id.startswith(("stage_encoder", "stage_transformer", "none"))
-]
-ATTENTION = [case for case in golden_cases("glam3d") if case.id in ("global_attention", "none")]
+def of_kinds(pattern: str) -> list:
+    """The cases whose kind matches, whatever they are called."""
+    return [
+        parameter
+        for parameter in golden_cases("glam3d")
+        if parameter.values[0] is None or re.fullmatch(pattern, parameter.values[0].kind)
+    ]
 
 
-@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("case", of_kinds("block.*"))
 def test_blocks_and_their_gradients_are_the_authors(case):
     arguments = case.description["constructor"]
     block = filled(SwinBlock(EAGER, sizes(case, 2), 0.0, is_last=False), case)
@@ -122,19 +133,70 @@ def test_blocks_and_their_gradients_are_the_authors(case):
             torch.testing.assert_close(parameters[name].grad, gradient, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", STAGES)
-def test_stages_are_the_authors(case):
-    arguments, seen = case.description["constructor"], {}
-    stage = filled(SwinStage(EAGER, sizes(case, arguments["depth"])), case)
-    stage.blocks[0].register_forward_hook(lambda *call: seen.update(output=call[-1]))
-    with torch.no_grad():
-        features = stage(case.tensors["x"].unflatten(1, arguments["input_resolution"]))
-    case.check("mid.block0", seen["output"][0])
-    case.check("mid.block0_gt", seen["output"][1])
-    case.check("out", features)
+def stage_of(case: GoldenCase, **parts: nn.Module) -> nn.ModuleDict:
+    """Their stage with its resampling, filled with the weights of a case."""
+    stage = SwinStage(EAGER, sizes(case, case.description["constructor"]["depth"]))
+    module = nn.ModuleDict({"stage": stage, **parts}).eval()
+    weights = {re.sub("^(blocks|global_token|pe)", r"stage.\1", name): v for name, v in case.weights.items()}
+    module.load_state_dict(ours_from(weights, set(module.state_dict())))
+    return module
 
 
-@pytest.mark.parametrize("case", ATTENTION)
+def tokens_of_first_block(stage: SwinStage) -> dict[str, Tensor]:
+    seen = {}
+    stage.blocks[0].register_forward_hook(
+        lambda *call: seen.update({"mid.block0": call[-1][0], "mid.block0_gt": call[-1][1]})
+    )
+    return seen
+
+
+@pytest.mark.parametrize("case", of_kinds("stage_(?!decoder).*"))
+def test_stages_and_their_gradients_are_the_authors(case):
+    arguments = case.description["constructor"]
+    parts = {}
+    if "out_down" in case.tensors:
+        parts["downsample"] = VolumeDownsampling(arguments["dim"], 2 * arguments["dim"], (2, 2, 2), False)
+    module, given = stage_of(case, **parts), case.tensors["x"].clone().requires_grad_()
+    seen = tokens_of_first_block(module["stage"])
+    features = module["stage"](given.unflatten(1, arguments["input_resolution"]))
+    found = {"out": features, **seen}
+    if parts:
+        found["out_down"] = module["downsample"](features.movedim(-1, 1))
+    for name, value in found.items():
+        case.check(name, value)
+    cotangents = case.starting("cotangent.")
+    if not cotangents:
+        return
+    sum(
+        (cotangents[name] * found[name].reshape(cotangents[name].shape)).sum() for name in cotangents
+    ).backward()
+    case.check("grad.input.x", given.grad)
+    slopes = {name: parameter.grad for name, parameter in module.named_parameters()}
+    expected = case.starting("grad.param.")
+    named = {
+        re.sub("^(blocks|global_token|pe)", r"stage.\1", name): value for name, value in expected.items()
+    }
+    wanted = ours_from(named, set(slopes))
+    assert len(wanted) >= len(expected) > 0
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(slopes[name], gradient, rtol=0, atol=case.tolerance)
+
+
+@pytest.mark.parametrize("case", of_kinds("stage_decoder"))
+@torch.no_grad()
+def test_stages_of_the_decoder_are_the_authors(case):
+    arguments = case.description["constructor"]
+    dim, grid = arguments["dim"], arguments["input_resolution"]
+    module = stage_of(case, upsample=VolumeUpsampling(2 * dim, dim, (2, 2, 2)))
+    seen = tokens_of_first_block(module["stage"])
+    step = NnFormerStep(module["upsample"], AddedSkip(), module["stage"])
+    coarser = case.tensors["x"].unflatten(1, [side // 2 for side in grid])
+    found = {"out": step(coarser, case.tensors["skip"].unflatten(1, grid)), **seen}
+    for name, value in found.items():
+        case.check(name, value)
+
+
+@pytest.mark.parametrize("case", of_kinds("global_attention"))
 def test_global_attention_reads_the_middle_of_the_table(case):
     arguments = case.description["constructor"]
     attention = Attention(EAGER, arguments["dim"], arguments["num_heads"])
@@ -149,4 +211,16 @@ def test_global_attention_reads_the_middle_of_the_table(case):
         count = tokens.shape[1]
         position = table(plan_windows((count,), (1,)))
         case.check(f"out{name}", attention(tokens + position)[0])
-    case.check("out8_nopos", attention(case.tensors["x8"])[0])
+    for name in case.starting("out"):
+        if name.endswith("_nopos"):
+            case.check(f"out{name}", attention(case.tensors[f"x{name.removesuffix('_nopos')}"])[0])
+
+
+def test_every_kind_is_claimed_by_one_test():
+    here = ("block.*", "stage_(?!decoder).*", "stage_decoder", "global_attention")
+    elsewhere = (r"network(_transformer|_half)?", "patch_merging", "embedding", "loss")
+    kinds = {
+        parameter.values[0].kind for parameter in golden_cases("glam3d") if parameter.values[0] is not None
+    }
+    claims = {kind: [p for p in (*here, *elsewhere) if re.fullmatch(p, kind)] for kind in kinds}
+    assert {kind: found for kind, found in claims.items() if len(found) != 1} == {}

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import tiny_glam_swin
+from tiny import tiny_glam_swin, tiny_glam_swin_volumes
 
 from contextseg import global_attention_maps
 
@@ -32,6 +32,26 @@ def brute_force(model, pixels, block, window, token):
                 b[:, other, j, None] * to_tokens[:, other, j].sum(-1, keepdim=True) / maps.shape[-1]
             )
     return maps
+
+
+@pytest.mark.parametrize("path", ["half", "transformer"])
+def test_the_map_is_equation_7_for_every_path_of_the_tokens(path):
+    torch.manual_seed(0)
+    built = tiny_glam_swin(global_block=path).eval()
+    for parameter in built.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    pixels = torch.randn(2, 3, 32, 48)
+    maps = global_attention_maps(built, pixels, position=(40, 20), token=1, block=0)
+    expected = brute_force(built, pixels, block=0, window=5, token=1)
+    expected = expected.unflatten(1, (2, 3)).unflatten(3, (4, 4)).transpose(2, 3).reshape(2, 8, 12)
+    torch.testing.assert_close(maps[:, ::4, ::4], expected / 16)
+
+
+def test_maps_of_volumes_have_their_size_and_sum_to_one():
+    volumes = torch.randn(2, 1, 3, 33, 21)
+    maps = global_attention_maps(tiny_glam_swin_volumes(), volumes, position=(20, 32, 2), stage=1)
+    assert maps.shape == (2, 3, 33, 21)
+    torch.testing.assert_close(maps.flatten(1).sum(1), torch.ones(2))
 
 
 @pytest.mark.parametrize("token", [0, 1])

@@ -14,7 +14,7 @@ from contextseg.modeling.nonlocal_upsampling import (
 def upsample(kind, window=(4, 4), implementation="sdpa", **options):
     torch.manual_seed(0)
     config = GlamSwinConfig(attn_implementation=implementation)
-    built = UPSAMPLINGS[kind](config, UpsamplingSizes(8, 4, 2, window, (2, 2), 2.0, **options))
+    built = UPSAMPLINGS[kind](config, UpsamplingSizes(8, 4, 2, window, (2,) * len(window), 2.0, **options))
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return built.eval()
