@@ -87,8 +87,8 @@ class NnFormerConfig(VolumeStages, OutFeatures, StageRules, BackboneConfigMixin,
     mlp_ratio: Hidden channels of an MLP over its input channels.
     drop_path_rate: Stochastic depth rate of the last block of the encoder, and of the last of the decoder; both
         increase linearly from 0.
-    initializer_range: Standard deviation of newly initialized heads and position tables. Other linear layers and
-        convolutions are initialized as PyTorch does, as in the authors' code.
+    initializer_range: Standard deviation of newly initialized position tables. Linear layers and convolutions are
+        initialized as PyTorch does, as in the authors' code.
     layer_norm_eps: Epsilon of all layer norms.
     out_features, out_indices: Stages whose feature maps the backbone returns, by name ("stem", "stage1", ...) or index;
         all stages by default. Stages after the last of these are not built.

@@ -21,6 +21,7 @@ from .attention import Attention
 from .blocks import Decoded
 from .decoder_nnformer import NnFormerStep
 from .deep_supervision import deep_supervision_loss
+from .label_rows import VolumeClassifier
 from .modeling_segmentation import SegmentationModel
 from .modeling_staged import StagedBackbone, StagedModel
 from .pretrained import ContextsegPreTrainedModel
@@ -97,8 +98,9 @@ class NnFormerPreTrainedModel(ContextsegPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """As the authors: linear layers and convolutions as PyTorch does it, which narrow networks need to learn."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
-            bound = module.weight[0].numel() ** -0.5
+        if isinstance(module, nn.Linear | nn.Conv3d | nn.ConvTranspose3d | VolumeClassifier):
+            labels_first = isinstance(module, VolumeClassifier)  # unlike other transposed convolutions
+            bound = (module.weight[:, 0] if labels_first else module.weight[0]).numel() ** -0.5
             for weight in module.parameters(recurse=False):
                 init.uniform_(weight, -bound, bound)
 
