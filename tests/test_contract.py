@@ -257,7 +257,7 @@ def test_bfloat16_weights_stay_close_to_float32(build):
     pixels = images(model)
     exact = segment(model, pixels).logits
     rough = segment(model.to(torch.bfloat16), pixels.bfloat16()).logits
-    torch.testing.assert_close(rough.float(), exact, atol=0.02, rtol=0.1)
+    torch.testing.assert_close(rough.float(), exact, atol=0.04, rtol=0.1)
 
 
 @pytest.mark.parametrize("build", slow_but(SEGMENTERS, "glam_swin_fpn"), indirect=True)
