@@ -176,7 +176,7 @@ def _complete(
     wanted = set(range(count))
 
     def shown(numbers: set[int]) -> str:
-        texts = [f"{k:04d}" + f", {names[k]}" * (k < len(names)) for k in sorted(numbers)]
+        texts = [f"{k:04d}" + (f", {names[k]}" if k < len(names) else "") for k in sorted(numbers)]
         return f" ({'; '.join(texts)})"
 
     lacking = [case + shown(missing) for case, files in grouped.items() if (missing := wanted - set(files))]
