@@ -81,10 +81,15 @@ class VolumeFolder:
 def is_volume_folder(source: str | Path) -> bool:
     """Whether a source, with or without a split, holds volumes: imagesTr/, a list of cases, or images/ of volumes."""
     place, split = split_of(str(source))
-    root = Path(place).expanduser()
+    root = folder_of(Path(place).expanduser())
     if split is not None and is_root(root / split.name):
         return True
     return is_root(root)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a `dataset.json`; another path itself."""
+    return path.parent if path.name == DATASET_FILE and path.is_file() else path
 
 
 def is_root(folder: Path) -> bool:
@@ -100,6 +105,7 @@ def is_root(folder: Path) -> bool:
 
 def find_volume_folder(root: Path, split: Split | None) -> tuple[VolumeFolder, Split | None]:
     """The folder, or its subfolder that has the name of the split. Raises ValueError if it has no volumes."""
+    root = folder_of(root)
     if split is not None and is_root(root / split.name):
         root, split = root / split.name, None
     if not is_root(root):

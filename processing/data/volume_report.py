@@ -83,11 +83,19 @@ class VolumeReport(CheckReport):
 
     def as_dict(self) -> dict[str, Any]:
         """The report as values that JSON can store; sizes and spacings are along slices, rows and columns."""
-        return super().as_dict() | {
-            "classes": self.rows(),
+        return {
+            "data": self.name,
+            "samples": self.num_samples,
+            "checked": self.num_checked,
             "sizes": [{"size": list(size), "images": n} for size, n in self.sizes.most_common()],
             "spacings": [{"spacing": list(steps), "images": n} for steps, n in self.spacings.most_common()],
             "channels": self.channels,
+            "classes": self.rows(),
+            "ignored_pixels": self.ignored_pixels,
+            "stored_ids": dict(self.stored_ids),
+            "unreadable": self.unreadable,
+            "problems": self.problems,
+            "warnings": self.warnings,
             "plan": self.plan,
         }
 
