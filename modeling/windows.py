@@ -130,7 +130,7 @@ def padding_keys(windows: Windows, present: Tensor | None, like: Tensor) -> Tens
     """
     if present is None:
         # a program for any size cannot decide by one
-        if windows.padded == windows.grid and not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting() and windows.padded == windows.grid:
             return None
         present = torch.ones(1, *windows.grid, device=like.device)
     inside = window_partition(present[..., None].to(like), windows)[..., 0]

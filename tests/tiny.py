@@ -434,7 +434,8 @@ OTHER_VALUES["nnformer"] = {
     "global_block": {"num_global_tokens": 2, "global_block": "half", "variant": "2021"},
     "relative_positions": {"relative_positions": "official", "initializer_range": 0.2},
     "fixed_grid": True,
-    "mask_shifted_windows": False,
+    # where windows fit; elsewhere the cells that wrap around meet padding, which is masked by itself
+    "mask_shifted_windows": {"window_size": (3, 2), "mask_shifted_windows": False},
     "pad_last_downsample": False,
     "deep_supervision": {
         "depths": (1, 1, 1),
