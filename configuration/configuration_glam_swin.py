@@ -9,8 +9,35 @@ GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 GLOBAL_BLOCKS = ("bare", "half", "transformer")
 
 
+class GlobalTokenRules:
+    """Rules of the fields of global tokens."""
+
+    def validate_global_tokens(self) -> None:
+        if self.global_position_embedding not in GLOBAL_POSITION_EMBEDDINGS:
+            raise ValueError(
+                f"global_position_embedding is '{self.global_position_embedding}'. "
+                f"Use one of {', '.join(GLOBAL_POSITION_EMBEDDINGS)}."
+            )
+        if self.global_position_rows is not None and len(self.global_position_rows) != len(self.depths):
+            raise ValueError(
+                f"global_position_rows has {len(self.global_position_rows)} entries for {len(self.depths)} stages. "
+                "Give one entry per stage, or None for the authors' sizes."
+            )
+
+    def validate_global_block(self) -> None:
+        if self.global_block not in GLOBAL_BLOCKS:
+            raise ValueError(f"global_block is '{self.global_block}'. Use one of {', '.join(GLOBAL_BLOCKS)}.")
+        if self.global_block == "transformer" and (
+            self.global_clamp is not None or self.global_position_embedding != "none"
+        ):
+            raise ValueError(
+                "global_block 'transformer' takes neither global_clamp nor global_position_embedding. Leave both out, or "
+                "use 'half' or 'bare'."
+            )
+
+
 @checked
-class GlamSwinConfig(StridesPerAxis, StagedConfig):
+class GlamSwinConfig(GlobalTokenRules, StridesPerAxis, StagedConfig):
     """Configuration of the GLAM-Swin backbone, classifier and segmenter, for images or volumes.
 
     The defaults are the paper's Tiny size with UPerNet. A `patch_size` with three entries describes a network for volumes
@@ -79,29 +106,6 @@ class GlamSwinConfig(StridesPerAxis, StagedConfig):
     def hidden_sizes(self) -> list[int]:
         """Channels of each stage."""
         return [self.embed_dim * 2**stage for stage in range(self.num_layers)]
-
-    def validate_global_tokens(self) -> None:
-        if self.global_position_embedding not in GLOBAL_POSITION_EMBEDDINGS:
-            raise ValueError(
-                f"global_position_embedding is '{self.global_position_embedding}'. "
-                f"Use one of {', '.join(GLOBAL_POSITION_EMBEDDINGS)}."
-            )
-        if self.global_position_rows is not None and len(self.global_position_rows) != len(self.depths):
-            raise ValueError(
-                f"global_position_rows has {len(self.global_position_rows)} entries for {len(self.depths)} stages. "
-                "Give one entry per stage, or None for the authors' sizes."
-            )
-
-    def validate_global_block(self) -> None:
-        if self.global_block not in GLOBAL_BLOCKS:
-            raise ValueError(f"global_block is '{self.global_block}'. Use one of {', '.join(GLOBAL_BLOCKS)}.")
-        if self.global_block == "transformer" and (
-            self.global_clamp is not None or self.global_position_embedding != "none"
-        ):
-            raise ValueError(
-                "global_block 'transformer' takes neither global_clamp nor global_position_embedding. Leave both out, or "
-                "use 'half' or 'bare'."
-            )
 
     def validate_pretrain_image_size(self) -> None:
         size = self.pretrain_image_size
