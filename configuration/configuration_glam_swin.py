@@ -1,7 +1,7 @@
 """GLAM-Swin: Swin windows with global tokens (Themyr et al., "Full Contextual Attention for Multi-resolution
 Transformers in Semantic Segmentation", WACV 2023)."""
 
-from .axes import Sides, along_axes
+from .axes import Sides, StridesPerAxis, along_axes
 from .field_rules import checked
 from .staged import StagedConfig
 
@@ -9,8 +9,35 @@ GLOBAL_POSITION_EMBEDDINGS = ("sincos", "table", "none")
 GLOBAL_BLOCKS = ("bare", "half", "transformer")
 
 
+class GlobalTokenRules:
+    """Rules of the fields of global tokens."""
+
+    def validate_global_tokens(self) -> None:
+        if self.global_position_embedding not in GLOBAL_POSITION_EMBEDDINGS:
+            raise ValueError(
+                f"global_position_embedding is '{self.global_position_embedding}'. "
+                f"Use one of {', '.join(GLOBAL_POSITION_EMBEDDINGS)}."
+            )
+        if self.global_position_rows is not None and len(self.global_position_rows) != len(self.depths):
+            raise ValueError(
+                f"global_position_rows has {len(self.global_position_rows)} entries for {len(self.depths)} stages. "
+                "Give one entry per stage, or None for the authors' sizes."
+            )
+
+    def validate_global_block(self) -> None:
+        if self.global_block not in GLOBAL_BLOCKS:
+            raise ValueError(f"global_block is '{self.global_block}'. Use one of {', '.join(GLOBAL_BLOCKS)}.")
+        if self.global_block == "transformer" and (
+            self.global_clamp is not None or self.global_position_embedding != "none"
+        ):
+            raise ValueError(
+                "global_block 'transformer' takes neither global_clamp nor global_position_embedding. Leave both out, or "
+                "use 'half' or 'bare'."
+            )
+
+
 @checked
-class GlamSwinConfig(StagedConfig):
+class GlamSwinConfig(GlobalTokenRules, StridesPerAxis, StagedConfig):
     """Configuration of the GLAM-Swin backbone, classifier and segmenter, for images or volumes.
 
     The defaults are the paper's Tiny size with UPerNet. A `patch_size` with three entries describes a network for volumes
@@ -76,63 +103,9 @@ class GlamSwinConfig(StagedConfig):
     layer_norm_eps: float | int = 1e-5
 
     @property
-    def num_axes(self) -> int:
-        """2 for images, 3 for volumes."""
-        return len(self.patch_size) if isinstance(self.patch_size, list | tuple) else 2
-
-    @property
-    def reductions(self) -> list[tuple[int, ...]]:
-        """Patches along each axis that become one after each stage but the last."""
-        given = (2,) * (len(self.depths) - 1) if self.merge_strides is None else self.merge_strides
-        return [along_axes(strides, self.num_axes) for strides in given]
-
-    @property
     def hidden_sizes(self) -> list[int]:
         """Channels of each stage."""
         return [self.embed_dim * 2**stage for stage in range(self.num_layers)]
-
-    def validate_global_tokens(self) -> None:
-        if self.global_position_embedding not in GLOBAL_POSITION_EMBEDDINGS:
-            raise ValueError(
-                f"global_position_embedding is '{self.global_position_embedding}'. "
-                f"Use one of {', '.join(GLOBAL_POSITION_EMBEDDINGS)}."
-            )
-        if self.global_position_rows is not None and len(self.global_position_rows) != len(self.depths):
-            raise ValueError(
-                f"global_position_rows has {len(self.global_position_rows)} entries for {len(self.depths)} stages. "
-                "Give one entry per stage, or None for the authors' sizes."
-            )
-
-    def validate_global_block(self) -> None:
-        if self.global_block not in GLOBAL_BLOCKS:
-            raise ValueError(f"global_block is '{self.global_block}'. Use one of {', '.join(GLOBAL_BLOCKS)}.")
-        if self.global_block == "transformer" and (
-            self.global_clamp is not None or self.global_position_embedding != "none"
-        ):
-            raise ValueError(
-                "global_block 'transformer' takes neither global_clamp nor global_position_embedding. Leave both out, or "
-                "use 'half' or 'bare'."
-            )
-
-    def validate_axes(self) -> None:
-        axes, sides = self.num_axes, [self.window_size, *(self.merge_strides or ())]
-        if axes not in (2, 3) or any(len(along_axes(entry, axes)) != axes for entry in sides):
-            raise ValueError(
-                f"patch_size {self.patch_size}, window_size {self.window_size} and merge_strides {self.merge_strides} do not fit "
-                "together. Give a number, or one per axis: rows and columns of images, or slices, rows and columns."
-            )
-        if len(self.reductions) != len(self.depths) - 1:
-            raise ValueError(
-                f"merge_strides has {len(self.reductions)} entries for {len(self.depths)} stages. Give one per stage but the "
-                "last."
-            )
-        if self.has_square_strides:
-            return
-        if self.decoder != "unet" or self.use_auxiliary_head or self.pretrain_image_size is not None:
-            raise ValueError(
-                f"patch_size {self.patch_size} and merge_strides {self.merge_strides} are those of volumes or of patches that are "
-                "not square, for which there is only decoder 'unet', without use_auxiliary_head and pretrain_image_size."
-            )
 
     def validate_pretrain_image_size(self) -> None:
         size = self.pretrain_image_size
