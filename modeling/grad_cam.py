@@ -41,7 +41,7 @@ def grad_cam(
 
     Raises:
         ValueError: If the model is in training mode or does not return feature maps, the class or the level
-            does not exist, or `region` has another number of images.
+            does not exist, `pixel_values` are no images, or `region` has another number of them.
     """
     return as_shares(class_activation(model, pixel_values, label, region, level))
 
@@ -55,6 +55,10 @@ def class_activation(
     model: nn.Module, pixel_values: Tensor, label: int, region: Tensor | None, level: int
 ) -> Tensor:
     """(B, C, H, W) -> (B, H, W), float32: `grad_cam` before the division by the maximum."""
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}, and Grad-CAM is for images (B, C, H, W)."
+        )
     if model.training:
         raise ValueError("the model is in training mode, which changes its outputs. Call model.eval() first.")
     with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):

@@ -35,7 +35,7 @@ from .logits_to_masks import argmax_of_bands, mean_probabilities, upsampled_rows
 from .rasters.inference import MEMORY, raster_rows, raster_scores
 from .rasters.spans import spans_of
 from .tiling import WEIGHTS, RowReader, blended_rows
-from .volumes.volume_inference import segment_volume, takes_volumes
+from .volumes.volume_inference import is_for_volumes, segment_volume, takes_volumes
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
 
@@ -111,7 +111,7 @@ class Inference:
         return self.mask(model, self.inputs(processor, image), size)
 
     def inputs(self, processor: Any, image: Source, **options: Any) -> list[Tensor]:
-        """Prepares an image for `mask` and `probabilities`.
+        """Prepares an image, not a volume, for `mask` and `probabilities`.
 
         Args:
             processor: The model's image processor.
@@ -242,6 +242,15 @@ def sides_of_images(window: int | tuple[int, ...]) -> tuple[int, int]:
     return sides
 
 
+def check_for_images(processor: Any) -> None:
+    """Raises ValueError if an image processor is for volumes."""
+    if is_for_volumes(processor):
+        raise ValueError(
+            f"{type(processor).__name__} is for volumes. Pass the processor of a model of images; a model of volumes "
+            "is called as a whole: Inference(...)(model, processor, volume)."
+        )
+
+
 def check_scales(scales: Any) -> None:
     """Raises ValueError unless these are one or more factors."""
     is_list = isinstance(scales, list | tuple) and len(scales) > 0
@@ -256,7 +265,11 @@ def is_count(value: Any) -> bool:
 
 
 def decoded(processor: Any, image: Source) -> Source:
-    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is."""
+    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is.
+
+    Raises ImageReadError if it cannot be read, ValueError if the processor is for volumes.
+    """
+    check_for_images(processor)
     if isinstance(image, Image.Image | np.ndarray | Tensor):
         return image
     return decoded_for(processor, image)[0]
@@ -295,6 +308,10 @@ def logit_bands(
     inference: Inference, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
 ) -> Iterator[list[Tensor]]:
     """Yields for each band the logits (K, rows, W) of all views (scales, mirrored or not) at `size`."""
+    if takes_volumes(model.config):
+        raise ValueError(
+            "the model takes volumes, and this is for images. Call Inference(...)(model, processor, volume)."
+        )
     height, width = size
     check_context_sharing(inference, model)
     views = [

@@ -98,6 +98,7 @@ class FilePredictor(ABC):
     """
 
     done: ClassVar[str]  # what is done with an image, such as "segmented"
+    unit: ClassVar[str] = "image"  # what a file holds
 
     @abstractmethod
     def load(self, job: Job) -> Any:

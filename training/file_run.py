@@ -15,7 +15,9 @@ from .prediction_options import PredictArguments
 from .processes import is_loss_of_a_peer
 from .sharing import decided_by_first, gathered, is_divided, name_of, predicted_by_all, share_of
 
-CONTINUE = "Run the command again with --skip-existing for the other images; a large raster goes on where it stopped."
+CONTINUE = (
+    "Run the command again with --skip-existing for the others; a large raster goes on where it stopped."
+)
 
 
 class FileRun:
@@ -56,7 +58,7 @@ class FileRun:
                 telling(self.state),
                 progress(
                     total=len(self.share),
-                    unit="image",
+                    unit=self.predictor.unit,
                     disable=len(self.share) <= 1,
                 ) as self.bar,
             ):
@@ -147,7 +149,7 @@ class FileRun:
         """What is done, at an interruption."""
         failed = "".join(f"\n{message}" for message in self.failures.values())
         return (
-            f"{name_of(self.accelerator)}{len(self.records)} of {len(self.share)} images are {self.predictor.done}; the results in "
+            f"{name_of(self.accelerator)}{len(self.records)} of {len(self.share)} {self.predictor.unit}s are {self.predictor.done}; the results in "
             f"{self.arguments.output} are complete. {CONTINUE}{failed}"
         )
 
@@ -155,4 +157,4 @@ class FileRun:
         """What was done."""
         skipped = f", {len(self.earlier)} skipped because their results exist" if self.earlier else ""
         place = f"; the results are in {self.arguments.output}" if self.records or self.earlier else ""
-        return f"{len(self.records)} of {len(self.jobs)} images {self.predictor.done}{skipped}{place}"
+        return f"{len(self.records)} of {len(self.jobs)} {self.predictor.unit}s {self.predictor.done}{skipped}{place}"

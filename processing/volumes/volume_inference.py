@@ -216,10 +216,17 @@ def segment_volume(model: nn.Module, processor: Any, source: Any, inference: Any
 
 
 def volume_of(model: nn.Module, processor: Any, source: Any) -> Volume:
-    """Reads a volume as a model takes it. Raises VolumeReadError if it cannot be read."""
-    if isinstance(source, Volume):
-        return source
-    return read_volume(source, model.config.num_channels, processor.slice_axis)
+    """Reads a volume as a model takes it.
+
+    Raises VolumeReadError if it cannot be read, ValueError if it was read with another slice axis.
+    """
+    volume = read_volume(source, model.config.num_channels, processor.slice_axis)
+    if volume.geometry is not None and volume.geometry.slice_axis != processor.slice_axis:
+        raise ValueError(
+            f"{volume.name} was read with slice_axis='{volume.geometry.slice_axis}', but its processor has "
+            f"'{processor.slice_axis}'. Pass slice_axis=processor.slice_axis to read_volume."
+        )
+    return volume
 
 
 def prepared_probabilities(model: nn.Module, prepared: Any, inference: Any) -> Iterator[Band]:
@@ -235,9 +242,14 @@ def part_of(values: Any, band: Band) -> Any:
     return values[(*[slice(None)] * band.axis, slice(band.start, stop))]
 
 
+def is_for_volumes(processor: Any) -> bool:
+    """Whether an image processor prepares volumes, not images."""
+    return hasattr(processor, "prepare")
+
+
 def check_processor(processor: Any) -> None:
     """Raises ValueError if an image processor is not for volumes."""
-    if not hasattr(processor, "prepare"):
+    if not is_for_volumes(processor):
         raise ValueError(
             f"the model takes volumes, and {type(processor).__name__} is for images. Pass its VolumeImageProcessor."
         )

@@ -153,7 +153,14 @@ def _loaded(path: str, name: str) -> "SpatialImage":
             f"{name} is {SPECIAL_FILES.get(kind, 'a special file')}, not a volume. Give the path of a regular file."
         )
     with quiet():
-        image = nibabel.load(path)
+        try:
+            image = nibabel.load(path)
+        except ImageFileError:
+            if is_volume_file(path):
+                raise
+            raise VolumeReadError(
+                f"{name} is not a volume. Give a NIfTI file, which ends in .nii or .nii.gz."
+            ) from None
     if not isinstance(image, SpatialImage):
         raise VolumeReadError(f"{name} is not a volume but {type(image).__name__}. Give a NIfTI file.")
     return image

@@ -105,7 +105,7 @@ class VolumePredictor(FilePredictor):
         ValueError: If the processor is for images, or `inference` has settings that volumes do not have.
     """
 
-    done = "segmented"
+    done, unit = "segmented", "volume"
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 Legend: C channels, D, H, W slices, rows and columns in canonical orientation (see volume_geometry.py).
 """
 
+import gzip
 import os
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from .volume_opening import (
 
 VolumeSource = Any  # a path, an image of nibabel, an array, a tensor, or a list of them, one per channel
 WHOLE_NUMBER_TOLERANCE = 1e-3  # of labels stored as floats
+COMPRESSED = (".gz", ".mgz")
+BLOCK_BYTES, MOST_BLOCKS = 1 << 20, 1 << 10  # read behind the voxels of a compressed file
 SMALL_IDS = np.iinfo(np.int32)
 
 
@@ -157,17 +160,34 @@ def _checked_axis(slice_axis: str) -> str:
 
 
 def _numpy(source: np.ndarray | Tensor) -> np.ndarray:
-    return source.detach().cpu().numpy() if isinstance(source, Tensor) else source
+    if not isinstance(source, Tensor):
+        return source
+    is_narrow = source.is_floating_point() and source.element_size() < 4  # of which NumPy lacks some
+    return (source.detach().float() if is_narrow else source.detach()).cpu().numpy()
 
 
 def _stored_values(image: "SpatialImage") -> tuple[np.ndarray, float, float]:
     """(X, Y, Z, C) as stored, on the file's axes, and the slope and intercept of the true values."""
     proxy = image.dataobj
     has_scaling = hasattr(proxy, "get_unscaled")
-    values = proxy.get_unscaled() if has_scaling else np.asarray(proxy)
+    values = _unscaled(proxy) if has_scaling else np.asarray(proxy)
     slope, intercept = (float(proxy.slope), float(proxy.inter)) if has_scaling else (1.0, 0.0)
     shape = (*image.shape[:3], 1)[:3]
     return values.reshape((*shape, -1), order="F"), slope, intercept
+
+
+def _unscaled(proxy: Any) -> np.ndarray:
+    """The values as stored. nibabel stops behind the last voxel: what follows is read for gzip's checksum."""
+    path = proxy.file_like
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).lower().endswith(COMPRESSED):
+        return proxy.get_unscaled()
+    with gzip.open(path) as file:
+        layout = proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter
+        values = type(proxy)(file, layout).get_unscaled()
+        for _ in range(MOST_BLOCKS):
+            if not file.read(BLOCK_BYTES):
+                break
+    return values
 
 
 def _volume_of_file(source: VolumeSource, slice_axis: str, spacing: Sequence[float] | None) -> Volume:

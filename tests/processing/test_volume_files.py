@@ -96,9 +96,17 @@ def test_what_is_no_scan_of_one_channel_is_refused_by_name(tmp_path, values, wor
         read_volume(save(tmp_path / "scan.nii", values), num_channels=1)
 
 
-def test_a_truncated_file_is_refused_by_name(tmp_path):
+def flipped(file):
+    return file[:5000] + bytes([file[5000] ^ 255]) + file[5001:]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda file: file[:3000], lambda file: file[:-8], lambda file: file[:-1], flipped]
+)
+def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
+    """Also where every voxel can still be read, and only the checksum is missing or wrong."""
     path = save(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 999, (20, 20, 20), np.int16))
-    path.write_bytes(path.read_bytes()[:3000])
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(VolumeReadError, match="scan.nii.gz"):
         read_volume(path)
 

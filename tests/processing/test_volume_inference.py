@@ -1,5 +1,6 @@
 """Inference on volumes, with networks whose answer is known."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,9 +9,12 @@ import torch
 from cases import each
 from torch import nn
 
+from contextseg.processing.image_processing_volume import VolumeImageProcessor
 from contextseg.processing.inference import Inference, sides_of_images
 from contextseg.processing.tiling import even_grid
+from contextseg.processing.volumes.volume_geometry import VolumeGeometry
 from contextseg.processing.volumes.volume_inference import volume_probabilities
+from contextseg.processing.volumes.volume_reading import Volume, read_volume
 
 
 class Points(nn.Module):
@@ -20,7 +24,7 @@ class Points(nn.Module):
 
     def __init__(self, **config):
         super().__init__()
-        self.config, self.seen = SimpleNamespace(num_axes=3, num_channels=1, **config), []
+        self.config, self.seen = SimpleNamespace(num_axes=3, num_channels=1, num_labels=3, **config), []
 
     def forward(self, pixel_values):
         self.seen.append(tuple(pixel_values.shape))
@@ -103,6 +107,62 @@ def test_settings_of_images_are_refused(options, message):
 def test_windows_of_volumes_are_refused_for_images():
     with pytest.raises(ValueError, match="three sides"):
         sides_of_images(Inference((8, 8, 8)).window)
+
+
+def test_any_source_gives_one_mask_which_goes_to_the_axes_of_its_file(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(5, 6, 7)), np.diag([-1.0, 2, 3, 1]))
+    nibabel.save(image, tmp_path / "x.nii.gz")
+    volume, processor = read_volume(tmp_path / "x.nii.gz"), VolumeImageProcessor()
+    mask, *others = (
+        Inference((4, 4, 4))(Points(), processor, source)
+        for source in (
+            *(
+                volume,
+                tmp_path / "x.nii.gz",
+                image,
+                [image],
+                volume.values,
+                torch.from_numpy(volume.values[0]),
+            ),
+        )
+    )
+    assert (mask.shape, mask.dtype) == ((7, 6, 5), torch.int32)
+    assert all(mask.equal(other) for other in others)
+    values = np.asarray(image.dataobj)
+    on_file = volume.geometry.to_file(mask.numpy())
+    np.testing.assert_array_equal(on_file, np.where(values > values.mean(), 2, 0))
+
+
+@each(
+    ("source", "message"),
+    [
+        (b"", "from bytes"),
+        (np.zeros((3, 4)), r"\(3, 4\).*must be \(D, H, W\)"),
+        (np.zeros((3, 4, 5, 6)), "3 channels"),
+        (Path(__file__), "test_volume_inference.py' is not a volume"),
+        (
+            Volume(
+                np.zeros((1, 2, 2, 2)), (1, 1, 1), VolumeGeometry((2, 2, 2), np.eye(4), slice_axis="y"), "v"
+            ),
+            "'y'",
+        ),
+    ],
+)
+def test_what_is_no_volume_of_the_model_is_refused(source, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Inference((4, 4, 4))(Points(), VolumeImageProcessor(), source)
+
+
+def test_the_steps_of_images_are_refused_for_volumes():
+    processor = VolumeImageProcessor()
+    for step in (
+        lambda: Inference().inputs(processor, np.zeros((4, 4, 3))),
+        lambda: Inference().mask(Points(), [torch.zeros(1, 1, 4, 4)], (4, 4)),
+        lambda: list(Inference().probabilities(Points(), [torch.zeros(1, 1, 4, 4)], (4, 4))),
+    ):
+        with pytest.raises(ValueError, match="volumes"):
+            step()
 
 
 @each("overlap", [0.9, 0.7, 0.5, 0.3, 0.0])

@@ -140,7 +140,7 @@ def test_after_the_death_of_a_process_the_others_stop_and_the_rest_can_be_done(c
     process = launch("ddp.yaml", [UNLUCKY, *command, str(tmp_path / "two")], **changes)
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert "--skip-existing for the other images" in output, output[-4000:]
+    assert "--skip-existing for the others" in output, output[-4000:]
     assert files(tmp_path / "two") == ["predictions.part-0.csv"]
     assert predict([*command, str(tmp_path / "two"), "--skip-existing"]) == 0
     assert_same_files(tmp_path / "one", tmp_path / "two")
