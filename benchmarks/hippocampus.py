@@ -3,7 +3,7 @@
     python -m contextseg.benchmarks.hippocampus --data msd-hippocampus --results hippocampus.jsonl
 
 Each run adds a line to the file of results; runs that it has already are skipped. MONAI is needed for the U-Net only.
-`benchmarks/hippocampus.md` tells the results.
+`benchmarks/volumes.md` says what is known so far.
 """
 
 import json

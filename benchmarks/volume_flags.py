@@ -4,7 +4,7 @@
 
 A volume holds gray noise, white cubes, and one small flag, bright or dark, which alone tells the class of all white
 voxels. Scores are by distance from the flag, the largest of slices, rows and columns. Each run adds a line to the
-file of results; runs that it has already are skipped. `benchmarks/hippocampus.md` tells the results.
+file of results; runs that it has already are skipped. `benchmarks/volumes.md` tells the results.
 """
 
 import json
