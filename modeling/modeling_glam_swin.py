@@ -29,7 +29,7 @@ from .modeling_staged import (
 )
 from .pretrained import ContextsegPreTrainedModel, library_module
 from .swin_stages import StageSizes, SwinEncoder, SwinStage
-from .windows import crop
+from .windows import cropped
 
 
 def all_stage_sizes(config: GlamSwinConfig) -> list[StageSizes]:
@@ -168,7 +168,7 @@ class GlamSwinForSemanticSegmentation(SegmentationModel, GlamSwinPreTrainedModel
         logits = super().logits_of(decoded, pixel_values)
         if self.config.num_axes == 2:
             return logits
-        return crop(logits.movedim(1, -1), tuple(pixel_values.shape[2:])).movedim(-1, 1)
+        return cropped(logits, tuple(pixel_values.shape[2:]))
 
 
 __all__ = [

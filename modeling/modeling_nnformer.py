@@ -29,7 +29,7 @@ from .pyramid_encoder import PyramidEncoder
 from .skip_attention import AddedSkip, SkipAttentionBlock
 from .swin_stages import StageSizes, SwinStage
 from .volume_embedding import VolumeDownsampling, VolumeEmbedding, VolumeUpsampling
-from .windows import crop
+from .windows import cropped
 
 
 def nnformer_stage_sizes(config: NnFormerConfig, stage: int) -> StageSizes:
@@ -162,11 +162,6 @@ class NnFormerForSemanticSegmentation(SegmentationModel, NnFormerPreTrainedModel
             outputs.append(cropped(coarser, whole))
         weights = self.config.deep_supervision_weights
         return deep_supervision_loss(outputs, labels, weights, **self.loss_options())
-
-
-def cropped(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(B, K, S...) -> (B, K, *size), without the end of each axis."""
-    return crop(logits.movedim(1, -1), size).movedim(-1, 1)
 
 
 __all__ = [

@@ -21,7 +21,7 @@ from .crop_pairs import context_labels_of, contexts_of, joined_tiles, tiles_of
 from .losses import check_label_size, check_shapes
 from .modeling_segmentation import SegmentationModel
 from .pretrained import as_weights, check_images
-from .windows import crop
+from .windows import cropped
 
 TILES_PER_PASS = 16
 
@@ -234,11 +234,6 @@ def inside_image(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
 def ceil_div(size: int, step: int) -> int:
     """Ceiling division, in the form that torch.export can solve."""
     return (size + step - 1) // step
-
-
-def cropped(logits: Tensor, cells: Sequence[int]) -> Tensor:
-    """(B, K, h, w) -> (B, K, *cells): without the cells beyond the crop, of encoders that pad it."""
-    return crop(logits.movedim(1, -1), tuple(cells)).movedim(-1, 1)
 
 
 def in_passes(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:

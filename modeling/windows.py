@@ -5,6 +5,7 @@
 Legend: B batch, G... grid axes, C channels, W windows, N tokens of a window.
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -67,6 +68,11 @@ def crop(features: Tensor, grid: tuple[int, ...]) -> Tensor:
         else:
             features = features.narrow(axis, 0, size)
     return features
+
+
+def cropped(feature_map: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, padded...) -> (B, C, *size), as `crop`, for maps with channels first."""
+    return crop(feature_map.movedim(1, -1), tuple(size)).movedim(-1, 1)
 
 
 def roll(features: Tensor, windows: Windows, direction: int) -> Tensor:

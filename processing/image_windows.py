@@ -160,7 +160,7 @@ def view_of(
         window: (1, C, ., .), a window, to measure the stride of logits that the configuration does not state.
         is_mirrored: Whether the model sees the windows mirrored.
     """
-    check_context_sharing(inference, model)
+    check_image_windows(inference, model)
     ratio = getattr(model.config, "context_ratio", None)
     sides, overlap = window_sides(inference, model, pixels.size)
     stride = logits_stride(model, window)
@@ -223,8 +223,13 @@ def logits_stride(model: nn.Module, window: Tensor) -> int:
     return stride if all(ceil(side / stride) == n for side, n in zip(sides, cells, strict=True)) else 1
 
 
-def check_context_sharing(inference: Any, model: nn.Module) -> None:
-    """Raises ValueError if windows are to share contexts, but the model cannot do that."""
+def check_image_windows(inference: Any, model: nn.Module) -> None:
+    """Raises ValueError if windows are not those of images, or are to share contexts, but the model cannot do that."""
+    if isinstance(inference.window, tuple | list) and len(inference.window) > 2:
+        raise ValueError(
+            f"the window {'x'.join(map(str, inference.window))} has three sides, but images have two. Give a number of "
+            "pixels, or HEIGHTxWIDTH."
+        )
     if inference.share_context and not getattr(model, "shares_context", False):
         raise ValueError(
             f"share_context is on, but {type(model).__name__} has no context features that windows can share; CASWiT "

@@ -24,7 +24,7 @@ from .image_opening import PIXEL_LIMIT, Source
 from .image_reading import decode_once, read_image
 from .image_windows import (
     ImagePixels,
-    check_context_sharing,
+    check_image_windows,
     is_covered,
     logits_of,
     scaled_size,
@@ -313,7 +313,7 @@ def logit_bands(
             "the model takes volumes, and this is for images. Call Inference(...)(model, processor, volume)."
         )
     height, width = size
-    check_context_sharing(inference, model)
+    check_image_windows(inference, model)
     views = [
         logit_rows(inference, model, pixels, is_mirrored)
         for pixels in inputs

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .image_reading import image_size, read_channels, read_image
-from .image_windows import check_context_sharing
+from .image_windows import check_image_windows
 from .inference import Inference, channels_of, decoded_for
 from .orientation import swaps_sides, turn_back
 from .overlays import mask_overlay, save_png
@@ -74,7 +74,7 @@ class Predictor(FilePredictor):
         overlay: bool = False,
         explanations: Mapping[str, Explain] | None = None,
     ) -> None:
-        check_context_sharing(inference, model)
+        check_image_windows(inference, model)
         self.model, self.processor, self.inference = model, processor, inference
         self.maps, self.overlay, self.explanations = maps, overlay, explanations or {}
         self.palette = class_colors(getattr(processor, "palette", None), model.config.num_labels)

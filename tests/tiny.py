@@ -500,6 +500,12 @@ for values in IMAGES_ONLY:  # these two speak of one decoder, which every family
 for option in ("attention_loss_weight", "reduction_ratio"):
     OTHER_VALUES["glam_swin_volumes"][option] |= IMAGE_UNET
 
+
+def size_for(model: PreTrainedModel, *size: int) -> tuple[int, ...]:
+    """The last sides of a size, as many as the images or volumes of a model have."""
+    return size[-getattr(model.config, "num_axes", 2) :]
+
+
 # Options that change neither the weights nor the loss of a segmenter, but its gradient, or only the family's
 # classifier; its own test file shows what.
 SHOWN_ELSEWHERE = {

@@ -13,7 +13,7 @@ from ..processing.data.labeled_images import open_labeled_images
 from ..processing.data.official_layouts import with_split
 from ..processing.data.unreadable import UnreadableImages
 from ..processing.failures import telling
-from ..processing.image_windows import check_context_sharing
+from ..processing.image_windows import check_image_windows
 from ..processing.metrics import ConfusionMatrix, percent
 from ..processing.plain_text import markdown_table, markdown_text
 from ..processing.progress import progress
@@ -48,7 +48,7 @@ def evaluate_segmenter(arguments: EvaluateArguments) -> dict[str, Any]:
     with said_once(accelerator, PROGRAM, arguments.traceback):
         inference = arguments.inference()
         model, processor, source = open_model(arguments.model)
-        check_context_sharing(inference, model)
+        check_image_windows(inference, model)
         reading = reading_for(arguments, arguments.model, model, processor)
         data = open_data(with_split(arguments.data, "val"), **reading)
         names = check_classes(model, data)

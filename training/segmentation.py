@@ -22,7 +22,7 @@ from ..processing.data.official_layouts import with_split
 from ..processing.data.report import check_data
 from ..processing.image_opening import PIXEL_LIMIT
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
-from ..processing.image_windows import check_context_sharing
+from ..processing.image_windows import check_image_windows
 from ..processing.metrics import percent
 from .loss_fields import loss_fields
 from .models import SEGMENTER, class_names, ignore_index_field
@@ -106,7 +106,7 @@ class SegmentationTask(Task):
 
     def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
         super().prepare(model, data)
-        check_context_sharing(self.arguments.inference(), model)
+        check_image_windows(self.arguments.inference(), model)
         setattr(model.config, ignore_index_field(model.config), data.ignore_index)
 
     def new_processor(self) -> SegmentationImageProcessor:

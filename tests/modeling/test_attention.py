@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
-from tiny import SEGMENTERS
+from tiny import SEGMENTERS, size_for
 
 from contextseg import GlamSwinConfig
 from contextseg.benchmarks.measuring import peak_memory
@@ -136,12 +136,14 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_an_image_of_padding_alone_has_finite_logits(name, dtype):
-    model, mask = SEGMENTERS[name]().eval().to(dtype), torch.zeros(2, 21, 34)
+    model = SEGMENTERS[name]().eval().to(dtype)
+    size = size_for(model, 5, 21, 34)
+    pixels, mask = torch.randn(2, model.config.num_channels, *size, dtype=dtype), torch.zeros(2, *size)
     mask[0] = 1
     for implementation in ("eager", "sdpa"):
         model.set_attn_implementation(implementation)
         with torch.no_grad():
-            logits = model(torch.randn(2, 3, 21, 34, dtype=dtype), pixel_mask=mask).logits
+            logits = model(pixels, pixel_mask=mask).logits
         assert logits.isfinite().all(), implementation
 
 

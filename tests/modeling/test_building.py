@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import slow_but
-from tiny import LABELS, SEGMENTERS, tiny_mit, tiny_segdeformer
+from tiny import LABELS, SEGMENTERS, size_for, tiny_mit, tiny_segdeformer
 from transformers import (
     ResNetConfig,
     SegformerForSemanticSegmentation,
@@ -87,9 +87,9 @@ def test_random_numbers_of_the_caller_are_not_used_for_measuring():
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_the_stride_of_the_logits_is_filled_in_and_saved(name, tmp_path):
     model = SEGMENTERS[name]()
-    stride = model.config.logits_stride
-    logits = model.eval()(torch.randn(1, 3, 64, 64)).logits
-    assert logits.shape[-2:] == (64 // stride, 64 // stride)
+    stride, size = model.config.logits_stride, size_for(model, 32, 64, 64)
+    logits = model.eval()(torch.randn(1, model.config.num_channels, *size)).logits
+    assert logits.shape[2:] == tuple(side // stride for side in size)
     model.save_pretrained(tmp_path)
     assert type(model.config).from_pretrained(tmp_path).logits_stride == stride
 

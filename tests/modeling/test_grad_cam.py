@@ -18,7 +18,10 @@ def tiny_beit():
     )
 
 
-ALL = {**SEGMENTERS, **FOREIGN_SEGMENTERS, "beit": tiny_beit}
+OF_IMAGES = {
+    name: build for name, build in SEGMENTERS.items() if "volumes" not in name and "nnformer" not in name
+}
+ALL = {**OF_IMAGES, **FOREIGN_SEGMENTERS, "beit": tiny_beit}
 
 
 def built(name):

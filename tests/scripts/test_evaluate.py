@@ -107,9 +107,9 @@ def test_options_without_a_meaning_are_explained(run, data, capsys):
         "--window=8x8x8": "or HEIGHTxWIDTH",
         "--overlap=2": "must be a number of at least 0 and below 1",
     }.items():
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stopped:
             main([str(run), "--data", f"{data}/val", *option.split("=")])
-        assert message in capsys.readouterr().err
+        assert message in f"{stopped.value}{capsys.readouterr().err}"
 
 
 def test_markdown_and_csv_hold_a_line_for_each_class(run, data, tmp_path):

@@ -126,10 +126,10 @@ PRINTED = {
     "glam_swin_unet_{}_no_gmsa_ade20k": {"base": 47.90},
     "glam_swin_upernet_{}_no_gmsa_ade20k": {"base": 47.95},
 }
-VOLUMES = {  # the Dice that the papers print
+VOLUMES = {  # the Dice that the papers print, where it is known here
     "nnformer_synapse": 86.57,
-    "nnformer_acdc": 92.06,
-    "nnformer_tumor": 86.4,
+    "nnformer_acdc": None,
+    "nnformer_tumor": None,
     "nnformer_2021_synapse": 87.40,
     "glam_nnformer_synapse": 88.60,
 }
@@ -201,7 +201,7 @@ def test_recipes_of_relay_tokens_train_and_tile_as_their_authors_do(name):
 def test_recipes_of_volumes_train_as_nnformers_authors_do(name):
     given, recipe = with_recipe({"recipe": name})
     arguments = train_arguments(given)
-    assert recipe.paper["Dice"] == VOLUMES[name]
+    assert recipe.paper.get("Dice") == VOLUMES[name]
     assert (arguments.optimizer, arguments.momentum, arguments.learning_rate) == ("sgd", 0.99, 0.01)
     assert (arguments.schedule, arguments.poly_power, arguments.warmup_steps) == ("poly", 0.9, 0)
     assert (arguments.weight_decay, arguments.clip_norm, arguments.steps) == (3e-5, 12, 1000 * 250)
