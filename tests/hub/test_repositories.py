@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import SEGMENTERS
+from tiny import OF_IMAGES
 from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import SegmentationImageProcessor
@@ -56,15 +56,15 @@ def repositories(tmp_path_factory):
     """Folder of each segmenter with its image processor, and what STRANGER says of it."""
     root = tmp_path_factory.mktemp("repositories")
     pixels = torch.randn(1, 3, 37, 53)
-    for name, build in SEGMENTERS.items():
+    for name, build in OF_IMAGES.items():
         build().save_pretrained(root / name)
         SegmentationImageProcessor().save_pretrained(root / name)
         np.save(root / name / "pixels.npy", pixels.numpy())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_MODULES_CACHE", str(root / "modules"))
-        folders = [str(root / name) for name in SEGMENTERS]
+        folders = [str(root / name) for name in OF_IMAGES]
         subprocess.run([sys.executable, "-I", "-c", STRANGER, *folders], check=True, cwd=root)
-    return {name: root / name for name in SEGMENTERS}
+    return {name: root / name for name in OF_IMAGES}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import slow_but
-from tiny import LABELS, SEGMENTERS, size_for, tiny_mit, tiny_segdeformer
+from tiny import LABELS, OF_IMAGES, SEGMENTERS, size_for, tiny_mit, tiny_segdeformer
 from transformers import (
     ResNetConfig,
     SegformerForSemanticSegmentation,
@@ -33,7 +33,7 @@ def switched_off(request):
     return CONTEXTS[request.param]
 
 
-@pytest.mark.parametrize("name", slow_but(SEGMENTERS, "glam_swin", "segdeformer_glam"))
+@pytest.mark.parametrize("name", slow_but(OF_IMAGES, "glam_swin", "segdeformer_glam"))
 def test_models_are_built_and_loaded_without_gradients(name, switched_off, tmp_path):
     pixels = torch.randn(1, 3, 20, 28)
     with switched_off():

@@ -12,6 +12,7 @@ from cases import slow_but
 from coco_shapes import FEW
 from tiny import (
     LABELS,
+    OF_IMAGES,
     REPRESENTATIVES,
     SEGMENTERS,
     UNET,
@@ -97,7 +98,7 @@ def devices(*tensors: Tensor) -> set[str]:
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("name", slow_but(SEGMENTERS, *REPRESENTATIVES))
+@pytest.mark.parametrize("name", slow_but(OF_IMAGES, *REPRESENTATIVES))
 def test_a_segmenter_and_its_loss_stay_on_the_device(name):
     model, inputs = on_cuda(SEGMENTERS[name]), images()
     for is_training in (True, False):

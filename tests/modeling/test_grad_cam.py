@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
-from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_segdeformer
+from tiny import FOREIGN_SEGMENTERS, OF_IMAGES, tiny_segdeformer
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
 from contextseg import grad_cam
@@ -18,9 +18,6 @@ def tiny_beit():
     )
 
 
-OF_IMAGES = {
-    name: build for name, build in SEGMENTERS.items() if "volumes" not in name and "nnformer" not in name
-}
 ALL = {**OF_IMAGES, **FOREIGN_SEGMENTERS, "beit": tiny_beit}
 
 

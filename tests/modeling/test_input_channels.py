@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import each
-from tiny import LABELS, SEGMENTERS, tiny_mit
+from tiny import LABELS, OF_IMAGES, SEGMENTERS, tiny_mit
 from transformers import (
     AutoModelForSemanticSegmentation,
     SegformerForSemanticSegmentation,
@@ -41,7 +41,7 @@ def test_the_rows_of_rgb_are_kept_and_further_channels_have_their_mean():
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "glam_swin" else pytest.param(name, marks=pytest.mark.slow) for name in SEGMENTERS],
+    [name if name == "glam_swin" else pytest.param(name, marks=pytest.mark.slow) for name in OF_IMAGES],
 )
 def test_only_the_first_convolution_changes(name, tmp_path, caplog):
     model = SEGMENTERS[name]().eval()

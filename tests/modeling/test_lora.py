@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import slow_but
 from peft import PeftModel
-from tiny import FOREIGN_SEGMENTERS, REPRESENTATIVES, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
+from tiny import FOREIGN_SEGMENTERS, OF_IMAGES, REPRESENTATIVES, tiny_glam_swin, tiny_segdeformer
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, SwinModel
 
 from contextseg import add_lora
@@ -19,7 +19,7 @@ SWIN = SwinConfig(
 CONVNEXT = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
 DINO = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28)
 MODELS = {
-    **SEGMENTERS,
+    **OF_IMAGES,
     **FOREIGN_SEGMENTERS,
     "segdeformer_swin": lambda: tiny_segdeformer(backbone_config=SWIN),
     "segdeformer_convnext": lambda: tiny_segdeformer(backbone_config=CONVNEXT),

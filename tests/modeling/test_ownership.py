@@ -15,7 +15,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from cases import slow_but
 from peft import LoraConfig, get_peft_model
-from tiny import REPRESENTATIVES, SEGMENTERS, tiny_segdeformer
+from tiny import OF_IMAGES, REPRESENTATIVES, tiny_segdeformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,7 +38,7 @@ OTHER_READS = {
 
 # Besides the tiny ones, necks and options of SegDeformer that read weights in other ways.
 BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
-    **SEGMENTERS,
+    **OF_IMAGES,
     "segdeformer_segformer_neck": lambda: tiny_segdeformer(neck="segformer", reduction_ratio=2),
     "segdeformer_momentum": lambda: tiny_segdeformer(external_tokens="momentum", internal_mlp=True),
     "segdeformer_fpn": lambda: tiny_segdeformer(decoder="semantic_fpn", use_auxiliary_head=True),
