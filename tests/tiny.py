@@ -512,9 +512,10 @@ def size_for(model: PreTrainedModel, *size: int) -> tuple[int, ...]:
     return size[-getattr(model.config, "num_axes", 2) :]
 
 
-# Options that change neither the weights nor the loss of a segmenter, but its gradient, or only the family's
-# classifier; its own test file shows what.
+# Options that change neither the weights nor the loss of a segmenter, but its gradient, only the family's classifier, or
+# weights that the comparison sets itself; its own test file shows what.
 SHOWN_ELSEWHERE = {
     **dict.fromkeys(("maformer", "maformer_unet"), {"use_token_labels", "token_label_loss_weight"}),
+    **dict.fromkeys(("nnformer", "glam_nnformer"), {"initializer_range"}),
     **dict.fromkeys(("relay", "relay_swinv2"), {"detach_consistency"}),
 }

@@ -24,7 +24,7 @@ def trains_on_volumes(arguments: "TrainArguments") -> bool:
 def described_model(arguments: "TrainArguments") -> PreTrainedConfig | None:
     """Returns the configuration that the options of a segmentation run describe, if it may be one of volumes.
 
-    The classes, and what is planned from the data, are not in it yet.
+    The classes and their weights, and what is planned from the data, are not in it yet.
     """
     source = arguments.init_from
     if source and is_timm_name(source):
@@ -36,5 +36,6 @@ def described_model(arguments: "TrainArguments") -> PreTrainedConfig | None:
     if not hasattr(config_class_of(SEGMENTER, name), "num_axes"):
         return None
     overrides: dict[str, Any] = parse_overrides(arguments.set)
+    overrides.pop("class_weights", None)  # one for each class
     with explained_settings(name):
         return configuration(SEGMENTER, name, arguments.preset, overrides)
