@@ -23,7 +23,7 @@ from .decoder_nnformer import NnFormerStep
 from .deep_supervision import deep_supervision_loss
 from .label_rows import VolumeClassifier
 from .modeling_segmentation import SegmentationModel
-from .modeling_staged import StagedBackbone, StagedModel
+from .modeling_staged import StagedBackbone, StagedModel, stage_sizes
 from .pretrained import ContextsegPreTrainedModel
 from .pyramid_encoder import PyramidEncoder
 from .skip_attention import AddedSkip, SkipAttentionBlock
@@ -34,14 +34,7 @@ from .windows import cropped
 
 def nnformer_stage_sizes(config: NnFormerConfig, stage: int) -> StageSizes:
     """Returns the sizes of a stage of the encoder."""
-    return StageSizes(
-        dim=config.hidden_sizes[stage],
-        depth=config.depths[stage],
-        num_heads=config.num_heads[stage],
-        window=config.stage_window(stage),
-        mlp_ratio=config.mlp_ratio,
-        drop_path_rates=tuple(config.drop_path_rates(stage)),
-        layer_norm_eps=config.layer_norm_eps,
+    return stage_sizes(config, stage)._replace(
         num_global_tokens=config.num_global_tokens,
         global_position_embedding=config.global_position_embedding,
         global_position_rows=config.position_rows(stage),

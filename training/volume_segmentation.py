@@ -132,9 +132,8 @@ class VolumeSegmentationTask(Task):
         )
         if not arguments.dry_run:
             state = PartialState()
-            if (
-                state.is_main_process and not arguments.prepared
-            ):  # a folder of its own, which no other run shares
+            is_own = arguments.output and not arguments.prepared  # a folder that no other run shares
+            if state.is_main_process and is_own:
                 samples.volumes.remove_stale()
             samples.volumes.make(rank=state.process_index, world=state.num_processes)
             state.wait_for_everyone()
