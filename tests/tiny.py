@@ -503,12 +503,6 @@ for option in ("attention_loss_weight", "reduction_ratio"):
     OTHER_VALUES["glam_swin_volumes"][option] |= IMAGE_UNET
 
 
-# Those that take images; what concerns volumes is promised by the contract suite.
-OF_IMAGES = {
-    name: build for name, build in SEGMENTERS.items() if "nnformer" not in name and "volumes" not in name
-}
-
-
 def size_for(model: PreTrainedModel, *size: int) -> tuple[int, ...]:
     """The last sides of a size, as many as the images or volumes of a model have."""
     return size[-getattr(model.config, "num_axes", 2) :]
