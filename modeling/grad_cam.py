@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..configuration.axes import along_axes
 from .upsampling import upsample
 from .windows import cropped
 
@@ -171,6 +170,9 @@ def spatial(values: Tensor, model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 def at_size(cam: Tensor, size: Sequence[int], stride: int | tuple[int, ...] | None) -> Tensor:
     """(B, 1, g...) -> (B, S...); cells of a known stride may reach beyond the image."""
-    steps = along_axes(stride or 1, len(size))
-    covered = [max(step * cells, side) for step, cells, side in zip(steps, cam.shape[2:], size, strict=True)]
-    return cropped(upsample(cam, size if stride is None else covered), size)[:, 0]
+    covered = tuple(size)
+    if stride is not None:
+        steps = stride if isinstance(stride, tuple) else (stride,) * len(size)
+        cells = zip(steps, cam.shape[2:], size, strict=True)
+        covered = tuple(max(step * count, side) for step, count, side in cells)
+    return cropped(upsample(cam, covered), size)[:, 0]
