@@ -153,7 +153,12 @@ class SwinBlock(GradientCheckpointingLayer):
 
 
 class SwinStage(nn.Module):
-    """The blocks of one resolution, with shifted windows in every other block and shared global tokens."""
+    """The blocks of one resolution, with shifted windows in every other block and shared global tokens.
+
+    Where no key is padding, the features of an image do not depend on how much padding follows it, but for global tokens
+    in shifted windows: as in the authors' code, the last of these holds both ends of the padded grid, and the tokens of
+    its last regular window, so that a window of padding more makes it another one.
+    """
 
     def __init__(self, config: PreTrainedConfig, sizes: StageSizes) -> None:
         super().__init__()

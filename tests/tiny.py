@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
 from transformers import (
     PreTrainedModel,
     SegformerConfig,
@@ -501,15 +503,22 @@ for option in ("attention_loss_weight", "reduction_ratio"):
     OTHER_VALUES["glam_swin_volumes"][option] |= IMAGE_UNET
 
 
-# Those that take images; what concerns volumes is promised by the contract suite.
-OF_IMAGES = {
-    name: build for name, build in SEGMENTERS.items() if "nnformer" not in name and "volumes" not in name
-}
-
-
 def size_for(model: PreTrainedModel, *size: int) -> tuple[int, ...]:
     """The last sides of a size, as many as the images or volumes of a model have."""
     return size[-getattr(model.config, "num_axes", 2) :]
+
+
+def pixels_for(model: PreTrainedModel, count: int, *size: int, seed: int = 0) -> Tensor:
+    """(B, C, G...): random images, or volumes, with the channels of a model and the last sides of a size."""
+    channels = getattr(model.config, "num_channels", 3)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, channels, *size_for(model, *size), generator=generator)
+
+
+def labels_for(pixels: Tensor) -> Tensor:
+    """(B, C, G...) -> (B, G...): random classes."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, len(LABELS), (len(pixels), *pixels.shape[2:]), generator=generator)
 
 
 # Options that change neither the weights nor the loss of a segmenter, but its gradient, only the family's classifier, or
