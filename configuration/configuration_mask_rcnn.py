@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbone_configs import BackboneChannels, backbone_from_dict, check_takes_images
+from .backbone_configs import WithBackbone, backbone_from_dict, check_takes_images
 from .checked_config import CheckedConfig, reject_unknown_options
 from .configuration_maformer import MaformerConfig
 from .field_rules import checked
@@ -28,7 +28,7 @@ def maformer(size: str, drop_path_rate: float, use_cascade: bool = False) -> dic
 
 
 @checked
-class MaskRcnnConfig(BackboneChannels, CheckedConfig):
+class MaskRcnnConfig(WithBackbone, CheckedConfig):
     """Configuration of torchvision's Mask R-CNN, as built by `mask_rcnn`, on any backbone.
 
     The presets are those of the MAFormer paper: "maformer_small", "maformer_base" and "maformer_large" from
@@ -87,7 +87,7 @@ class MaskRcnnConfig(BackboneChannels, CheckedConfig):
         return config
 
     @property
-    def flat_maps(self) -> str:
+    def used_flat_maps(self) -> str:
         """How the feature maps of a plain vision transformer are used: turned into a pyramid."""
         return "pyramid"
 
