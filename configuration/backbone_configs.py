@@ -71,6 +71,11 @@ def changed_backbone(config: PreTrainedConfig, changes: dict[str, Any]) -> PreTr
     return type(config).from_dict({**settings, **changes})
 
 
+def is_partial(backbone_config: Any) -> bool:
+    """Whether this is a dictionary of some fields, for a configuration that is elsewhere."""
+    return isinstance(backbone_config, dict) and "model_type" not in backbone_config
+
+
 def check_takes_images(config: PreTrainedConfig) -> None:
     """Raises ValueError for the configuration of an encoder of volumes."""
     if getattr(config, "num_axes", 2) != 2:
@@ -87,11 +92,18 @@ class WithBackbone:
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
         """As in `CheckedConfig`; a `backbone_config` without `model_type` changes fields of the preset's encoder."""
-        changes = overrides.get("backbone_config")
-        if isinstance(changes, dict) and "model_type" not in changes:
+        if is_partial(overrides.get("backbone_config")):
             own = backbone_from_dict(choose("preset", name, cls.presets)["backbone_config"])
-            overrides["backbone_config"] = changed_backbone(own, changes)
+            overrides["backbone_config"] = changed_backbone(own, overrides["backbone_config"])
         return super().preset(name, **overrides)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `CheckedConfig`; a `backbone_config` in `kwargs` without `model_type` changes fields of the file's."""
+        if is_partial(kwargs.get("backbone_config")) and isinstance(config_dict.get("backbone_config"), dict):
+            own = backbone_from_dict(config_dict["backbone_config"], is_stored=True)
+            kwargs["backbone_config"] = changed_backbone(own, kwargs["backbone_config"])
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def known_options(cls) -> set[str]:
