@@ -5,8 +5,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbone_configs import BackboneChannels, backbone_from_dict, check_takes_images
+from .backbone_configs import WithBackbone, backbone_from_dict, check_takes_images
 from .checked_config import CheckedConfig, reject_unknown_options
+from .configuration_cswin import CswinConfig
 from .configuration_maformer import MaformerConfig
 from .field_rules import checked
 
@@ -27,12 +28,19 @@ def maformer(size: str, drop_path_rate: float, use_cascade: bool = False) -> dic
     return {"backbone_config": backbone, "use_cascade": use_cascade}
 
 
+def cswin(size: str, drop_path_rate: float, use_cascade: bool = False) -> dict[str, Any]:
+    """Preset of a detector with CSWin, a baseline of the MAFormer paper."""
+    backbone = {"model_type": "cswin", **CswinConfig.presets[size], "drop_path_rate": drop_path_rate}
+    return {"backbone_config": backbone, "use_cascade": use_cascade}
+
+
 @checked
-class MaskRcnnConfig(BackboneChannels, CheckedConfig):
+class MaskRcnnConfig(WithBackbone, CheckedConfig):
     """Configuration of torchvision's Mask R-CNN, as built by `mask_rcnn`, on any backbone.
 
     The presets are those of the MAFormer paper: "maformer_small", "maformer_base" and "maformer_large" from
-    Table 5, and those ending in "_cascade" from Table 6; "nano" is a small model for experiments.
+    Table 5, and those ending in "_cascade" from Table 6, with the baselines "cswin_tiny", "cswin_small" and
+    "cswin_base"; "nano" is a small model for experiments.
 
     backbone_config: Configuration of one of our backbones, of any backbone in transformers, or
         `TimmBackboneConfig(backbone=NAME)` for timm; or a dictionary with `model_type` and fields. The
@@ -52,6 +60,12 @@ class MaskRcnnConfig(BackboneChannels, CheckedConfig):
         "maformer_small_cascade": maformer("small", 0.2, use_cascade=True),
         "maformer_base_cascade": maformer("base", 0.3, use_cascade=True),
         "maformer_large_cascade": maformer("large", 0.4, use_cascade=True),
+        "cswin_tiny": cswin("tiny", 0.2),
+        "cswin_small": cswin("small", 0.4),
+        "cswin_base": cswin("base", 0.5),
+        "cswin_tiny_cascade": cswin("tiny", 0.2, use_cascade=True),
+        "cswin_small_cascade": cswin("small", 0.4, use_cascade=True),
+        "cswin_base_cascade": cswin("base", 0.5, use_cascade=True),
     }
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -87,7 +101,7 @@ class MaskRcnnConfig(BackboneChannels, CheckedConfig):
         return config
 
     @property
-    def flat_maps(self) -> str:
+    def used_flat_maps(self) -> str:
         """How the feature maps of a plain vision transformer are used: turned into a pyramid."""
         return "pyramid"
 

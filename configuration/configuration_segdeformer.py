@@ -5,12 +5,14 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
-from .backbone_configs import BackboneChannels, backbone_from_dict, check_takes_images
+from .backbone_configs import WithBackbone, backbone_from_dict, check_takes_images
 from .decoding import DecodingConfig
 from .field_rules import checked
 
 NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
 FLAT_NECKS = ("conv", "linear", "segformer")  # these take feature maps of a single stride
+DEEP_NECKS = ("conv", "segformer")  # of any number of layers
+FLAT_MAPS = ("keep", "pyramid")
 EXTERNAL_TOKENS = ("learned", "momentum")
 
 MIT_WIDE = {"model_type": "segformer", "hidden_sizes": [64, 128, 320, 512]}
@@ -19,7 +21,7 @@ SWIN = {"model_type": "swin", "window_size": 7, "drop_path_rate": 0.3}
 
 
 @checked
-class SegDeformerConfig(BackboneChannels, DecodingConfig):
+class SegDeformerConfig(WithBackbone, DecodingConfig):
     """Configuration of any backbone with the SegDeformer decoder, or with another decoder for comparison.
 
     Besides the fields of `DecodingConfig`:
@@ -27,14 +29,22 @@ class SegDeformerConfig(BackboneChannels, DecodingConfig):
     backbone_config: Configuration of one of our backbones, of any backbone in transformers, of SegFormer's
         encoder (size B0 is the default), of a backbone that you registered with AutoBackbone, or
         `TimmBackboneConfig(backbone=NAME)` for timm; or a dictionary with `model_type` and fields. It
-        describes the architecture only: weights are random until loaded.
+        describes the architecture only: weights are random until loaded. With a preset or a checkpoint, a
+        dictionary without `model_type` changes fields of its encoder, such as {"drop_path_rate": 0.3}, or
+        {"model_kwargs": {"drop_path_rate": 0.1}} for timm.
     decoder: "segdeformer", or another decoder on the same backbone: "upernet", "semantic_fpn", or "unet", whose
         logits have full resolution. The channels of "unet" double with each coarser level, from
         `decoder_hidden_size` (64 by default) at the finest feature map.
+    flat_maps: How the feature maps of a plain vision transformer are used, which all have one stride: "keep"
+        leaves them as they are, as in mmsegmentation's UPerNet on DeiT and in the paper's rows; "pyramid" adds
+        layers that turn them into strides 4, 8, 16 and 32. None keeps them for the decoder "segdeformer" with
+        one of the all-MLP necks "conv", "linear" and "segformer", and builds the pyramid otherwise.
     neck: Module that fuses the feature maps before context mining. "conv" is the authors' code (1x1
         convolution, batch norm, ReLU); "linear" is eq. 1 of the paper, with eq. 5 to 7 implemented literally;
         "segformer" is the all-MLP decoder of SegFormer checkpoints; "upernet" and "semantic_fpn" are those of
         section 3.4.
+    neck_depth: Layers of the necks "conv" and "segformer": projection, fusion, and after these
+        convolutions 1x1 with batch norm and ReLU (Table 8).
     use_internal_context: Whether to mine internal context (Table 6).
     use_external_context: Whether to mine external context (Table 6).
     internal_num_heads: Attention heads of internal context mining (Table 4).
@@ -88,7 +98,9 @@ class SegDeformerConfig(BackboneChannels, DecodingConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     decoder: str = "segdeformer"
+    flat_maps: str | None = None
     neck: str = "conv"
+    neck_depth: int = 2
     use_internal_context: bool = True
     use_external_context: bool = True
     internal_num_heads: int = 1
@@ -111,15 +123,17 @@ class SegDeformerConfig(BackboneChannels, DecodingConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def flat_maps(self) -> str:
-        """How the feature maps of a plain vision transformer are used: "keep", unchanged, or "pyramid"."""
-        return "keep" if self.decoder == "segdeformer" and self.neck in FLAT_NECKS else "pyramid"
+    def used_flat_maps(self) -> str:
+        """`flat_maps`, or what None stands for with this decoder: "keep" or "pyramid"."""
+        takes_flat = self.decoder == "segdeformer" and self.neck in FLAT_NECKS
+        return self.flat_maps or ("keep" if takes_flat else "pyramid")
 
     def context_mining(self) -> dict[str, Any]:
         """All options of the decoder, named as in `ContextMining`."""
         return {
             **super().context_mining(),
             "neck": self.neck,
+            "neck_depth": self.neck_depth,
             "num_heads": self.internal_num_heads,
             "internal_depth": self.internal_depth,
             "internal_mlp": self.internal_mlp,
@@ -131,9 +145,16 @@ class SegDeformerConfig(BackboneChannels, DecodingConfig):
         }
 
     def validate_mining(self) -> None:
-        for name, known in (("neck", NECKS), ("external_tokens", EXTERNAL_TOKENS)):
+        choices = {"neck": NECKS, "external_tokens": EXTERNAL_TOKENS, "flat_maps": (None, *FLAT_MAPS)}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is '{getattr(self, name)}'. Use one of {', '.join(known)}.")
+                names = ", ".join(filter(None, known))
+                raise ValueError(f"{name} is '{getattr(self, name)}'. Use one of {names}.")
+        if self.neck_depth != 2 and self.neck not in DEEP_NECKS:
+            raise ValueError(
+                f"neck_depth is {self.neck_depth}, but the neck '{self.neck}' has a depth of its own. Leave neck_depth out, or "
+                f"use neck {' or '.join(DEEP_NECKS)}."
+            )
         if self.decoder_hidden_size % self.internal_num_heads:
             raise ValueError(
                 f"{self.internal_num_heads} heads do not divide decoder_hidden_size {self.decoder_hidden_size}. "

@@ -5,7 +5,9 @@ from typing import Any, Self
 from .checked_config import CheckedConfig
 from .field_rules import MOST_WEIGHTS, checked
 
-DECODER_WIDTHS = {"upernet": 512, "semantic_fpn": 128, "segdeformer": 256, "unet": 64}
+DECODER_WIDTHS = {
+    **{"upernet": 512, "semantic_fpn": 128, "semantic_branch": 256, "segdeformer": 256, "unet": 64},
+}
 SINGLE_MAP_DECODERS = ("one_step", "progressive")  # they take the coarsest feature map only
 UNET_CHOICES = {
     "upsampling": ("expand", "nonlocal", "nonlocal_global"),
@@ -56,14 +58,16 @@ class LossConfig(CheckedConfig):
 class DecodingConfig(LossConfig):
     """Fields of every segmenter of images: decoder, heads, and the loss as in `LossConfig`.
 
-    decoder: Name of the decoder: "upernet", "semantic_fpn", "segdeformer", "unet", or one on the coarsest feature
-        map alone: "one_step", a single transposed convolution, or "progressive", which doubles the resolution
-        in each step.
+    decoder: Name of the decoder: "upernet", "semantic_fpn", "semantic_branch" (Semantic FPN without the pyramid),
+        "segdeformer", "unet", or one on the coarsest feature map alone: "one_step", a single transposed
+        convolution, or "progressive", which doubles the resolution in each step.
     decoder_hidden_size: Channels of the feature map that the decoder passes to the classifier; None takes the
         value of the decoder's paper. "one_step" and "progressive" have the width of the encoder instead.
-    use_auxiliary_head: Whether an FCN head on the second coarsest feature map adds an auxiliary loss in
+    use_auxiliary_head: Whether an FCN head on a feature map of the encoder adds an auxiliary loss in
         training; None uses it for "upernet" only, as is usual. Not with "one_step" and "progressive".
     auxiliary_hidden_size: Channels of the auxiliary head.
+    auxiliary_map: Feature map of the auxiliary head, as an index into the maps from fine to coarse: -2 is the
+        second coarsest, as for Swin; -1 the last, as in mmsegmentation's DeiT.
     auxiliary_loss_weight: Weight of the auxiliary loss.
     attention_loss_weight: Weight of the loss on SegDeformer's mid-level scores, alpha in eq. 9 of its paper;
         0 disables it.
@@ -74,6 +78,7 @@ class DecodingConfig(LossConfig):
     decoder_hidden_size: int | None = None
     use_auxiliary_head: bool | None = None
     auxiliary_hidden_size: int = 256
+    auxiliary_map: int = -2
     auxiliary_loss_weight: float | int = 0.4
     attention_loss_weight: float | int = 0.4
     reduction_ratio: int = 1

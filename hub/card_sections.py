@@ -60,6 +60,7 @@ DECODERS = {
     "upernet": "UPerNet",
     "unet": "Unet",
     "semantic_fpn": "Semantic FPN",
+    "semantic_branch": "Semantic FPN without a pyramid",
     "segdeformer": "SegDeformer",
     "one_step": "one transposed convolution",
     "progressive": "progressive transposed convolutions",

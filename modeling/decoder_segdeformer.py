@@ -26,13 +26,13 @@ from .patches import patches_with_image
 from .projections import project_jointly
 from .pyramid_fusion import ConvFusion, LinearFusion, SegformerFusion, as_features, as_map
 
-# Constructors by name, from the channels of the feature maps and of the decoder.
-NECKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+# Constructors by name, from the channels of the feature maps and of the decoder, and the depth where it varies.
+NECKS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
     "conv": ConvFusion,
-    "linear": LinearFusion,
+    "linear": lambda channels, dim, _: LinearFusion(channels, dim),
     "segformer": SegformerFusion,
-    "semantic_fpn": lambda channels, dim: SemanticFpnDecoder(channels, dim, dropout=0.0),
-    "upernet": lambda channels, dim: UperNetDecoder(channels, dim, dropout=0.0),
+    "semantic_fpn": lambda channels, dim, _: SemanticFpnDecoder(channels, dim, dropout=0.0),
+    "upernet": lambda channels, dim, _: UperNetDecoder(channels, dim, dropout=0.0),
 }
 
 
@@ -40,6 +40,7 @@ class ContextMining(NamedTuple):
     """Structure of the decoder; the defaults are the authors' model."""
 
     neck: str = "conv"  # a key of NECKS; "linear" also selects the paper's form of attention
+    neck_depth: int = 2  # of "conv" and "segformer", Table 8
     reduction_ratio: int = 1  # R: one key and value per R x R positions, section 3.4
     num_heads: int = 1  # of internal attention, Table 4; external attention has one
     internal_depth: int = 1  # Table 4
@@ -78,7 +79,7 @@ class SegDeformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_mining(mining, hidden_size)
-        self.neck = choose("neck", mining.neck, NECKS)(in_channels, hidden_size)
+        self.neck = choose("neck", mining.neck, NECKS)(in_channels, hidden_size, mining.neck_depth)
         self.internal = internal_mining(config, hidden_size, mining) if mining.use_internal else None
         self.external = None
         if mining.use_external:

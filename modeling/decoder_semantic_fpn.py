@@ -46,17 +46,26 @@ class SemanticFpnDecoder(nn.Module):
         in_channels: Channels of the feature maps, fine to coarse.
         hidden_size: Channels of the output; the pyramid has twice as many.
         dropout: Channel dropout rate of the output.
+        use_pyramid: Whether the feature maps go through a feature pyramid first. Without it, the decoder is the
+            semantic branch alone, mmsegmentation's FPN head without a neck.
     """
 
-    def __init__(self, in_channels: Sequence[int], hidden_size: int = 128, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        hidden_size: int = 128,
+        dropout: float = 0.1,
+        use_pyramid: bool = True,
+    ) -> None:
         super().__init__()
-        self.pyramid = FeaturePyramid(in_channels, 2 * hidden_size)
+        self.pyramid = FeaturePyramid(in_channels, 2 * hidden_size) if use_pyramid else nn.Identity()
+        widths = [2 * hidden_size] * len(in_channels) if use_pyramid else in_channels
         self.branches = nn.ModuleList(
             nn.ModuleList(
-                ConvNormAct(hidden_size if step else 2 * hidden_size, hidden_size, kernel_size=3)
+                ConvNormAct(hidden_size if step else width, hidden_size, kernel_size=3)
                 for step in range(max(level, 1))
             )
-            for level in range(len(in_channels))
+            for level, width in enumerate(widths)
         )
         self.dropout = nn.Dropout2d(dropout)
 
@@ -69,7 +78,7 @@ class SemanticFpnDecoder(nn.Module):
         return Decoded(self.dropout(summed))
 
     def bring_to_finest(self, index: int, level: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        """(B, 2 * hidden, h_i, w_i) -> (B, hidden, h_0, w_0): a 3x3 convolution before each upsampling."""
+        """(B, C_i, h_i, w_i) -> (B, hidden, h_0, w_0): a 3x3 convolution before each upsampling."""
         for step, convolve in enumerate(self.branches[index]):
             level = convolve(level)
             level = upsample(level, sizes[index - 1 - step]) if index else level

@@ -44,6 +44,9 @@ DECODERS: dict[str, Build] = {
     "semantic_fpn": lambda config, backbone, _: SemanticFpnDecoder(
         backbone.channels, config.decoder_hidden_size
     ),
+    "semantic_branch": lambda config, backbone, _: SemanticFpnDecoder(
+        backbone.channels, config.decoder_hidden_size, use_pyramid=False
+    ),
     "unet": lambda config, backbone, build_stage: choose(
         "Unet", "pyramid" if build_stage is None else "mirrored", UNETS
     )(config, backbone, build_stage),

@@ -82,7 +82,7 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
     def __init__(self, config: MaskRcnnConfig) -> None:
         super().__init__(config)
         build = cascade_mask_rcnn if config.use_cascade else mask_rcnn
-        backbone = build_backbone(config.trained_backbone_config, config.flat_maps)
+        backbone = build_backbone(config.trained_backbone_config, config.used_flat_maps)
         detector = build(backbone, config.num_labels, **config.detector_options)
         self.backbone = backbone
         self.fpn, self.rpn, self.roi_heads = detector.backbone.fpn, detector.rpn, detector.roi_heads

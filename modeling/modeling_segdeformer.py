@@ -27,7 +27,7 @@ class SegDeformerForSemanticSegmentation(SegmentationModel):
     config: SegDeformerConfig
 
     def __init__(self, config: SegDeformerConfig) -> None:
-        super().__init__(config, build_backbone(config.backbone_config, config.flat_maps))
+        super().__init__(config, build_backbone(config.backbone_config, config.used_flat_maps))
 
     def compute_loss(
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor

@@ -49,7 +49,9 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self.classifier = LabelClassifier(config.decoder_hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
         if config.use_auxiliary_head:
-            self.auxiliary_head = FcnHead(channels[-2], config.auxiliary_hidden_size, config.num_labels)
+            self.auxiliary_head = FcnHead(
+                channels[config.auxiliary_map], config.auxiliary_hidden_size, config.num_labels
+            )
         config.logits_stride = 1 if config.decoder in CLASSIFIERS else backbone.strides[0]
         if config.decoder in CLASSIFIERS:
             build_classifier = choose("decoder", config.decoder, CLASSIFIERS)
@@ -107,8 +109,13 @@ class SegmentationModel(ContextsegPreTrainedModel):
         self, logits: Tensor, decoded: Decoded, feature_maps: tuple[Tensor, ...], labels: Tensor
     ) -> Tensor:
         """(B, K, h, w), ..., (B, H, W) -> scalar, the weighted sum of main, mid-level and auxiliary loss."""
-        auxiliary_logits = None if self.auxiliary_head is None else self.auxiliary_head(feature_maps[-2])
-        return self.sum_of_losses(logits, decoded.mid_logits, auxiliary_logits, labels)
+        return self.sum_of_losses(logits, decoded.mid_logits, self.auxiliary_logits(feature_maps), labels)
+
+    def auxiliary_logits(self, feature_maps: tuple[Tensor, ...]) -> Tensor | None:
+        """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, K, h, w) of the auxiliary head, if there is one."""
+        if self.auxiliary_head is None:
+            return None
+        return self.auxiliary_head(feature_maps[self.config.auxiliary_map])
 
     def sum_of_losses(
         self, logits: Tensor, mid_logits: Tensor | None, auxiliary_logits: Tensor | None, labels: Tensor
@@ -201,6 +208,11 @@ def check_channels(config: DecodingConfig, channels: tuple[int, ...]) -> None:
             raise ValueError(
                 f"the backbone returns {len(channels)} feature map; decoders need two or more. "
                 "Name more stages in out_features, or leave the option out."
+            )
+        if config.use_auxiliary_head and not -len(channels) <= config.auxiliary_map < len(channels):
+            raise ValueError(
+                f"auxiliary_map is {config.auxiliary_map}, but the backbone returns {len(channels)} feature maps. Use "
+                f"{-len(channels)} to {len(channels) - 1}."
             )
     elif len(channels) > 1:
         raise ValueError(

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Segforme
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, is_timm_available
 
+from ..configuration.backbone_configs import changed_backbone
 from .backbone_building import adapted_config, build_encoder
 from .backbone_info import measure
 from .backbones import OWN_BACKBONES, AnyBackbone, adapted
@@ -46,7 +47,13 @@ def load_pretrained_backbone(
     Raises:
         ValueError: If the checkpoint does not hold weights of the encoder.
     """
-    config = encoder_config(name, out_indices, revision)
+    return loaded_backbone(name, encoder_config(name, out_indices, revision), flat, revision)
+
+
+def loaded_backbone(
+    name: str | os.PathLike, config: PreTrainedConfig, flat: str, revision: str
+) -> AnyBackbone:
+    """Builds a backbone from its configuration, with the weights of a checkpoint."""
     if config.model_type in OWN_BACKBONES:
         encoder = load_encoder(OWN_BACKBONES[config.model_type], name, config, revision)
         return adapted(encoder, flat)
@@ -75,11 +82,15 @@ def model_on_backbone(
         checkpoint: As `name` of `load_pretrained_backbone`.
         out_indices: Stages whose feature maps are used.
         revision: Branch, tag or commit on the Hub.
-        **overrides: Other fields of the configuration; with `num_channels`, the first convolution is adapted.
+        **overrides: Other fields of the configuration; with `num_channels`, the first convolution is adapted. A
+            dictionary `backbone_config` changes fields of the encoder.
     """
-    backbone_config = encoder_config(checkpoint, out_indices, revision)
-    model = model_class(model_class.config_class(backbone_config=backbone_config, **overrides))
-    loaded = load_pretrained_backbone(checkpoint, out_indices, model.config.flat_maps, revision)
+    config = encoder_config(checkpoint, out_indices, revision)
+    changes = overrides.pop("backbone_config", None)
+    if changes is not None:
+        config = changed_backbone(config, changes)
+    model = model_class(model_class.config_class(backbone_config=config, **overrides))
+    loaded = loaded_backbone(checkpoint, config, model.config.used_flat_maps, revision)
     encoder = model.backbone.encoder
     encoder.load_state_dict(fit_stem(loaded.encoder.state_dict(), encoder.state_dict()))
     return model.eval()

@@ -46,18 +46,25 @@ class SegformerFusion(LinearFusion):
     to fine.
     """
 
-    def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
+    def __init__(self, in_channels: Sequence[int], hidden_size: int, depth: int = 2) -> None:
         super().__init__(in_channels, hidden_size)
         self.fusion = NormedMap(len(in_channels) * hidden_size, hidden_size)
+        self.deeper = deeper_layers(hidden_size, depth)
+
+    def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
+        """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
+        fused = super().forward(feature_maps).feature_map
+        return Decoded(as_map(self.deeper(as_features(fused))))
 
 
 class ConvFusion(nn.Module):
-    """The SegDeformer authors' fusion: both layers are 1x1 convolution, batch normalization and ReLU."""
+    """The SegDeformer authors' fusion: all layers are 1x1 convolution, batch normalization and ReLU."""
 
-    def __init__(self, in_channels: Sequence[int], hidden_size: int) -> None:
+    def __init__(self, in_channels: Sequence[int], hidden_size: int, depth: int = 2) -> None:
         super().__init__()
         self.projections = nn.ModuleList(NormedProjection(channels, hidden_size) for channels in in_channels)
         self.fusion = NormedMap(len(in_channels) * hidden_size, hidden_size)
+        self.deeper = deeper_layers(hidden_size, depth)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Decoded:
         """Maps (B, C_i, h_i, w_i), fine to coarse -> (B, hidden, h_0, w_0)."""
@@ -66,7 +73,13 @@ class ConvFusion(nn.Module):
             for project, feature_map in zip(self.projections, feature_maps, strict=True)
         ]
         matrix, shift, finish = self.fusion()
-        return Decoded(as_map(finish(sum_upsampled(levels, matrix.chunk(len(levels), dim=1), shift))))
+        fused = finish(sum_upsampled(levels, matrix.chunk(len(levels), dim=1), shift))
+        return Decoded(as_map(self.deeper(fused)))
+
+
+def deeper_layers(hidden_size: int, depth: int) -> nn.Sequential:
+    """The layers after projection and fusion of a decoder of `depth` layers, on maps (B, h, w, C)."""
+    return nn.Sequential(*(NormedProjection(hidden_size, hidden_size) for _ in range(depth - 2)))
 
 
 def sum_upsampled(levels: Sequence[Tensor], matrices: Sequence[Tensor], shift: Tensor | None) -> Tensor:

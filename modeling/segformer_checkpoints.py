@@ -19,6 +19,7 @@ from transformers import (
     SegformerModel,
 )
 
+from ..configuration.backbone_configs import changed_backbone
 from .input_channels import fit_stem
 from .label_rows import rows_of_equal_names, with_kept_rows
 
@@ -67,7 +68,11 @@ def segformer_options(
     source: PreTrainedConfig, has_decoder: bool, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns our configuration fields: encoder, decoder and labels of the checkpoint, then the overrides."""
-    options = {"backbone_config": segformer_encoder_config(source)}
+    encoder = segformer_encoder_config(source)
+    changes = overrides.get("backbone_config")
+    if changes is not None:
+        overrides = {**overrides, "backbone_config": changed_backbone(encoder, changes)}
+    options = {"backbone_config": encoder}
     if has_decoder:
         options |= {ours: getattr(source, theirs) for theirs, ours in DECODER_FIELDS.items()}
         options["neck"] = "segformer"

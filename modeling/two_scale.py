@@ -166,7 +166,7 @@ class TwoScaleSegmentationModel(SegmentationModel):
         cells = [ceil_div(side, self.config.logits_stride) for side in pixel_values.shape[2:]]
         scores = PairScores(cropped(self.classifier(decoded.feature_map), cells), decoded.mid_logits)
         if has_labels:
-            auxiliary = self.auxiliary_head and self.auxiliary_head(outputs.feature_maps[-2])
+            auxiliary = self.auxiliary_logits(outputs.feature_maps)
             context = self.context_logits(outputs.context_maps)
             context = None if context is None else cropped(context, cells)
             scores = scores._replace(auxiliary=auxiliary, context=context)

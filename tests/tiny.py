@@ -351,6 +351,7 @@ for option in ("num_global_tokens", "use_global_attention", "merge_strides", "pr
     del OTHER_VALUES["caswit"][option]
 OTHER_MINING = {
     "neck": "linear",
+    "neck_depth": {"neck_depth": 3, "neck": "conv"},
     "use_internal_context": False,
     "use_external_context": False,
     "internal_num_heads": {"internal_num_heads": 2, "initializer_range": 0.2},
@@ -360,12 +361,23 @@ OTHER_MINING = {
     "use_external_attention": False,
     "external_tokens": "momentum",
 }
+PLAIN_VIT = {  # four maps of one stride
+    "model_type": "dinov2",
+    "hidden_size": 8,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "apply_layernorm": False,
+    "reshape_hidden_states": True,
+}
 OTHER_VALUES["segdeformer"] = {
     **OTHER_DECODING,
     **OTHER_MINING,
     "initializer_range": {"initializer_range": 0.1, "internal_mlp": True},
     "decoder": "upernet",
     "backbone_config": tiny_mit(depths=[1, 1]),
+    "flat_maps": {"flat_maps": "keep", "decoder": "upernet", "backbone_config": PLAIN_VIT},
     "use_auxiliary_head": True,
     "auxiliary_hidden_size": {"auxiliary_hidden_size": 16, "use_auxiliary_head": True},
     "auxiliary_loss_weight": {"auxiliary_loss_weight": 1.0, "use_auxiliary_head": True},
@@ -499,7 +511,8 @@ IMAGES_ONLY = [values for name, values in OTHER_VALUES.items() if "nnformer" not
 for values in IMAGES_ONLY:  # these two speak of one decoder, which every family of images has
     for option, other in (("attention_loss_weight", 1.0), ("reduction_ratio", 2)):
         values[option] = {option: other, "decoder": "segdeformer", "decoder_hidden_size": 8}
-for option in ("attention_loss_weight", "reduction_ratio"):
+    values["auxiliary_map"] = {"auxiliary_map": -1, "decoder": "upernet", "use_auxiliary_head": True}
+for option in ("attention_loss_weight", "auxiliary_map", "reduction_ratio"):
     OTHER_VALUES["glam_swin_volumes"][option] |= IMAGE_UNET
 
 

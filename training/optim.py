@@ -1,6 +1,7 @@
 """Optimizers and their parameter groups, learning-rate schedules, and an exponential moving average of weights."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,35 @@ from torch import nn
 from ..modeling.blocks import WeightOwner
 
 DECAYED = (nn.Linear, nn.modules.conv._ConvNd, WeightOwner)
+# Tables of relative positions, and positions and class tokens of plain vision transformers.
+POSITIONS = re.compile(r"position_bias|position_embed|pos_embed|cls_token")
+
+
+def layer_weights(model: nn.Module) -> set[int]:
+    """The ids of the weights of linear layers and convolutions, also of those that own a bare weight."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
+
+
+def all_but_norms(model: nn.Module) -> set[int]:
+    """The ids of all parameters but those of layer norms and positions: mmsegmentation's usual rule.
+
+    Biases, batch norms and learned tokens are among them.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    left_out = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    return {id(value) for name, value in model.named_parameters() if not POSITIONS.search(name)} - left_out
+
+
+def every_parameter(model: nn.Module) -> set[int]:
+    return {id(parameter) for parameter in model.parameters()}
+
+
+# What --weight-decay-of names.
+DECAYS: dict[str, Callable[[nn.Module], set[int]]] = {
+    "weights": layer_weights,
+    "all-but-norms": all_but_norms,
+    "all": every_parameter,
+}
 
 
 def poly(progress: float) -> float:
@@ -81,11 +111,9 @@ def parameter_groups(
     weight_decay: float,
     factors: Mapping[str, float] | None = None,
     layer_factors: Mapping[str, float] | None = None,
+    decay_of: str = "weights",
 ) -> list[dict]:
     """Groups trainable parameters for an optimizer by learning rate and weight decay.
-
-    Only the weights of linear layers and convolutions are decayed; norms, biases, global tokens and position
-    tables are not.
 
     Args:
         model: The model.
@@ -94,6 +122,8 @@ def parameter_groups(
         factors: Learning-rate factors by part of the parameter name, such as {"global_tokens": 10}; "head"
             means all parameters outside the backbone. If several match, their product applies.
         layer_factors: Further factors by whole parameter name, see `layer_decay.py`; others have factor 1.
+        decay_of: What is decayed: "weights" of linear layers and convolutions, not norms, biases, global tokens
+            and position tables; "all-but-norms", all but layer norms and positions; or "all".
 
     Returns:
         Groups with `params`, `lr`, `initial_lr` and `weight_decay`.
@@ -102,7 +132,7 @@ def parameter_groups(
         ValueError: If no parameter matches a key of `factors`.
     """
     factors = dict(factors or {})
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
+    decayed = DECAYS[decay_of](model)
     backbone = model.base_model_prefix + "."
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used = {"head"}

@@ -25,8 +25,11 @@ class OptimizationOptions:
         "factor of the learning rate for weights whose names contain PART; takes several values, and may be repeated",
         metavar="PART=FACTOR",
     )
-    weight_decay: float = option(
-        0.01, "weight decay of linear and convolution weights; biases and norms are not decayed"
+    weight_decay: float = option(0.01, "weight decay")
+    weight_decay_of: Literal["weights", "all-but-norms", "all"] = option(
+        "weights",
+        "what is decayed: the weights of linear layers and convolutions; all but layer norms and positions, as in "
+        "mmsegmentation, so also biases, batch norms and tokens; or all, as in nnU-Net",
     )
     schedule: Literal["poly", "cosine", "constant", "step"] = option(
         "poly", "shape of the learning rate schedule after the warm-up"

@@ -30,7 +30,12 @@ MEASURES = {
     "mIoU-multi-scale": "mIoU, multi-scale with flips, %",
     "top-1": "top-1 accuracy, %",
 }
-ABOUT_DATA = {"source", "data", "images", "classes", "parameters-in-millions"}
+DECAYED = {
+    "weights": "the weights of linear layers and convolutions",
+    "all-but-norms": "all but layer norms and positions",
+    "all": "all",
+}
+ABOUT_DATA = {"source", "data", "images", "classes", "parameters-in-millions", "multiply-adds-in-billions"}
 SOURCES = {
     "set-by-the-paper": "The paper",
     "set-by-the-authors-configuration": "The authors' configuration",
@@ -40,6 +45,9 @@ SOURCES = {
     "without-an-option": "Not available as an option",
     "also-without-an-option": "Nor is",
     "scored-on": "Scored on",
+    "parameters-differ": "Parameters",
+    "multiply-adds-of": "Multiply-adds are those of",
+    "multiply-adds-differ": "Multiply-adds",
 }
 
 
@@ -152,6 +160,8 @@ def score_table(paper: Mapping[str, Any], parameters: int) -> str:
     ]
     printed = paper.get("parameters-in-millions")
     lines.append(["parameters", f"{printed} M" if printed else "not printed", f"{parameters / 1e6:.2f} M"])
+    if "multiply-adds-in-billions" in paper:
+        lines.append(["multiply-adds", f"{paper['multiply-adds-in-billions']} G", "see below"])
     return table(["", "paper", "here"], lines)
 
 
@@ -182,7 +192,7 @@ def settings_table(arguments: TrainArguments, paper: Mapping[str, Any]) -> str:
             "learning rate",
             f"{arguments.learning_rate:g}{factor}; {shape_of(arguments)}, {warmup} of warm-up",
         ],
-        ["weight decay", f"{arguments.weight_decay:g}"],
+        ["weight decay", f"{arguments.weight_decay:g} of {DECAYED[arguments.weight_decay_of]}"],
     ]
     if arguments.optimizer == "sgd":
         lines.insert(3, ["optimizer", f"SGD, Nesterov momentum {arguments.momentum:g}"])

@@ -279,6 +279,7 @@ def new_optimizer(arguments: TrainArguments, model: PreTrainedModel) -> torch.op
         model,
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
+        decay_of=arguments.weight_decay_of,
         factors=factors,
         layer_factors=arguments.layer_decay and layer_factors(model, arguments.layer_decay),
     )

@@ -47,7 +47,7 @@ def test_keys_that_are_computed_from_others_do_not_stop_loading(config_class, tm
     config_class().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"hidden_size": 1, "num_layers": 9, "flat_maps": "x"})
+        json.dumps(json.loads(path.read_text()) | {"hidden_size": 1, "num_layers": 9, "used_flat_maps": "x"})
     )
     assert config_class.from_pretrained(tmp_path).to_dict().keys() >= config_class().to_dict().keys()
 

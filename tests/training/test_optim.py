@@ -38,6 +38,20 @@ def test_norms_biases_tokens_and_position_tables_do_not_decay(model):
     assert {0.0, 0.01} == set(decay.values())
 
 
+def test_mmsegmentations_rule_decays_all_but_layer_norms_and_positions(model):
+    decay = decay_by_name(model, decay_of="all-but-norms")
+    layer_norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    free = {name for name in decay if name.rpartition(".")[0] in layer_norms or "position_bias" in name}
+    assert decay == {name: 0.0 if name in free else 0.01 for name in decay}
+    decayed = decay.keys() - free
+    assert {name.rpartition(".")[2] for name in decayed} > {"weight", "bias"}  # and global tokens
+    assert any("decoder" in name and ".norm." in name for name in decayed)  # batch norms
+
+
+def test_all_parameters_decay_on_request(model):
+    assert set(decay_by_name(model, decay_of="all").values()) == {0.01}
+
+
 def test_the_head_factor_applies_to_all_but_the_backbone(model):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in parameter_groups(model, learning_rate=2.0, weight_decay=0.0, factors={"head": 10.0}):

@@ -39,6 +39,10 @@ SMALL = {
         'backbone_config={"model_type": "glam_swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}',
     ],
     "relay": ["--set", "embed_dim=8", "--set", "depths=[1]", "--set", "num_heads=[2]"],
+    "cswin": [
+        *("--set", "hidden_sizes=[8,16]", "--set", "depths=[1,1]", "--set", "num_heads=[2,2]"),
+        *("--set", "stripe_widths=[1,0]"),
+    ],
     "nnformer": [
         *("--set", "embed_dim=8", "--set", "num_heads=[1,1,1,1]", "--set", "decoder_num_heads=[1,1,1]"),
         *("--set", "window_size=[2,2,2,2]"),
@@ -86,6 +90,7 @@ def test_the_recipes_of_maformer_are_those_of_the_paper():
         assert given["batch_size"] * given["accumulation"] == 1024
         assert f"drop_path_rate={drop_path}" in given["set"]
         assert (given["weight_decay"], given["label_smoothing"], recipe.paper["top-1"]) == (0.05, 0.1, score)
+        assert "token_label_loss_weight=1.0" in given["set"]
 
 
 # The mIoU that the papers print. One row is in two of them: Swin-UPerNet-S on ADE20K.
@@ -109,7 +114,10 @@ PRINTED = {
     "segdeformer_{}_cityscapes": {
         **{"mit_b5_efficient": 82.46, "deit_base_upernet": 80.10, "swin_large_upernet_efficient": 83.52},
     },
-    "segformer_{}_ade20k": {"mit_b1": 40.97, "mit_b2": 45.58, "mit_b5": 49.13},
+    "segformer_{}_ade20k": {
+        **{"mit_b1": 40.97, "mit_b2": 45.58, "mit_b5": 49.13},
+        **{"mit_b2_depth_8": 45.68, "mit_b2_depth_8_width_512": 46.08},
+    },
     "segformer_{}_coco_stuff": {"mit_b5": 46.71},
     "segformer_{}_cityscapes": {"mit_b5": 82.07},
     "upernet_{}_ade20k": {
@@ -118,6 +126,8 @@ PRINTED = {
     },
     "upernet_{}_coco_stuff": {"deit_base": 45.68, "swin_large": 49.05},
     "upernet_{}_cityscapes": {"deit_base": 79.09, "swin_large": 82.80},
+    "semantic_fpn_{}_ade20k": {"swin_large_640": 50.85},
+    "cswin_{}_upernet_ade20k": {"tiny": 49.3, "small": 50.4, "base": 51.1},
     "maformer_{}_semantic_fpn_ade20k": {"small": 47.9, "base": 49.8},
     "maformer_{}_upernet_ade20k": {"small": 48.3, "base": 51.1},
     "relay_{}_archaeoscape": {"vit_small": 46.7, "swinv2_small": 57.8},
@@ -152,9 +162,11 @@ def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
     arguments = train_arguments(given)
     images = 8 if name.startswith(("segdeformer", "segformer", "upernet")) and "cityscapes" in name else 16
     assert arguments.batch_size * arguments.accumulation == images
-    fpn = "semantic_fpn" in name
-    assert (arguments.steps, arguments.learning_rate) == ((80000, 2e-4) if fpn else (160000, 6e-5))
-    assert (arguments.schedule, arguments.weight_decay) == (("cosine", 1e-4) if fpn else ("poly", 0.01))
+    rates = {"maformer": 2e-4, "semantic": 1e-4} if "semantic_fpn" in name else {}
+    rate = rates.get(name.partition("_")[0])
+    assert (arguments.steps, arguments.learning_rate) == ((80000, rate) if rate else (160000, 6e-5))
+    assert arguments.schedule == ("cosine" if rate == 2e-4 else "poly")
+    assert (arguments.weight_decay, arguments.weight_decay_of) == (1e-4 if rate else 0.01, "all-but-norms")
     assert arguments.head_lr_factor == (10 if name.startswith(("segdeformer", "segformer")) else 1)
     assert (
         recipe.paper["classes"] == {"ADE20K": 150, "Cityscapes": 19, "COCO-Stuff": 171}[recipe.paper["data"]]
@@ -166,9 +178,11 @@ def test_every_segmentation_recipe_describes_a_model_at_its_full_size(name):
     given, _ = with_recipe({"recipe": name})
     config = configuration(SEGMENTER, given["model"], given["preset"], parse_overrides(given["set"]))
     assert config.decoder == ("unet" if "unet" in name else config.decoder)
-    width = {"semantic_fpn": 128, "upernet": 512, "unet": getattr(config, "embed_dim", None)}.get(
-        config.decoder, 256 if "mit" in name else 512
+    assert config.loss_reduction == "all"
+    width = {"semantic_fpn": 128, "semantic_branch": 256, "upernet": 512}.get(
+        config.decoder, 256 if "mit" in name and "512" not in name else 512
     )
+    width = config.embed_dim if config.decoder == "unet" else width
     assert config.decoder_hidden_size == width
     has_auxiliary_head = "upernet" in name or "deit" in name or "segdeformer_swin" in name
     assert config.use_auxiliary_head == has_auxiliary_head
@@ -179,7 +193,7 @@ def test_every_segmentation_recipe_resizes_and_evaluates_as_its_source_does(name
     given, recipe = with_recipe({"recipe": name})
     arguments, data = train_arguments(given), recipe.paper["data"]
     of_context_mining = name.startswith(("segdeformer", "segformer", "upernet"))
-    base = {"ADE20K": f"2048x{640 if '640' in name else 512}", "COCO-Stuff": "2048x512"}
+    base = {"ADE20K": "2560x640" if "640" in name else "2048x512", "COCO-Stuff": "2048x512"}
     assert arguments.base_size == base.get(data, None if of_context_mining else "2049x1025")
     windows = {"Cityscapes": ("1024", 0.25), "COCO-Stuff": ("512", 0.334)}
     asked = (arguments.window, arguments.overlap)
@@ -206,6 +220,7 @@ def test_recipes_of_volumes_train_as_nnformers_authors_do(name):
     assert (arguments.optimizer, arguments.momentum, arguments.learning_rate) == ("sgd", 0.99, 0.01)
     assert (arguments.schedule, arguments.poly_power, arguments.warmup_steps) == ("poly", 0.9, 0)
     assert (arguments.weight_decay, arguments.clip_norm, arguments.steps) == (3e-5, 12, 1000 * 250)
+    assert arguments.weight_decay_of == "all"
     config = configuration(SEGMENTER, given["model"], given["preset"], parse_overrides(given.get("set", [])))
     assert arguments.crop_size == "x".join(map(str, config.crop_size))
     assert (config.num_global_tokens, config.variant) == (
