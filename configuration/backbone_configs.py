@@ -1,15 +1,14 @@
 """Builds the configuration of any backbone from a dictionary, as stored in a configuration file."""
 
-from copy import deepcopy
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from .checked_config import choose
 from .configuration_cswin import CswinConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
-from .field_rules import run_check
+from .foreign_backbones import foreign_backbone_config
 from .ranges import shown
 
 # Not looked up in transformers' registry, which holds other copies of these classes if code was loaded from
@@ -28,18 +27,12 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
     Raises:
         ValueError: If `model_type` is missing or unknown, or one of our configurations has no such field.
     """
-    settings = dict(settings)
-    model_type = settings.pop("model_type", None)
-    if model_type in OWN_BACKBONES:
-        config_class = choose("backbone", model_type, OWN_BACKBONES)
-        return config_class.from_dict(settings) if is_stored else config_class(**settings)
-    if model_type is None:
-        raise ValueError(
-            f"backbone_config has no 'model_type', only {shown(sorted(map(str, settings)))}. Add it, such as 'model_type': 'swin', "
-            "or pass a configuration object."
-        )
-    run_check("encoder", settings)
-    return AutoConfig.for_model(model_type, **settings)
+    model_type = settings.get("model_type")
+    if model_type not in OWN_BACKBONES:
+        return foreign_backbone_config(settings)
+    config_class = choose("backbone", model_type, OWN_BACKBONES)
+    fields = {name: value for name, value in settings.items() if name != "model_type"}
+    return config_class.from_dict(fields) if is_stored else config_class(**fields)
 
 
 def check_takes_images(config: PreTrainedConfig) -> None:
@@ -49,23 +42,3 @@ def check_takes_images(config: PreTrainedConfig) -> None:
             f"backbone_config is for volumes (patch_size {shown(config.patch_size)}), but this model takes images. Choose an "
             "encoder of images."
         )
-
-
-class BackboneChannels:
-    """The option `num_channels` of a configuration with a `backbone_config`, which stores it."""
-
-    @classmethod
-    def known_options(cls) -> set[str]:
-        return super().known_options() | {"num_channels"}
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the image."""
-        return getattr(self.backbone_config, "num_channels", 3)
-
-    @num_channels.setter
-    def num_channels(self, number: int) -> None:
-        run_check("range", "num_channels", number)
-        if number != self.num_channels:
-            self.backbone_config = deepcopy(self.backbone_config)  # the caller's stays as it is
-            self.backbone_config.num_channels = number

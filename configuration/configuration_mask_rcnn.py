@@ -5,10 +5,11 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbone_configs import BackboneChannels, backbone_from_dict, check_takes_images
+from .backbone_configs import backbone_from_dict, check_takes_images
 from .checked_config import CheckedConfig, reject_unknown_options
 from .configuration_maformer import MaformerConfig
 from .field_rules import checked
+from .foreign_backbones import BackboneChannels
 
 # The numeric arguments of torchvision's `MaskRCNN`, except those that are set elsewhere: images are resized
 # by the image processor, and a cascade has its own IoU thresholds.

@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 
-from .backbone_configs import BackboneChannels, backbone_from_dict, check_takes_images
+from .backbone_configs import backbone_from_dict, check_takes_images
 from .decoding import DecodingConfig
 from .field_rules import checked
+from .foreign_backbones import BackboneChannels
 
 NECKS = ("conv", "linear", "segformer", "upernet", "semantic_fpn")
 FLAT_NECKS = ("conv", "linear", "segformer")  # these take feature maps of a single stride
