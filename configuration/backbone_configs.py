@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 
 from .checked_config import choose
 from .configuration_cswin import CswinConfig
+from .configuration_glam import GlamConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
 from .foreign_backbones import foreign_backbone_config
@@ -13,7 +14,12 @@ from .ranges import shown
 
 # Not looked up in transformers' registry, which holds other copies of these classes if code was loaded from
 # the Hub.
-OWN_BACKBONES = {"cswin": CswinConfig, "glam_swin": GlamSwinConfig, "maformer": MaformerConfig}
+OWN_BACKBONES = {
+    "cswin": CswinConfig,
+    "glam": GlamConfig,
+    "glam_swin": GlamSwinConfig,
+    "maformer": MaformerConfig,
+}
 
 
 def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> PreTrainedConfig:

@@ -12,12 +12,14 @@ from transformers import PreTrainedConfig
 from ..configuration.checked_config import choose
 from .any_backbone import AnyBackbone, adapted, foreign_backbone
 from .modeling_cswin import CswinBackbone
+from .modeling_glam import GlamBackbone
 from .modeling_glam_swin import GlamSwinBackbone
 from .modeling_maformer import MaformerBackbone
 
 # Keyed by `model_type`, which is the same in every copy of a configuration class.
 OWN_BACKBONES: dict[str, Callable[[PreTrainedConfig], nn.Module]] = {
     "cswin": CswinBackbone,
+    "glam": GlamBackbone,
     "glam_swin": GlamSwinBackbone,
     "maformer": MaformerBackbone,
 }

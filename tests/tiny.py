@@ -7,6 +7,7 @@ from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
+    Swinv2Config,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -16,6 +17,7 @@ from contextseg import (
     CaswitForSemanticSegmentation,
     CswinConfig,
     CswinForSemanticSegmentation,
+    GlamConfig,
     GlamSwinConfig,
     GlamSwinForSemanticSegmentation,
     MaformerConfig,
@@ -196,6 +198,14 @@ def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
     return tiny_segdeformer(**{"backbone_config": backbone, "neck": "linear", **overrides})
 
 
+def tiny_glam_swinv2(**overrides) -> SegDeformerForSemanticSegmentation:
+    encoder = Swinv2Config(
+        embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4, image_size=64, drop_path_rate=0.0
+    )
+    backbone = GlamConfig(backbone_config=encoder, num_global_tokens=2)
+    return tiny_segdeformer(**{"backbone_config": backbone, "decoder": "semantic_fpn", **overrides})
+
+
 def tiny_segdeformer_unet(**overrides) -> SegDeformerForSemanticSegmentation:
     return tiny_segdeformer(**{"decoder": "unet", **overrides})
 
@@ -228,13 +238,14 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
+    "glam_swinv2": tiny_glam_swinv2,
     "nnformer": tiny_nnformer,
     "glam_nnformer": tiny_glam_nnformer,
     "glam_swin_volumes": tiny_glam_swin_volumes,
 }
 
-# Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
-REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer")
+# Each encoder once, under four decoders: for claims that are dear to check for every segmenter.
+REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer", "glam_swinv2")
 
 OTHER_UPSAMPLING = {
     "upsampling": UNET,
