@@ -66,11 +66,11 @@ def exchange_stage(
     """Exchanges the blocks of one stage, and what lies between them."""
     host = host_of(encoder.get_submodule(names[0]))
     for name in between(encoder, names):
-        replace(encoder, name, PassedBy(encoder.get_submodule(name)))
+        put(encoder, name, PassedBy(encoder.get_submodule(name)))
     for name in names:
         block, is_last = encoder.get_submodule(name), name == names[-1]
         new_tokens = num_global_tokens if name == names[0] else 0
-        replace(encoder, name, TokenBlock(config, block, host, global_block, new_tokens, is_last))
+        put(encoder, name, TokenBlock(config, block, host, global_block, new_tokens, is_last))
 
 
 def between(encoder: nn.Module, names: list[str]) -> list[str]:
@@ -84,7 +84,7 @@ def between(encoder: nn.Module, names: list[str]) -> list[str]:
     return [name for name in others if name not in names]
 
 
-def replace(encoder: nn.Module, name: str, module: nn.Module) -> None:
+def put(encoder: nn.Module, name: str, module: nn.Module) -> None:
     path, _, last = name.rpartition(".")
     encoder.get_submodule(path)._modules[last] = module
 

@@ -85,6 +85,9 @@ class TokenAttention(TakenOver):
         attended, probabilities = attend(self, query[:, :, num_tokens - asking_tokens :], key, value, bias)
         return attended.flatten(-2), record(probabilities)
 
+    def reset_own_weights(self, _std: float) -> None:
+        self.host.reset(self)
+
 
 class GlobalStep(AcrossWindows):
     """G-MSA over the global tokens of all windows, and with "transformer" their own norms and MLP."""

@@ -11,11 +11,16 @@ from math import log
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from .attention import split_heads
 from .positions import relative_position_index
 from .swinv2_blocks import MOST_BIAS, MOST_SCALE, log_spaced_offsets, unit_length
 from .windows import Windows, plan_windows
+
+
+def nothing_to_reset(_attention: nn.Module) -> None:
+    """For an attention whose parameters all lie in modules of their own."""
 
 
 class WindowedHost(NamedTuple):
@@ -35,6 +40,7 @@ class WindowedHost(NamedTuple):
         part: Name of the module in the block that has the attention, its norms and the MLP; "" is the block itself.
         attention: Name of the module with the attention's weights in this part.
         drop_paths: Names of the stochastic depth of both residual branches in this part.
+        reset: Attention -> None; initializes the parameters that it has besides those of its modules.
         beside: Modules that the encoder calls between blocks, by a replacement in the name of the list of blocks.
     """
 
@@ -51,6 +57,7 @@ class WindowedHost(NamedTuple):
     part: str = ""
     attention: str = "attn"
     drop_paths: tuple[str, str] = ("drop_path1", "drop_path2")
+    reset: Callable[[nn.Module], None] = nothing_to_reset
     beside: tuple[str, str] | None = None
 
 
@@ -162,7 +169,12 @@ def swinv2_feed_forward(block: nn.Module, tokens: Tensor) -> Tensor:
     return block.layernorm_after(block.output(block.intermediate(tokens)))
 
 
+def swinv2_reset(attention: nn.Module) -> None:
+    init.constant_(attention.logit_scale, log(10.0))
+
+
 SWINV2 = SWIN._replace(
+    reset=swinv2_reset,
     packed=in_tuple,
     before=unchanged_by,
     project=swinv2_project,

@@ -503,6 +503,7 @@ for option, other in OTHER_VALUES["segdeformer"].items():  # context mining is o
     if option in (*OTHER_MINING, "initializer_range"):
         values = other if isinstance(other, dict) else {option: other}
         OTHER_VALUES["segdeformer_unet"][option] = {"decoder": "segdeformer", **values}
+OTHER_VALUES["glam_swinv2"] = {**OTHER_VALUES["segdeformer_unet"], "decoder": "upernet"}
 OTHER_VALUES["segdeformer_glam"] = {**OTHER_VALUES["segdeformer"], "neck": "conv"}
 IMAGES_ONLY = [values for name, values in OTHER_VALUES.items() if "nnformer" not in name]
 for values in IMAGES_ONLY:  # these two speak of one decoder, which every family of images has
