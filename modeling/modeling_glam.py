@@ -21,7 +21,7 @@ from .any_backbone import AnyBackbone, adapted, foreign_backbone
 from .backbone_info import measure
 from .model_parts import backbone_name
 from .pretrained import ContextsegPreTrainedModel, check_images
-from .window_search import exchange_blocks
+from .window_search import exchange_blocks, stage_strides, windowed_stages
 from .windowed_blocks import recorded_probabilities
 
 
@@ -81,6 +81,13 @@ class GlamBackbone(BackboneMixin, ContextsegPreTrainedModel):
             outputs = self.encoder(pixel_values, output_hidden_states=output_hidden_states)
         outputs.attentions = tuple(probabilities)
         return outputs
+
+    def strides_and_blocks(self) -> list[tuple[tuple[int, int], list[nn.Module]]]:
+        """Stride along each axis, and windowed blocks, of each stage of the encoder."""
+        encoder = self.encoder.encoder
+        stages = [list(map(encoder.get_submodule, names)) for names in windowed_stages(encoder)]
+        strides = stage_strides(encoder, len(stages))
+        return [((stride, stride), blocks) for stride, blocks in zip(strides, stages, strict=True)]
 
     @property
     def channels(self) -> list[int]:

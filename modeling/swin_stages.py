@@ -94,6 +94,11 @@ class SwinBlock(AcrossWindows, GradientCheckpointingLayer):
         features = features + self.drop_path(self.mlp(self.norm2(features)))
         return features, global_tokens
 
+    @property
+    def window_attention(self) -> Attention:
+        """W-MSA, over [T ; window]."""
+        return self.attention
+
     def mix_within_windows(
         self, windows: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
     ) -> tuple[Tensor, Tensor | None]:
@@ -223,3 +228,11 @@ class SwinEncoder(nn.Module):
             features = revise(index + 1, stage(features, patches_with_image(pixel_mask, features)))
             outputs.append(features)
         return Encoded(inputs, outputs)
+
+    def strides_and_blocks(self) -> list[tuple[tuple[int, ...], list[SwinBlock]]]:
+        """Stride along each axis, and blocks, of each stage."""
+        factors = [self.patch_embed.patch, *(merge.factor for merge in self.merges)]
+        return [
+            (tuple(map(prod, zip(*factors[: number + 1], strict=True))), list(stage.blocks))
+            for number, stage in enumerate(self.stages)
+        ]

@@ -19,6 +19,14 @@ def windowed_stages(encoder: nn.Module) -> list[list[str]]:
     return list(stages.values())
 
 
+def stage_strides(encoder: PreTrainedModel, num_stages: int) -> list[int]:
+    """Strides of all stages of a windowed encoder of transformers or timm, fine to coarse."""
+    timm_model = getattr(encoder, "_backbone", None)
+    if timm_model is None:
+        return [encoder.config.patch_size * 2**stage for stage in range(num_stages)]
+    return [stage["reduction"] for stage in timm_model.feature_info.info][-num_stages:]
+
+
 def exchange_blocks(
     encoder: nn.Module,
     config: PreTrainedConfig,
@@ -97,4 +105,4 @@ def initialize(model: PreTrainedModel, module: nn.Module) -> None:
         module.reset_own_weights(getattr(model.config, "initializer_range", 0.02))
 
 
-__all__ = ["exchange_blocks", "windowed_stages"]
+__all__ = ["exchange_blocks", "stage_strides", "windowed_stages"]

@@ -75,15 +75,21 @@ class TokenAttention(TakenOver):
         self.is_causal = False  # without it, transformers' SDPA attends causally
 
     def forward(
-        self, tokens: Tensor, batch: int, num_tokens: int, asking_tokens: int, mask: Tensor | None
+        self, tokens: Tensor, windows: Windows, num_tokens: int, asking_tokens: int
     ) -> tuple[Tensor, Tensor | None]:
         """(B * W, T + N, C) -> (B * W, asking_tokens + N, C), probabilities or None."""
         query, key, value = self.host.project(self, tokens)
+        mask = shift_mask(windows, tokens.device, tokens.dtype)
+        batch = tokens.shape[0] // prod(windows.counts)
         bias = self.host.position_bias(self, tokens)
         bias = bias_with_tokens(bias, mask, batch, num_tokens, asking_tokens)
         bias = None if bias is None else bias.to(value.dtype)
         attended, probabilities = attend(self, query[:, :, num_tokens - asking_tokens :], key, value, bias)
-        return attended.flatten(-2), record(probabilities)
+        return attended.flatten(-2), recorded(probabilities)
+
+    def query_and_key(self, tokens: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, C), (B, M, C) -> (B, heads, N, d), (B, heads, M, d); scores are q k / sqrt(d)."""
+        return self.host.project(self, tokens)[0], self.host.project(self, context)[1]
 
     def reset_own_weights(self, _std: float) -> None:
         self.host.reset(self)
@@ -171,10 +177,7 @@ class TokenBlock(TakenOver, GradientCheckpointingLayer):
         tokens = host.before(part, global_tokens) if self.global_block == "transformer" else global_tokens
         context = torch.cat([tokens.to(cut.dtype), cut], dim=2)
         asking = 0 if self.is_last else num_tokens
-        mask = shift_mask(windows, features.device, features.dtype)
-        mixed, _ = part.get_submodule(host.attention)(
-            context.flatten(0, 1), features.shape[0], num_tokens, asking, mask
-        )
+        mixed, _ = self.window_attention(context.flatten(0, 1), windows, num_tokens, asking)
         mixed = host.output(part, mixed).unflatten(0, context.shape[:2])
         return window_reverse(mixed[:, :, asking:], windows), mixed[:, :, :asking]
 
@@ -197,6 +200,16 @@ class TokenBlock(TakenOver, GradientCheckpointingLayer):
         """The module of the host with attention, norms and MLP."""
         return self.get_submodule(self.host.part)
 
+    @property
+    def window_attention(self) -> TokenAttention:
+        """W-MSA, over [T ; window]."""
+        return self.part.get_submodule(self.host.attention)
+
+    @property
+    def global_attention(self) -> nn.Module | None:
+        """G-MSA; None in the last block."""
+        return None if self.global_step is None else self.global_step.global_attention
+
 
 def kept(branch: Tensor) -> Tensor:
     """A residual branch without stochastic depth."""
@@ -217,7 +230,7 @@ def attention_sizes(attention: nn.Module) -> tuple[int, int]:
     return query.in_features, num_heads
 
 
-def record(probabilities: Tensor | None) -> Tensor | None:
+def recorded(probabilities: Tensor | None) -> Tensor | None:
     """Adds attention probabilities to those of a `recorded_probabilities()` around the call; returns them."""
     if not torch.compiler.is_compiling():
         calls = PROBABILITIES.get()
@@ -227,7 +240,7 @@ def record(probabilities: Tensor | None) -> Tensor | None:
 
 
 def record_output(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
-    record(output[1])
+    recorded(output[1])
 
 
 @contextmanager
