@@ -157,12 +157,11 @@ class TokenBlock(TakenOver, GradientCheckpointingLayer):
     def forward(self, inputs: Tensor | WithTokens, *arguments: Any, **_options: Any) -> Any:
         """Features as the host shapes them, with or without (B, W, T, C) -> the same; the last returns features."""
         features, global_tokens = inputs if isinstance(inputs, WithTokens) else (inputs, None)
-        features = self.host.enter(self, features, *arguments)
-        windows = self.host.plan(self, tuple(features.shape[1:-1]))
+        features, windows = self.host.enter(self, features, *arguments)
         if self.initial_tokens is not None:
             global_tokens = self.initial_tokens(features.shape[0], prod(windows.counts))
         mixed, mixed_tokens = self.mix_within_windows(features, global_tokens, windows)
-        features = self.host.leave(self, self.with_branches(features, mixed))
+        features = self.host.leave(self, self.with_branches(features, mixed), windows)
         if self.is_last:
             return self.host.packed(features)
         global_tokens = self.global_step(self.updated(global_tokens, mixed_tokens))
