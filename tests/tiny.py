@@ -9,6 +9,7 @@ from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
+    Swinv2Config,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -18,6 +19,7 @@ from contextseg import (
     CaswitForSemanticSegmentation,
     CswinConfig,
     CswinForSemanticSegmentation,
+    GlamConfig,
     GlamSwinConfig,
     GlamSwinForSemanticSegmentation,
     MaformerConfig,
@@ -198,6 +200,14 @@ def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
     return tiny_segdeformer(**{"backbone_config": backbone, "neck": "linear", **overrides})
 
 
+def tiny_glam_swinv2(**overrides) -> SegDeformerForSemanticSegmentation:
+    encoder = Swinv2Config(
+        embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4, image_size=64, drop_path_rate=0.0
+    )
+    backbone = GlamConfig(backbone_config=encoder, num_global_tokens=2)
+    return tiny_segdeformer(**{"backbone_config": backbone, "decoder": "semantic_fpn", **overrides})
+
+
 def tiny_segdeformer_unet(**overrides) -> SegDeformerForSemanticSegmentation:
     return tiny_segdeformer(**{"decoder": "unet", **overrides})
 
@@ -230,13 +240,14 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
+    "glam_swinv2": tiny_glam_swinv2,
     "nnformer": tiny_nnformer,
     "glam_nnformer": tiny_glam_nnformer,
     "glam_swin_volumes": tiny_glam_swin_volumes,
 }
 
-# Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
-REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer")
+# Each encoder once, under four decoders: for claims that are dear to check for every segmenter.
+REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer", "glam_swinv2")
 
 OTHER_UPSAMPLING = {
     "upsampling": UNET,
@@ -506,6 +517,7 @@ for option, other in OTHER_VALUES["segdeformer"].items():  # context mining is o
     if option in (*OTHER_MINING, "initializer_range"):
         values = other if isinstance(other, dict) else {option: other}
         OTHER_VALUES["segdeformer_unet"][option] = {"decoder": "segdeformer", **values}
+OTHER_VALUES["glam_swinv2"] = {**OTHER_VALUES["segdeformer_unet"], "decoder": "upernet"}
 OTHER_VALUES["segdeformer_glam"] = {**OTHER_VALUES["segdeformer"], "neck": "conv"}
 IMAGES_ONLY = [values for name, values in OTHER_VALUES.items() if "nnformer" not in name]
 for values in IMAGES_ONLY:  # these two speak of one decoder, which every family of images has
