@@ -3,7 +3,7 @@
     python -m contextseg.benchmarks.hippocampus --data msd-hippocampus --results hippocampus.jsonl
 
 Each run adds a line to the file of results; runs that it has already are skipped. MONAI is needed for the U-Net only.
-`benchmarks/volumes.md` says what is known so far.
+`benchmarks/hippocampus.md` tells the results.
 """
 
 import itertools
@@ -50,9 +50,9 @@ class HippocampusArguments(CommandOptions):
         None, "names of networks with '|' between them; by default all", metavar="NAMES"
     )
     seeds: str = option("0,1", "seeds, each a run of every network", metavar="N,N")
-    steps: int = option(350, "optimizer steps")
+    steps: int = option(400, "optimizer steps")
     batch_size: int = option(2, "volumes in each step")
-    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
+    learning_rate: float = option(2e-3, "peak learning rate of AdamW")
     tables: bool = option(False, "print the table of the results instead of running")
 
 
