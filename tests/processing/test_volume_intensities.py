@@ -6,6 +6,7 @@ from cases import each
 
 from contextseg.processing.volumes.volume_augmentation import VolumeAugmentation
 from contextseg.processing.volumes.volume_intensities import blur, change_gamma
+from contextseg.processing.volumes.volume_preparation import normalize_channel
 
 ndimage = pytest.importorskip("scipy.ndimage")
 VALUES = np.random.default_rng(0).normal(size=(7, 8, 9)).astype(np.float32) ** 2
@@ -31,3 +32,10 @@ def test_gamma_is_that_of_the_plain_and_of_the_inverted_image(name, expected):
     labels = np.zeros(VALUES.shape, dtype=np.int16)
     found, _ = augmentation.cut(VALUES[None], labels, (0, 0, 0), VALUES.shape, **place)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+def test_the_z_score_of_a_body_leaves_zeros_around_it():
+    body, channel = VALUES > 0.5, VALUES.copy()
+    normalize_channel(channel, "zscore", None, body)
+    assert not channel[~body].any()
+    np.testing.assert_allclose((channel[body].mean(), channel[body].std()), (0, 1), atol=1e-5)
