@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 from transformers import AutoImageProcessor
 
 from contextseg import VolumeImageProcessor, read_label_volume, read_volume, write_label_volume
+from contextseg.processing.volumes.volume_geometry import VolumeGeometry
 from contextseg.processing.volumes.volume_opening import VolumeReadError
 from contextseg.processing.volumes.volume_reading import read_volume_geometry, volume_name
 from contextseg.processing.volumes.volume_resampling import resample_labels
@@ -43,6 +45,13 @@ def test_all_48_storage_orders_give_one_volume_and_masks_go_back(tmp_path):
         written = nibabel.load(tmp_path / "mask.nii")
         np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(stored.dataobj))
         np.testing.assert_allclose(written.affine, stored.affine, atol=1e-6)
+
+
+@each(("slice_axis", "size"), [("z", (7, 6, 5)), ("y", (6, 7, 5)), ("x", (5, 7, 6))])
+def test_any_axis_of_the_body_can_be_that_of_the_slices(slice_axis, size):
+    geometry = VolumeGeometry((5, 6, 7), np.diag([1.0, 1.5, 2, 1]), slice_axis=slice_axis)
+    lengths = {5: 1.0, 6: 1.5, 7: 2.0}
+    assert (geometry.size, geometry.spacing) == (size, tuple(lengths[side] for side in size))
 
 
 def test_a_mask_carries_both_forms_codes_and_voxel_sizes(tmp_path):

@@ -118,6 +118,11 @@ def test_patches_stay_inside_and_reach_every_place(with_foreground):
     assert starts.max(axis=0).tolist() == np.subtract(SIZE, CROP).tolist()
 
 
+def test_a_patch_is_centered_on_its_voxel():
+    place = np.array([[1, 5, 6, 7]])
+    assert draw_start(SIZE, (4, 5, 3), np.random.default_rng(0), place) == (3, 4, 6)
+
+
 def test_a_small_volume_is_centered_between_padding():
     assert draw_start((3, 4, 5), (6, 4, 8), np.random.default_rng(0), np.array([[1, 2, 0, 0]])) == (-1, 0, -1)
     values = np.arange(1, 61.0).reshape(1, 3, 4, 5)
