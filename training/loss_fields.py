@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..configuration.decoding import DecodingConfig
+from ..configuration.decoding import LossConfig
 from ..modeling.losses import parse_terms
 from ..processing.data.datasets import SegmentationData
 from ..processing.data.pairing import listed
@@ -59,7 +59,7 @@ def check_terms_use(options: LossOptions) -> None:
 def check_loss_is_ours(model: PreTrainedModel, fields: Mapping[str, Any]) -> None:
     """Raises ValueError if a model of transformers, which computes its own loss, is to have another one."""
     given = LOSS_FIELDS & fields.keys()
-    if given and not isinstance(model.config, DecodingConfig):
+    if given and not isinstance(model.config, LossConfig):
         raise ValueError(
             f"{type(model).__name__} computes its own loss: --{min(given).replace('_', '-')} needs a model of contextseg, "
             "such as --model segdeformer on the same encoder. Leave it out, or choose another model."

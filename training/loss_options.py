@@ -12,7 +12,8 @@ class LossOptions:
     loss: str | None = option(
         None,
         "terms joined by +, each with an optional factor, such as cross_entropy+0.5*dice; the terms are cross_entropy, "
-        "dice, tversky, focal, lovasz and boundary (default: cross_entropy, or that of --init-from)",
+        "dice, tversky, focal, lovasz, boundary, foreground_dice and foreground_dice_per_image (default: cross_entropy, for "
+        "nnformer cross_entropy+foreground_dice, or that of --init-from)",
         metavar="TERMS",
     )
     class_weights: str | None = option(

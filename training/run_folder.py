@@ -176,7 +176,7 @@ class RunFolder:
         self.curves.draw(at_once=True)
         os.close(self.lock)
         if stopped_by is None:
-            print(self.summary(schedule))
+            print(summary(self, schedule))
             self.push()
             return 0
         print(f"stopped at step {self.training.step} and saved; continue with --output {self.path} --resume")
@@ -187,20 +187,21 @@ class RunFolder:
         if self.arguments.push:
             export(ExportArguments(str(self.path), push=self.arguments.push))
 
-    def summary(self, schedule: Schedule) -> str:
-        """Returns steps, time, best score and the next commands."""
-        lines = [f"{self.training.step} steps in {self.training.seconds / 60:.1f} minutes"]
-        if schedule.has_stalled(self.training) and self.training.step < schedule.steps:
-            count = self.training.evaluations_since_best
-            lines[0] += f", stopped early of {schedule.steps}: no better score in {count} evaluations"
-        if self.training.unreadable.times:
-            lines.append(self.training.unreadable.summary())
-        best = self.training.best
-        if best:
-            lines.append(f"best {self.task.headline(best)} at step {best['step']}: {self.path / 'best'}")
-        commands = [command for command in self.task.next_commands if best or "{val}" not in command]
-        lines += [f"next: {command.format(run=self.path, val=self.arguments.val)}" for command in commands]
-        return "\n".join(lines)
+
+def summary(run: RunFolder, schedule: Schedule) -> str:
+    """Returns steps of a run, time, best score and the next commands."""
+    lines = [f"{run.training.step} steps in {run.training.seconds / 60:.1f} minutes"]
+    if schedule.has_stalled(run.training) and run.training.step < schedule.steps:
+        count = run.training.evaluations_since_best
+        lines[0] += f", stopped early of {schedule.steps}: no better score in {count} evaluations"
+    if run.training.unreadable.times:
+        lines.append(run.training.unreadable.summary())
+    best = run.training.best
+    if best:
+        lines.append(f"best {run.task.headline(best)} at step {best['step']}: {run.path / 'best'}")
+    commands = [command for command in run.task.next_commands if best or "{val}" not in command]
+    lines += [f"next: {command.format(run=run.path, val=run.arguments.val)}" for command in commands]
+    return "\n".join(lines)
 
 
 def keep_pictures(task: Task | None, run: Path) -> None:

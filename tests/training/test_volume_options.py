@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cases import each
 
+from contextseg import NnFormerConfig
+from contextseg.training.loss_fields import check_loss_is_ours, loss_fields
 from contextseg.training.optim import learning_rate_factor
 from contextseg.training.option_texts import spacing, volume_size, window_sides
 from contextseg.training.options import SegmentationArguments
@@ -96,3 +100,13 @@ def test_the_power_bends_the_poly_schedule():
         for shape in ("poly", "cosine")
     )
     assert (poly.power, cosine.power) == (0.9, 1.0)
+
+
+def test_the_loss_of_nnformer_is_an_option():
+    fields = loss_fields(
+        SegmentationArguments(loss="foreground_dice+2*cross_entropy", class_weights="1,2,3"),
+        SimpleNamespace(classes=["a", "b", "c"]),
+    )
+    config = NnFormerConfig.preset("nano", num_labels=3, **fields)
+    check_loss_is_ours(SimpleNamespace(config=config), fields)
+    assert (config.loss, config.class_weights) == ("foreground_dice+2*cross_entropy", [1, 2, 3])
