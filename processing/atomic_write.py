@@ -20,14 +20,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path: The file to write. Its folder must exist.
 
     Raises:
-        Exception: If the block raises it; `path` is then unchanged, and the temporary file is removed.
+        Exception: If the block raises it; `path` is then unchanged, and the temporary file is removed. An error of
+            the disk without the name of a file, such as that it is full, gets that of `path`.
     """
     temporary = path.with_name(path.name + ".writing")
     try:
         yield temporary
         replace_flushed(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -65,6 +65,9 @@ class Overlap:
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="files")
         self.ahead: deque[Stage] = deque()  # being read, or waiting for the model
         self.behind: deque[Stage] = deque()  # being written, or failed
+        # Records of files that are written and not delivered yet. Threads note them, because an interruption of this
+        # thread can come between any two of its steps.
+        self.written: dict[Job, Any] = {}
 
     def run(self, jobs: Sequence[Job]) -> None:
         left = deque(jobs)
@@ -76,9 +79,9 @@ class Overlap:
                 self.collect()
         finally:
             self.pool.shutdown(cancel_futures=True)
-            for stage in self.behind:
-                if not stage.step.cancelled() and stage.step.exception() is None:
-                    self.deliver(outcome(stage.job, stage.step))
+            for job in jobs:
+                if job in self.written:
+                    self.deliver(Outcome(job, self.written.pop(job)))
 
     def read_ahead(self, left: deque[Job]) -> None:
         """Starts to read the next files, as far as there is room for their pixels."""
@@ -96,10 +99,14 @@ class Overlap:
         predicted: Future = Future()
         settle(predicted, lambda: self.predictor.predict(stage.job, stage.step.result()))
         failed = predicted.exception() is not None
-        stage.step = (
-            predicted if failed else self.pool.submit(self.predictor.write, stage.job, predicted.result())
-        )
+        stage.step = predicted if failed else self.pool.submit(self.write, stage.job, predicted.result())
         self.behind.append(stage)
+
+    def write(self, job: Job, predicted: Any) -> Any:
+        """Writes the results of one image, in a thread."""
+        record = self.predictor.write(job, predicted)
+        self.written[job] = record
+        return record
 
     def collect(self) -> None:
         """Delivers what is finished; waits for the oldest if too many are unfinished, or nothing else is to do."""
@@ -109,6 +116,7 @@ class Overlap:
                 return
             self.behind[0].step.exception()  # waits
             stage = self.behind.popleft()
+            self.written.pop(stage.job, None)
             self.deliver(outcome(stage.job, stage.step))
             if not self.ahead:
                 return  # there may be room to read ahead now

@@ -1,4 +1,4 @@
-"""Names from data, such as class names, in terminals, Markdown, CSV files and pictures.
+"""Names from data, such as class names, in terminals, Markdown, CSV files and pictures; and counts in messages.
 
 Names are free text: they may hold line breaks, Markdown, HTML, formulas or escape sequences of terminals.
 """
@@ -55,3 +55,8 @@ def csv_text(text: str) -> str:
     """Returns the text in one line that spreadsheets do not evaluate: a formula gets an apostrophe before it."""
     line = one_line(text)
     return f"'{line}" if line.startswith(FORMULA_STARTS) else line
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """Returns a number with its noun: "1 class", "9 classes"."""
+    return f"{number} {one if number == 1 else several}"

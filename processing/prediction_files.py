@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Protocol
 from .atomic_write import atomic_write
 from .image_files import IMAGE_SUFFIXES, files_below, is_image_name, same_name
 from .image_opening import ImageReadError, explaining, identified, opened_file
+from .plain_text import counted
 from .prediction_maps import IMAGE_MAPS
+from .volumes.volume_opening import is_volume_file
 
 PICTURES = ("overlays", "attention", "grad-cam")  # subfolders of the output folder
 RASTER_MASK = ".tif"
@@ -193,9 +195,7 @@ def find_jobs(
     folder = Path(output)
     found = found_files(images, folder, on_error)
     if not found:
-        raise ValueError(
-            f"there are no images in {', '.join(images)}. Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
+        raise nothing_found("image", "volume", images, sorted(IMAGE_SUFFIXES), is_volume_file)
     shared = Counter(name.with_suffix("") for name in found.values())
     jobs = []
     for file, name in found.items():
@@ -204,6 +204,28 @@ def find_jobs(
         jobs.append(Job(file, folder, str(name.with_suffix(suffix) if is_alone else f"{name}{suffix}")))
     check_targets(jobs)
     return jobs
+
+
+def nothing_found(
+    wanted: str, other: str, paths: Sequence[str], endings: Sequence[str], is_other: Callable[[str], bool]
+) -> ValueError:
+    """Returns the error for folders without files of the wanted kind.
+
+    Args:
+        wanted: What a file should hold: "image" or "volume".
+        other: What it may hold instead.
+        paths: The folders.
+        endings: Of names of files of the wanted kind.
+        is_other: Whether a file name is that of the other kind.
+    """
+    others = [file for path in paths for file in files_below(Path(path), is_other, on_error=lambda _: None)]
+    text = f"there are no {wanted}s in {', '.join(paths)}"
+    if not others:
+        return ValueError(f"{text}. Known endings: {', '.join(endings)}.")
+    return ValueError(
+        f"{text}, but {counted(len(others), other, f'{other}s')}, such as {others[0].name}. The model takes {wanted}s: use one "
+        f"that takes {other}s."
+    )
 
 
 def found_files(

@@ -323,5 +323,5 @@ def plain_message(error: BaseException) -> str:
         return f"permission denied for '{error.filename}'. Change its permissions, or give another path."
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if is_full or is_failed_write(error):
-        text += ". Free some space, then run the command again; training continues with --resume."
+        text += ". Free some space, then run the command again; training continues with --resume, prediction with --skip-existing."
     return text

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..processing.data.unreadable import UnreadableImages
+from ..processing.plain_text import counted
 from . import setup
 from .loop import Schedule
-from .models import counted, describe
+from .models import describe
 from .recipes import Recipe
 from .tasks import task_for
 

@@ -15,9 +15,8 @@ from .prediction_options import PredictArguments
 from .processes import is_loss_of_a_peer
 from .sharing import decided_by_first, gathered, is_divided, name_of, predicted_by_all, share_of
 
-CONTINUE = (
-    "Run the command again with --skip-existing for the others; a large raster goes on where it stopped."
-)
+CONTINUE = "Run the command again with --skip-existing for the others."
+RASTERS_CONTINUE = f"{CONTINUE[:-1]}; a large raster goes on where it stopped."
 
 
 class FileRun:
@@ -148,9 +147,10 @@ class FileRun:
     def state(self) -> str:
         """What is done, at an interruption."""
         failed = "".join(f"\n{message}" for message in self.failures.values())
+        advice = RASTERS_CONTINUE if any(job.is_raster for job in self.jobs) else CONTINUE
         return (
             f"{name_of(self.accelerator)}{len(self.records)} of {len(self.share)} {self.predictor.unit}s are {self.predictor.done}; the results in "
-            f"{self.arguments.output} are complete. {CONTINUE}{failed}"
+            f"{self.arguments.output} are complete. {advice}{failed}"
         )
 
     def summary(self) -> str:

@@ -30,7 +30,7 @@ def interruptible(program: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(f"{program}: interrupted. {interrupt or 'Nothing was written.'}", file=sys.stderr)
+        print(f"{program}: interrupted. {interrupt}".rstrip(), file=sys.stderr)
         raise SystemExit(EXIT_CODE) from interrupt
     finally:
         interrupter.close()

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
+from ..processing.plain_text import counted
 from .checkpoints import model_folder
 from .model_files import check_model_files, explained_values, load_model, load_processor
 from .model_names import explained_absence
@@ -158,8 +159,3 @@ def describe_with_data(model: nn.Module, num_classes: int, num_images: int) -> s
     """Returns the line that begins a run: the model, its classes, and the images that it learns from."""
     data = (counted(num_classes, "class", "classes"), counted(num_images, "image", "images"))
     return ", ".join([describe(model), *data])
-
-
-def counted(number: int, one: str, several: str) -> str:
-    """Returns a number with its noun: "1 class", "9 classes"."""
-    return f"{number} {one if number == 1 else several}"

@@ -20,14 +20,14 @@ from ..processing.volumes.volume_inference import takes_volumes
 from ..processing.volumes.volume_jobs import find_volume_jobs
 from ..processing.volumes.volume_prediction import VolumePredictor
 from .explaining import chosen_explanations
-from .file_run import CONTINUE, FileRun
+from .file_run import RASTERS_CONTINUE, FileRun
 from .inference_options import VOLUMES, check_task
 from .models import CLASSIFIER, channels_of, config_of_model, open_model, task_of_config
 from .option_texts import byte_count
 from .prediction_options import PredictArguments
 from .processes import explained_loss_of_a_peer, quiet_unless_first
 from .sharing import decided_by_first, open_accelerator, said_once, tell_and_leave
-from .stored_reading import crop_of_run, rgb_reading, set_reading
+from .stored_reading import check_channels, crop_of_run, rgb_reading, set_reading
 
 PROGRAM = "contextseg-predict"
 
@@ -40,7 +40,7 @@ def predict(arguments: PredictArguments) -> list[str]:
     """
     accelerator = open_accelerator(arguments.cpu)
     quiet_unless_first(accelerator)
-    with explained_loss_of_a_peer(accelerator, CONTINUE), locks_released():
+    with explained_loss_of_a_peer(accelerator, RASTERS_CONTINUE), locks_released():
         with said_once(accelerator, PROGRAM, arguments.traceback):
             config = config_of_model(arguments.model)
             task = VOLUMES if takes_volumes(config) else task_of_config(config)
@@ -106,6 +106,7 @@ def segmenter(arguments: PredictArguments, accelerator: Accelerator) -> FilePred
 def volume_segmenter(arguments: PredictArguments, accelerator: Accelerator) -> FilePredictor:
     inference = arguments.inference()
     model, processor, _ = open_model(arguments.model)
+    check_channels(arguments, model)
     model.to(accelerator.device)
     maps = [name for name in MAPS if getattr(arguments, name)]
     return VolumePredictor(model, processor, inference, maps=maps)

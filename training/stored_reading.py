@@ -7,6 +7,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.data.class_table import ClassTable
 from ..processing.image_processor_options import REDUCED_LABELS
+from ..processing.plain_text import counted
 from .models import channels_of, class_names
 from .option_texts import height_and_width
 from .reading_options import PixelOptions, ReadingOptions, RgbOptions, reading_names
@@ -83,8 +84,8 @@ def rgb_reading(options: RgbOptions, run: str, model: PreTrainedModel) -> dict[s
     """
     if (needed := channels_of(model.config)) != 3:
         raise ValueError(
-            f"{run} takes images with {needed} channels, but classifiers and detectors are given RGB images. Use a model "
-            "with 3 channels."
+            f"{run} takes images with {counted(needed, 'channel', 'channels')}, but classifiers and detectors are given "
+            "RGB images. Use a model with 3 channels."
         )
     return reading_of_run(run).keywords() | options.keywords()
 
@@ -102,6 +103,6 @@ def check_channels(options: PixelOptions, model: PreTrainedModel) -> None:
     needed = channels_of(model.config)
     if options.num_channels not in (None, needed):
         raise ValueError(
-            f"--num-channels is {options.num_channels}, but the model takes images with {needed} channels. Leave it out, or "
+            f"--num-channels is {options.num_channels}, but the model takes {counted(needed, 'channel', 'channels')}. Leave it out, or "
             f"train a model with contextseg-train --init-from and --num-channels {options.num_channels}."
         )

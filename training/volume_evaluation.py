@@ -1,7 +1,7 @@
 """Evaluation of segmenters of volumes by command."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ def evaluate_cases(
     """
     started = time.perf_counter()
     with said_once(accelerator, PROGRAM, arguments.traceback):
-        scores = new_scores(arguments, check_classes(model, data), data)
+        scores = new_scores(arguments, check_classes(model, data), data, getattr(processor, "regions", {}))
     folder = decided_by_first(accelerator, lambda: folder_of_parts(arguments, model, processor, data, scores))
     records = CaseRecords(folder, accelerator.process_index)
     failures = VolumeScoringRun(data, segment, scores, records, accelerator).run()
@@ -120,12 +120,17 @@ def evaluate_cases(
     return results
 
 
-def new_scores(arguments: EvaluateArguments, names: Sequence[str], data: Any) -> VolumeScores:
-    """The scores that the options ask for. Raises ValueError if a class of --mean-classes does not exist."""
+def new_scores(
+    arguments: EvaluateArguments, names: Sequence[str], data: Any, regions: Mapping[str, Sequence[int]]
+) -> VolumeScores:
+    """The scores that the options ask for, with the model's `regions` where the data has none.
+
+    Raises ValueError if a class of --mean-classes does not exist.
+    """
     return VolumeScores(
         names,
         data.ignore_index,
-        regions=data.regions,
+        regions=data.regions or regions,
         averaged=respelled(arguments.mean_classes, list(names)) or None,
         surface_rule=arguments.surface_rule,
         tolerance=arguments.tolerance,

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..processing.metrics import percent
-from ..processing.plain_text import csv_text, markdown_table, markdown_text
+from ..processing.plain_text import counted, csv_text, markdown_table, markdown_text
 from ..processing.volumes.volume_scores import SCORES, VolumeScores
 from .evaluation_files import write_csv, write_scores
-from .models import counted
 
 WORST = 5  # cases to name
 

@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..label_maps import IGNORE, LabelMap
+from ..plain_text import counted
 from ..volumes.volume_geometry import VolumeGeometry
 from ..volumes.volume_reading import Volume, read_label_volume, read_volume, read_volume_geometry
 from .class_table import ClassTable, find_class_table
@@ -45,6 +46,7 @@ class VolumeData(Dataset):
         ignore_index: Value of voxels without a class in masks.
         regions: Name of a region -> indices of its classes; empty without regions.
         channel_names: Names of the channels; empty if they are unknown.
+        origin: The file with the classes, for messages; None without.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class VolumeData(Dataset):
         classes = table.classes
         self.classes, self.palette = list(classes.names), classes.palette
         self.ignore_index, self.label_map = classes.ignore_index, dict(classes.label_map or {})
-        self.regions, self.channel_names = dict(table.regions), table.channel_names
+        self.regions, self.channel_names, self.origin = dict(table.regions), table.channel_names, table.origin
         self.decoder = LabelMap(self.label_map, self.ignore_index, num_classes=len(self.classes))
         self.num_channels = num_channels or len(self.channel_names) or self._channels_of_first()
         if self.channel_names and len(self.channel_names) != self.num_channels:
@@ -116,7 +118,10 @@ class VolumeData(Dataset):
                 mask[slices] = self.decoder.decode(rows).reshape(mask[slices].shape)
         except ValueError as error:
             unknown = {key: n for key, n in count_ids(stored).items() if key not in self.decoder.ids}
-            raise ValueError(f"the label of '{self.name(index)}' has {unknown_ids(unknown)}") from error
+            shown = [f"{key} ({number} voxels)" for key, number in Counter(unknown).most_common()]
+            raise ValueError(
+                f"the label of '{self.name(index)}' has {unknown_ids(shown, self.origin)}"
+            ) from error
         return mask
 
     def number_classes_as(self, names: Sequence[str]) -> None:
@@ -210,10 +215,14 @@ def count_ids(stored: np.ndarray) -> Counter[int]:
     return counts
 
 
-def unknown_ids(counts: Mapping[int, int]) -> str:
-    """Ids without a class, the most frequent first, with their numbers of voxels, for messages."""
-    shown = [f"{key} ({number} voxels)" for key, number in Counter(counts).most_common()]
-    return f"{len(shown)} ids that are not in the labels of dataset.json: {listed(shown)}. Add them, or correct the file."
+def unknown_ids(shown: Sequence[str], origin: str | None) -> str:
+    """Says that these ids have no class, and what to do; `origin` is the file of the classes, if there is one."""
+    remedy = (
+        f"Add them to {origin}, or correct the files."
+        if origin
+        else "Correct the files, or give a dataset.json with a class for each id."
+    )
+    return f"{counted(len(shown), 'id', 'ids')} without a class: {listed(shown)}. {remedy}"
 
 
 def _given_table(classes: Sequence[str] | Mapping[int, str] | str | Path) -> VolumeTable:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..image_files import files_below, same_name
+from ..plain_text import counted
 from ..volumes.volume_reading import is_volume_file, volume_name
 from .pairing import contents, differing_in_case, listed, same_names
 
@@ -128,7 +129,7 @@ def _files_by_name(folder: Path, file_ending: str | None, found: FoundCases) -> 
         files[name] = path
     if left_out:
         found.warnings.append(
-            f"{len(left_out)} files are not read, because file_ending is {file_ending}: {listed(left_out)}. Remove them, or "
+            f"{counted(len(left_out), 'file is', 'files are')} not read, because file_ending is {file_ending}: {listed(left_out)}. Remove them, or "
             "correct file_ending in dataset.json."
         )
     return {name: path for name, path in files.items() if name not in twice}
@@ -162,8 +163,8 @@ def _grouped(files: Mapping[str, Path], folder: Path, found: FoundCases) -> dict
             without.append(path.name)
     if without:
         found.problems.append(
-            f"{len(without)} files of {folder.name}/ have no channel number: {listed(without)}. Rename them to CASE_0000, "
-            "CASE_0001 and so on."
+            f"{counted(len(without), 'file', 'files')} of {folder.name}/ without a channel number: {listed(without)}. Rename "
+            "to CASE_0000, CASE_0001 and so on."
         )
     return grouped
 
@@ -183,13 +184,13 @@ def _complete(
     beyond = [case + shown(more) for case, files in grouped.items() if (more := set(files) - wanted)]
     if lacking:
         found.problems.append(
-            f"{len(lacking)} cases lack files of channels in {folder.name}/: {listed(sorted(lacking))}. Add the files, or "
-            "move these cases away."
+            f"{counted(len(lacking), 'case lacks', 'cases lack')} files of channels in {folder.name}/: "
+            f"{listed(sorted(lacking))}. Add the files, or move these cases away."
         )
     if beyond:
         found.problems.append(
-            f"{len(beyond)} cases have more files than the {count} channels in dataset.json: {listed(sorted(beyond))}. Remove "
-            "the files, or add the channels to channel_names."
+            f"{counted(len(beyond), 'case has', 'cases have')} more files than the {counted(count, 'channel', 'channels')} in "
+            f"dataset.json: {listed(sorted(beyond))}. Remove the files, or add the channels to channel_names."
         )
     return {
         case: tuple(files[number] for number in sorted(wanted))
@@ -203,12 +204,12 @@ def _tell_unpaired(
 ) -> None:
     """Adds problems about images without a label, and labels without an image."""
     sides = (
-        (sorted(images - set(labels)), "cases have no label", folders[1]),
-        (sorted(set(labels) - images), "labels have no image", folders[0]),
+        (sorted(images - set(labels)), ("case has no label", "cases have no label"), folders[1]),
+        (sorted(set(labels) - images), ("label has no image", "labels have no image"), folders[0]),
     )
     case = differing_in_case(sides[0][0], sides[1][0])
     found.problems += [
-        f"{len(names)} {what}: {listed(names)}. Add files of the same name to {place.name}/, or move these away.{case}"
+        f"{counted(len(names), *what)}: {listed(names)}. Add files of the same name to {place.name}/, or move these away.{case}"
         for names, what, place in sides
         if names
     ]

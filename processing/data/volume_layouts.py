@@ -122,7 +122,8 @@ def find_volume_table(root: Path) -> VolumeTable | None:
         if isinstance(content := _listing(place), Mapping) and "labels" in content:
             return volume_table(content, f"'{place / DATASET_FILE}'")
         if (place / CLASSES_FILE).is_file():
-            return table_of_classes(find_class_table(place, place / CLASSES_FILE))
+            path = place / CLASSES_FILE
+            return table_of_classes(find_class_table(place, path), f"'{path}'")
     return None
 
 

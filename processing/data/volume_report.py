@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..failures import reason, telling
-from ..plain_text import one_line
+from ..plain_text import counted, one_line
 from ..progress import progress as progress_of
 from .pairing import listed
-from .report import RARE_SHARE, CheckReport, counted
-from .volume_datasets import VolumeData, count_ids
+from .report import RARE_SHARE, CheckReport
+from .report import counted as counted_names
+from .volume_datasets import VolumeData, count_ids, unknown_ids
 from .volume_statistics import spread
 
 THREADS = min(4, os.cpu_count() or 1)  # each holds a volume
@@ -46,6 +47,7 @@ class VolumeReport(CheckReport):
         constant: Name of a case -> channels that have a single value.
         region_cases: Name of a region -> number of cases with a voxel of it.
         plan: What `contextseg-train` would do, in lines. Default: unknown.
+        origin: The file with the classes, for messages. Default: none.
     """
 
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class VolumeReport(CheckReport):
     constant: dict[str, tuple[int, ...]] = field(default_factory=dict)
     region_cases: Counter = field(default_factory=Counter)
     plan: list[str] = field(default_factory=list)
+    origin: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Name, voxels, share of the labeled voxels, and cases of each class; or of the background and each region."""
@@ -106,7 +109,7 @@ class VolumeReport(CheckReport):
         ignored = self.ignored_pixels / max(1, labeled + self.ignored_pixels)
         names = ", ".join(one_line(name) for name in self.channels)
         lines = [
-            f"{one_line(self.name)}: {self.num_samples} cases{checked}",
+            f"{one_line(self.name)}: {counted(self.num_samples, 'case', 'cases')}{checked}",
             f"channels {len(self.channels)}: {names}",
             f"sizes    {range_text(self.sizes)} voxels (slices, rows, columns)",
             f"spacings {range_text(self.spacings)} mm",
@@ -162,7 +165,9 @@ def check_volumes(
         The report. `problems` would stop or break training, `warnings` may reduce the quality of the trained model.
     """
     channels = list(data.channel_names) or [f"channel {number}" for number in range(data.num_channels)]
-    report = VolumeReport(name, data.classes, len(data), regions=data.regions, channels=channels)
+    report = VolumeReport(
+        name, data.classes, len(data), regions=data.regions, channels=channels, origin=data.origin
+    )
     report.problems += data.problems
     report.warnings += data.warnings
     indices = spread(len(data), sample)
@@ -228,20 +233,17 @@ def conclude(report: VolumeReport) -> None:
     if report.unreadable:
         more = len(report.unreadable) - SHOWN
         report.problems.append(
-            f"{len(report.unreadable)} cases cannot be used: {' '.join(report.unreadable[:SHOWN])}"
-            + f" There are {more} more; --json lists all." * (more > 0)
+            f"{counted(len(report.unreadable), 'case', 'cases')} cannot be used: {' '.join(report.unreadable[:SHOWN])}"
+            + f" --json lists {more} more." * (more > 0)
         )
     if report.unknown_ids:
         ids = sorted(report.unknown_ids, key=lambda key: -report.stored_ids[key])
         shown = [f"{k} ({report.stored_ids[k]} voxels, first in '{report.unknown_ids[k]}')" for k in ids]
-        report.problems.append(
-            f"the labels contain {len(ids)} ids that are not in dataset.json: {listed(shown)}. Add them to its labels, or "
-            "correct the files."
-        )
+        report.problems.append(f"the labels contain {unknown_ids(shown, report.origin)}")
     if report.constant:
         channels = [f"{name} ({_channels(report, of)})" for name, of in report.constant.items()]
         report.warnings.append(
-            f"{counted(channels, 'case has a channel', 'cases have channels')[:-1]} with a single value. Check these files."
+            f"{counted_names(channels, 'case has a channel', 'cases have channels')[:-1]} with a single value. Check these files."
         )
     report.warnings += class_warnings(report)
 
@@ -249,9 +251,10 @@ def conclude(report: VolumeReport) -> None:
 def class_warnings(report: VolumeReport) -> list[str]:
     """Warnings about missing foreground, and absent and rare classes; of a sample only the first."""
     if not report.pixels and not report.ignored_pixels:
-        return ["no voxel has a class, so there is nothing to learn. Check the labels and dataset.json."]
+        return ["no voxel has a class, so there is nothing to learn. Check the labels and the classes."]
     if not any(voxels for label, voxels in report.pixels.items() if label > 0):
-        cases = "no case has" if report.is_complete else f"none of the {report.num_checked} cases checked has"
+        checked = counted(report.num_checked, "case", "cases")
+        cases = "no case has" if report.is_complete else f"none of the {checked} checked has"
         return [
             f"{cases} foreground: there are no voxels of {listed(report.classes[1:]) or 'other classes'}. Check the labels."
         ]
@@ -262,8 +265,8 @@ def class_warnings(report: VolumeReport) -> list[str]:
     rare = [
         f"{row['name']} ({100 * row['share']:.3f} %)" for row in rows if 0 < row["share"] < RARE_SHARE / 10
     ]
-    warnings = [counted(absent, "class never occurs", "classes never occur")] if absent else []
-    return warnings + ([counted(rare, "class is rare", "classes are rare")] if rare else [])
+    warnings = [counted_names(absent, "class never occurs", "classes never occur")] if absent else []
+    return warnings + ([counted_names(rare, "class is rare", "classes are rare")] if rare else [])
 
 
 def _times(sides: Sequence[float]) -> str:

@@ -9,7 +9,7 @@ follow by their ids. "ignore" is not a class. A region is a union of classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class VolumeTable:
         channel_names: Names of the channels; empty if they are unknown. Default: unknown.
         file_ending: Ending of the files, such as ".nii.gz". None, the default: any that is supported.
         warnings: What may be wrong with it, in words. Default: nothing.
+        origin: The file that it was read from, for messages. Default: it was not read from a file.
     """
 
     classes: ClassTable
@@ -42,6 +43,7 @@ class VolumeTable:
     channel_names: tuple[str, ...] = ()
     file_ending: str | None = None
     warnings: tuple[str, ...] = ()
+    origin: str | None = None
 
 
 def volume_table(content: Any, origin: str) -> VolumeTable:
@@ -51,9 +53,9 @@ def volume_table(content: Any, origin: str) -> VolumeTable:
         ValueError: If it is not valid.
     """
     if not isinstance(content, Mapping) or "labels" not in content:
-        return table_of_classes(class_table(content, None, origin))
+        return table_of_classes(class_table(content, None, origin), origin)
     try:
-        return _table(content)
+        return replace(_table(content), origin=origin)
     except ValueError as error:
         raise ValueError(f"{origin} is not valid: {error}") from None
 
@@ -63,15 +65,15 @@ def read_volume_table(path: Path) -> VolumeTable:
     return volume_table(read_json(path, EXAMPLE), f"'{path}'")
 
 
-def table_of_classes(table: ClassTable) -> VolumeTable:
-    """The same classes for volumes: the label map names every id."""
+def table_of_classes(table: ClassTable, origin: str | None = None) -> VolumeTable:
+    """The same classes for volumes: the label map names every id. `origin` is the file that they were read from."""
     label_map = table.label_map
     if label_map is None:
         label_map = {str(index): index for index in range(len(table.names))} | {
             str(table.ignore_index): IGNORE
         }
     ids = {key: label for key, label in label_map.items() if not key.startswith("#")}
-    return VolumeTable(ClassTable(table.names, table.palette, table.ignore_index, ids))
+    return VolumeTable(ClassTable(table.names, table.palette, table.ignore_index, ids), origin=origin)
 
 
 def channel_names(content: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..image_files import is_left_out
-from ..prediction_files import Job, check_targets, found_files
+from ..image_files import is_image_name, is_left_out
+from ..prediction_files import Job, check_targets, found_files, nothing_found
 from .volume_opening import VolumeReadError, is_volume_file, volume_name
 
 CHANNEL = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)  # of a name without its suffix
 NNUNET_FOLDERS = re.compile(r"images(Tr|Ts|Val)")
 MASK = ".nii.gz"
+ENDINGS = (".nii", ".nii.gz", ".hdr", ".mgz", ".mgh")  # that `is_found` takes
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class VolumeJob(Job):
 
     def what_to_read(self) -> Path | list[Path]:
         """The file, or the files of all channels. Raises VolumeReadError if one is missing."""
-        missing = [f"{index:04d}" for index, file in enumerate(self.channels) if file is None]
+        missing = [f"_{index:04d}" for index, file in enumerate(self.channels) if file is None]
         if missing:
             raise VolumeReadError(
-                f"{self.source} and its other channels are not {len(self.channels)} files: _{', _'.join(missing)} is "
-                "missing. Add the file, or leave the case out."
+                f"{self.source} is one of {len(self.channels)} channels, of which {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+                "missing. Give the files of all channels, or leave the case out."
             )
         return list(self.channels) or self.source
 
@@ -85,9 +86,7 @@ def find_volume_jobs(
     folder = Path(output)
     found = found_files(volumes, folder, on_error, is_found)
     if not found:
-        raise ValueError(
-            f"there are no volumes in {', '.join(volumes)}. Known endings: .nii, .nii.gz, .hdr, .mgz, .mgh."
-        )
+        raise nothing_found("volume", "image", volumes, ENDINGS, is_image_name)
     cases: dict[tuple[Path, str], dict[int, Path]] = {}
     for file in found:
         if channel := channel_of(file, num_channels):

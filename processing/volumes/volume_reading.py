@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..plain_text import counted
 from .volume_geometry import SLICE_AXES, VolumeGeometry, is_same_grid
 from .volume_opening import (
     SpatialImage,
@@ -97,8 +98,8 @@ def read_volume(
         volume = _volume_of_file(source, slice_axis, spacing)
     if num_channels is not None and len(volume.values) != num_channels:
         raise VolumeReadError(
-            f"{volume.name} has {len(volume.values)} channels, but {num_channels} are needed. Give one volume for "
-            "each channel, or choose the channels."
+            f"{volume.name} has {counted(len(volume.values), 'channel', 'channels')}, but must have {num_channels}. "
+            "Give one volume for each channel, or choose the channels."
         )
     return volume
 

@@ -1,5 +1,6 @@
 """A file is the old one or the whole new one, and nothing else stays in its folder."""
 
+import errno
 import os
 
 import pytest
@@ -32,6 +33,11 @@ def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
         write_half(target, error)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '.*a.txt'$"):
+        write_half(tmp_path / "a.txt", OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_the_content_is_on_disk_before_the_name(tmp_path, monkeypatch):

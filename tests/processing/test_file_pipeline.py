@@ -1,5 +1,6 @@
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,21 @@ def test_what_is_being_written_when_the_work_ends_is_delivered():
         run_files(Slow(), jobs_of(20), deliver, 2)
     assert delivered == [str(index) for index in range(len(delivered))]
     assert len(delivered) < 10
+
+
+def test_what_is_written_is_delivered_whenever_the_interruption_comes(monkeypatch):
+    """It comes when a thread has just written the results of the fourth image."""
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, function, job, *more):
+            step = super().submit(function, job, *more)
+            if more and job.name == "3":
+                step.result()
+                raise KeyboardInterrupt
+            return step
+
+    monkeypatch.setattr(file_pipeline, "ThreadPoolExecutor", Interrupted)
+    delivered = []
+    with pytest.raises(KeyboardInterrupt):
+        run_files(Slow(seconds=0.002), jobs_of(9), lambda outcome: delivered.append(outcome.job.name), 2)
+    assert delivered == ["0", "1", "2", "3"]

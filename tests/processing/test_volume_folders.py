@@ -1,10 +1,12 @@
 """Folders of volumes are read and checked as they lie on disk: layouts, ids, splits, and what is wrong with a case."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from cases import each
 
 from contextseg.processing.data.volume_datasets import is_volume_folder, open_volume_data
 from contextseg.processing.data.volume_folders import VolumeCase
@@ -224,12 +226,12 @@ def extra_channel(root):
 def no_image(root):
     for path in (root / "imagesTr").glob("b_*"):
         path.unlink()
-    return "1 labels have no image: b"
+    return "1 label has no image: b"
 
 
 def no_label(root):
     (root / "labelsTr/b.nii.gz").unlink()
-    return "1 cases have no label: b"
+    return "1 case has no label: b"
 
 
 def cut(root):
@@ -360,3 +362,27 @@ def test_ranges_of_several_sizes_are_told_by_axis():
     report = VolumeReport("d", ["background"], 3)
     report.sizes.update([(1, 9, 5), (3, 7, 5), (2, 8, 5)])
     assert range_text(report.sizes) == "min 1x7x5, median 2x8x5, max 3x9x5"
+
+
+@each(
+    ("origin", "advice"),
+    [("dataset.json", r"Add them to '.*dataset\.json'"), (None, "Correct the files, or give a dataset")],
+)
+def test_ids_without_a_class_are_counted_with_the_file_that_lacks_them(tmp_path, origin, advice):
+    root = folder(tmp_path, values=(0, 1, 7))
+    if origin is None:
+        (root / "dataset.json").unlink()
+    data = open_volume_data(root, classes=None if origin else list(LABELS))
+    (problem,) = check_volumes(data).problems
+    assert re.match(
+        rf"the labels contain 1 id without a class: 7 \(8 voxels, first in 'a'\)\. {advice}", problem
+    )
+    with pytest.raises(ValueError, match=f"'b' has 1 id without a class: 7 .*{advice}"):
+        data[1]
+
+
+def test_one_case_is_not_called_cases(tmp_path):
+    root = folder(tmp_path, cases=("a",))
+    assert "1 case\n" in checked(root).text()
+    save(root / "imagesTr/b_0000.nii.gz", image())
+    assert checked(root).problems[0].startswith("1 case has no label: b.")

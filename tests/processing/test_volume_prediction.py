@@ -10,6 +10,7 @@ from torch import nn
 
 from contextseg.processing.image_reading import read_image
 from contextseg.processing.inference import Inference
+from contextseg.processing.prediction_files import find_jobs
 from contextseg.processing.volumes.volume_jobs import find_volume_jobs
 from contextseg.processing.volumes.volume_prediction import VolumePredictor, stored_ids
 
@@ -108,8 +109,31 @@ def test_masks_of_nnunet_folders_are_named_after_the_case(tmp_path):
 def test_a_missing_channel_is_named(tmp_path):
     jobs_of(tmp_path, "x_0000.nii.gz", "x_0002.nii.gz", channels=3)
     (job,) = find_volume_jobs([str(tmp_path)], str(tmp_path / "out"), 3)
-    with pytest.raises(ValueError, match=r"x_0000.*_0001 is missing"):
+    with pytest.raises(ValueError, match=r"x_0000.* 3 channels.* _0001 is missing"):
         job.what_to_read()
+
+
+@each(
+    ("find", "name", "words"),
+    [
+        (
+            find_volume_jobs,
+            "a.png",
+            r"no volumes in .*, but 1 image, such as a\.png\. The model takes volumes",
+        ),
+        (
+            find_jobs,
+            "a.nii.gz",
+            r"no images in .*, but 1 volume, such as a\.nii\.gz\. The model takes images",
+        ),
+        (find_volume_jobs, "a.txt", "Known endings: .nii, "),
+        (find_jobs, "a.txt", "Known endings: .apng, "),
+    ],
+)
+def test_files_of_the_other_kind_are_named(tmp_path, find, name, words):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=words):
+        find([str(tmp_path)], str(tmp_path / "out"))
 
 
 def test_a_mask_never_replaces_its_volume(tmp_path):

@@ -1,6 +1,7 @@
 """contextseg-evaluate on volumes: the scores of a plain loop, and options that are refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from contextseg.processing.data.volume_datasets import open_volume_data
 from contextseg.processing.inference import Inference
 from contextseg.processing.volumes.volume_inference import segment_volume
 from contextseg.scripts.evaluate import main
+from contextseg.training.evaluation_options import EvaluateArguments
+from contextseg.training.volume_evaluation import new_scores
 
 nibabel = pytest.importorskip("nibabel")
 pytest.importorskip("scipy")
@@ -94,9 +97,17 @@ def test_damaged_case_is_named_and_the_others_are_scored(model, data, tmp_path, 
         (["--blend", "center"], "blend='center' is for images"),
         (["--window", "16x16"], "volumes have three axes"),
         (["--tolerance", "2", "--surface-rule", "nnformer"], "--tolerance has no effect"),
-        (["--num-channels", "2"], "takes images with 1 channels"),
+        (["--num-channels", "2"], "the model takes 1 channel\\."),
     ],
 )
 def test_options_without_effect_are_refused(model, data, tmp_path, options, words):
     with pytest.raises(SystemExit, match=words):
         main([str(model), "--data", str(data), "--output", str(tmp_path), "--cpu", *options])
+
+
+@each(("of_data", "scored"), [({}, "all"), ({"both": (1, 2)}, "both")])
+def test_regions_of_the_model_are_scored_where_the_data_has_none(of_data, scored):
+    options = EvaluateArguments("model", data="data")
+    data = SimpleNamespace(ignore_index=255, regions=of_data)
+    scores = new_scores(options, ["background", "liver", "spleen"], data, {"all": (1, 2)})
+    assert [structure.name for structure in scores.structures if structure.is_region] == [scored]

@@ -315,7 +315,7 @@ def test_a_model_of_another_kind_is_refused_in_one_sentence(kind, tmp_path):
 
 def test_a_classifier_of_gray_images_is_refused():
     model = SimpleNamespace(config=ViTConfig(num_channels=1))
-    with pytest.raises(ValueError, match="gray takes images with 1 channels, but"):
+    with pytest.raises(ValueError, match="gray takes images with 1 channel, but"):
         rgb_reading(RgbOptions(), "gray", model)
 
 

@@ -77,7 +77,7 @@ def test_data_without_class_names_has_those_of_the_model():
 
 
 def test_other_channels_than_the_models_are_refused():
-    with pytest.raises(ValueError, match="--num-channels is 4, but the model takes images with 5"):
+    with pytest.raises(ValueError, match="--num-channels is 4, but the model takes 5 channels"):
         set_reading(PixelOptions(num_channels=4), MODEL, SegmentationImageProcessor())
 
 
