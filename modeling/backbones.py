@@ -9,7 +9,7 @@ Legend: B batch, C channels, H, W image height and width, h, w those of a featur
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from ..configuration.checked_config import choose
-from .backbone_building import build_encoder
+from .backbone_building import as_maps, build_encoder, encoder_name
 from .backbone_info import FeatureInfo, measure
 from .modeling_cswin import CswinBackbone
 from .modeling_glam_swin import GlamSwinBackbone
@@ -60,7 +60,9 @@ class AnyBackbone(nn.Module):
         self.strides = tuple(facts.strides if pyramid is None else pyramid.strides)
         self.takes = accepted_options(encoder)
         parameters_to_buffers(encoder, facts.unused)
-        save_all_buffers(encoder)
+        save_all_buffers(encoder, facts.recomputed)
+        # Under these names transformers looks for tensors of several names: it saves them once, and ties them after loading.
+        self._tied_weights_keys = self.all_tied_weights_keys = shared_tensors(self)
 
     def forward(
         self,
@@ -86,9 +88,11 @@ class AnyBackbone(nn.Module):
             "output_attentions": output_attentions,
         }
         options = {name: options[name] for name in self.takes if options[name] is not None}
-        outputs = self.encoder(as_weights(self.encoder, self.pad(pixel_values)), **options)
+        padded = as_weights(self.encoder, self.pad(pixel_values))
+        outputs = self.encoder(padded, **options)
+        maps = as_maps(outputs.feature_maps, padded.shape[-2:])
         return BackboneOutput(
-            feature_maps=self.finished(outputs.feature_maps, *pixel_values.shape[-2:]),
+            feature_maps=self.finished(maps, *pixel_values.shape[-2:]),
             hidden_states=(outputs.hidden_states or outputs.feature_maps) if output_hidden_states else None,
             attentions=outputs.attentions if asks_attentions else None,
         )
@@ -106,7 +110,7 @@ class AnyBackbone(nn.Module):
             if height > new_height or width > new_width:
                 raise ValueError(
                     f"an image of {height}x{width} is larger than {new_height}x{new_width}, the only size that "
-                    f"the encoder '{self.encoder.config.model_type}' accepts. Crop or resize images to it, or build "
+                    f"the encoder '{encoder_name(self.encoder.config)}' accepts. Crop or resize images to it, or build "
                     "the encoder for larger images (image_size, or for timm model_kwargs={'img_size': ...})."
                 )
         return F.pad(image, (0, new_width - width, 0, new_height - height))
@@ -167,7 +171,7 @@ def accepted_options(encoder: nn.Module) -> tuple[str, ...]:
 
 
 def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
-    """Turns parameters that no feature map depends on into buffers.
+    """Turns parameters that get no gradient into buffers.
 
     As parameters without a gradient they would make DistributedDataParallel fail; as buffers they are still
     saved and loaded. (`requires_grad_(False)` does not last: `from_pretrained` creates new parameters that
@@ -181,15 +185,24 @@ def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
         owner.register_buffer(last, value)
 
 
-def save_all_buffers(encoder: nn.Module) -> None:
-    """Makes all buffers of timm's and users' modules persistent.
+def save_all_buffers(encoder: nn.Module, recomputed: Collection[str] = ()) -> None:
+    """Makes all buffers of timm's and users' modules persistent, except those that are recomputed for each size.
 
     `from_pretrained` leaves non-persistent buffers uninitialized. transformers' own modules fill theirs
     again; older versions of timm and most user code do not.
     """
-    for module in encoder.modules():
+    for path, module in encoder.named_modules():
         if not type(module).__module__.startswith("transformers."):
-            module._non_persistent_buffers_set.clear()
+            names = {name for name in module._buffers if f"{path}.{name}".lstrip(".") in recomputed}
+            module._non_persistent_buffers_set = names
+
+
+def shared_tensors(module: nn.Module) -> dict[str, str]:
+    """The further names of parameters and buffers that have several, each with the first."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    first = {}
+    names = {name: first.setdefault(id(value), name) for name, value in named}
+    return {name: source for name, source in names.items() if name != source}
 
 
 def build_backbone(backbone_config: PreTrainedConfig, flat: str = "keep") -> AnyBackbone:
