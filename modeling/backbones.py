@@ -186,15 +186,19 @@ def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def save_all_buffers(encoder: nn.Module, recomputed: Collection[str] = ()) -> None:
-    """Makes all buffers of timm's and users' modules persistent, except those that are recomputed for each size.
+    """Makes all buffers of timm's and users' modules persistent.
 
     `from_pretrained` leaves non-persistent buffers uninitialized. transformers' own modules fill theirs
-    again; older versions of timm and most user code do not.
+    again; older versions of timm and most user code do not. Buffers that the encoder recomputes for each size
+    are emptied instead, so that it does.
     """
     for path, module in encoder.named_modules():
         if not type(module).__module__.startswith("transformers."):
-            names = {name for name in module._buffers if f"{path}.{name}".lstrip(".") in recomputed}
-            module._non_persistent_buffers_set = names
+            emptied = {name for name in module._buffers if f"{path}.{name}".lstrip(".") in recomputed}
+            for name in emptied:
+                value = module._buffers[name]
+                module._buffers[name] = value.new_empty([0] * value.dim())
+            module._non_persistent_buffers_set = emptied
 
 
 def shared_tensors(module: nn.Module) -> dict[str, str]:
