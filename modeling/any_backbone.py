@@ -8,7 +8,7 @@ Legend: B batch, C channels, H, W image height and width, h, w those of a featur
 
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from ..configuration.checked_config import choose
-from .backbone_building import build_encoder
+from .backbone_building import as_maps, build_encoder, encoder_name
 from .backbone_info import FeatureInfo, measure
 from .plain_vit_pyramid import PlainVitPyramid
 from .pretrained import as_weights, check_images
@@ -50,7 +50,9 @@ class AnyBackbone(nn.Module):
         self.strides = tuple(facts.strides if pyramid is None else pyramid.strides)
         self.takes = accepted_options(encoder)
         parameters_to_buffers(encoder, facts.unused)
-        save_all_buffers(encoder)
+        save_all_buffers(encoder, facts.recomputed)
+        # Under these names transformers looks for tensors of several names: it saves them once, and ties them after loading.
+        self._tied_weights_keys = self.all_tied_weights_keys = shared_tensors(self)
 
     def forward(
         self,
@@ -76,9 +78,11 @@ class AnyBackbone(nn.Module):
             "output_attentions": output_attentions,
         }
         options = {name: options[name] for name in self.takes if options[name] is not None}
-        outputs = self.encoder(as_weights(self.encoder, self.pad(pixel_values)), **options)
+        padded = as_weights(self.encoder, self.pad(pixel_values))
+        outputs = self.encoder(padded, **options)
+        maps = as_maps(outputs.feature_maps, padded.shape[-2:])
         return BackboneOutput(
-            feature_maps=self.finished(outputs.feature_maps, *pixel_values.shape[-2:]),
+            feature_maps=self.finished(maps, *pixel_values.shape[-2:]),
             hidden_states=(outputs.hidden_states or outputs.feature_maps) if output_hidden_states else None,
             attentions=outputs.attentions if asks_attentions else None,
         )
@@ -96,7 +100,7 @@ class AnyBackbone(nn.Module):
             if height > new_height or width > new_width:
                 raise ValueError(
                     f"an image of {height}x{width} is larger than {new_height}x{new_width}, the only size that "
-                    f"the encoder '{self.encoder.config.model_type}' accepts. Crop or resize images to it, or build "
+                    f"the encoder '{encoder_name(self.encoder.config)}' accepts. Crop or resize images to it, or build "
                     "the encoder for larger images (image_size, or for timm model_kwargs={'img_size': ...})."
                 )
         return F.pad(image, (0, new_width - width, 0, new_height - height))
@@ -157,7 +161,7 @@ def accepted_options(encoder: nn.Module) -> tuple[str, ...]:
 
 
 def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
-    """Turns parameters that no feature map depends on into buffers.
+    """Turns parameters that get no gradient into buffers.
 
     As parameters without a gradient they would make DistributedDataParallel fail; as buffers they are still
     saved and loaded. (`requires_grad_(False)` does not last: `from_pretrained` creates new parameters that
@@ -171,15 +175,28 @@ def parameters_to_buffers(module: nn.Module, names: Iterable[str]) -> None:
         owner.register_buffer(last, value)
 
 
-def save_all_buffers(encoder: nn.Module) -> None:
+def save_all_buffers(encoder: nn.Module, recomputed: Collection[str] = ()) -> None:
     """Makes all buffers of timm's and users' modules persistent.
 
     `from_pretrained` leaves non-persistent buffers uninitialized. transformers' own modules fill theirs
-    again; older versions of timm and most user code do not.
+    again; older versions of timm and most user code do not. Buffers that the encoder recomputes for each size
+    are emptied instead, so that it does.
     """
-    for module in encoder.modules():
+    for path, module in encoder.named_modules():
         if not type(module).__module__.startswith("transformers."):
-            module._non_persistent_buffers_set.clear()
+            emptied = {name for name in module._buffers if f"{path}.{name}".lstrip(".") in recomputed}
+            for name in emptied:
+                value = module._buffers[name]
+                module._buffers[name] = value.new_empty([0] * value.dim())
+            module._non_persistent_buffers_set = emptied
+
+
+def shared_tensors(module: nn.Module) -> dict[str, str]:
+    """The further names of parameters and buffers that have several, each with the first."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    first = {}
+    names = {name: first.setdefault(id(value), name) for name, value in named}
+    return {name: source for name, source in names.items() if name != source}
 
 
 def foreign_backbone(backbone_config: PreTrainedConfig, flat: str) -> AnyBackbone:

@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, TimmBackboneConfig
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
-from .backbone_building import adapted_config, build_encoder, build_timm
+from .backbone_building import adapted_config, as_maps, build_encoder, build_timm, encoder_name
 
 Built = TypeVar("Built")
 # What encoders raise for an image size that they do not accept, or on the meta device.
@@ -40,7 +40,9 @@ class FeatureInfo:
         multiple: Image sides must be multiples of this; 1 if the encoder accepts any size.
         minimum: Smallest image side with which the encoder can train on a single image.
         fixed_size: The only (height, width) that the encoder accepts, or None.
-        unused: Names of the parameters that no used feature map depends on.
+        unused: Names of the parameters that get no gradient: no used feature map depends on them, or the
+            encoder keeps them fixed.
+        recomputed: Names of the buffers that take another shape when the encoder runs.
     """
 
     out_indices: tuple[int, ...] | None
@@ -51,6 +53,7 @@ class FeatureInfo:
     minimum: int = 1
     fixed_size: tuple[int, int] | None = None
     unused: tuple[str, ...] = ()
+    recomputed: tuple[str, ...] = ()
 
     @property
     def is_flat(self) -> bool:
@@ -101,21 +104,24 @@ def measure(config: PreTrainedConfig) -> FeatureInfo:
 def measure_uncached(config: PreTrainedConfig) -> FeatureInfo:
     """Measures the feature maps of an encoder without weights, by a forward and a backward pass."""
     indices = chosen_indices(config)
-    size, maps, encoder = first_run(config, [indices])
+    size, maps, encoder, shapes = first_run(config, [indices])
     channels_last = are_channels_last(encoder, maps)
     strides = strides_of(maps, size, channels_last)
     sum(feature_map.sum() for feature_map in maps).backward()
-    trained = [(name, value) for name, value in encoder.named_parameters() if value.requires_grad]
     multiple = needed_multiple(encoder, strides, channels_last)
+    minimum = needed_minimum(encoder, strides, multiple) if multiple else 1
     return FeatureInfo(
         out_indices=None if indices is None else tuple(indices),
         channels=tuple(feature_map.shape[-1 if channels_last else 1] for feature_map in maps),
         strides=strides,
         channels_last=channels_last,
         multiple=multiple or 1,
-        minimum=needed_minimum(encoder, strides, multiple) if multiple else 1,
+        minimum=minimum,
         fixed_size=None if multiple else size,
-        unused=tuple(name for name, value in trained if value.grad is None),
+        unused=tuple(name for name, value in encoder.named_parameters() if value.grad is None),
+        recomputed=tuple(
+            name for name, shape in buffer_shapes(encoder).items() if shape != shapes.get(name, shape)
+        ),
     )
 
 
@@ -128,32 +134,33 @@ def chosen_indices(config: PreTrainedConfig) -> list[int] | None:
     config = getattr(config, "vision_config", config)
     if not hasattr(config, "out_indices"):
         return None
-    indices, strides = known_stages(config)
-    asked = [index % (indices[-1] + 1) for index in config.out_indices or [-1]]
-    if asked != indices[-1:]:
+    count, strides = known_stages(config)
+    asked = [index % count for index in config.out_indices or [-1]]
+    if asked != [count - 1]:
         return asked
     if not strides:
+        indices = list(range(count))
         # Some encoders list a stem whose feature map they cannot return.
-        size, maps, encoder = first_run(config, [indices, indices[1:]])
-        strides = strides_of(maps, size, are_channels_last(encoder, maps))
-        indices = indices[-len(strides) :]
-    if len(set(strides)) > 1:
-        return [index for _, index in sorted(dict(zip(strides, indices, strict=True)).items())][-4:]
-    if (getattr(config, "stage_names", None) or [""])[0] == "stem":
-        indices = [index for index in indices if index > 0]
+        size, maps, encoder, _ = first_run(config, [indices, indices[1:]])
+        found = strides_of(maps, size, are_channels_last(encoder, maps))
+        strides = dict(zip(indices[-len(found) :], found, strict=True))
+    last_of_each = {stride: index for index, stride in strides.items()}
+    if len(last_of_each) > 1:
+        return [last_of_each[stride] for stride in sorted(last_of_each)][-4:]
+    has_stem = (getattr(config, "stage_names", None) or [""])[0] == "stem"
+    indices = [index for index in strides if index > 0 or not has_stem]
     return sorted({indices[max(len(indices) * quarter // 4, 1) - 1] for quarter in (1, 2, 3, 4)})
 
 
-def known_stages(config: PreTrainedConfig) -> tuple[list[int], list[int]]:
-    """The indices of all stages, and for timm models their strides, else an empty list."""
+def known_stages(config: PreTrainedConfig) -> tuple[int, dict[int, int]]:
+    """The number of stages, and for timm models the strides of those to choose from, else an empty dict."""
     if config.model_type != TimmBackboneConfig.model_type:
-        return list(range(len(config.stage_names))), []
+        return len(config.stage_names), {}
     try:
         encoder = built_on("meta", lambda: build_timm(adapted_config(config, None)))
     except REFUSALS:
         encoder = built_on("cpu", lambda: build_timm(adapted_config(config, None)))
-    stages = encoder._backbone.feature_info.info
-    return list(range(len(stages))), [stage["reduction"] for stage in stages]
+    return len(encoder.stage_names), encoder.usable_strides()
 
 
 def built_on(device: str, build: Callable[[], Built]) -> Built:
@@ -162,51 +169,69 @@ def built_on(device: str, build: Callable[[], Built]) -> Built:
         return build()
 
 
-def first_run(
-    config: PreTrainedConfig, choices: Sequence[Sequence[int] | None]
-) -> tuple[tuple[int, int], tuple[Tensor, ...], nn.Module]:
-    """Finds an image size and stages with which the encoder runs; returns size, feature maps and encoder.
+class FirstRun(NamedTuple):
+    """An image size with which an encoder runs, the feature maps, the encoder, and its buffers' shapes before."""
+
+    size: tuple[int, int]
+    maps: tuple[Tensor, ...]
+    encoder: nn.Module
+    shapes: dict[str, torch.Size]
+
+
+def first_run(config: PreTrainedConfig, choices: Sequence[Sequence[int] | None]) -> FirstRun:
+    """Finds an image size and stages with which the encoder runs.
 
     Encoders whose forward pass reads tensor values cannot run on the meta device and run on the CPU instead.
     """
-    refusals = {}
+    refusals, unbuilt = {}, None
     for device in ("meta", "cpu"):
         for indices in choices:
             try:
                 encoder = built_on(device, lambda: build_encoder(config, indices).eval())  # noqa: B023 - called here
             except REFUSALS as error:  # stages that it cannot return, or the meta device
-                refusals["any size"] = error
+                unbuilt = error
                 continue
+            shapes = buffer_shapes(encoder)
             for size in likely_sizes(encoder):
                 try:
-                    return size, run(encoder, size), encoder
+                    return FirstRun(size, run(encoder, size), encoder, shapes)
                 except REFUSALS as error:
                     refusals[size] = error
+    if not refusals:  # the size of images is not to blame
+        raise ValueError(str(unbuilt)) from unbuilt
     reasons = "; ".join(f"{size}: {error}" for size, error in refusals.items())
     raise ValueError(
-        f"the encoder '{config.model_type}' does not run at any of the usual image sizes ({reasons}). "
+        f"the encoder '{encoder_name(config)}' does not run at any of the usual image sizes ({reasons}). "
         "Set its image size (image_size, or for timm model_kwargs={'img_size': ...}) or its out_indices."
     )
 
 
+def buffer_shapes(encoder: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in encoder.named_buffers()}
+
+
 def likely_sizes(encoder: nn.Module) -> Iterator[tuple[int, int]]:
-    """Candidate image sizes: common ones, which are multiples of most strides, and the encoder's own."""
-    yield (USUAL_SIDES[0],) * 2
+    """Candidate image sizes: common ones, which are multiples of most strides, and the encoder's own.
+
+    Its own comes first for timm models that declare it the only one: CrossViT resizes all others to it.
+    """
     own = getattr(encoder.config, "image_size", None)
     timm_model = getattr(encoder, "_backbone", None)
-    if timm_model is not None and getattr(timm_model, "pretrained_cfg", None):
-        own = timm_model.pretrained_cfg.get("input_size", [None])[1:]
+    settings = getattr(timm_model, "pretrained_cfg", None) or {}
+    if timm_model is not None:
+        own = settings.get("input_size", [None])[1:]
+    sizes = [(side, side) for side in USUAL_SIDES]
     if own:
-        yield tuple(own) if isinstance(own, list | tuple) else (own, own)
-    for side in USUAL_SIDES[1:]:
-        yield (side, side)
+        own = tuple(own) if isinstance(own, list | tuple) else (own, own)
+        sizes.insert(0 if settings.get("fixed_input_size") else 1, own)
+    yield from sizes
 
 
 def run(encoder: nn.Module, size: tuple[int, int]) -> tuple[Tensor, ...]:
     """The feature maps of one all-zero image (1, C, H, W)."""
     device = next(encoder.parameters()).device
     image = torch.zeros(1, getattr(encoder.config, "num_channels", 3), *size, device=device)
-    return tuple(encoder(image).feature_maps)
+    return as_maps(encoder(image).feature_maps, size)
 
 
 def are_channels_last(encoder: nn.Module, maps: Sequence[Tensor]) -> bool:
@@ -224,14 +249,17 @@ def strides_of(maps: Sequence[Tensor], size: tuple[int, int], channels_last: boo
     """Stride of each feature map. Raises ValueError unless it is an integer, the same along both axes."""
     strides = []
     for feature_map in maps:
-        found = {
-            side // cells if side % cells == 0 else None
-            for side, cells in zip(size, map_size(feature_map, channels_last), strict=True)
-        }
+        found = {None}
+        if feature_map.dim() == 4:
+            cells = map_size(feature_map, channels_last)
+            found = {
+                side // count if side % count == 0 else None for side, count in zip(size, cells, strict=True)
+            }
         if len(found) > 1 or None in found:
             raise ValueError(
-                f"an image of {size[0]}x{size[1]} gives a feature map of {map_size(feature_map, channels_last)}; decoders "
-                "need the same integer stride along both axes. Use another encoder or other out_indices."
+                f"an image of {size[0]}x{size[1]} gives features of shape {tuple(feature_map.shape)}; decoders need feature "
+                "maps (B, C, h, w) with the same integer stride along both axes. Use other out_indices or another encoder; "
+                "if the configuration has reshape_hidden_states, set it to True."
             )
         strides += found
     return tuple(strides)

@@ -14,8 +14,10 @@ import torch
 from cases import each, slow_but
 from transformers import (
     BeitConfig,
+    BertConfig,
     ConvNextConfig,
     ConvNextV2Config,
+    DinatConfig,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
@@ -23,6 +25,7 @@ from transformers import (
     DINOv3ViTConfig,
     FocalNetConfig,
     HieraConfig,
+    PvtConfig,
     PvtV2Config,
     ResNetConfig,
     ResNetForImageClassification,
@@ -35,6 +38,7 @@ from transformers import (
     Swinv2Config,
     TimmBackboneConfig,
     VitDetConfig,
+    VitPoseBackboneConfig,
 )
 
 from contextseg import GlamSwinConfig, GlamSwinModel
@@ -45,6 +49,7 @@ from contextseg.modeling.pretrained_backbones import encoder_normalization, load
 
 SWIN = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
 CONV = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
+SHALLOW_VIT = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2}
 VIT = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -93,6 +98,23 @@ CONFIGS = {
         "tnt_s_legacy_patch16_224", embed_dim=12, inner_dim=8, depth=4, num_heads_outer=2
     ),
     "timm halonet": lambda: timm("halonet26t"),
+    "dinat": lambda: DinatConfig(
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        kernel_size=3,
+        dilations=[[1], [2], [1], [1]],
+    ),
+    "vitpose": lambda: VitPoseBackboneConfig(**SHALLOW_VIT, image_size=[96, 128]),
+    # Two branches, of strides that do not divide each other; shared modules; a buffer for each size; a fixed parameter.
+    "timm crossvit": lambda: timm(
+        "crossvit_tiny_240", embed_dim=(12, 16), num_heads=(1, 1), depth=((1, 1, 0),) * 3
+    ),
+    "timm coat": lambda: timm(
+        "coat_tiny", embed_dims=(16, 16, 16, 16), serial_depths=(1, 1, 1, 1), parallel_depth=1
+    ),
+    "timm convit": lambda: timm("convit_tiny", embed_dim=12, depth=4, num_heads=2),
+    "timm efficientvim": lambda: timm("efficientvim_m1", embed_dim=(16, 16, 16), depths=(1, 1, 1)),
 }
 SIZES = [(1, 1), (33, 3), (45, 70)]
 
@@ -128,12 +150,14 @@ class BlocksBackbone(BackboneMixin, PreTrainedModel):
             nn.Conv2d(narrow, wide, 4, 4) for narrow, wide in zip(widths, config.widths)
         )
         self.forgotten = nn.Linear(2, 2)
+        self.fixed = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.first_stage = self.stages[0]  # one module under two names
         self.register_buffer("scale", torch.full((1,), 3.0), persistent=False)
         self.post_init()
 
     def forward(self, pixel_values):
         assert min(pixel_values.shape[-2:]) >= 1
-        maps, pixel_values = {}, pixel_values * self.scale
+        maps, pixel_values = {}, pixel_values * self.scale * self.fixed
         for name, stage in zip(self.stage_names, self.stages):
             pixel_values = maps[name] = stage(pixel_values)
         return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
@@ -208,6 +232,9 @@ def test_a_saved_segmenter_loads_to_the_same_bits(config, tmp_path):
     model.save_pretrained(tmp_path)
     loaded, info = SegDeformerForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
+    pixels = torch.randn(1, 3, 33, 45)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(pixels).logits, model(pixels).logits)
     state = dict([*model.named_parameters(), *model.named_buffers()])
     assert {
         name
@@ -215,9 +242,6 @@ def test_a_saved_segmenter_loads_to_the_same_bits(config, tmp_path):
         if not torch.equal(value, state[name])
     } == set()
     assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in model.named_parameters()]
-    pixels = torch.randn(1, 3, 33, 45)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.eval()(pixels).logits, model(pixels).logits)
 
 
 def test_a_segmenter_trains_on_one_image(config):
@@ -272,6 +296,34 @@ def test_an_image_too_large_for_a_fixed_encoder_is_refused():
 def test_an_unknown_timm_model_is_answered_with_a_close_name():
     with pytest.raises(ValueError, match="timm has no model 'resnet81', did you mean 'resnet"):
         build_backbone(TimmBackboneConfig(backbone="resnet81"))
+
+
+@each("config", {"pvt": PvtConfig(), "bert": BertConfig()})
+def test_a_configuration_without_a_backbone_is_answered_with_those_that_have_one(config):
+    with pytest.raises(
+        ValueError, match=f"no backbone of type '{config.model_type}'.* a model of timm .*, swin,"
+    ) as found:
+        build_backbone(config)
+    assert "image size" not in str(found.value)
+
+
+def test_features_that_are_no_maps_are_refused_with_their_shape():
+    tokens = BeitConfig(**VIT, image_size=64, use_relative_position_bias=True, reshape_hidden_states=False)
+    with pytest.raises(ValueError, match=r"shape \(1, 785, 8\).* has reshape_hidden_states, set it to True"):
+        build_backbone(tokens)
+
+
+def test_after_loading_every_parameter_gets_a_gradient(tmp_path):
+    segmenter(custom_config()).save_pretrained(tmp_path)
+    loaded = SegDeformerForSemanticSegmentation.from_pretrained(tmp_path).train()
+    loaded(torch.randn(1, 3, 33, 45), labels=torch.randint(0, 3, (1, 33, 45))).loss.backward()
+    assert [name for name, value in loaded.named_parameters() if value.grad is None] == []
+
+
+def test_a_module_with_two_names_stays_one_after_loading(tmp_path):
+    segmenter(custom_config()).save_pretrained(tmp_path)
+    encoder = SegDeformerForSemanticSegmentation.from_pretrained(tmp_path).backbone.encoder
+    assert encoder.first_stage.weight is encoder.stages[0].weight
 
 
 def test_the_configuration_of_the_user_is_left_as_it_was():
