@@ -196,6 +196,7 @@ def likely_sizes(encoder: nn.Module) -> Iterator[tuple[int, int]]:
     timm_model = getattr(encoder, "_backbone", None)
     if timm_model is not None and getattr(timm_model, "pretrained_cfg", None):
         own = timm_model.pretrained_cfg.get("input_size", [None])[1:]
+    own = (getattr(encoder.config, "model_kwargs", None) or {}).get("img_size", own)  # of timm
     if own:
         yield tuple(own) if isinstance(own, list | tuple) else (own, own)
     for side in USUAL_SIDES[1:]:
