@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
+import glam_hosts
 from transformers import (
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
-    Swinv2Config,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -199,10 +199,7 @@ def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
 
 
 def tiny_glam_swinv2(**overrides) -> SegDeformerForSemanticSegmentation:
-    encoder = Swinv2Config(
-        embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4, image_size=64, drop_path_rate=0.0
-    )
-    backbone = GlamConfig(backbone_config=encoder, num_global_tokens=2)
+    backbone = GlamConfig(backbone_config=glam_hosts.swinv2(), num_global_tokens=2)
     return tiny_segdeformer(**{"backbone_config": backbone, "decoder": "semantic_fpn", **overrides})
 
 
