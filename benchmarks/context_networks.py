@@ -106,11 +106,16 @@ def draw_near(seed: int, number: int, size: int, nearest: float, swap_flag: bool
 def train(network: Network, images: SceneBatch, task: "Task", seed: int) -> nn.Module:
     """Trains with AdamW, warm-up and linear decay to zero, on scenes drawn with replacement."""
     torch.manual_seed(seed)
-    model = GlamSwinForSemanticSegmentation(network.config()).train()
+    model = GlamSwinForSemanticSegmentation(network.config())
+    return trained(model, images, task, seed, task.steps_of(network))
+
+
+def trained(model: nn.Module, images: SceneBatch, task: "Task", seed: int, steps: int) -> nn.Module:
+    """Trains a model in place, as `train`; returns it in evaluation mode."""
+    model.train()
     groups = parameter_groups(model, learning_rate=task.learning_rate, weight_decay=WEIGHT_DECAY)
     optimizer = torch.optim.AdamW(groups)
     order = torch.Generator().manual_seed(seed)
-    steps = task.steps_of(network)
     for step in range(steps):
         factor = learning_rate_factor(step, steps=steps, warmup_steps=WARMUP_STEPS, schedule="poly")
         set_learning_rate(optimizer, factor)

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from ..configuration.checked_config import choose
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ core."""
 # Global tokens per window, whether G-MSA connects them, and the side of the windows in patches. Windows of
 # 12 x 12 cover the whole coarser stage: a control in which plain Swin-Unet sees the flag.
 NETWORKS = ((0, True, 2), (10, False, 2), (1, True, 2), (5, True, 2), (10, True, 2), (0, True, 12))
+OTHER_ENCODERS = "\n## In encoders of transformers and timm\n"  # the last section of the page
 
 
 @dataclass
@@ -50,6 +52,9 @@ class ContextArguments(CommandOptions):
         2, "repetitions with other training scenes, weights and order, and the same scored scenes"
     )
     jobs: int = option(1, "networks that are trained at the same time, each on one thread")
+    backbone: str | None = option(
+        None, "small encoder to put GLAM into instead: swin, swinv2, twins, maxvit or nest", metavar="NAME"
+    )
     output: str = option(
         "benchmarks/context.md", "page to write; its images go to images/ beside it", metavar="FILE"
     )
@@ -79,6 +84,12 @@ def compare(arguments: ContextArguments, command: str) -> None:
         edges=bin_edges(arguments),
         **{name: getattr(arguments, name) for name in Task.__dataclass_fields__ if name != "edges"},
     )
+    if arguments.backbone is not None:
+        from .context_backbones import BACKBONES, compare_backbone
+
+        choose("encoder", arguments.backbone, BACKBONES)
+        compare_backbone(arguments.backbone, task, arguments.seeds, Path(arguments.output), command)
+        return
     networks = [Network(*options) for options in NETWORKS]
     results = []
     for result in run_all(task, networks, arguments.seeds, arguments.jobs):
@@ -129,7 +140,9 @@ def write_page(arguments: ContextArguments, command: str, results: "list[Result]
         reach=places.reach,
         **vars(arguments),
     )
-    output.write_text(page, encoding="utf-8")
+    old = output.read_text(encoding="utf-8") if output.exists() else ""
+    _, title, other_encoders = old.partition(OTHER_ENCODERS)  # which are measured by themselves
+    output.write_text(page + title + other_encoders, encoding="utf-8")
 
 
 def in_view(places: "Places") -> list[float]:

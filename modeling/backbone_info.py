@@ -220,6 +220,7 @@ def likely_sizes(encoder: nn.Module) -> Iterator[tuple[int, int]]:
     settings = getattr(timm_model, "pretrained_cfg", None) or {}
     if timm_model is not None:
         own = settings.get("input_size", [None])[1:]
+    own = (getattr(encoder.config, "model_kwargs", None) or {}).get("img_size", own)  # of timm
     sizes = [(side, side) for side in USUAL_SIDES]
     if own:
         own = tuple(own) if isinstance(own, list | tuple) else (own, own)

@@ -21,7 +21,7 @@ from .any_backbone import AnyBackbone, adapted, foreign_backbone
 from .backbone_info import measure
 from .model_parts import backbone_name
 from .pretrained import ContextsegPreTrainedModel, check_images
-from .window_search import exchange_blocks, stage_strides, windowed_stages
+from .window_search import exchange_blocks, known_stages_with_windows, stage_strides, windowed_stages
 from .windowed_blocks import recorded_probabilities
 
 
@@ -163,6 +163,7 @@ def with_tokens(encoder: nn.Module, num_tokens: int, global_block: str, stages: 
 
 def uniform(encoder: nn.Module) -> AnyBackbone:
     """A loaded encoder in the adapter. Raises ValueError if it does not return the stages that decoders need."""
+    known_stages_with_windows(encoder)
     facts = measure(encoder.config)
     if facts.out_indices is not None and list(facts.out_indices) != list(encoder.out_indices):
         raise ValueError(

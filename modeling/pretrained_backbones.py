@@ -112,7 +112,8 @@ def encoder_config(
     if is_timm_name(name):
         return TimmBackboneConfig(backbone=timm_name(name), out_indices=list(out_indices or [-1]))
     config = AutoConfig.from_pretrained(name, revision=revision)
-    config = getattr(config, "backbone_config", None) or config
+    if config.model_type not in OWN_BACKBONES:  # a GlamConfig, which is one, has a backbone_config too
+        config = getattr(config, "backbone_config", None) or config
     config.id2label, config.label2id = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
     return adapted_config(config, out_indices)
 

@@ -68,7 +68,7 @@ HEADS = ("decoder.", "classifier.", "auxiliary_head.")
 STEM = "patch_embed.projection.weight"
 ENCODER_STAGE = re.compile(r"^(?:backbone\.)?encoder\.stages\.(\d+)\.(.+)")
 ENCODER_MODULE = re.compile(r"\bencoder\.(stages\.\d+|merges\.\d+|patch_embed)\.")
-ONLY_OURS = re.compile(r"\.(global_tokens|global_position|global_attention|fusions)\.")
+ONLY_OURS = re.compile(r"\.(global_(tokens|position|attention|norm\d|mlp)|fusions)\.")
 
 SWIN_FIELDS = (
     "num_channels",

@@ -19,6 +19,18 @@ def windowed_stages(encoder: nn.Module) -> list[list[str]]:
     return list(stages.values())
 
 
+def known_stages_with_windows(encoder: PreTrainedModel) -> list[list[str]]:
+    """`windowed_stages`, or a ValueError if there are none."""
+    found = windowed_stages(encoder)
+    if not found:
+        raise ValueError(
+            f"the encoder '{encoder.config.model_type}' has no attention windows that global tokens could join. Take "
+            "Swin or Swin V2 of transformers, twins_svt_*, maxvit_* or nest_* of timm, or GlamSwinConfig; where attention "
+            "is global already, class tokens or relay tokens (RelayConfig) are the counterpart."
+        )
+    return found
+
+
 def stage_strides(encoder: PreTrainedModel, num_stages: int) -> list[int]:
     """Strides of all stages of a windowed encoder of transformers or timm, fine to coarse."""
     timm_model = getattr(encoder, "_backbone", None)
@@ -46,13 +58,7 @@ def exchange_blocks(
     Raises:
         ValueError: If the encoder has no windows that we know, or a stage does not exist.
     """
-    found = windowed_stages(encoder)
-    if not found:
-        raise ValueError(
-            f"the encoder '{encoder.config.model_type}' has no attention windows that global tokens could join. Take "
-            "Swin or Swin V2 of transformers, twins_svt_*, maxvit_* or nest_* of timm, or GlamSwinConfig; where attention "
-            "is global already, class tokens or relay tokens (RelayConfig) are the counterpart."
-        )
+    found = known_stages_with_windows(encoder)
     chosen = range(len(found)) if stages == "all" else stages
     if max(chosen) >= len(found):
         raise ValueError(
@@ -105,4 +111,4 @@ def initialize(model: PreTrainedModel, module: nn.Module) -> None:
         module.reset_own_weights(getattr(model.config, "initializer_range", 0.02))
 
 
-__all__ = ["exchange_blocks", "stage_strides", "windowed_stages"]
+__all__ = ["exchange_blocks", "known_stages_with_windows", "stage_strides", "windowed_stages"]

@@ -25,7 +25,7 @@ from .global_tokens import AcrossWindows, GlobalTokens, bias_with_tokens
 from .windowed_hosts import WindowedHost
 from .windows import Windows, shift_mask, window_partition, window_reverse
 
-MLP_RATIO, LAYER_NORM_EPS = 4, 1e-5  # of the layers that tokens have for themselves
+TOKEN_MLP_RATIO, TOKEN_NORM_EPS = 4, 1e-5  # of the layers that tokens have for themselves
 PROBABILITIES: ContextVar[list[Tensor] | None] = ContextVar("probabilities", default=None)
 
 
@@ -104,7 +104,7 @@ class GlobalStep(AcrossWindows):
         super().__init__()
         self.global_block, self.global_clamp = global_block, None
         self.drop_path = DropPath(drop_path_rate)
-        self.build_global_attention(config, dim, num_heads, MLP_RATIO, LAYER_NORM_EPS)
+        self.build_global_attention(config, dim, num_heads, TOKEN_MLP_RATIO, TOKEN_NORM_EPS)
         self.global_attention.register_forward_hook(record_output)
 
     def forward(self, global_tokens: Tensor) -> Tensor:

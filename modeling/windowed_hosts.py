@@ -242,7 +242,15 @@ def nest_leave(_block: nn.Module, features: Tensor, windows: Windows) -> Tensor:
     return partition(features, windows)
 
 
-NEST = TWINS._replace(enter=nest_enter, leave=nest_leave, attention_class="Attention", beside=None)
+def nest_output(block: nn.Module, attended: Tensor) -> Tensor:
+    """As in timm's code, and so in its checkpoints, the channels of all heads are interleaved."""
+    by_head = attended.unflatten(-1, (block.attn.num_heads, -1))
+    return timm_output(block, by_head.transpose(-1, -2).flatten(-2))
+
+
+NEST = TWINS._replace(
+    enter=nest_enter, leave=nest_leave, output=nest_output, attention_class="Attention", beside=None
+)
 
 
 def maxvit_enter(block: nn.Module, feature_map: Tensor) -> tuple[Tensor, Windows]:

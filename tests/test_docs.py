@@ -26,6 +26,8 @@ from transformers import (
     SegformerImageProcessor,
     SwinConfig,
     SwinModel,
+    Swinv2Config,
+    Swinv2Model,
 )
 
 import contextseg
@@ -83,6 +85,10 @@ def workplace(tmp_path_factory):
         Image.new("RGB", (84, 60), "gray").save(folder / name)
     swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
     SwinModel(swin).save_pretrained(folder / "microsoft/swin-tiny-patch4-window7-224")
+    swinv2 = Swinv2Config(
+        embed_dim=8, depths=[2, 1, 1, 1], num_heads=[1, 2, 4, 8], image_size=64, window_size=4
+    )
+    Swinv2Model(swinv2).save_pretrained(folder / "microsoft/swinv2-tiny-patch4-window8-256")
     sizes = {"hidden_sizes": [8, 8, 8, 8], "num_attention_heads": [1, 1, 1, 1], "depths": [1, 1, 1, 1]}
     segformer = folder / "nvidia/segformer-b0-finetuned-ade-512-512"
     SegformerForSemanticSegmentation(SegformerConfig(**sizes, decoder_hidden_size=8)).save_pretrained(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import glam_hosts
 import torch
 from torch import Tensor
 from transformers import (
@@ -9,7 +10,6 @@ from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
-    Swinv2Config,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -201,10 +201,7 @@ def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
 
 
 def tiny_glam_swinv2(**overrides) -> SegDeformerForSemanticSegmentation:
-    encoder = Swinv2Config(
-        embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4, image_size=64, drop_path_rate=0.0
-    )
-    backbone = GlamConfig(backbone_config=encoder, num_global_tokens=2)
+    backbone = GlamConfig(backbone_config=glam_hosts.swinv2(), num_global_tokens=2)
     return tiny_segdeformer(**{"backbone_config": backbone, "decoder": "semantic_fpn", **overrides})
 
 
