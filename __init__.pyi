@@ -2,6 +2,7 @@
 
 from .configuration.configuration_caswit import CaswitConfig as CaswitConfig
 from .configuration.configuration_cswin import CswinConfig as CswinConfig
+from .configuration.configuration_glam import GlamConfig as GlamConfig
 from .configuration.configuration_glam_swin import GlamSwinConfig as GlamSwinConfig
 from .configuration.configuration_maformer import MaformerConfig as MaformerConfig
 from .configuration.configuration_mask_rcnn import MaskRcnnConfig as MaskRcnnConfig
@@ -20,6 +21,8 @@ from .modeling.modeling_cswin import CswinBackbone as CswinBackbone
 from .modeling.modeling_cswin import CswinForImageClassification as CswinForImageClassification
 from .modeling.modeling_cswin import CswinForSemanticSegmentation as CswinForSemanticSegmentation
 from .modeling.modeling_cswin import CswinModel as CswinModel
+from .modeling.modeling_glam import GlamBackbone as GlamBackbone
+from .modeling.modeling_glam import add_global_tokens as add_global_tokens
 from .modeling.modeling_glam_swin import GlamSwinBackbone as GlamSwinBackbone
 from .modeling.modeling_glam_swin import GlamSwinForImageClassification as GlamSwinForImageClassification
 from .modeling.modeling_glam_swin import GlamSwinForMaskedImageModeling as GlamSwinForMaskedImageModeling

@@ -18,6 +18,7 @@ PACKAGE = __name__.rpartition(".")[0]
 CONFIGURATIONS = {
     "caswit": "CaswitConfig",
     "cswin": "CswinConfig",
+    "glam": "GlamConfig",
     "glam_swin": "GlamSwinConfig",
     "maformer": "MaformerConfig",
     "mask_rcnn": "MaskRcnnConfig",

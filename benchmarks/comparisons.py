@@ -8,6 +8,7 @@ Legend: B batch, C channels, K classes, h, w feature map axes, H, W image axes.
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     SwinConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
@@ -31,6 +34,8 @@ from contextseg import (
     MaformerBackbone,
     MaformerConfig,
     MaformerForSemanticSegmentation,
+    SegDeformerConfig,
+    SegDeformerForSemanticSegmentation,
 )
 from contextseg.modeling.blocks import BatchNorm2d
 from contextseg.modeling.decoder_segdeformer import ContextMining, SegDeformerDecoder
@@ -181,6 +186,25 @@ def segdeformer_efficient(is_small: bool) -> Pair:
     return Pair(segdeformer_head(is_small, reduction_ratio=4), segdeformer_head(is_small), notes)
 
 
+def segformer(is_small: bool, reduction_ratio: int) -> Pair:
+    """SegDeformer on MiT-B0 and transformers' SegFormer-B0, which has the same encoder."""
+    sizes = {"depths": [1, 1, 1, 1], "decoder_hidden_size": 16} if is_small else {}
+    theirs = SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=NUM_LABELS))
+    ours = SegDeformerForSemanticSegmentation(
+        SegDeformerConfig(
+            backbone_config=SegformerConfig(**sizes, out_indices=[1, 2, 3, 4]),
+            decoder_hidden_size=theirs.config.decoder_hidden_size,
+            reduction_ratio=reduction_ratio,
+            num_labels=NUM_LABELS,
+        )
+    )
+    notes = [
+        "Whole models on the same encoder, with decoders of 256 channels and 150 classes, from images to masks or to the loss. "
+        f"SegDeformer attends to one key and value per {reduction_ratio} x {reduction_ratio} positions."
+    ]
+    return Pair(ours, theirs, notes)
+
+
 def head_job(
     head: SegmentationHead, batch: int, size: tuple[int, int]
 ) -> Callable[[], Tensor | tuple[Tensor, Tensor]]:
@@ -275,6 +299,14 @@ WORKS = {
     "segdeformer_efficient": Work(
         "SegDeformer's head with efficient attention vs. full attention", segdeformer_efficient, head_job
     ),
+    **{
+        f"segformer_r{ratio}": Work(
+            f"SegDeformer with reduction_ratio={ratio} on MiT-B0 vs. transformers' SegFormer-B0",
+            partial(segformer, reduction_ratio=ratio),
+            image_job,
+        )
+        for ratio in (1, 2, 4, 8)
+    },
     "maformer_swin": Work(
         "MAFormer-S vs. Swin-T (ours)",
         lambda is_small: maformer(is_small, swin_tiny(is_small)),

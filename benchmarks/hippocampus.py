@@ -3,13 +3,14 @@
     python -m contextseg.benchmarks.hippocampus --data msd-hippocampus --results hippocampus.jsonl
 
 Each run adds a line to the file of results; runs that it has already are skipped. MONAI is needed for the U-Net only.
-`benchmarks/volumes.md` says what is known so far.
+`benchmarks/hippocampus.md` tells the results.
 """
 
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,9 +27,9 @@ PROGRAM = "python -m contextseg.benchmarks.hippocampus"
 DESCRIPTION = (
     "Train and score nnFormer nano with and without global tokens, and a U-Net, on hippocampus volumes."
 )
-CROP = (48, 64, 48)  # slices, rows, columns; holds every volume
+CROP = (32, 48, 32)  # slices, rows, columns of training and of inference windows
 UNET = "MONAI U-Net"
-UNET_CHANNELS = (16, 32, 64, 128, 128)
+UNET_CHANNELS = (20, 40, 80, 160)  # about as many parameters as nnFormer nano
 CLASSES = ("background", "anterior", "posterior")
 WARMUP_STEPS, CLIP_NORM = 50, 12.0
 
@@ -49,9 +50,9 @@ class HippocampusArguments(CommandOptions):
         None, "names of networks with '|' between them; by default all", metavar="NAMES"
     )
     seeds: str = option("0,1", "seeds, each a run of every network", metavar="N,N")
-    steps: int = option(350, "optimizer steps")
+    steps: int = option(400, "optimizer steps")
     batch_size: int = option(2, "volumes in each step")
-    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
+    learning_rate: float = option(2e-3, "peak learning rate of AdamW")
     tables: bool = option(False, "print the table of the results instead of running")
 
 
@@ -69,7 +70,7 @@ def new_model(name: str) -> "nn.Module":
     if name == UNET:
         from monai.networks.nets import UNet
 
-        return UNet(3, 1, len(CLASSES), UNET_CHANNELS, strides=(2,) * 4, num_res_units=2)
+        return UNet(3, 1, len(CLASSES), UNET_CHANNELS, strides=(2,) * 3, num_res_units=2)
     from ..configuration.configuration_nnformer import NnFormerConfig
     from ..modeling.modeling_nnformer import NnFormerForSemanticSegmentation
 
@@ -173,43 +174,57 @@ def fit(model: "nn.Module", seed: int, arguments: HippocampusArguments, train: l
 
 
 def augmented(case: Case, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A case at a random place of the crop, mirrored at random, with random contrast, brightness and noise."""
-    offsets = [
-        int(random.integers(0, side - size + 1)) for side, size in zip(CROP, case.labels.shape, strict=True)
-    ]
-    values, labels = placed(case, offsets)
-    axes = [axis for axis in range(3) if random.random() < 0.5]
-    values, labels = np.flip(values, [axis + 1 for axis in axes]), np.flip(labels, axes)
-    values = values * random.uniform(0.75, 1.25) + random.normal(0, 0.1)
+    """A crop at a random place, mirrored left to right at random, with random contrast, brightness and noise.
+
+    The other axes are not mirrored: what tells the anterior part from the posterior one is where it is.
+    """
+    spare = [size - side for side, size in zip(CROP, case.labels.shape, strict=True)]
+    values = case.values * random.uniform(0.75, 1.25) + random.normal(0, 0.1)
     values = values + random.normal(0, 0.1, values.shape)
+    starts = [int(random.integers(min(extra, 0), max(extra, 0) + 1)) for extra in spare]
+    values, labels = cropped(Case(values, case.labels, case.spacing), starts)
+    if random.random() < 0.5:
+        values, labels = values[..., ::-1], labels[..., ::-1]
     return np.ascontiguousarray(values, np.float32), np.ascontiguousarray(labels)
 
 
-def placed(case: Case, offsets: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The case in a crop of zeros, whose labels are background."""
+def cropped(case: Case, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The crop that starts at these voxels of the case; what is outside of the case is zero and background."""
     values, labels = np.zeros((1, *CROP), np.float32), np.zeros(CROP, np.int64)
-    place = tuple(
-        slice(offset, offset + size) for offset, size in zip(offsets, case.labels.shape, strict=True)
-    )
-    values[(slice(None), *place)], labels[place] = case.values, case.labels
+    spans = list(zip(starts, CROP, case.labels.shape, strict=True))
+    source = tuple(slice(max(start, 0), min(start + side, size)) for start, side, size in spans)
+    place = tuple(slice(max(-start, 0), min(size - start, side)) for start, side, size in spans)
+    values[(slice(None), *place)], labels[place] = case.values[(slice(None), *source)], case.labels[source]
     return values, labels
 
 
 def score(model: "nn.Module", val: list[Case]) -> dict:
     """Dice and HD95 in millimeters of both parts of the hippocampus, means over the cases."""
-    import torch
-
     from ..processing.volumes.volume_scores import VolumeScores
 
     scores = VolumeScores(list(CLASSES))
     for number, case in enumerate(val):
-        values, _ = placed(case, [0, 0, 0])
-        with torch.inference_mode():
-            logits, _ = logits_and_loss(model, torch.from_numpy(values)[None], None)
-        size = tuple(slice(0, side) for side in case.labels.shape)
-        scores.update(logits[0].argmax(0).numpy()[size], case.labels, spacing=case.spacing, name=str(number))
+        labels = predicted(model, case)
+        scores.update(labels, case.labels, spacing=case.spacing, name=str(number))
     rows = scores.compute()["per_class"]
     return {f"{key} {row['name']}": row[key] for key in ("dice", "hd95") for row in rows}
+
+
+def predicted(model: "nn.Module", case: Case) -> np.ndarray:
+    """Class ids (D, H, W) from the mean probabilities of crops at all corners of the case."""
+    import torch
+
+    probabilities = torch.zeros(len(CLASSES), *case.labels.shape)
+    corners = [sorted({0, max(size - side, 0)}) for side, size in zip(CROP, case.labels.shape, strict=True)]
+    for starts in itertools.product(*corners):
+        values = torch.from_numpy(cropped(case, starts)[0])
+        with torch.inference_mode():
+            window = logits_and_loss(model, values[None], None)[0][0].softmax(0)
+        place = probabilities[
+            (..., *(slice(start, start + side) for start, side in zip(starts, CROP, strict=True)))
+        ]
+        place += window[(..., *(slice(0, side) for side in place.shape[1:]))]
+    return probabilities.argmax(0).numpy()
 
 
 def table(results: list[dict]) -> str:

@@ -2,6 +2,7 @@
 
 from .configuration_caswit import CaswitConfig
 from .configuration_cswin import CswinConfig
+from .configuration_glam import GlamConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
 from .configuration_mask_rcnn import MaskRcnnConfig
@@ -12,6 +13,7 @@ from .configuration_segdeformer import SegDeformerConfig
 __all__ = [
     "CaswitConfig",
     "CswinConfig",
+    "GlamConfig",
     "GlamSwinConfig",
     "MaformerConfig",
     "MaskRcnnConfig",

@@ -1,20 +1,26 @@
 """Builds the configuration of any backbone from a dictionary, as stored in a configuration file."""
 
-from copy import deepcopy
 from typing import Any, Self
 
-from transformers import AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers import PreTrainedConfig, TimmBackboneConfig
 
 from .checked_config import choose, reject_unknown_options
 from .configuration_cswin import CswinConfig
+from .configuration_glam import GlamConfig
 from .configuration_glam_swin import GlamSwinConfig
 from .configuration_maformer import MaformerConfig
 from .field_rules import run_check
+from .foreign_backbones import BackboneChannels, foreign_backbone_config
 from .ranges import shown
 
 # Not looked up in transformers' registry, which holds other copies of these classes if code was loaded from
 # the Hub.
-OWN_BACKBONES = {"cswin": CswinConfig, "glam_swin": GlamSwinConfig, "maformer": MaformerConfig}
+OWN_BACKBONES = {
+    "cswin": CswinConfig,
+    "glam": GlamConfig,
+    "glam_swin": GlamSwinConfig,
+    "maformer": MaformerConfig,
+}
 
 
 def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> PreTrainedConfig:
@@ -28,18 +34,12 @@ def backbone_from_dict(settings: dict[str, Any], is_stored: bool = False) -> Pre
     Raises:
         ValueError: If `model_type` is missing or unknown, or one of our configurations has no such field.
     """
-    settings = dict(settings)
-    model_type = settings.pop("model_type", None)
-    if model_type in OWN_BACKBONES:
-        config_class = choose("backbone", model_type, OWN_BACKBONES)
-        return config_class.from_dict(settings) if is_stored else config_class(**settings)
-    if model_type is None:
-        raise ValueError(
-            f"backbone_config has no 'model_type', only {shown(sorted(map(str, settings)))}. Add it, such as 'model_type': 'swin', "
-            "or pass a configuration object."
-        )
-    run_check("encoder", settings)
-    return AutoConfig.for_model(model_type, **settings)
+    model_type = settings.get("model_type")
+    if model_type not in OWN_BACKBONES:
+        return foreign_backbone_config(settings)
+    config_class = choose("backbone", model_type, OWN_BACKBONES)
+    fields = {name: value for name, value in settings.items() if name != "model_type"}
+    return config_class.from_dict(fields) if is_stored else config_class(**fields)
 
 
 def changed_backbone(config: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedConfig:
@@ -85,9 +85,8 @@ def check_takes_images(config: PreTrainedConfig) -> None:
         )
 
 
-class WithBackbone:
-    """What configurations with a `backbone_config` share: the option `num_channels`, which that stores, and presets
-    whose encoder can be changed in part."""
+class WithBackbone(BackboneChannels):
+    """What configurations of models with a `backbone_config` share: presets whose encoder can be changed in part."""
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
@@ -104,19 +103,3 @@ class WithBackbone:
             own = backbone_from_dict(config_dict["backbone_config"], is_stored=True)
             kwargs["backbone_config"] = changed_backbone(own, kwargs["backbone_config"])
         return super().from_dict(config_dict, **kwargs)
-
-    @classmethod
-    def known_options(cls) -> set[str]:
-        return super().known_options() | {"num_channels"}
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the image."""
-        return getattr(self.backbone_config, "num_channels", 3)
-
-    @num_channels.setter
-    def num_channels(self, number: int) -> None:
-        run_check("range", "num_channels", number)
-        if number != self.num_channels:
-            self.backbone_config = deepcopy(self.backbone_config)  # the caller's stays as it is
-            self.backbone_config.num_channels = number

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
-from .field_rules import checked
+from .field_rules import checked, own_fields
 from .label_names import LABEL_OPTIONS, label_count, labels_in_file, labels_of
 from .ranges import shown
 
@@ -160,13 +160,12 @@ class CheckedConfig(PreTrainedConfig):
         """
         labels = {name: kwargs.pop(name, None) for name in LABEL_OPTIONS}
         known = cls.known_options() | config_dict.keys()
-        reject_unknown_options(cls.__name__, resembling(kwargs, known), known)
-        relabeled = with_labels(config_dict, labels)
-        if (
-            relabeled is not config_dict
-        ):  # what has one entry per class, such as class_weights, changes with them
-            fields = kwargs.keys() & cls.__dataclass_fields__.keys()
-            config_dict = relabeled | {name: kwargs.pop(name) for name in fields}
+        wrong = resembling(kwargs, known) | {name for name in kwargs if is_fixed(cls, name)} - known
+        reject_unknown_options(cls.__name__, wrong, known)
+        # Fields are set and checked together; transformers would set them one by one, each unaware of the others, but
+        # joins a dictionary with that of the file.
+        changed = {name for name in kwargs.keys() & own_fields(cls) if not isinstance(kwargs[name], dict)}
+        config_dict = with_labels(config_dict, labels) | {name: kwargs.pop(name) for name in changed}
         for name in resembling(config_dict, cls.known_options()):
             hint = did_you_mean(name, cls.known_options())
             logger.warning(
@@ -227,6 +226,11 @@ def resembling(options: Iterable[str], known: Iterable[str]) -> set[str]:
     return {
         name for name in public(options) - set(known) if get_close_matches(name, known, n=1, cutoff=MISSPELT)
     }
+
+
+def is_fixed(config_class: type, name: str) -> bool:
+    """Whether the name is of what all configurations of a class have in common, which no option changes."""
+    return hasattr(config_class, name) and not hasattr(PreTrainedConfig, name)
 
 
 def is_computed(config_class: type, name: str) -> bool:

@@ -63,10 +63,10 @@ class VolumeStages:
     def crop_grid(self, stage: int) -> Triple:
         """Cells of a stage along each axis, for a crop of `crop_size`."""
         grid = cells(self.crop_size, self.patch_size)
-        for index, reduction in enumerate(self.reductions[:stage]):
+        for level, reduction in enumerate(self.reductions[:stage]):
             slices = grid[0]
             grid = cells(grid, reduction)
-            if not self.pad_last_downsample and index == self.num_layers - 2:
+            if not self.pad_last_downsample and level == self.num_layers - 2:
                 grid = ((slices - 1) // reduction[0], *grid[1:])  # of a kernel of 3 without padding
         return grid
 

@@ -138,7 +138,8 @@ def prove(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, a
     Raises:
         ProofError: If the folder cannot be loaded, or the logits differ.
     """
-    shape = (getattr(model.config, "num_channels", 3), 96, 128)
+    sides = (6, 96, 128)[-getattr(model.config, "num_axes", 2) :]
+    shape = (getattr(model.config, "num_channels", 3), *sides)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     with torch.no_grad():

@@ -185,9 +185,13 @@ class Attention(nn.Module):
             bias: Additive bias, broadcastable to (B, heads, N, M).
         """
         context = tokens if context is None else context
-        query, key, value = (
-            split_heads(features, self.head_dim)
-            for features in (self.q_proj(tokens), self.k_proj(context), self.v_proj(context))
-        )
+        query, key = self.query_and_key(tokens, context)
+        value = split_heads(self.v_proj(context), self.head_dim)
         attended, probabilities = attend(self, query, key, value, bias)
         return self.o_proj(attended.flatten(-2)), probabilities
+
+    def query_and_key(self, tokens: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, C'), (B, M, C) -> (B, heads, N, d), (B, heads, M, d)."""
+        return split_heads(self.q_proj(tokens), self.head_dim), split_heads(
+            self.k_proj(context), self.head_dim
+        )

@@ -16,6 +16,7 @@ from transformers import (
 
 from ..configuration.configuration_caswit import CaswitConfig
 from ..configuration.configuration_cswin import CswinConfig
+from ..configuration.configuration_glam import GlamConfig
 from ..configuration.configuration_glam_swin import GlamSwinConfig
 from ..configuration.configuration_maformer import MaformerConfig
 from ..configuration.configuration_mask_rcnn import MaskRcnnConfig
@@ -30,6 +31,7 @@ from .modeling_cswin import (
     CswinForSemanticSegmentation,
     CswinModel,
 )
+from .modeling_glam import GlamBackbone
 from .modeling_glam_swin import (
     GlamSwinBackbone,
     GlamSwinForImageClassification,
@@ -51,6 +53,7 @@ from .modeling_segdeformer import SegDeformerForSemanticSegmentation
 
 MODELS: dict[type[PreTrainedConfig], dict[type, type]] = {
     SegDeformerConfig: {AutoModelForSemanticSegmentation: SegDeformerForSemanticSegmentation},
+    GlamConfig: {AutoBackbone: GlamBackbone},
     GlamSwinConfig: {
         AutoModel: GlamSwinModel,
         AutoBackbone: GlamSwinBackbone,

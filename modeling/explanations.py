@@ -6,15 +6,16 @@ a window as a whole and is distributed evenly over its patches, so that every ma
 Legend: B batch, S... axes of the image, W windows, N tokens per window, M context tokens, T global tokens per window, C channels.
 """
 
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, split_heads
-from .swin_stages import SwinBlock, SwinEncoder
+from .windowed_blocks import TokenBlock
 from .windows import Windows, crop, window_reverse
+
+# A block with both attentions: `SwinBlock`, or `TokenBlock` in an encoder of another library.
+Block = nn.Module
 
 
 class BlockInputs(NamedTuple):
@@ -39,7 +40,7 @@ def global_attention_maps(
     pixel_values: Tensor,
     position: tuple[int, ...],
     token: int | None = None,
-    stage: int = 0,
+    stage: int | None = None,
     block: int | None = None,
 ) -> Tensor:
     """(B, C, S...) -> (B, S...): attention of the window around a pixel to each pixel of the image or volume.
@@ -47,11 +48,11 @@ def global_attention_maps(
     Memory grows linearly with the number of windows for every attention implementation.
 
     Args:
-        model: A GLAM-Swin model for any task, with global attention.
+        model: A model for any task with global attention: GLAM-Swin, or an encoder with `add_global_tokens`.
         pixel_values: Preprocessed images (B, C, H, W) or volumes (B, C, D, H, W).
         position: (x, y) of the pixel, counted from the top left corner, or (x, y, slice) in a volume.
         token: Index of one of the window's global tokens; None averages over all of them.
-        stage: Index of the stage, 0 for the finest.
+        stage: Index of the stage, 0 for the finest; by default the finest with global attention.
         block: Index of the block within the stage; by default the last one with global attention.
 
     Returns:
@@ -61,8 +62,7 @@ def global_attention_maps(
         ValueError: If the position is outside the image, or the model, stage or block has no global
             attention.
     """
-    encoder = find_encoder(model)
-    chosen = find_block(encoder, stage, block)
+    chosen, stride = find_block(model, stage, block)
     size = tuple(pixel_values.shape[2:])
     place = tuple(position)[::-1]
     if len(place) != len(size) or not all(0 <= at < side for at, side in zip(place, size, strict=True)):
@@ -71,8 +71,6 @@ def global_attention_maps(
             "(x, y, slice), counted from 0."
         )
     inputs = record(model, chosen, pixel_values)
-    factors = [encoder.patch_embed.patch, *(merge.factor for merge in encoder.merges[:stage])]
-    stride = tuple(map(prod, zip(*factors, strict=True)))
     window = window_of(tuple(at // step for at, step in zip(place, stride, strict=True)), inputs.windows)
     patches = attention_over_patches(chosen, inputs, window, token)
     pixels = window_reverse(patches[..., None], inputs.windows)[..., 0]
@@ -82,41 +80,60 @@ def global_attention_maps(
     return pixels / pixels.flatten(1).sum(dim=1).reshape(-1, *(1,) * len(size))
 
 
-def find_encoder(model: nn.Module) -> SwinEncoder:
+def find_stages(model: nn.Module) -> list[tuple[tuple[int, ...], list[Block]]]:
+    """Stride along each axis, and blocks, of all stages of the encoder with global tokens, fine to coarse."""
     for module in model.modules():
-        if isinstance(module, SwinEncoder):
-            return module
+        if hasattr(module, "strides_and_blocks"):
+            return module.strides_and_blocks()
     raise ValueError(
-        f"{type(model).__name__} has no Swin encoder, which global attention maps need. Pass a GLAM-Swin model."
+        f"{type(model).__name__} has no encoder with global tokens, which global attention maps need. Pass a GLAM-Swin "
+        "model, or use add_global_tokens."
     )
 
 
-def find_block(encoder: SwinEncoder, stage: int, block: int | None) -> SwinBlock:
-    """The requested block, or by default the last one of the stage with global attention."""
-    if not 0 <= stage < len(encoder.stages):
-        raise ValueError(f"stage {stage} does not exist. Choose 0 to {len(encoder.stages) - 1}.")
-    blocks = encoder.stages[stage].blocks
-    having = [index for index, candidate in enumerate(blocks) if candidate.global_attention is not None]
-    if not having:
+def find_block(model: nn.Module, stage: int | None, block: int | None) -> tuple[Block, tuple[int, ...]]:
+    """The requested block, by default the last one with global attention of the finest stage that has any; its stride."""
+    stages = find_stages(model)
+    if stage is not None and not 0 <= stage < len(stages):
+        raise ValueError(f"stage {stage} does not exist. Choose 0 to {len(stages) - 1}.")
+    having = [
+        [number for number, each in enumerate(blocks) if getattr(each, "global_attention", None) is not None]
+        for _, blocks in stages
+    ]
+    if stage is None:
+        stage = next((number for number, found in enumerate(having) if found), 0)
+    stride, blocks = stages[stage]
+    if not having[stage]:
         raise ValueError(
             f"stage {stage} has no global attention. Use a model with num_global_tokens > 0, use_global_attention=True "
-            "and at least two blocks in the stage."
+            "and at least two blocks with windows in the stage."
         )
-    if block is not None and block not in having:
-        raise ValueError(f"block {block} of stage {stage} has no global attention. Choose one of {having}.")
-    return blocks[having[-1] if block is None else block]
+    if block is not None and block not in having[stage]:
+        raise ValueError(
+            f"block {block} of stage {stage} has no global attention. Choose one of {having[stage]}."
+        )
+    return blocks[having[stage][-1] if block is None else block], stride
 
 
-def record(model: nn.Module, block: SwinBlock, pixel_values: Tensor) -> BlockInputs:
+def record(model: nn.Module, block: Block, pixel_values: Tensor) -> BlockInputs:
     """Runs the model once and records the inputs of the block's attentions."""
     seen = {}
     hooks = [
-        block.register_forward_pre_hook(lambda _, args: seen.update(windows=args[2].windows)),
-        block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
         block.global_attention.register_forward_pre_hook(
             lambda _, args, kwargs: seen.update(across=args[0], bias=kwargs["bias"]), with_kwargs=True
         ),
     ]
+    if isinstance(block, TokenBlock):
+        hooks.append(
+            block.window_attention.register_forward_pre_hook(
+                lambda _, args: seen.update(within=args[0], windows=args[1])
+            )
+        )
+    else:
+        hooks += [
+            block.register_forward_pre_hook(lambda _, args: seen.update(windows=args[2].windows)),
+            block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
+        ]
     try:
         model(pixel_values)
     finally:
@@ -135,7 +152,7 @@ def window_of(cell: tuple[int, ...], windows: Windows) -> int:
     return number
 
 
-def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, token: int | None) -> Tensor:
+def attention_over_patches(block: Block, inputs: BlockInputs, window: int, token: int | None) -> Tensor:
     """-> (B, W, N): attention of one window's global tokens to the patches of all windows, eq. 7.
 
     `a` and `b` are the attention matrices of W-MSA and G-MSA, named as in the paper.
@@ -143,7 +160,7 @@ def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, t
     batch = inputs.across.shape[0]
     within = inputs.within.unflatten(0, (batch, -1))  # (B, W, T + N, C)
     num_tokens = inputs.across.shape[1] // within.shape[1]
-    a = mean_attention(block.attention, within[:, :, :num_tokens].flatten(0, 1), inputs.within, None)
+    a = mean_attention(block.window_attention, within[:, :, :num_tokens].flatten(0, 1), inputs.within, None)
     a = a.unflatten(0, (batch, -1))  # (B, W, T, T + N)
     asking = inputs.across[:, window * num_tokens : (window + 1) * num_tokens]
     asking = asking if token is None else asking[:, token : token + 1]
@@ -154,12 +171,9 @@ def attention_over_patches(block: SwinBlock, inputs: BlockInputs, window: int, t
     return patches + taken[..., :num_tokens].sum(dim=-1, keepdim=True) / patches.shape[-1]
 
 
-def mean_attention(attention: Attention, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+def mean_attention(attention: nn.Module, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
     """(B, N, C), context (B, M, C) -> attention probabilities (B, N, M), averaged over heads."""
-    query, key = (
-        split_heads(attention.q_proj(tokens), attention.head_dim),
-        split_heads(attention.k_proj(context), attention.head_dim),
-    )
+    query, key = attention.query_and_key(tokens, context)
     scores = query @ key.transpose(-1, -2) * attention.head_dim**-0.5
     scores = scores if bias is None else scores + bias
     return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)

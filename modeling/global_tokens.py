@@ -2,16 +2,20 @@
 
 Themyr et al., "Full Contextual Attention for Multi-resolution Transformers in Semantic Segmentation", WACV
 2023, section 3.2. As in the authors' code, global tokens have no residual, norm or MLP of their own: each
-block replaces them with the output of W-MSA followed by G-MSA. Unlike there, the last G-MSA of a stage is
-left out, because nothing reads its output.
+block replaces them with the output of W-MSA followed by G-MSA; other paths are "half" and "transformer". Unlike
+there, the last G-MSA of a stage is left out, because nothing reads its output.
 
 Legend: B batch, W windows, T global tokens per window, C channels, G... grid axes.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
+from .attention import Attention, padding_bias
+from .blocks import Mlp
 from .windows import Windows, window_partition
 
 
@@ -36,3 +40,66 @@ def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: i
         return None
     covers_image = window_partition(pixel_mask[..., None].float(), windows).amax(dim=(2, 3)) > 0
     return covers_image.repeat_interleave(num_tokens, dim=1)
+
+
+def bias_with_tokens(
+    bias: Tensor | None, mask: Tensor | None, batch: int, num_tokens: int, asking_tokens: int
+) -> Tensor | None:
+    """Additive bias of W-MSA over [T ; window]: zero in the rows and columns of global tokens.
+
+    Args:
+        bias: Relative position bias (heads, N, N), or None.
+        mask: Shift mask (W, N, N), or None.
+        batch: Number of images.
+        num_tokens: Global tokens per window among the keys.
+        asking_tokens: Global tokens per window among the queries.
+
+    Returns:
+        (1 or B * W, heads or 1, asking + N, T + N), or None without bias and mask.
+    """
+    widths = (num_tokens, 0, asking_tokens, 0)
+    bias = None if bias is None else F.pad(bias[None], widths)
+    if mask is None:
+        return bias
+    mask = F.pad(mask[:, None], widths)
+    return (mask if bias is None else bias + mask).repeat(batch, 1, 1, 1)
+
+
+class AcrossWindows(nn.Module):
+    """What blocks with G-MSA share: its weights, and the update of the global tokens.
+
+    The block has `drop_path`, and sets `global_block` ("bare", "half" or "transformer") and `global_clamp`.
+    """
+
+    def build_global_attention(
+        self, config: PreTrainedConfig, dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps: float
+    ) -> None:
+        """Adds G-MSA, and with "transformer" its norms and MLP."""
+        self.global_attention = Attention(config, dim, num_heads)
+        if self.global_block == "transformer":
+            self.global_norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
+            self.global_norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
+            self.global_mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def mix_across_windows(
+        self, global_tokens: Tensor, position: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """G-MSA over all W * T global tokens: (B, W, T, C) -> the same shape.
+
+        Args:
+            global_tokens: Global tokens of all windows (B, W, T, C).
+            position: Position embedding (W * T, C), not with "transformer".
+            padding_mask: (B, W * T), True for tokens whose window contains image.
+        """
+        tokens = global_tokens.flatten(1, 2)
+        bias = None if padding_mask is None else padding_bias(padding_mask, tokens.dtype)
+        if self.global_block == "transformer":
+            tokens = tokens + self.drop_path(self.global_attention(self.global_norm1(tokens), bias=bias)[0])
+            tokens = tokens + self.drop_path(self.global_mlp(self.global_norm2(tokens)))
+        else:
+            if position is not None:
+                tokens = tokens + position.to(tokens.dtype)
+            tokens, _ = self.global_attention(tokens, bias=bias)
+        if self.global_clamp is not None:
+            tokens = tokens.clamp(-self.global_clamp, self.global_clamp)
+        return tokens.reshape(global_tokens.shape)

@@ -5,7 +5,7 @@ al., "Towards Interpretable Semantic Segmentation via Gradient-weighted Class Ac
 The weight of each channel of a feature map is the mean of the gradient of that sum over the positions; the map
 is the weighted sum of the channels where it is positive.
 
-Legend: B batch, C channels, K labels, H, W image height and width, h, w those of a feature map.
+Legend: B batch, C channels, K labels, S... axes of the image or volume, g... those of a feature map.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,46 +18,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .upsampling import upsample
+from .windows import cropped
+
+MEAN_POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
 
 def grad_cam(
     model: nn.Module, pixel_values: Tensor, label: int, region: Tensor | None = None, level: int = -1
 ) -> Tensor:
-    """(B, C, H, W) -> (B, H, W): how much each part of the image speaks for a class in a region.
+    """(B, C, S...) -> (B, S...): how much each part of the image or volume speaks for a class in a region.
 
     Works with our segmenters and those of transformers. Weights, gradients and hooks of the model are left
     unchanged; a backbone runs without keeping its activations.
 
     Args:
         model: A segmenter in evaluation mode.
-        pixel_values: Preprocessed images (B, C, H, W).
+        pixel_values: Preprocessed images (B, C, H, W) or volumes (B, C, D, H, W).
         label: Class id.
-        region: Pixels (H', W') or (B, H', W') of any size that covers the image, True or 1 for those whose
+        region: Pixels (S'...) or (B, S'...) of any size that covers the image, True or 1 for those whose
             logits are explained, such as a mask or a single pixel. Default: the pixels predicted as the
             class, or all pixels if there are none.
         level: Index of the encoder's feature map, fine to coarse. Default: the coarsest.
 
     Returns:
-        Maps (B, H, W), float32 from 0 to 1, the maximum of each map; all 0 where nothing speaks for the class.
+        Maps (B, S...), float32 from 0 to 1, the maximum of each map; all 0 where nothing speaks for the class.
 
     Raises:
         ValueError: If the model is in training mode or does not return feature maps, the class or the level
-            does not exist, `pixel_values` are no images, or `region` has another number of them.
+            does not exist, `pixel_values` are not what the model takes, or `region` has another number of them.
     """
     return as_shares(class_activation(model, pixel_values, label, region, level))
 
 
 def as_shares(maps: Tensor) -> Tensor:
-    """(B, H, W) -> (B, H, W): each divided by its maximum, or all 0."""
-    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    """(B, S...) -> (B, S...): each divided by its maximum, or all 0."""
+    axes = tuple(range(1, maps.ndim))
+    return maps / maps.amax(dim=axes, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def class_activation(
     model: nn.Module, pixel_values: Tensor, label: int, region: Tensor | None, level: int
 ) -> Tensor:
-    """(B, C, H, W) -> (B, H, W), float32: `grad_cam` before the division by the maximum."""
-    if pixel_values.ndim != 4:
+    """(B, C, S...) -> (B, S...), float32: `grad_cam` before the division by the maximum."""
+    axes = getattr(model.config, "num_axes", 2)
+    if pixel_values.ndim != 2 + axes:
+        expected = {2: "images (B, C, H, W)", 3: "volumes (B, C, D, H, W)"}[axes]
         raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}, and Grad-CAM is for images (B, C, H, W)."
+            f"pixel_values has shape {tuple(pixel_values.shape)}, and the model takes {expected}."
         )
     if model.training:
         raise ValueError("the model is in training mode, which changes its outputs. Call model.eval() first.")
@@ -67,10 +75,10 @@ def class_activation(
     if not -len(levels) <= level < len(levels):
         raise ValueError(f"feature map {level} does not exist. Choose 0 to {len(levels) - 1}.")
     feature_map, gradient = (spatial(values, model, pixel_values) for values in levels[level])
-    weights = gradient.float().mean(dim=(2, 3), keepdim=True)
+    weights = gradient.float().mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
     cam = (weights * feature_map.float()).sum(dim=1, keepdim=True).relu()
     strides = getattr(getattr(model, "backbone", None), "strides", None)
-    return at_size(cam, pixel_values.shape[-2:], strides[level] if strides is not None else None)
+    return at_size(cam, pixel_values.shape[2:], strides[level] if strides is not None else None)
 
 
 @contextmanager
@@ -87,7 +95,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def run(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, list[Sequence[Tensor]]]:
-    """(B, C, H, W) -> logits (B, K, ., .) and the feature maps that they were computed from, fine to coarse.
+    """(B, C, S...) -> logits (B, K, s...) and the feature maps that they were computed from, fine to coarse.
 
     Feature maps are those of each pass of the backbone: models of two scales cut an image into tiles. Models without a
     `backbone`, such as SegFormer, are asked for their hidden states.
@@ -112,7 +120,7 @@ def run(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, list[Sequence[T
 
 
 def score_of(logits: Tensor, label: int, region: Tensor | None) -> Tensor:
-    """Logits (B, K, h, w) -> scalar: the sum of a class's logits over the region of each image."""
+    """Logits (B, K, s...) -> scalar: the sum of a class's logits over the region of each image."""
     batch, num_labels = logits.shape[:2]
     if isinstance(label, str) or not 0 <= label < num_labels:
         raise ValueError(
@@ -120,16 +128,18 @@ def score_of(logits: Tensor, label: int, region: Tensor | None) -> Tensor:
         )
     if region is None:
         share = (logits.argmax(dim=1) == label).float()
-        share = torch.where(share.any(dim=(1, 2), keepdim=True), share, 1.0)
+        share = torch.where(share.any(dim=tuple(range(1, share.ndim)), keepdim=True), share, 1.0)
     else:
+        sides = logits.shape[2:]
         region = torch.as_tensor(region, device=logits.device).float()
-        region = region.expand(batch, *region.shape) if region.ndim == 2 else region
-        if region.ndim != 3 or len(region) != batch or not region.any():
+        region = region.expand(batch, *region.shape) if region.ndim == len(sides) else region
+        if region.ndim != 1 + len(sides) or len(region) != batch or not region.any():
+            shape = {2: "H, W", 3: "D, H, W"}[len(sides)]
             raise ValueError(
                 f"a region of shape {tuple(region.shape)} with {int(region.count_nonzero())} pixels does not suit a batch "
-                f"of {batch}. Pass (H, W) or (B, H, W) with at least one pixel."
+                f"of {batch}. Pass ({shape}) or (B, {shape}) with at least one pixel."
             )
-        share = F.adaptive_avg_pool2d(region[:, None], logits.shape[-2:])[:, 0]
+        share = MEAN_POOL[len(sides)](region[:, None], sides)[:, 0]
     return (logits[:, label].float() * share).sum()
 
 
@@ -148,9 +158,9 @@ def reached(passes: Sequence[Sequence[Tensor]], score: Tensor) -> list[tuple[Ten
 
 
 def spatial(values: Tensor, model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """(B, C, h, w), those of tiles (T, C, h, w), or tokens (B, N, C) of a plain vision transformer -> (B, C, h, w)."""
-    size = tuple(pixel_values.shape[-2:])
-    if values.ndim == 4:
+    """(B, C, g...), those of tiles (T, C, g...), or tokens (B, N, C) of a plain vision transformer -> (B, C, g...)."""
+    size = tuple(pixel_values.shape[2:])
+    if values.ndim == pixel_values.ndim:
         return model.joined(values, size) if hasattr(model, "joined") else values
     patch = model.config.patch_size
     patches = (patch, patch) if isinstance(patch, int) else tuple(patch)
@@ -158,8 +168,11 @@ def spatial(values: Tensor, model: nn.Module, pixel_values: Tensor) -> Tensor:
     return values[:, values.shape[1] - prod(grid) :].unflatten(1, grid).movedim(-1, 1)  # without class tokens
 
 
-def at_size(cam: Tensor, size: Sequence[int], stride: int | None) -> Tensor:
-    """(B, 1, h, w) -> (B, H, W); cells of a known stride may reach beyond the image."""
-    covered = tuple(size) if stride is None else tuple(stride * cells for cells in cam.shape[-2:])
-    enlarged = F.interpolate(cam, size=covered, mode="bilinear", align_corners=False)
-    return enlarged[:, 0, : size[0], : size[1]]
+def at_size(cam: Tensor, size: Sequence[int], stride: int | tuple[int, ...] | None) -> Tensor:
+    """(B, 1, g...) -> (B, S...); cells of a known stride may reach beyond the image."""
+    covered = tuple(size)
+    if stride is not None:
+        steps = stride if isinstance(stride, tuple) else (stride,) * len(size)
+        cells = zip(steps, cam.shape[2:], size, strict=True)
+        covered = tuple(max(step * count, side) for step, count, side in cells)
+    return cropped(upsample(cam, covered), size)[:, 0]

@@ -13,9 +13,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, is_timm_available
 
 from ..configuration.backbone_configs import changed_backbone
+from .any_backbone import AnyBackbone, adapted
 from .backbone_building import adapted_config, build_encoder
 from .backbone_info import measure
-from .backbones import OWN_BACKBONES, AnyBackbone, adapted
+from .backbones import OWN_BACKBONES
 from .input_channels import fit_stem
 
 if is_timm_available():

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention, padding_bias
+from .attention import Attention
 from .blocks import DropPath, Encoded, Mlp, Revise, unchanged
-from .global_tokens import GlobalTokens, tokens_with_image
+from .global_tokens import AcrossWindows, GlobalTokens, bias_with_tokens, tokens_with_image
 from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
 from .windows import Windows, padding_keys, plan_windows, shift_mask, window_partition, window_reverse
@@ -57,7 +57,7 @@ class WindowCut(NamedTuple):
     padding_keys: Tensor | None = None
 
 
-class SwinBlock(GradientCheckpointingLayer):
+class SwinBlock(AcrossWindows, GradientCheckpointingLayer):
     """Window attention with global tokens (W-MSA), attention across windows (G-MSA), MLP."""
 
     def __init__(
@@ -74,11 +74,9 @@ class SwinBlock(GradientCheckpointingLayer):
         self.global_block, self.global_clamp = sizes.global_block, sizes.global_clamp
         self.global_attention = None
         if sizes.num_global_tokens and sizes.use_global_attention and not is_last:
-            self.global_attention = Attention(config, sizes.dim, sizes.num_heads)
-            if sizes.global_block == "transformer":
-                self.global_norm1 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
-                self.global_norm2 = nn.LayerNorm(sizes.dim, eps=sizes.layer_norm_eps)
-                self.global_mlp = Mlp(sizes.dim, int(sizes.dim * sizes.mlp_ratio))
+            self.build_global_attention(
+                config, sizes.dim, sizes.num_heads, sizes.mlp_ratio, sizes.layer_norm_eps
+            )
 
     def forward(
         self, features: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
@@ -89,10 +87,17 @@ class SwinBlock(GradientCheckpointingLayer):
         if not self.is_last and global_tokens is not None:
             global_tokens = self.updated(global_tokens, mixed)
         if self.global_attention is not None:
-            global_tokens = self.mix_across_windows(global_tokens, window_cut)
+            global_tokens = self.mix_across_windows(
+                global_tokens, window_cut.global_position, window_cut.token_padding_mask
+            )
         features = features + self.drop_path(window_reverse(windows, window_cut.windows))
         features = features + self.drop_path(self.mlp(self.norm2(features)))
         return features, global_tokens
+
+    @property
+    def window_attention(self) -> Attention:
+        """W-MSA, over [T ; window]."""
+        return self.attention
 
     def mix_within_windows(
         self, windows: Tensor, global_tokens: Tensor | None, window_cut: WindowCut
@@ -117,10 +122,7 @@ class SwinBlock(GradientCheckpointingLayer):
         """-> (1 or B * W, heads, N or T + N, T + N); for global tokens zero, except for keys that are padding."""
         mask, keys = window_cut.shift_mask, window_cut.padding_keys
         asking_tokens = 0 if self.is_last else num_tokens
-        bias = F.pad(self.position_bias()[None], (num_tokens, 0, asking_tokens, 0))
-        if mask is not None:
-            mask = F.pad(mask[:, None], (num_tokens, 0, asking_tokens, 0))
-            bias = (bias + mask).repeat(batch, 1, 1, 1)
+        bias = bias_with_tokens(self.position_bias(), mask, batch, num_tokens, asking_tokens)
         if keys is not None:
             keys = F.pad(keys, (num_tokens, 0)).expand(batch, -1, -1)
             bias = bias + keys.flatten(0, 1)[:, None, None]
@@ -135,25 +137,14 @@ class SwinBlock(GradientCheckpointingLayer):
         tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
         return tokens.reshape(global_tokens.shape)
 
-    def mix_across_windows(self, global_tokens: Tensor, window_cut: WindowCut) -> Tensor:
-        """G-MSA over all W * T global tokens: (B, W, T, C) -> the same shape."""
-        tokens = global_tokens.flatten(1, 2)
-        padding_mask = window_cut.token_padding_mask
-        bias = None if padding_mask is None else padding_bias(padding_mask, tokens.dtype)
-        if self.global_block == "transformer":
-            tokens = tokens + self.drop_path(self.global_attention(self.global_norm1(tokens), bias=bias)[0])
-            tokens = tokens + self.drop_path(self.global_mlp(self.global_norm2(tokens)))
-        else:
-            if window_cut.global_position is not None:
-                tokens = tokens + window_cut.global_position.to(tokens.dtype)
-            tokens, _ = self.global_attention(tokens, bias=bias)
-        if self.global_clamp is not None:
-            tokens = tokens.clamp(-self.global_clamp, self.global_clamp)
-        return tokens.reshape(global_tokens.shape)
-
 
 class SwinStage(nn.Module):
-    """The blocks of one resolution, with shifted windows in every other block and shared global tokens."""
+    """The blocks of one resolution, with shifted windows in every other block and shared global tokens.
+
+    Where no key is padding, the features of an image do not depend on how much padding follows it, but for global tokens
+    in shifted windows: as in the authors' code, the last of these holds both ends of the padded grid, and the tokens of
+    its last regular window, so that a window of padding more makes it another one.
+    """
 
     def __init__(self, config: PreTrainedConfig, sizes: StageSizes) -> None:
         super().__init__()
@@ -242,3 +233,11 @@ class SwinEncoder(nn.Module):
             features = revise(index + 1, stage(features, patches_with_image(pixel_mask, features)))
             outputs.append(features)
         return Encoded(inputs, outputs)
+
+    def strides_and_blocks(self) -> list[tuple[tuple[int, ...], list[SwinBlock]]]:
+        """Stride along each axis, and blocks, of each stage."""
+        factors = [self.patch_embed.patch, *(merge.factor for merge in self.merges)]
+        return [
+            (tuple(map(prod, zip(*factors[: number + 1], strict=True))), list(stage.blocks))
+            for number, stage in enumerate(self.stages)
+        ]

@@ -109,10 +109,7 @@ class SegmentationOptions:
         """
         in_pipeline = kwargs.get("_from_pipeline") is not None
         settings, options = super().get_image_processor_dict(name, **kwargs)
-        if not isinstance(settings, dict):
-            raise ValueError(
-                f"preprocessor_config.json of {name} is damaged: it is not a JSON object. Copy it again."
-            )
+        check_settings(settings, name)
         if in_pipeline:
             options = {name: value for name, value in options.items() if name in cls.known_options()}
         return settings, options
@@ -173,6 +170,14 @@ class SegmentationOptions:
                 )
         if kwargs["do_normalize"]:
             check_channels(kwargs["image_mean"], kwargs["image_std"], kwargs["do_convert_rgb"])
+
+
+def check_settings(settings: Any, name: str | os.PathLike) -> None:
+    """Raises ValueError if the contents of a processor's file are not a JSON object."""
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"preprocessor_config.json of {name} is damaged: it is not a JSON object. Copy it again."
+        )
 
 
 def check_channels(mean: Any, std: Any, is_rgb: bool) -> None:

@@ -6,6 +6,7 @@ case is built; the tests know no case by name.
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,10 @@ class GoldenCase:
     @property
     def arguments(self) -> dict[str, Any]:
         return self.description["constructor_arguments"]
+
+    def meaning(self, name: str) -> str:
+        """What a stored tensor is."""
+        return self.description["tensors"][name]["meaning"]
 
     @property
     def tolerance(self) -> float:
@@ -87,3 +92,12 @@ def golden_cases(system: str, storing: str = "") -> list:
     cases = [GoldenCase(folder) for folder in folders]
     chosen = [case for case in cases if any(name.startswith(storing) for name in case.description["tensors"])]
     return [pytest.param(case, id=case.folder.name) for case in chosen]
+
+
+def cases_of_kind(system: str, pattern: str) -> list:
+    """Test parameters: the cases of a system whose kind this expression matches, whatever they are called."""
+    return [
+        parameter
+        for parameter in golden_cases(system)
+        if parameter.values[0] is None or re.fullmatch(pattern, parameter.values[0].kind)
+    ]

@@ -272,14 +272,20 @@ def test_compiles_without_graph_breaks(build):
     torch.testing.assert_close(compiled, expected)
 
 
+def exported_size(model, *size):
+    """A size, or whole patches of all stages for Swin V2 of transformers, whose code asks whether sides need padding."""
+    is_foreign = getattr(getattr(model.config, "backbone_config", None), "model_type", "") == "glam"
+    return tuple(64 + side // 16 * 16 for side in size) if is_foreign else size
+
+
 @pytest.mark.parametrize("build", slow_but(SEGMENTERS, "glam_swin_fpn"), indirect=True)
 def test_exports_with_free_batch_and_sides(build):
     model, free = build().eval(), torch.export.Dim.AUTO
-    pixels = images(model, 2, (9, 37, 53))
+    pixels = images(model, 2, exported_size(model, 9, 37, 53))
     sizes = {"pixel_values": {0: free, **dict.fromkeys(range(2, pixels.dim()), free)}}
     exported = torch.export.export(model, (pixels,), dynamic_shapes=sizes, strict=False).module()
     for count, size in [(1, (6, 64, 64)), (3, (5, 37, 70)), (2, (12, 128, 100))]:
-        pixels = images(model, count, size)
+        pixels = images(model, count, exported_size(model, *size))
         torch.testing.assert_close(exported(pixels).logits, segment(model, pixels).logits)
 
 
@@ -334,7 +340,8 @@ def test_parameters_missing_in_a_checkpoint_are_initialized(build):
     fresh = type(model).from_pretrained(None, config=model.config, state_dict={})
     for key, value in fresh.named_parameters():
         assert value.abs().max() < 10, key
-        assert value.dim() == 1 or value.std() > 1e-3, key
+        is_constant = value.dim() == 1 or key.endswith("logit_scale")
+        assert is_constant or value.std() > 1e-3, key
 
 
 @each_encoder
@@ -351,6 +358,7 @@ def test_hidden_states_are_the_patches_and_every_stage(build):
     pixels = images(model)
     states = segment(model, pixels, output_hidden_states=True).hidden_states
     encoder = getattr(model.config, "backbone_config", model.config)
+    encoder = getattr(encoder, "backbone_config", encoder)  # that of GLAM
     has_patches = encoder.model_type != "segformer"  # of which transformers gives the stages alone
     is_plain = getattr(encoder, "encoder_type", None) == "vit"  # whose blocks all have the same grid
     assert len(states) == has_patches + (sum if is_plain else len)(encoder.depths)

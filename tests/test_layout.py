@@ -38,7 +38,7 @@ PROCESSORS = (  # what of processing/ is exported starts here
 LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
 LEVEL_2 = {
     *("pretrained", "pretrained_backbones", "auto_classes", "decoders", "two_scale"),
-    *("backbones", "backbone_building", "backbone_info", "segformer_checkpoints"),
+    *("any_backbone", "backbones", "backbone_building", "backbone_info", "segformer_checkpoints"),
 }  # and modeling_*
 VAGUE_NAMES = re.compile(r"^(utils?|misc|common|helpers?)$|_(utils?|v\d+)$")
 FILE_LINES, CLASS_LINES, FUNCTION_LINES, FORWARD_LINES, FORWARD_BRANCHES = 350, 150, 40, 30, 2

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
 from transformers import (
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
+    Swinv2Config,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -16,6 +19,7 @@ from contextseg import (
     CaswitForSemanticSegmentation,
     CswinConfig,
     CswinForSemanticSegmentation,
+    GlamConfig,
     GlamSwinConfig,
     GlamSwinForSemanticSegmentation,
     MaformerConfig,
@@ -196,6 +200,14 @@ def tiny_segdeformer_glam(**overrides) -> SegDeformerForSemanticSegmentation:
     return tiny_segdeformer(**{"backbone_config": backbone, "neck": "linear", **overrides})
 
 
+def tiny_glam_swinv2(**overrides) -> SegDeformerForSemanticSegmentation:
+    encoder = Swinv2Config(
+        embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4, image_size=64, drop_path_rate=0.0
+    )
+    backbone = GlamConfig(backbone_config=encoder, num_global_tokens=2)
+    return tiny_segdeformer(**{"backbone_config": backbone, "decoder": "semantic_fpn", **overrides})
+
+
 def tiny_segdeformer_unet(**overrides) -> SegDeformerForSemanticSegmentation:
     return tiny_segdeformer(**{"decoder": "unet", **overrides})
 
@@ -228,13 +240,14 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "segdeformer": tiny_segdeformer,
     "segdeformer_glam": tiny_segdeformer_glam,
     "segdeformer_unet": tiny_segdeformer_unet,
+    "glam_swinv2": tiny_glam_swinv2,
     "nnformer": tiny_nnformer,
     "glam_nnformer": tiny_glam_nnformer,
     "glam_swin_volumes": tiny_glam_swin_volumes,
 }
 
-# Each encoder once, under three decoders: for claims that are dear to check for every segmenter.
-REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer")
+# Each encoder once, under four decoders: for claims that are dear to check for every segmenter.
+REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer", "glam_swinv2")
 
 OTHER_UPSAMPLING = {
     "upsampling": UNET,
@@ -504,6 +517,7 @@ for option, other in OTHER_VALUES["segdeformer"].items():  # context mining is o
     if option in (*OTHER_MINING, "initializer_range"):
         values = other if isinstance(other, dict) else {option: other}
         OTHER_VALUES["segdeformer_unet"][option] = {"decoder": "segdeformer", **values}
+OTHER_VALUES["glam_swinv2"] = {**OTHER_VALUES["segdeformer_unet"], "decoder": "upernet"}
 OTHER_VALUES["segdeformer_glam"] = {**OTHER_VALUES["segdeformer"], "neck": "conv"}
 IMAGES_ONLY = [values for name, values in OTHER_VALUES.items() if "nnformer" not in name]
 for values in IMAGES_ONLY:  # these two speak of one decoder, which every family of images has
@@ -514,15 +528,22 @@ for option in ("attention_loss_weight", "auxiliary_map", "reduction_ratio"):
     OTHER_VALUES["glam_swin_volumes"][option] |= IMAGE_UNET
 
 
-# Those that take images; what concerns volumes is promised by the contract suite.
-OF_IMAGES = {
-    name: build for name, build in SEGMENTERS.items() if "nnformer" not in name and "volumes" not in name
-}
-
-
 def size_for(model: PreTrainedModel, *size: int) -> tuple[int, ...]:
     """The last sides of a size, as many as the images or volumes of a model have."""
     return size[-getattr(model.config, "num_axes", 2) :]
+
+
+def pixels_for(model: PreTrainedModel, count: int, *size: int, seed: int = 0) -> Tensor:
+    """(B, C, G...): random images, or volumes, with the channels of a model and the last sides of a size."""
+    channels = getattr(model.config, "num_channels", 3)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, channels, *size_for(model, *size), generator=generator)
+
+
+def labels_for(pixels: Tensor) -> Tensor:
+    """(B, C, G...) -> (B, G...): random classes."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, len(LABELS), (len(pixels), *pixels.shape[2:]), generator=generator)
 
 
 # Options that change neither the weights nor the loss of a segmenter, but its gradient, only the family's classifier, or

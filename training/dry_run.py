@@ -40,11 +40,11 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     accelerator = setup.new_accelerator(arguments)
     if arguments.train:
         data, val = setup.open_splits(task)
-        print(*task.plan(data, val), sep="\n", end="\n" * bool(task.record()))
         num_images = len(data)
     else:
-        data = task.generated(int(paper.get("classes", CLASSES)))
+        data, val = task.generated(int(paper.get("classes", CLASSES))), None
         num_images = int(paper.get("images", 0))
+    print(*task.plan(data, val), sep="\n", end="\n" * bool(task.record()))
     batch = arguments.batch_size * accelerator.num_processes
     schedule = setup.new_schedule(arguments, num_images or batch, accelerator.num_processes)
     model = setup.new_model(task, data)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling.explanations import find_block, find_encoder, global_attention_maps
+from ..modeling.explanations import find_block, global_attention_maps
 from ..modeling.grad_cam import as_shares, class_activation
 from ..processing.heat_pictures import heat_picture
 from ..processing.inference import Inference
@@ -49,10 +49,10 @@ def attention_explanation(model: PreTrainedModel, text: str) -> Explain:
     """
     position = parse_position(text)
     try:
-        find_block(find_encoder(model), stage=0, block=None)
+        find_block(model, stage=None, block=None)
     except ValueError as error:
         raise ValueError(
-            f"--explain needs the global attention of GLAM-Swin: {error} For this model, use --grad-cam {text}."
+            f"--explain needs the global attention of GLAM: {error} For this model, use --grad-cam {text}."
         ) from error
 
     def draw(image: Image.Image, pixel_values: Tensor, _mask: Tensor) -> Image.Image:

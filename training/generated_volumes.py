@@ -1,5 +1,6 @@
 """Crops of noise for a dry run without data."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class GeneratedVolumes(Dataset):
 
     def __len__(self) -> int:
         return 2
+
+    def geometry(self, index: int) -> SimpleNamespace:  # noqa: ARG002 - all are alike
+        """Size and spacing of a volume, which is one crop."""
+        return SimpleNamespace(size=self.size, spacing=(1.0, 1.0, 1.0))
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(key[1])

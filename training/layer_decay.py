@@ -71,11 +71,12 @@ def execution_order(backbone: nn.Module) -> list[str]:
     backbone.eval()
     fixed = getattr(getattr(backbone, "facts", None), "fixed_size", None)
     side = fixed or getattr(backbone.config, "image_size", None) or USUAL_SIDE
-    height, width = side if isinstance(side, list | tuple) else (side, side)
+    size = side if isinstance(side, list | tuple) else (side, side)
+    size = (*(1,) * (getattr(backbone.config, "num_axes", 2) - len(size)), *size)  # one slice of a volume
     weight = next(backbone.parameters())
     try:
         with torch.no_grad():
-            backbone(weight.new_zeros(1, getattr(backbone.config, "num_channels", 3), height, width))
+            backbone(weight.new_zeros(1, getattr(backbone.config, "num_channels", 3), *size))
     finally:
         backbone.train(was_training)
         for handle in handles:
@@ -84,15 +85,23 @@ def execution_order(backbone: nn.Module) -> list[str]:
 
 
 def block_names(backbone: nn.Module) -> list[str]:
-    """Returns the names of the innermost repeated blocks: entries of lists that contain no such list themselves."""
-    entries = [
-        f"{name}.{index}".lstrip(".")
+    """Returns the names of the innermost repeated blocks: entries of lists that contain no such list themselves.
+
+    A first entry of a class of its own is an embedding.
+    """
+    entries = {
+        f"{name}.{index}".lstrip("."): type(entry)
         for name, module in backbone.named_modules()
         if isinstance(module, nn.ModuleList | nn.Sequential)
         for index, entry in module.named_children()
         if num_parts(entry) >= FEWEST_PARTS
+    }
+    names = [
+        name for name in entries if not any(is_inside(name, other) for other in entries if other != name)
     ]
-    return [name for name in entries if not any(is_inside(name, other) for other in entries if other != name)]
+    first, *others = names or [None]
+    is_embedding = bool(others) and entries[first] not in {entries[name] for name in others}
+    return others if is_embedding else names
 
 
 def num_parts(module: nn.Module) -> int:

@@ -271,7 +271,7 @@ def train_loop(
     meter: Meter,
     stop: StopSignal,
     *,
-    checkpoint: Callable[..., None],
+    checkpoint: Callable[..., bool],
 ) -> bool:
     """Trains until the schedule is over or a stop signal arrives.
 
@@ -281,7 +281,7 @@ def train_loop(
         schedule: Length and intervals of the run.
         meter: Receives the loss of every step.
         stop: Polled at every log interval.
-        checkpoint: Called as `checkpoint(meter, stopping=...)`; evaluates and saves.
+        checkpoint: Called as `checkpoint(meter, stopping=...)`; evaluates and saves, and returns whether to stop.
 
     Returns:
         True at the end of the schedule, False after a stop signal.
@@ -299,7 +299,7 @@ def train_loop(
         meter.flush()
         stopping = stop.requested(training.accelerator)
         if at_checkpoint or stopping:
-            checkpoint(meter, stopping=stopping)
+            stopping = checkpoint(meter, stopping=stopping)
             meter.restart()
         if stopping:
             return False

@@ -42,9 +42,11 @@ def train(arguments: TrainArguments) -> int:
             setup.restore(training, Path(arguments.output) / "last", schedule)
         batches = setup.new_batches(arguments, schedule, samples, training)
         training.unreadable.skip = arguments.unreadable == "skip"
-        run = RunFolder(arguments, task, training, processor, val_data)
+        run = RunFolder(arguments, task, training, processor, val_data, stop)
 
         meter = Meter(training, schedule, run.log)
-        run.catch_up(meter, schedule)
-        finished = train_loop(training, batches, schedule, meter, stop, checkpoint=run.checkpoint)
+        is_stopped = run.catch_up(meter, schedule)
+        finished = not is_stopped and train_loop(
+            training, batches, schedule, meter, stop, checkpoint=run.checkpoint
+        )
         return run.close(meter, schedule, None if finished else stop.number)

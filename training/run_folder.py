@@ -23,6 +23,7 @@ from .plots import CurvePlot
 from .processes import share_buffers, whole_weights
 from .publishing import ExportArguments, export
 from .records import Log, environment, write_json
+from .stopping import EvaluationStopped, StopSignal
 from .tasks import Task
 from .validation_pictures import log_details
 
@@ -50,7 +51,9 @@ class RunFolder:
         training: Training,
         processor: BaseImageProcessor,
         val_data: Dataset | None,
+        stop: StopSignal,
     ) -> None:
+        self.stop = stop
         self.arguments, self.task, self.training, self.processor = arguments, task, training, processor
         self.accelerator = training.accelerator
         self.path = Path(arguments.output)
@@ -75,20 +78,28 @@ class RunFolder:
         options = {"tensorboard": {"purge_step": self.training.step + 1}} if self.arguments.resume else {}
         self.accelerator.init_trackers("tensorboard", init_kwargs=options)
 
-    def catch_up(self, meter: Meter, schedule: Schedule) -> None:
-        """Runs the evaluation that was due when the run was stopped."""
+    def catch_up(self, meter: Meter, schedule: Schedule) -> bool:
+        """Runs the evaluation that was due when the run was stopped; returns whether it is to stop again."""
         step, evaluated = self.training.step, self.training.scores.get("step", 0)
         if self.images is not None and schedule.has_checkpoint(step) and evaluated != step:
-            self.checkpoint(meter, stopping=False)
+            return self.checkpoint(meter, stopping=False)
+        return False
 
-    def checkpoint(self, meter: Meter, *, stopping: bool) -> None:
+    def checkpoint(self, meter: Meter, *, stopping: bool) -> bool:
         """Evaluates, unless the run is being stopped; saves `last/` and, if it is the best so far, `best/`.
 
         `best/` is written first: a run killed between the two resumes before this evaluation and repeats it.
+
+        Returns:
+            Whether the run is being stopped, which may have happened during the evaluation.
         """
         training, is_best = self.training, False
         if self.images is not None and not stopping:
-            is_best = self.evaluate(meter)
+            unreadable = training.unreadable.times.copy()
+            try:
+                is_best = self.evaluate(meter)
+            except EvaluationStopped:
+                stopping, training.unreadable.times = True, unreadable
         training.count_seconds()
         training.unreadable.collect(self.accelerator)
         if training.unreadable.times and not stopping:
@@ -99,6 +110,7 @@ class RunFolder:
         if self.accelerator.is_main_process:
             self.write_record("stopped" if stopping else "running")
             self.curves.draw()
+        return stopping
 
     def evaluate(self, meter: Meter) -> bool:
         """Scores the model and prints one line; returns whether it is the best so far."""
@@ -110,7 +122,7 @@ class RunFolder:
             whole_weights(self.accelerator, training.plain_model),
             torch.compiler.set_stance("force_eager"),
         ):
-            readable = training.unreadable.filter(images)
+            readable = self.stop.watching(training.unreadable.filter(images), self.accelerator)
             share_buffers(self.accelerator, training.plain_model)
             scores = self.task.score(training.plain_model, readable, self.accelerator)
         seconds = time.perf_counter() - started

@@ -1,6 +1,7 @@
 """Training of semantic segmenters: image-mask pairs, joint augmentation, mean IoU over whole images."""
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CROP_SIZE = "512"  # without --crop-size
+LARGE_CROP = 384 * 384  # pixels from which SegDeformer's full attention outweighs the rest of a small model
 
 
 class SegmentationTask(Task):
@@ -107,6 +109,7 @@ class SegmentationTask(Task):
     def prepare(self, model: PreTrainedModel, data: SegmentationData) -> None:
         super().prepare(model, data)
         check_image_windows(self.arguments.inference(), model)
+        warn_of_full_attention(model.config, crop_size(self.arguments.crop_size or CROP_SIZE))
         setattr(model.config, ignore_index_field(model.config), data.ignore_index)
 
     def new_processor(self) -> SegmentationImageProcessor:
@@ -263,3 +266,14 @@ def new_augmentation(
         context_ratio=context_ratio,
         context_sampling=options.context_sampling,
     )
+
+
+def warn_of_full_attention(config: PreTrainedConfig, crop: tuple[int, int]) -> None:
+    """Warns where SegDeformer attends to every position of a large crop; its cost is quadratic in the pixels."""
+    is_full = getattr(config, "decoder", None) == "segdeformer" and config.reduction_ratio == 1
+    if is_full and math.prod(crop) >= LARGE_CROP:
+        logger.warning(
+            "SegDeformer attends to every position of crops of %dx%d, which costs several times as much as the rest of a small "
+            "model. --set reduction_ratio=4 is the paper's efficient attention",
+            *crop,
+        )

@@ -1,12 +1,19 @@
 """Stopping a run from outside: SIGTERM and Ctrl-C."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+
+Item = TypeVar("Item")
+
+
+class EvaluationStopped(Exception):  # noqa: N818 - as `StopIteration`
+    """A signal has stopped an evaluation, which is to be repeated."""
 
 
 class StopSignal:
@@ -24,6 +31,16 @@ class StopSignal:
             return self.number is not None
         flag = torch.tensor(float(self.number is not None), device=accelerator.device)
         return bool(accelerator.reduce(flag))
+
+    def watching(self, items: Iterable[Item], accelerator: Accelerator) -> Iterator[Item]:
+        """Yields the items of an evaluation. Raises EvaluationStopped before the next one if a signal has arrived.
+
+        With several processes, which have to go on together, it yields all of them.
+        """
+        for item in items:
+            if self.number is not None and accelerator.num_processes == 1:
+                raise EvaluationStopped
+            yield item
 
     @contextmanager
     def listening(self) -> Iterator[None]:

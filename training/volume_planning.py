@@ -53,13 +53,14 @@ class VolumePlan:
 
     def lines(self) -> list[str]:
         """Returns the plan in words, one line for each decision."""
-        grids = ", ".join(map(times, self.grids()))
+        strides, grids, windows = (
+            ", ".join(map(times, sides)) for sides in (self.strides, self.grids(), self.window_size)
+        )
         return [
             f"spacing: {times(self.target_spacing)} mm, slices along {self.slice_axis}; a typical volume then has "
             f"{times(self.size)} voxels",
             f"crops: {times(self.crop_size)} voxels, {self.batch_size} in a batch",
-            f"network: patches of {times(self.patch_size)} voxels; grids {grids}; windows "
-            f"{', '.join(map(times, self.window_size))}",
+            f"network: patches of {times(self.patch_size)} voxels; strides {strides}; grids {grids}; windows {windows}",
         ]
 
     def record(self) -> dict[str, object]:
@@ -96,7 +97,7 @@ def plan_volumes(
         given: Values that are not planned. Default: none.
 
     Raises:
-        ValueError: If a given crop does not consist of whole cells of the coarsest stage.
+        ValueError: If a given crop does not consist of whole cells of the coarsest stage that is planned.
     """
     given = given or Given()
     axis = given.slice_axis or coarsest_axis(spacings)
@@ -107,7 +108,10 @@ def plan_volumes(
     patch = given.patch_size or plan_patch(shown, spacing)
     crop = given.crop_size or plan_crop(size, spacing, patch, given.strides)
     strides = tuple(given.strides or plan_strides(crop, spacing, patch))
-    check_crop(crop, coarsest_cell(patch, strides))
+    if (
+        given.strides is None
+    ):  # a given network pads what is not whole cells, as that of nnFormer for ACDC does
+        check_crop(crop, coarsest_cell(patch, strides))
     grids = stage_grids(crop, patch, strides)
     windows = tuple(given.window_size or map(plan_window, range(NUM_STAGES), grids))
     batch_size = given.batch_size or plan_batch(grids[0])

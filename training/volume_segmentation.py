@@ -15,12 +15,16 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..processing.data.batches import evaluation_loader
 from ..processing.data.volume_datasets import VolumeData, open_volume_data
 from ..processing.data.volume_samples import TrainingPatches
+from ..processing.failures import telling
 from ..processing.image_processing_volume import VolumeImageProcessor
+from ..processing.image_reading import ImageReadError
 from ..processing.inference import Inference
 from ..processing.metrics import percent
+from ..processing.volumes.prepared_volumes import PreparedVolumes
 from ..processing.volumes.volume_inference import segment_volume
 from ..processing.volumes.volume_scores import VolumeScores
 from .generated_volumes import GeneratedVolumes
+from .interruption import interruptible
 from .loss_fields import loss_fields
 from .models import SEGMENTER, class_names, ignore_index_field
 from .option_texts import parse_overrides
@@ -35,7 +39,7 @@ from .volumetric import described_model
 logger = logging.getLogger(__name__)
 
 PREPARED = "prepared"
-CROP_SIZE, BATCH_SIZE = (64, 128, 128), 2  # without data, from which they are planned
+CROP_SIZE = (64, 128, 128)  # without data, from which it is planned
 
 
 class VolumeSegmentationTask(Task):
@@ -73,12 +77,10 @@ class VolumeSegmentationTask(Task):
         check_same(train, val, self.arguments.train, self.arguments.val)
 
     def generated(self, num_classes: int) -> Dataset:
-        arguments = self.arguments
-        arguments.batch_size = arguments.batch_size or BATCH_SIZE
-        size = given_values(arguments).crop_size or getattr(self.described, "crop_size", CROP_SIZE)
+        size = given_values(self.arguments).crop_size or getattr(self.described, "crop_size", CROP_SIZE)
         return GeneratedVolumes(size, num_classes, self.described.num_channels)
 
-    def plan(self, train: VolumeData, val: VolumeData | None) -> list[str]:
+    def plan(self, train: VolumeData | GeneratedVolumes, val: VolumeData | None) -> list[str]:
         """Plans the run from the headers of the training data; the plan becomes part of the options of the run."""
         arguments = self.arguments
         geometries = [train.geometry(index) for index in range(len(train))]
@@ -91,7 +93,7 @@ class VolumeSegmentationTask(Task):
         for data in filter(None, (train, val)):
             data.slice_axis = plan.slice_axis
         self.planned: VolumePlan | None = plan
-        return plan.lines()
+        return plan.lines() if isinstance(train, VolumeData) else plan.lines()[1:]  # noise has no spacing
 
     def record(self) -> dict[str, Any]:
         return {"plan": self.planned.record()} if self.planned else {}
@@ -102,8 +104,6 @@ class VolumeSegmentationTask(Task):
         if self.planned:
             is_fixed = has_geometry(self.arguments, self.described)
             fields = network_fields(self.planned, self.described, is_fixed)
-        if not self.planned and self.arguments.crop_size and hasattr(self.described, "crop_size"):
-            fields["crop_size"] = data.size
         if data.num_channels != self.described.num_channels:
             fields["num_channels"] = data.num_channels
         fields = {name: value for name, value in fields.items() if name not in given}
@@ -129,14 +129,11 @@ class VolumeSegmentationTask(Task):
             foreground_share=arguments.foreground_share,
             augmentation=augmentation_of(arguments),
             seed=arguments.seed,
+            crops=arguments.crops_per_image,
         )
         if not arguments.dry_run:
-            state = PartialState()
             is_own = arguments.output and not arguments.prepared  # a folder that no other run shares
-            if state.is_main_process and is_own:
-                samples.volumes.remove_stale()
-            samples.volumes.make(rank=state.process_index, world=state.num_processes)
-            state.wait_for_everyone()
+            prepare_volumes(samples.volumes, has_stale=bool(is_own), skip=self.skips_unreadable)
         return samples
 
     def count(self, batch: dict[str, Any]) -> float:
@@ -184,6 +181,35 @@ class VolumeSegmentationTask(Task):
 
     def headline(self, scores: dict[str, Any]) -> str:
         return f"mean Dice {percent(scores['mean_dice'])} %"
+
+
+def prepare_volumes(volumes: PreparedVolumes, *, has_stale: bool, skip: bool) -> None:
+    """Prepares the volumes that are missing, divided among the processes.
+
+    Ctrl-C and SIGTERM end the program at once, since there is no checkpoint to save: what is prepared is found again.
+
+    Args:
+        volumes: The volumes.
+        has_stale: Whether to remove those of earlier runs from the folder before.
+        skip: Whether volumes may be unreadable.
+
+    Raises:
+        ImageReadError: If volumes cannot be read, unless `skip`; it names all of them.
+    """
+    state = PartialState()
+    if state.is_main_process and has_stale:
+        volumes.remove_stale()
+
+    def done() -> str:
+        count = len(volumes) - len(volumes.missing())
+        return f"{count} of {len(volumes)} training volumes are prepared. Run the command again to go on."
+
+    with interruptible("contextseg-train"), telling(done):
+        complaints = volumes.make(rank=state.process_index, world=state.num_processes)
+        state.wait_for_everyone()
+        complaints = gather_object(complaints)
+    if complaints and not skip:
+        raise ImageReadError(" ".join(complaints))
 
 
 def check_same(train: VolumeData, val: VolumeData, first: str, second: str) -> None:

@@ -52,9 +52,10 @@ def given_values(arguments: "SegmentationArguments", config: PreTrainedConfig | 
 
 
 def has_geometry(arguments: "SegmentationArguments", config: PreTrainedConfig) -> bool:
-    """Whether patches, strides and windows are those of the network, and not planned."""
+    """Whether patches, strides and windows are those of the network, and not planned from the training data."""
     is_published = arguments.preset not in PLANNED_PRESETS
-    return is_published or bool(arguments.init_from) or not hasattr(config, "downsample_strides")
+    has_no_strides = not hasattr(config, "downsample_strides")
+    return is_published or has_no_strides or bool(arguments.init_from) or not arguments.train
 
 
 def stages(config: PreTrainedConfig, name: str) -> Any:

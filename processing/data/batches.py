@@ -72,6 +72,13 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
         return epoch * self.crops + crop, index
 
 
+def position_of(key: tuple[int, int], length: int, seed: int, crops: int = 1) -> int:
+    """The position in the stream of a sample with this epoch and index; the inverse of `SampleStream.key`."""
+    epoch, crop = divmod(key[0], crops)
+    place = epoch_order(length * crops, seed, epoch).index(crop * length + key[1])
+    return epoch * length * crops + place
+
+
 @lru_cache(maxsize=2)
 def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
     """The shuffled indices of one epoch."""

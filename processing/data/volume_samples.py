@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
-from ..volumes.patch_sampling import draw_start
+from ..volumes.patch_sampling import draw_start, is_chosen
 from ..volumes.prepared_volumes import PreparedVolumes
 from ..volumes.volume_augmentation import VolumeAugmentation
-from .batches import collate
+from .batches import collate, position_of
 from .unreadable import readable_sample
 
 
@@ -28,10 +28,12 @@ class TrainingPatches(Dataset):
         crop_size: (d, h, w), slices, rows and columns of a patch.
         folder: Where prepared volumes are kept, see `PreparedVolumes`.
         foreground_share: Share of the patches that are centered on a random voxel of a random class present, from 0
-            to 1, as far as they stay inside. The others, and those of cases without foreground, lie anywhere.
-            nnFormer's rule, one of every batch of two, is a share of 1/2.
+            to 1, as far as they stay inside. They are spread evenly over the order of training: with 1/2, every
+            second patch, the last of each batch of two, as in nnFormer. The others, and those of cases without
+            foreground, lie anywhere.
         augmentation: Random changes. Default: those of nnFormer. `VolumeAugmentation.none()` changes nothing.
-        seed: Seed of all random draws.
+        seed: Seed of all random draws and of the order of training.
+        crops: Patches of each case in an epoch.
 
     Raises:
         ValueError: If `crop_size` is not three positive numbers, or `foreground_share` is not from 0 to 1.
@@ -47,6 +49,7 @@ class TrainingPatches(Dataset):
         foreground_share: float = 1 / 3,
         augmentation: VolumeAugmentation | None = None,
         seed: int = 0,
+        crops: int = 1,
     ) -> None:
         if len(crop_size) != 3 or min(crop_size) < 1:
             raise ValueError(
@@ -58,7 +61,7 @@ class TrainingPatches(Dataset):
             )
         self.data, self.crop_size = data, tuple(crop_size)
         self.volumes = PreparedVolumes(data, processor, folder)
-        self.foreground_share, self.seed = foreground_share, seed
+        self.foreground_share, self.seed, self.crops = foreground_share, seed, crops
         self.augmentation = VolumeAugmentation() if augmentation is None else augmentation
 
     def __len__(self) -> int:
@@ -72,11 +75,16 @@ class TrainingPatches(Dataset):
         """Stacks the tensors of samples into a batch, as `TrainingSamples.collate`."""
         return collate(samples)
 
+    def is_on_foreground(self, epoch: int, index: int) -> bool:
+        """Whether the patch of a key is to be centered on foreground."""
+        position = position_of((epoch, index), len(self), self.seed, self.crops)
+        return is_chosen(position, self.foreground_share)
+
     def _patch(self, place: int, epoch: int, index: int) -> dict[str, Any]:
         """A patch of the volume at `place`, with the draws of (epoch, index)."""
         random = np.random.default_rng((self.seed, epoch, index))
         volume = self.volumes[place]
-        places = volume.places if random.random() < self.foreground_share else None
+        places = volume.places if self.is_on_foreground(epoch, index) else None
         start = draw_start(volume.labels.shape, self.crop_size, random, places)
         values, labels = self.augmentation.cut(
             volume.values,

@@ -3,6 +3,7 @@
 Legend: C channels; D, H, W slices, rows and columns; N voxels.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,11 @@ def draw_start(
         int(min(max(at, 0), whole - part)) if whole >= part else -((part - whole) // 2)
         for at, whole, part in zip(first, shape, size, strict=True)
     )
+
+
+def is_chosen(position: int, share: float) -> bool:
+    """Whether the patch at a position of a sequence is one of a share that is spread evenly over it."""
+    return math.floor((position + 1) * share) > math.floor(position * share)
 
 
 def read_box(values: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:

@@ -108,21 +108,23 @@ class PreparedVolumes(Dataset):
             if is_stale or is_left:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def make(self, *, rank: int = 0, world: int = 1) -> None:
+    def make(self, *, rank: int = 0, world: int = 1) -> list[str]:
         """Prepares the volumes that are missing, and says before how much space they take.
-
-        Volumes that cannot be read are left out; they raise their error when they are asked for.
 
         Args:
             rank: Index of this process, which prepares every `world`-th volume.
             world: Number of processes that prepare volumes.
 
+        Returns:
+            What is wrong with the volumes that cannot be read. They are left out, and raise their error when they are
+            asked for.
+
         Raises:
             OSError: If the disk has not enough space, with the number ENOSPC.
         """
-        missing = self.missing()
+        missing, complaints = self.missing(), []
         if not missing:
-            return
+            return complaints
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             self._announce(missing)
@@ -131,7 +133,8 @@ class PreparedVolumes(Dataset):
             try:
                 self._prepare(index)
             except ImageReadError as error:
-                logger.debug("not prepared: %s", error)
+                complaints.append(str(error))
+        return complaints
 
     def expected_bytes(self, index: int) -> int:
         """Disk space of a prepared volume, from the header of its file; without the crop, which needs its voxels."""

@@ -1,9 +1,10 @@
 """Options of the image processor of volumes, their defaults, and checks for invalid and unknown ones."""
 
+import os
 from copy import deepcopy
 from typing import Any, TypedDict
 
-from ..image_processor_options import FILE_ENTRIES, LOADING_OPTIONS, reject_unknown
+from ..image_processor_options import FILE_ENTRIES, LOADING_OPTIONS, check_settings, reject_unknown
 from ..label_maps import check_ignore_index, count_classes, normalize_label_map
 from ..palettes import check_palette
 from ..processor_numbers import is_number, is_positive
@@ -51,6 +52,17 @@ class VolumeOptions:
             given = kwargs.get(name)
             setattr(self, name, deepcopy(getattr(type(self), name) if given is None else given))
         check_volume_options(self)
+
+    @classmethod
+    def get_image_processor_dict(cls, name: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """Reads the processor's file: its contents, and the options of the processor. Raises ValueError in a pipeline."""
+        if kwargs.get("_from_pipeline") is not None:
+            raise ValueError(
+                "transformers' pipelines take no volumes. Call Inference of contextseg, or the processor and the model."
+            )
+        settings, options = super().get_image_processor_dict(name, **kwargs)
+        check_settings(settings, name)
+        return settings, options
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -5,12 +5,20 @@ import logging
 from inspect import signature
 
 import pytest
+from cases import each
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from contextseg import CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, SegDeformerConfig
+from contextseg import (
+    CswinConfig,
+    GlamSwinConfig,
+    MaformerConfig,
+    MaskRcnnConfig,
+    NnFormerConfig,
+    SegDeformerConfig,
+)
 from contextseg.configuration.checked_config import resembling
 
-CONFIGS = [CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, SegDeformerConfig]
+CONFIGS = [CswinConfig, GlamSwinConfig, MaformerConfig, MaskRcnnConfig, NnFormerConfig, SegDeformerConfig]
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
@@ -115,3 +123,27 @@ def test_the_text_configuration_is_the_configuration(config_class):
     for options in ({}, {"decoder": True}, {"encoder": True}):
         assert config.get_text_config(**options) is config
     assert isinstance(config.get_text_config(), PreTrainedConfig)
+
+
+@each(
+    ("config", "options", "message"),
+    [
+        (GlamSwinConfig(patch_size=(2, 4, 4), decoder="unet"), {"decoder": "upernet"}, "those of volumes"),
+        (GlamSwinConfig(), {"embed_dim": 32}, "num_heads"),
+        (GlamSwinConfig(), {"window_size": 0}, "window_size is 0"),
+        (NnFormerConfig(), {"decoder": "unet"}, "NnFormerConfig has no option 'decoder'"),
+        (NnFormerConfig(), {"strides": 4}, "NnFormerConfig has no option 'strides'"),
+    ],
+)
+def test_changes_of_a_stored_configuration_are_checked_like_those_of_a_new_one(
+    config, options, message, tmp_path
+):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        type(config).from_pretrained(tmp_path, **options)
+
+
+def test_changes_that_belong_together_are_made_together(tmp_path):
+    GlamSwinConfig().save_pretrained(tmp_path)
+    config = GlamSwinConfig.from_pretrained(tmp_path, embed_dim=32, num_heads=(1, 2, 4, 8))
+    assert (config.embed_dim, config.num_heads) == (32, (1, 2, 4, 8))

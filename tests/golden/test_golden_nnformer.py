@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from golden_cases import GoldenCase, golden_cases
+from golden_cases import GoldenCase, cases_of_kind
 from torch import Tensor, nn
 
 from contextseg.configuration.configuration_nnformer import NnFormerConfig
@@ -31,9 +31,6 @@ from contextseg.scripts.conversion.nnformer_official import (
 
 EAGER = NnFormerConfig.preset("nano", attn_implementation="eager")
 HEAD = RenamingTable(((r"^up\.", ""),), transposed=(r"^weight$",))
-
-
-NETWORKS = ("network", "network_transformer", "network_half")
 
 
 def sizes(case: GoldenCase, blocks: slice = slice(None)) -> StageSizes:
@@ -250,19 +247,14 @@ RUNS = {
     "patch_expanding": patch_expanding,
     "segmentation_head": segmentation_head,
     "embedding": embedding,
-    **dict.fromkeys(NETWORKS, network),
+    "network": network,
 }
-OURS = {"nnformer": set(RUNS), "glam3d": {*NETWORKS, "patch_merging", "embedding"}}
-
-
-def cases() -> list:
-    """The cases of both folders whose kind this file tests."""
-    return [
-        parameter
-        for system, kinds in OURS.items()
-        for parameter in golden_cases(system)
-        if parameter.values[0] is None or parameter.values[0].kind in kinds
-    ]
+CASES = [
+    *cases_of_kind(
+        "nnformer", "(skip_)?attention_block|stage_.*|patch_.*|segmentation_head|embedding|network.*"
+    ),
+    *cases_of_kind("glam3d", "patch_.*|embedding|network.*"),
+]
 
 
 def numbers(pattern: str, text: str) -> list[int] | None:
@@ -289,22 +281,17 @@ def statistics(tensor: Tensor) -> Tensor:
     return torch.stack([exact.mean(), exact.std(correction=0), exact.min(), exact.max()])
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", CASES)
 def test_parts_and_networks_are_the_authors(case):
-    torch.set_grad_enabled(case.kind in NETWORKS)
-    try:
-        found = RUNS[case.kind](case)
-    finally:
-        torch.set_grad_enabled(True)
+    kind = re.sub("^network_.*", "network", case.kind)  # of whichever token path
+    with torch.set_grad_enabled(kind == "network"):
+        found = RUNS[kind](case)
     stored = [name for name in case.tensors if name.startswith(("out", "mid.", "const.", "grad."))]
     dead = [name for name in stored if re.search(r"^mid\.gt_.*_block(\d+)", name) and not_ours(name, found)]
     for name in set(stored) - set(dead):
         whole = found[name.removesuffix(".sample").removesuffix(".stats")]
-        if name.endswith(".stats"):
-            whole = statistics(whole)
-        else:
-            whole = picked(whole, case.description["tensors"][name]["meaning"])
-        case.check(name, whole)
+        is_summary = name.endswith(".stats")
+        case.check(name, statistics(whole) if is_summary else picked(whole, case.meaning(name)))
     assert any(name.startswith("out") for name in stored)
 
 

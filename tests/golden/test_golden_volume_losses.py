@@ -7,20 +7,18 @@ classes without a voxel.
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_cases import golden_cases
+from golden_cases import cases_of_kind
 
 from contextseg.modeling.deep_supervision import deep_supervision_loss, nearest_labels
 from contextseg.modeling.losses import segmentation_loss
 
 TERMS = {"batch_dice": "foreground_dice", "sample_dice": "foreground_dice_per_image"}
-NNFORMER = [case for case in golden_cases("nnformer") if case.id in ("loss_deep_supervision", "none")]
-GLAM = [case for case in golden_cases("glam3d") if case.id in ("loss_two_outputs", "none")]
 
 
 @pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.parametrize("case", NNFORMER)
+@pytest.mark.parametrize("case", cases_of_kind("nnformer", "loss.*"))
 def test_losses_of_nnformer_are_the_authors(case, kind):
-    logits = [case.tensors[f"logits{level}"] for level in range(3)]
+    logits = list(dict(sorted(case.starting("logits").items())).values())
     labels = case.tensors["target0"][:, 0].long()
     targets = [nearest_labels(labels, level.shape[2:]) for level in logits]
     for level, target in enumerate(targets):
@@ -46,13 +44,14 @@ def soft_dice(logits, shares):
     return -((2 * overlap + 1e-5) / (total + 1e-5 + 1e-8))[1:].mean()
 
 
-@pytest.mark.parametrize("case", GLAM)
+@pytest.mark.parametrize("case", cases_of_kind("glam3d", "loss.*"))
 def test_losses_of_glams_trainer_are_the_authors(case):
     """The coarser output has a target of its own: shares of classes, of which cross-entropy reads the first alone."""
     logits, labels = case.tensors["logits0"], case.tensors["target0"][:, 0].long()
     coarse, shares = case.tensors["logits1"], case.tensors["target1"]
     one_hot = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
-    torch.testing.assert_close(F.avg_pool3d(one_hot, 2), shares)
+    pool = case.description["constructor"]["pool_kernels"][0]
+    torch.testing.assert_close(F.avg_pool3d(one_hot, pool), shares)
     torch.testing.assert_close(
         segmentation_loss(logits, labels, terms="foreground_dice") - 1, soft_dice(logits, one_hot)
     )

@@ -7,6 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
+from tiny import SEGMENTERS
 from transformers import AutoModelForObjectDetection
 
 from contextseg import (
@@ -15,6 +16,7 @@ from contextseg import (
     GlamSwinForSemanticSegmentation,
     MaskRcnnConfig,
     SegmentationImageProcessor,
+    VolumeImageProcessor,
 )
 from contextseg.hub.errors import ProofError
 from contextseg.hub.export import prove
@@ -52,6 +54,14 @@ def test_two_processes_the_proof_notices_other_logits(run_folder):
     other = GlamSwinForSemanticSegmentation(config).eval()
     with pytest.raises(ProofError, match="logits differ by up to"):
         prove(other, SegmentationImageProcessor(), run_folder / "best", "AutoModelForSemanticSegmentation")
+
+
+@pytest.mark.processes
+def test_two_processes_a_network_of_volumes_with_two_channels_is_proven(tmp_path):
+    model, processor = SEGMENTERS["glam_nnformer"](num_channels=2).eval(), VolumeImageProcessor()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    prove(model, processor, tmp_path, "AutoModelForSemanticSegmentation")
 
 
 def test_scores_and_recipe_of_the_run_are_on_the_card(run_folder, tmp_path):

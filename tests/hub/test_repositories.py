@@ -10,12 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import OF_IMAGES
+from cases import each
+from tiny import SEGMENTERS, pixels_for
 from transformers import AutoModelForSemanticSegmentation
 
-from contextseg import SegmentationImageProcessor
+from contextseg import SegmentationImageProcessor, VolumeImageProcessor
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_VOLUMES = {
+    "nnformer": "NnFormerConfig has no option 'decoder'",
+    "glam_nnformer": "NnFormerConfig has no option 'decoder'",
+    "glam_swin_volumes": "are those of volumes",
+}
+PROCESSORS = {2: SegmentationImageProcessor, 3: VolumeImageProcessor}
 pytestmark = pytest.mark.processes
 
 STRANGER = """
@@ -39,7 +46,7 @@ for folder in map(Path, sys.argv[1:]):
         np.save(folder / "logits.npy", model(pixels).logits.numpy())
     new = [name for name in set(sys.modules) - before if name.startswith("transformers_modules.")]
     files = {Path(sys.modules[name].__file__ or "__init__").stem for name in new}
-    model.train()(pixels, labels=torch.zeros(1, 37, 53, dtype=torch.int64)).loss.backward()
+    model.train()(pixels, labels=torch.zeros_like(pixels[:, 0], dtype=torch.int64)).loss.backward()
     other = "unet" if model.config.decoder != "unet" else "upernet"
     report = {
         "imported": sorted(files - {"__init__"}),
@@ -55,16 +62,17 @@ for folder in map(Path, sys.argv[1:]):
 def repositories(tmp_path_factory):
     """Folder of each segmenter with its image processor, and what STRANGER says of it."""
     root = tmp_path_factory.mktemp("repositories")
-    pixels = torch.randn(1, 3, 37, 53)
-    for name, build in OF_IMAGES.items():
-        build().save_pretrained(root / name)
-        SegmentationImageProcessor().save_pretrained(root / name)
-        np.save(root / name / "pixels.npy", pixels.numpy())
+    for name, build in SEGMENTERS.items():
+        model = build()
+        model.save_pretrained(root / name)
+        processor = PROCESSORS[getattr(model.config, "num_axes", 2)]
+        processor().save_pretrained(root / name)
+        np.save(root / name / "pixels.npy", pixels_for(model, 1, 3, 37, 53).numpy())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_MODULES_CACHE", str(root / "modules"))
-        folders = [str(root / name) for name in OF_IMAGES]
+        folders = [str(root / name) for name in SEGMENTERS]
         subprocess.run([sys.executable, "-I", "-c", STRANGER, *folders], check=True, cwd=root)
-    return {name: root / name for name in OF_IMAGES}
+    return {name: root / name for name in SEGMENTERS}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +114,7 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
     }
     decoders = {
         *("PyramidUnetDecoder", "SegDeformerDecoder", "SemanticFpnDecoder", "UnetDecoder", "UperNetDecoder"),
-        *("CoarsestMap", "ProgressiveDecoder"),
+        *("CoarsestMap", "NnFormerDecoder", "ProgressiveDecoder"),
     }
     assert {name: sorted(classes & decoders) for name, classes in held.items()} == {
         "glam_swin": ["UperNetDecoder"],
@@ -122,8 +130,11 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
         "segdeformer": ["SegDeformerDecoder"],
         "segdeformer_glam": ["SegDeformerDecoder"],
         "segdeformer_unet": ["PyramidUnetDecoder"],
+        "nnformer": ["NnFormerDecoder"],
+        "glam_nnformer": ["NnFormerDecoder"],
+        "glam_swin_volumes": ["UnetDecoder"],
     }
-    families = ("Caswit", "Cswin", "GlamSwin", "Maformer", "Relay")
+    families = ("Caswit", "Cswin", "GlamSwin", "Maformer", "NnFormer", "Relay")
     backbones = {"MitEncoder", *(f"{family}Backbone" for family in families)}
     for name, classes in held.items():
         assert len(classes & backbones) == 1, name
@@ -139,11 +150,17 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
 
 def test_another_decoder_than_the_repositorys_is_answered_with_where_to_find_it(reports):
     for name, report in reports.items():
-        assert re.fullmatch(
-            r"ValueError: this repository contains the code of decoder '\w+' only, not of '(unet|upernet)'\. contextseg has all of "
-            r"them: install it, and use `import contextseg` instead of trust_remote_code=True\.",
-            report["other decoder"],
-        ), (name, report["other decoder"])
+        if name not in OF_VOLUMES:
+            assert re.fullmatch(
+                r"ValueError: this repository contains the code of decoder '\w+' only, not of '(unet|upernet)'\. contextseg has "
+                r"all of them: install it, and use `import contextseg` instead of trust_remote_code=True\.",
+                report["other decoder"],
+            ), (name, report["other decoder"])
+
+
+@each(("name", "reason"), list(OF_VOLUMES.items()))
+def test_a_decoder_that_a_model_of_volumes_cannot_have_is_refused(reports, name, reason):
+    assert reason in reports[name]["other decoder"]
 
 
 def test_reading_other_checkpoints_asks_for_the_library(reports):

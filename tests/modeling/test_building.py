@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import slow_but
-from tiny import LABELS, OF_IMAGES, SEGMENTERS, size_for, tiny_mit, tiny_segdeformer
+from tiny import LABELS, SEGMENTERS, pixels_for, tiny_mit, tiny_segdeformer
 from transformers import (
     ResNetConfig,
     SegformerForSemanticSegmentation,
@@ -33,11 +33,11 @@ def switched_off(request):
     return CONTEXTS[request.param]
 
 
-@pytest.mark.parametrize("name", slow_but(OF_IMAGES, "glam_swin", "segdeformer_glam"))
+@pytest.mark.parametrize("name", slow_but(SEGMENTERS, "glam_swin", "segdeformer_glam", "glam_nnformer"))
 def test_models_are_built_and_loaded_without_gradients(name, switched_off, tmp_path):
-    pixels = torch.randn(1, 3, 20, 28)
     with switched_off():
         model = SEGMENTERS[name]().eval()
+        pixels = pixels_for(model, 1, 3, 20, 28)
         model.save_pretrained(tmp_path)
         MEASURED.clear()
         loaded = type(model).from_pretrained(tmp_path)
@@ -87,9 +87,9 @@ def test_random_numbers_of_the_caller_are_not_used_for_measuring():
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_the_stride_of_the_logits_is_filled_in_and_saved(name, tmp_path):
     model = SEGMENTERS[name]()
-    stride, size = model.config.logits_stride, size_for(model, 32, 64, 64)
-    logits = model.eval()(torch.randn(1, model.config.num_channels, *size)).logits
-    assert logits.shape[2:] == tuple(side // stride for side in size)
+    stride, pixels = model.config.logits_stride, pixels_for(model, 1, 32, 64, 64)
+    logits = model.eval()(pixels).logits
+    assert logits.shape[2:] == tuple(side // stride for side in pixels.shape[2:])
     model.save_pretrained(tmp_path)
     assert type(model.config).from_pretrained(tmp_path).logits_stride == stride
 

@@ -12,10 +12,10 @@ from cases import slow_but
 from coco_shapes import FEW
 from tiny import (
     LABELS,
-    OF_IMAGES,
     REPRESENTATIVES,
     SEGMENTERS,
     UNET,
+    size_for,
     tiny_cswin,
     tiny_glam_swin,
     tiny_maformer,
@@ -84,12 +84,13 @@ def on_cuda(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
-def images(height: int = 37, width: int = 45) -> dict[str, Tensor]:
+def images(*size: int, num_channels: int = 3) -> dict[str, Tensor]:
+    size = size or (37, 45)
     with torch.device("cuda"):
         return {
-            "pixel_values": torch.randn(2, 3, height, width),
-            "pixel_mask": torch.ones(2, height, width),
-            "labels": torch.zeros(2, height, width, dtype=torch.int64),
+            "pixel_values": torch.randn(2, num_channels, *size),
+            "pixel_mask": torch.ones(2, *size),
+            "labels": torch.zeros(2, *size, dtype=torch.int64),
         }
 
 
@@ -98,9 +99,10 @@ def devices(*tensors: Tensor) -> set[str]:
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("name", slow_but(OF_IMAGES, *REPRESENTATIVES))
+@pytest.mark.parametrize("name", slow_but(SEGMENTERS, *REPRESENTATIVES, "glam_nnformer"))
 def test_a_segmenter_and_its_loss_stay_on_the_device(name):
-    model, inputs = on_cuda(SEGMENTERS[name]), images()
+    model = on_cuda(SEGMENTERS[name])
+    inputs = images(*size_for(model, 5, 37, 45), num_channels=getattr(model.config, "num_channels", 3))
     for is_training in (True, False):
         outputs = model.train(is_training)(**inputs, output_hidden_states=True)
         assert devices(outputs.loss, outputs.logits, *outputs.hidden_states) == {"cuda"}

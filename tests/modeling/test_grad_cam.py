@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
-from tiny import FOREIGN_SEGMENTERS, OF_IMAGES, tiny_segdeformer
+from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, pixels_for, size_for, tiny_segdeformer
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
 from contextseg import grad_cam
@@ -18,7 +18,7 @@ def tiny_beit():
     )
 
 
-ALL = {**OF_IMAGES, **FOREIGN_SEGMENTERS, "beit": tiny_beit}
+ALL = {**SEGMENTERS, **FOREIGN_SEGMENTERS, "beit": tiny_beit}
 
 
 def built(name):
@@ -63,27 +63,43 @@ def state_of(model):
 
 @each("name", [*ALL])
 def test_every_segmenter_is_explained_and_left_as_it_was(name):
-    model, pixels = built(name), torch.randn(2, 3, 64, 64)
+    model = built(name)
+    pixels = pixels_for(model, 2, 3, 64, 64)
     with torch.no_grad():
         model(pixel_values=pixels, output_hidden_states=True)  # transformers adds hooks of its own here
         next(model.parameters()).requires_grad_(False)
         before, hooks = state_of(model)
         maps = grad_cam(model, pixels, 1)
     after, hooks_after = state_of(model)
-    assert maps.shape == (2, 64, 64)
+    assert maps.shape == (2, *pixels.shape[2:])
     assert not maps.requires_grad
     assert ((maps >= 0) & (maps <= 1)).all()
-    assert maps.amax(dim=(1, 2)).tolist() == [1.0, 1.0]
+    assert maps.flatten(1).amax(dim=1).tolist() == [1.0, 1.0]
     assert hooks == hooks_after
     assert all(
         one[:2] == other[:2] and one[2].equal(other[2]) for one, other in zip(before, after, strict=True)
     )
 
 
-@each("size", [(1, 1), (5, 70)])
-def test_images_of_any_size_are_explained(size):
-    for name in ("glam_swin", "segdeformer_unet"):
-        assert grad_cam(built(name), torch.randn(1, 3, *size), 0).shape == (1, *size)
+@each("size", [(1, 1, 1), (3, 5, 70)])
+def test_images_and_volumes_of_any_size_are_explained(size):
+    for name in ("glam_swin", "segdeformer_unet", "glam_nnformer"):
+        model = built(name)
+        assert grad_cam(model, pixels_for(model, 1, *size), 0).shape == (1, *size_for(model, *size))
+
+
+def test_the_map_of_one_slice_is_that_of_the_image():
+    """Weights of a flat network are those of the volume's, whose windows, patches and strides have one slice."""
+    flat = {"patch_size": (1, 4, 4), "merge_strides": ((1, 2, 2),), "window_size": (1, 4, 4)}
+    volumes = ALL["glam_swin_volumes"](**flat, num_channels=3).eval()
+    image = ALL["glam_swin_unet"]().eval()
+    shapes = {key: value.shape for key, value in image.state_dict().items()}
+    weights = volumes.state_dict()
+    image.load_state_dict({key: weights[key].reshape(shape) for key, shape in shapes.items()})
+    pixels = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    region = torch.arange(32 * 48).reshape(1, 32, 48) % 7 == 0
+    found = grad_cam(volumes, pixels[:, :, None], 1, region[:, None], level=0)[:, 0]
+    torch.testing.assert_close(found, grad_cam(image, pixels, 1, region, level=0), rtol=1e-4, atol=1e-5)
 
 
 def test_each_image_of_a_batch_has_its_own_map():
@@ -134,6 +150,12 @@ def test_inference_mode_of_the_caller_is_undone():
 def test_what_does_not_exist_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         grad_cam(built("segdeformer"), torch.randn(1, 3, 32, 32), **options)
+
+
+@each(("name", "shape"), [("segdeformer", (1, 3, 2, 32, 32)), ("nnformer", (1, 1, 32, 32))])
+def test_inputs_with_other_axes_than_the_models_are_refused(name, shape):
+    with pytest.raises(ValueError, match="the model takes (images|volumes)"):
+        grad_cam(built(name), torch.randn(shape), 0)
 
 
 def test_a_model_in_training_mode_is_refused():

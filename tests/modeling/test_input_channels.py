@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import each
-from tiny import LABELS, OF_IMAGES, SEGMENTERS, tiny_mit
+from cases import each, slow_but
+from tiny import LABELS, SEGMENTERS, pixels_for, tiny_mit
 from transformers import (
     AutoModelForSemanticSegmentation,
     SegformerForSemanticSegmentation,
@@ -39,10 +39,7 @@ def test_the_rows_of_rgb_are_kept_and_further_channels_have_their_mean():
     torch.testing.assert_close(fitted[:, 3:], kernel.mean(1, keepdim=True).expand(-1, 2, -1, -1))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "glam_swin" else pytest.param(name, marks=pytest.mark.slow) for name in OF_IMAGES],
-)
+@pytest.mark.parametrize("name", slow_but(SEGMENTERS, "glam_swin", "nnformer"))
 def test_only_the_first_convolution_changes(name, tmp_path, caplog):
     model = SEGMENTERS[name]().eval()
     model.save_pretrained(tmp_path)
@@ -53,8 +50,9 @@ def test_only_the_first_convolution_changes(name, tmp_path, caplog):
     assert [key for key in changed if after[key].shape[1] == 5] == changed
     assert len(changed) == (2 if hasattr(model.config, "context_ratio") else 1)  # one for each scale
     assert (adapted.config.num_channels, adapted.training) == (5, False)
-    assert sum("from 3 to 5 channels" in message for message in caplog.messages) == len(changed)
-    assert adapted(torch.randn(1, 5, 20, 28)).logits.shape[1] == len(LABELS)
+    known = model.config.num_channels
+    assert sum(f"from {known} to 5 channels" in message for message in caplog.messages) == len(changed)
+    assert adapted(pixels_for(adapted, 1, 3, 20, 28)).logits.shape[1] == len(LABELS)
 
 
 def test_channels_and_labels_change_together(tmp_path):

@@ -7,7 +7,15 @@ import pytest
 import torch
 from cases import slow_but
 from peft import PeftModel
-from tiny import FOREIGN_SEGMENTERS, OF_IMAGES, REPRESENTATIVES, tiny_glam_swin, tiny_segdeformer
+from tiny import (
+    FOREIGN_SEGMENTERS,
+    REPRESENTATIVES,
+    SEGMENTERS,
+    labels_for,
+    pixels_for,
+    tiny_glam_swin,
+    tiny_segdeformer,
+)
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, SwinModel
 
 from contextseg import add_lora
@@ -19,7 +27,7 @@ SWIN = SwinConfig(
 CONVNEXT = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
 DINO = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28)
 MODELS = {
-    **OF_IMAGES,
+    **SEGMENTERS,
     **FOREIGN_SEGMENTERS,
     "segdeformer_swin": lambda: tiny_segdeformer(backbone_config=SWIN),
     "segdeformer_convnext": lambda: tiny_segdeformer(backbone_config=CONVNEXT),
@@ -27,9 +35,8 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def images():
-    return torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+def images_for(model):
+    return pixels_for(model, 2, 3, 40, 48)
 
 
 def logits(model, images):
@@ -39,7 +46,7 @@ def logits(model, images):
 
 def trained(model, images):
     """After three large steps on noise."""
-    labels = torch.randint(0, 3, (2, 40, 48), generator=torch.Generator().manual_seed(1))
+    labels = labels_for(images)
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.5)
     model.train()
     for _ in range(3):
@@ -49,12 +56,13 @@ def trained(model, images):
     return model
 
 
-@pytest.mark.parametrize("name", slow_but(MODELS, "glam_swin", "maformer", "segdeformer", "upernet"))
-def test_an_adapter_changes_nothing_until_trained_and_merges_and_reloads_to_the_same_logits(
-    name, images, tmp_path
-):
+@pytest.mark.parametrize(
+    "name", slow_but(MODELS, "glam_swin", "maformer", "segdeformer", "upernet", "glam_nnformer")
+)
+def test_an_adapter_changes_nothing_until_trained_and_merges_and_reloads_to_the_same_logits(name, tmp_path):
     torch.manual_seed(0)
     base = MODELS[name]()
+    images = images_for(base)
     untouched, before = deepcopy(base), logits(base, images)
     model = add_lora(base, r=2)
     torch.testing.assert_close(logits(model, images), before, rtol=0, atol=1e-6)
@@ -71,18 +79,19 @@ def test_an_adapter_changes_nothing_until_trained_and_merges_and_reloads_to_the_
 
 # All but UPerNet: transformers' Swin has a norm that nothing reads.
 @pytest.mark.parametrize(
-    "name", slow_but(sorted(MODELS.keys() - {"upernet"}), *REPRESENTATIVES, "segdeformer_convnext")
+    "name",
+    slow_but(sorted(MODELS.keys() - {"upernet"}), *REPRESENTATIVES, "segdeformer_convnext", "nnformer"),
 )
-def test_gradient_goes_to_lora_head_norms_and_bare_parameters_and_nowhere_else(name, images):
+def test_gradient_goes_to_lora_head_norms_and_bare_parameters_and_nowhere_else(name):
     model = add_lora(MODELS[name](), r=2)
     frozen = {
         f"{name}.{own}"
         for name, module in model.base_model.model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and "lora_" not in name
+        if isinstance(module, torch.nn.Linear | torch.nn.modules.conv._ConvNd) and "lora_" not in name
         for own, _ in module.named_parameters(recurse=False)
         if lora.backbone_name(model.base_model.model) in name.split(".")
     }
-    trained(model, images)
+    trained(model, images_for(model))
     without = {
         name for name, weight in model.base_model.model.named_parameters() if weight.grad is None
     }  # "base_layer" is what peft calls a layer that it adapts
@@ -90,8 +99,9 @@ def test_gradient_goes_to_lora_head_norms_and_bare_parameters_and_nowhere_else(n
     assert any(".base_layer.weight" in name for name in frozen)
 
 
-def test_tokens_norms_and_head_train_and_the_adapter_holds_them(images, tmp_path):
-    model = trained(add_lora(tiny_glam_swin()), images)
+def test_tokens_norms_and_head_train_and_the_adapter_holds_them(tmp_path):
+    base = tiny_glam_swin()
+    model = trained(add_lora(base), images_for(base))
     model.save_pretrained(tmp_path)
     names = lora.load_file(tmp_path / "adapter_model.safetensors").keys()
     for part in ("global_tokens", "norm", "lora_A", "classifier.weight", "decoder", "running_mean"):

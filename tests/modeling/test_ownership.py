@@ -15,7 +15,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from cases import slow_but
 from peft import LoraConfig, get_peft_model
-from tiny import OF_IMAGES, REPRESENTATIVES, tiny_segdeformer
+from tiny import REPRESENTATIVES, SEGMENTERS, labels_for, pixels_for, tiny_segdeformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,12 +38,14 @@ OTHER_READS = {
 
 # Besides the tiny ones, necks and options of SegDeformer that read weights in other ways.
 BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
-    **OF_IMAGES,
+    **SEGMENTERS,
     "segdeformer_segformer_neck": lambda: tiny_segdeformer(neck="segformer", reduction_ratio=2),
     "segdeformer_momentum": lambda: tiny_segdeformer(external_tokens="momentum", internal_mlp=True),
     "segdeformer_fpn": lambda: tiny_segdeformer(decoder="semantic_fpn", use_auxiliary_head=True),
 }
-each_builder = pytest.mark.parametrize("name", slow_but(BUILDERS, *REPRESENTATIVES, "segdeformer_momentum"))
+each_builder = pytest.mark.parametrize(
+    "name", slow_but(BUILDERS, *REPRESENTATIVES, "segdeformer_momentum", "nnformer")
+)
 
 
 def foreign_reads(tree: ast.AST, may_write: bool = False) -> Iterator[str]:
@@ -88,9 +90,8 @@ def convolve(block, x):
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(2, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+def images_for(model: PreTrainedModel) -> Tensor:
+    return pixels_for(model, 2, 3, 24, 32)
 
 
 def build(name: str) -> PreTrainedModel:
@@ -128,8 +129,9 @@ def offloaded(model: PreTrainedModel, folder: Path) -> Iterator[tuple[str, nn.Mo
 
 
 @each_builder
-def test_offloading_any_part_gives_the_logits_of_the_whole_model(name, images, tmp_path):
+def test_offloading_any_part_gives_the_logits_of_the_whole_model(name, tmp_path):
     model = build(name)
+    images = images_for(model)
     expected = logits(model, images)
     for place, parts, without_data in offloaded(model, tmp_path / name):
         assert all(parameter.is_meta for parameter in without_data.parameters()), (name, place)
@@ -137,19 +139,22 @@ def test_offloading_any_part_gives_the_logits_of_the_whole_model(name, images, t
 
 
 def adaptable_layers(model: nn.Module) -> list[str]:
-    """Layers that peft's LoRA adapts and merges, convolutions included."""
+    """Layers that peft's LoRA adapts and merges, convolutions included; it merges none of volumes with a kernel of 1."""
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        or (isinstance(module, nn.Conv3d) and module.kernel_size[:2] != (1, 1))
     ]
 
 
 @pytest.mark.parametrize("choose_targets", [lambda _: "all-linear", adaptable_layers], ids=["linear", "all"])
 @each_builder
-def test_every_adapter_of_peft_trains_and_merges_to_the_same_logits(name, choose_targets, images):
-    labels = torch.randint(0, 3, (2, 24, 32), generator=torch.Generator().manual_seed(1))
-    model, images = build(name).double(), images.double()  # so that merging shows errors, not rounding
+def test_every_adapter_of_peft_trains_and_merges_to_the_same_logits(name, choose_targets):
+    model = build(name).double()  # so that merging shows errors, not rounding
+    images = images_for(model).double()
+    labels = labels_for(images)
     before, targets = logits(model, images), choose_targets(model)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
     adapted.train()(images, labels=labels).loss.backward()
@@ -179,8 +184,9 @@ def with_rounded_weights(model: PreTrainedModel, rounded: PreTrainedModel) -> Pr
 
 
 @each_builder
-def test_int8_weights_of_torchao_are_the_weights_rounded(name, torchao, images):
+def test_int8_weights_of_torchao_are_the_weights_rounded(name, torchao):
     model, int8 = build(name), build(name)
+    images = images_for(model)
     torchao.quantize_(int8, torchao.Int8WeightOnlyConfig())
     expected = logits(with_rounded_weights(model, int8), images)
     assert (logits(int8, images) - expected).norm() < 1e-4 * expected.norm(), name
@@ -188,8 +194,9 @@ def test_int8_weights_of_torchao_are_the_weights_rounded(name, torchao, images):
 
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
 @each_builder
-def test_int8_of_torchao_gives_the_logits_within_its_rounding(name, kind, torchao, images):
+def test_int8_of_torchao_gives_the_logits_within_its_rounding(name, kind, torchao):
     model, int8 = build(name), build(name)
+    images = images_for(model)
     torchao.quantize_(int8, getattr(torchao, kind)())
     expected = logits(model, images)
     error = logits(int8, images) - expected

@@ -150,3 +150,29 @@ def test_global_tokens_do_not_attend_to_padding():
     assert bias.shape == (2, 2, 2 + 16, 2 + 16)
     assert (bias[:, 0, :2, 2:][~inside[:, None].expand(-1, 2, -1)] == -100).all()
     assert (bias[:, 0, :2, 2:][inside[:, None].expand(-1, 2, -1)] == 0).all()
+
+
+@each(
+    ("num_global_tokens", "shifts_windows", "paddings"),
+    {
+        "plain": (0, True, (0, 1, 4, 9)),
+        "tokens": (2, False, (0, 1, 4, 9)),
+        "tokens in shifted windows": (2, True, (2, 6, 9)),  # those after a window of padding
+        "tokens in shifted windows, which fill the grid": (2, True, (0, 1, 2)),
+    },
+)
+@each("global_block", ["bare", "half", "transformer"])
+def test_the_amount_of_padding_does_not_reach_the_image(
+    num_global_tokens, shifts_windows, paddings, global_block
+):
+    options = {"shifts_windows": shifts_windows, "masks_padding": True, "global_block": global_block}
+    built = stage(depth=3, num_global_tokens=num_global_tokens, **options)
+    rows = 8 if min(paddings) else 6
+    image, found = torch.randn(1, rows, 4, 8), []
+    for padding in paddings:
+        features = torch.nn.functional.pad(image, (0, 0, 0, 0, 0, padding), value=7.0)
+        present = (torch.arange(rows + padding) < rows)[None, :, None].expand(1, -1, 4)
+        with torch.no_grad():
+            found.append(built(features, present)[:, :rows])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-4)

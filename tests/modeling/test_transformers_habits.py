@@ -8,13 +8,13 @@ import pickle
 import pytest
 import torch
 from cases import each
-from tiny import LABELS, SEGMENTERS, tiny_glam_swin, tiny_segdeformer
+from tiny import LABELS, SEGMENTERS, pixels_for, tiny_glam_swin, tiny_segdeformer
 from transformers import AutoModelForSemanticSegmentation
 
 from contextseg import GlamSwinConfig, GlamSwinForImageClassification, GlamSwinModel
 from contextseg.modeling.losses import segmentation_loss
 
-FAMILIES = ("glam_swin", "maformer", "cswin", "segdeformer")
+FAMILIES = ("glam_swin", "maformer", "cswin", "segdeformer", "glam_nnformer")
 
 
 def tiny_classifier():
@@ -28,7 +28,11 @@ each_model = each("build", MODELS)
 
 @torch.no_grad()
 def run(model, **options):
-    return model.eval()(torch.ones(1, 3, 20, 24), **options)
+    return model.eval()(ones_for(model), **options)
+
+
+def ones_for(model):
+    return torch.ones_like(pixels_for(model, 1, 3, 20, 24))
 
 
 @each_model
@@ -59,7 +63,7 @@ def test_return_dict_of_the_configuration_gives_tuples_unless_the_call_says_othe
 def test_a_model_in_half_precision_takes_images_in_full_precision(build):
     model = build().to(torch.bfloat16).eval()
     with torch.no_grad():
-        logits = model(torch.ones(1, 3, 20, 24, dtype=torch.bfloat16)).logits
+        logits = model(ones_for(model).bfloat16()).logits
     torch.testing.assert_close(run(model).logits, logits, rtol=0, atol=0)
 
 

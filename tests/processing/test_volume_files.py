@@ -148,6 +148,18 @@ def test_options_survive_saving(tmp_path):
     assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
 
 
+def test_pipelines_of_transformers_are_refused_in_one_sentence(tmp_path):
+    VolumeImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="^transformers' pipelines take no volumes. Call Inference"):
+        AutoImageProcessor.from_pretrained(tmp_path, _from_pipeline="image-segmentation", dtype="auto")
+
+
+def test_a_damaged_file_of_options_is_named(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="preprocessor_config.json of .* is damaged"):
+        VolumeImageProcessor.from_pretrained(tmp_path)
+
+
 @pytest.mark.skipif(not SCANS, reason=f"no {MISC}; set CONTEXTSEG_DATA")
 @pytest.mark.parametrize("folder", SCANS, ids=lambda path: path.name)
 def test_labels_of_a_scan_come_back_on_its_own_grid(tmp_path, folder):

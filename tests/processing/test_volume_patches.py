@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cases import each
 from torch.utils.data import Dataset
 
 from contextseg.processing.data.batches import SampleStream, training_loader
@@ -16,7 +17,12 @@ from contextseg.processing.data.volume_samples import TrainingPatches
 from contextseg.processing.failures import concerns_every_file
 from contextseg.processing.image_processing_volume import VolumeImageProcessor
 from contextseg.processing.volumes import prepared_volumes
-from contextseg.processing.volumes.patch_sampling import draw_start, foreground_places, read_box
+from contextseg.processing.volumes.patch_sampling import (
+    draw_start,
+    foreground_places,
+    is_chosen,
+    read_box,
+)
 from contextseg.processing.volumes.prepared_volumes import PreparedVolumes
 from contextseg.processing.volumes.volume_augmentation import VolumeAugmentation
 from contextseg.processing.volumes.volume_intensities import (
@@ -120,15 +126,26 @@ def test_a_small_volume_is_centered_between_padding():
     assert box.sum() == values.sum()
 
 
-def test_the_share_of_foreground_is_kept(tmp_path):
-    found = {}
-    for share in (0.0, 1.0):
-        samples = patches(tmp_path, foreground_share=share, augmentation=VolumeAugmentation.none())
-        centers = [samples[epoch, 0]["labels"][3, 4, 4].item() for epoch in range(40)]
-        corners = [samples[epoch, 0]["labels"][-1, -1, -1].item() == 2 for epoch in range(40)]
-        found[share] = sum(center == 1 or corner for center, corner in zip(centers, corners, strict=True))
-    assert found[1.0] == 40
-    assert found[0.0] < 40
+@each(("share", "chosen"), [(0.0, []), (0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (1.0, list(range(8)))])
+def test_the_share_of_foreground_is_spread_evenly_over_the_order_of_training(share, chosen, tmp_path):
+    samples = patches(tmp_path, foreground_share=share, crops=2, seed=3)
+    stream = SampleStream(len(samples), 4, seed=3, start=0, stop=2, crops=2)
+    keys = [key for batch in stream for key in batch]
+    assert [position for position, key in enumerate(keys) if samples.is_on_foreground(*key)] == chosen
+
+
+def test_a_third_of_many_patches_is_centered_on_foreground():
+    assert sum(is_chosen(position, 1 / 3) for position in range(3000)) == 1000
+
+
+def test_patches_on_foreground_show_it(tmp_path):
+    samples = patches(tmp_path, foreground_share=1.0, augmentation=VolumeAugmentation.none())
+    for epoch in range(40):
+        labels = samples[epoch, 0]["labels"]
+        assert labels[3, 4, 4] == 1 or labels[-1, -1, -1] == 2
+    elsewhere = patches(tmp_path, foreground_share=0.0, augmentation=VolumeAugmentation.none())
+    centers = [elsewhere[epoch, 0]["labels"][3, 4, 4].item() for epoch in range(40)]
+    assert 0 in centers
 
 
 def test_patches_depend_on_seed_epoch_and_index_alone(tmp_path):
@@ -163,7 +180,7 @@ def test_patches_do_not_depend_on_workers(tmp_path):
 
 def test_an_unreadable_volume_is_replaced_and_named(tmp_path):
     samples = patches(tmp_path, Cases(tmp_path, unreadable=(1,)))
-    samples.volumes.make()
+    assert samples.volumes.make() == ["case1 is cut off"]
     assert samples.volumes.missing() == [1]
     sample = samples[0, 1]
     assert sample["name"] == "case2"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
-from golden_cases import golden_cases
+from golden_cases import cases_of_kind
 
 from contextseg.processing.volumes.surface_distances import ndimage, surface_distances
 from contextseg.processing.volumes.volume_scores import VolumeScores
@@ -72,7 +72,7 @@ def test_distances_are_those_of_the_definition_for_any_number_of_axes(axes):
         np.testing.assert_allclose(distances, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("case", golden_cases("nnformer", "out.hd95"))
+@pytest.mark.parametrize("case", cases_of_kind("nnformer", "evaluation_metrics"))
 def test_rule_of_nnformer_is_that_of_its_evaluation(case):
     classes = [str(index) for index in range(case.description["constructor"]["classes"] + 1)]
     scores = VolumeScores(classes, surface_rule="nnformer")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import each
 from safetensors.torch import load_file
-from tiny import SEGMENTERS
+from tiny import SEGMENTERS, labels_for, pixels_for
 from tiny_runs import run_options
 
 from contextseg.modeling import decoder_upernet, upsampling
@@ -34,11 +34,12 @@ def test_the_switch_sets_what_pytorch_asks_for():
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-@each("name", ["glam_swin", "glam_swin_unet", "maformer", "segdeformer"])
+@each("name", ["glam_swin", "glam_swin_unet", "maformer", "segdeformer", "nnformer", "glam_swin_volumes"])
 def test_the_deterministic_model_is_the_same_model(name, monkeypatch):
     torch.manual_seed(0)
-    model, pixels = SEGMENTERS[name]().eval(), torch.randn(2, 3, 33, 47)
-    labels = torch.randint(2, (2, 33, 47))
+    model = SEGMENTERS[name]().eval()
+    pixels = pixels_for(model, 2, 3, 33, 47)
+    labels = labels_for(pixels)
     results = []
     for enabled in (False, True):
         for module in (upsampling, decoder_upernet):

@@ -58,6 +58,18 @@ LAYERS = {
         4,
         {"encoder.embeds.0": 0, "encoder.stages.1.1": 3, "encoder.embeds.2": 3},
     ),
+    "nnFormer": (
+        SEGMENTERS["glam_nnformer"],
+        4,
+        {
+            "encoder.embeds.0.steps.0.convolution": 0,
+            "encoder.embeds.0.convolution": 0,
+            "encoder.stages.0.blocks.1": 2,
+            "encoder.embeds.1": 2,
+            "encoder.stages.1.blocks.0": 3,
+        },
+    ),
+    "GLAM-Swin on volumes": (SEGMENTERS["glam_swin_volumes"], 4, {"encoder.merges.0": 2}),
     "SegFormer": (
         tiny_segformer,
         3,

@@ -102,6 +102,7 @@ def plain_loop(training):
             training.evaluations_since_best = 0 if is_best else training.evaluations_since_best + 1
             if is_best:
                 training.best = {"score": 1}
+            return stopping
 
         batches = ({"slope": torch.ones(1), "name": ["a"]} for _ in range(99))
         assert train_loop(training, batches, schedule, meter, StopSignal(), checkpoint=checkpoint)

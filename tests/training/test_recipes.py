@@ -29,6 +29,7 @@ from contextseg.training.recipes import (
 )
 from contextseg.training.records import read_json, write_json
 from contextseg.training.starting_points import configuration
+from contextseg.training.tasks import task_for
 
 # The first blocks of the paper's models, at few pixels: what a recipe builds, in a second.
 SMALL = {
@@ -235,6 +236,15 @@ def test_the_table_of_printed_rows_names_every_recipe_and_no_other():
     matches = {pattern: fnmatch.filter(recipe_names(), pattern) for pattern in named}
     assert [pattern for pattern, found in matches.items() if not found] == []
     assert {name for found in matches.values() for name in found} == set(recipe_names())
+
+
+@each("name", list(VOLUMES))
+def test_without_data_the_plan_of_a_recipe_is_its_network(name):
+    task = task_for(train_arguments({**with_recipe({"recipe": name})[0], "dry_run": True}))
+    crops, network = task.plan(noise := task.generated(4), None)
+    assert crops == f"crops: {task.arguments.crop_size} voxels, {4 if 'acdc' in name else 2} in a batch"
+    assert f"patches of {'x'.join(map(str, task.described.patch_size))} voxels" in network
+    assert not task.model_fields(noise).keys() & {"patch_size", "downsample_strides", "window_size"}
 
 
 def test_a_given_starting_point_takes_the_place_of_the_recipes():

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, S
 
 import contextseg
 from contextseg import GlamSwinConfig, SegmentationImageProcessor
-from contextseg.processing.data.batches import SampleStream, TrainingSamples, training_loader
+from contextseg.processing.data.batches import SampleStream, TrainingSamples, position_of, training_loader
 from contextseg.scripts.train import main
 from contextseg.training import loop
 from contextseg.training.checkpoints import CheckpointError, newest, write_folder
@@ -374,6 +374,11 @@ def test_several_crops_of_an_image_differ_and_are_spread_over_the_epoch():
     assert sorted(keys) == [(epoch, index) for epoch in range(6) for index in range(5)]
     assert sorted(keys[:15]) == [(epoch, index) for epoch in range(3) for index in range(5)]
     assert {epoch for epoch, _ in keys[:5]} != {0}
+
+
+def test_the_position_of_a_sample_follows_from_its_epoch_and_index():
+    stream = SampleStream(5, 1, seed=2, start=0, stop=1, crops=3)
+    assert [position_of(stream.key(p), 5, seed=2, crops=3) for p in range(40)] == list(range(40))
 
 
 def test_one_crop_per_image_is_the_plain_stream():

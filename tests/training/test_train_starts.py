@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     ResNetConfig,
     ResNetForImageClassification,
+    SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
     SwinModel,
@@ -27,7 +28,7 @@ from contextseg.modeling.backbone_building import build_encoder
 from contextseg.scripts import train
 from contextseg.training.models import SEGMENTER, ignore_index_field
 from contextseg.training.options import SegmentationArguments
-from contextseg.training.segmentation import SegmentationTask, counted_pixels
+from contextseg.training.segmentation import SegmentationTask, counted_pixels, warn_of_full_attention
 from contextseg.training.starting_points import build_model
 
 
@@ -214,3 +215,12 @@ def test_a_former_spelling_is_answered_with_the_new_one(spelling, capsys):
     with pytest.raises(SystemExit):
         train.main([spelling, "somewhere"])
     assert f"no option {spelling}: it is --init-from now." in capsys.readouterr().err
+
+
+def test_full_attention_of_segdeformer_on_large_crops_is_told(caplog):
+    for ratio, crop in ((1, (512, 512)), (4, (512, 512)), (1, (256, 256))):
+        warn_of_full_attention(tiny_segdeformer(reduction_ratio=ratio).config, crop)
+    warn_of_full_attention(SegformerConfig(), (512, 512))  # another decoder
+    (told,) = caplog.messages
+    assert "512x512" in told
+    assert "--set reduction_ratio=4" in told

@@ -113,7 +113,13 @@ def test_a_plan_that_is_given_again_stays_the_same():
 
 def test_a_crop_of_broken_cells_is_refused_with_the_nearest_one():
     with pytest.raises(ValueError, match="--crop-size 60x128x128 .* 16x32x32 voxels.* such as 64x128x128"):
-        planned("abdominal CT", crop_size=(60, 128, 128), patch_size=(2, 4, 4), strides=((2, 2, 2),) * 3)
+        planned("abdominal CT", crop_size=(60, 128, 128))
+
+
+def test_a_network_that_is_given_pads_crops_of_broken_cells():
+    acdc = {"patch_size": (1, 4, 4), "strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2))}
+    plan = planned("cardiac MRI", crop_size=(14, 160, 160), **acdc)
+    assert plan.grids() == [(14, 40, 40), (14, 20, 20), (7, 10, 10), (4, 5, 5)]
 
 
 def test_a_plan_is_told_in_three_lines():
@@ -122,4 +128,5 @@ def test_a_plan_is_told_in_three_lines():
         "spacing: 3x0.76x0.76 mm, slices along z; a typical volume then has 148x512x512"
     )
     assert crops == "crops: 64x128x128 voxels, 2 in a batch"
+    assert "patches of 2x4x4 voxels; strides 2x2x2, 2x2x2, 2x2x2; grids" in network
     assert "grids 32x32x32, 16x16x16, 8x8x8, 4x4x4; windows 4x4x4, 4x4x4, 8x8x8, 4x4x4" in network
