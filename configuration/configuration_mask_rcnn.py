@@ -46,6 +46,8 @@ class MaskRcnnConfig(WithBackbone, CheckedConfig):
         `TimmBackboneConfig(backbone=NAME)` for timm; or a dictionary with `model_type` and fields. The
         anchors suit a finest feature map of stride 4.
     use_cascade: Whether to use the three stages of heads of `cascade_mask_rcnn` instead of one.
+    cascade_box_loss: Loss of the boxes of a cascade: "smooth_l1" as in torchvision, or "giou" with the weight 10
+        as in mmdetection's configurations of Swin.
     drop_path_rate: Stochastic depth rate; replaces that of the backbone's configuration if not None.
     detector_options: Numeric arguments of torchvision's `MaskRCNN`, such as {"box_detections_per_img": 300}.
     """
@@ -70,6 +72,7 @@ class MaskRcnnConfig(WithBackbone, CheckedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     use_cascade: bool = False
+    cascade_box_loss: str = "smooth_l1"
     drop_path_rate: float | int | None = None
     detector_options: dict | None = None
 
@@ -90,6 +93,10 @@ class MaskRcnnConfig(WithBackbone, CheckedConfig):
         self.detector_options = dict(self.detector_options or {})
         reject_unknown_options("detector_options", self.detector_options, DETECTOR_OPTIONS)
         super().__post_init__(**kwargs)
+
+    def validate_box_loss(self) -> None:
+        if self.cascade_box_loss not in ("smooth_l1", "giou"):
+            raise ValueError(f"cascade_box_loss is '{self.cascade_box_loss}'. Use 'smooth_l1' or 'giou'.")
 
     @property
     def trained_backbone_config(self) -> PreTrainedConfig:

@@ -3,8 +3,8 @@
 Three stages of heads refine the boxes of the previous stage with an increasing IoU threshold for positive
 samples. As in Table 6 of the MAFormer paper, each stage has a box head of four convolutions with batch norm
 and one linear layer, class-specific boxes, and a mask head; the IoU thresholds are 0.5, 0.6 and 0.7, the loss
-weights 1, 0.5 and 0.25. The box loss is torchvision's smooth L1; other toolboxes also train such models with
-GIoU.
+weights 1, 0.5 and 0.25. The box loss is torchvision's smooth L1, or GIoU as in mmdetection's configurations of
+Swin, which such papers follow.
 
 Legend: B batch, h, w height and width of a feature map, N boxes per image, R boxes of all images, K classes
 including background.
@@ -23,14 +23,15 @@ from torchvision.models.detection.roi_heads import (
     maskrcnn_inference,
     maskrcnn_loss,
 )
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from ..configuration.checked_config import reject_unknown_options
+from ..configuration.checked_config import choose, reject_unknown_options
 from .detection import OPTIONS, PYRAMID_CHANNELS, mask_rcnn
 
 OVERLAPS = (0.5, 0.6, 0.7)  # IoU with an object from which on a proposal is positive
 BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 LOSS_WEIGHTS = (1.0, 0.5, 0.25)
+GIOU_WEIGHT = 10.0  # mmdetection's
 SET_BY_STAGE = {
     *("box_head", "box_predictor", "mask_head", "mask_predictor"),
     *("box_fg_iou_thresh", "box_bg_iou_thresh", "bbox_reg_weights"),
@@ -62,12 +63,32 @@ def refine(
     return [clip_boxes_to_image(moved, size) for moved, size in zip(per_image, sizes, strict=True)]
 
 
-class CascadeHeads(nn.Module):
-    """Three of torchvision's `RoIHeads` in sequence, with the interface of one."""
+def generalized_iou(
+    stage: RoIHeads,
+    offsets: Tensor,
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    offset_targets: list[Tensor],
+) -> Tensor:
+    """Offsets (R, 4 * K), and per image boxes (N, 4), labels (N,) and offsets of the objects (N, 4) -> scalar.
 
-    def __init__(self, stages: Sequence[RoIHeads]) -> None:
+    The sum of 1 - GIoU of the positive boxes, over the number of all boxes.
+    """
+    label = torch.cat(labels)
+    positive = (label > 0).nonzero()[:, 0]
+    found = offsets.unflatten(1, (-1, 4))[positive, label[positive]]
+    start, wanted = torch.cat(boxes)[positive], torch.cat(offset_targets)[positive]
+    moved, objects = (stage.box_coder.decode_single(part, start) for part in (found, wanted))
+    return GIOU_WEIGHT * generalized_box_iou_loss(moved, objects, reduction="sum") / label.numel()
+
+
+class CascadeHeads(nn.Module):
+    """Three of torchvision's `RoIHeads` in sequence, with the interface of one, and "smooth_l1" or "giou" for boxes."""
+
+    def __init__(self, stages: Sequence[RoIHeads], box_loss: str = "smooth_l1") -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.uses_giou = choose("box loss", box_loss, {"smooth_l1": False, "giou": True})
 
     def forward(
         self,
@@ -93,8 +114,12 @@ class CascadeHeads(nn.Module):
         for stage, weight in zip(self.stages, LOSS_WEIGHTS, strict=True):
             boxes, matched, labels, offset_targets = stage.select_training_samples(boxes, targets)
             logits, offsets = predict_boxes(stage, features, boxes, sizes)
+            of_classes, of_boxes = fastrcnn_loss(logits, offsets, labels, offset_targets)
+            if self.uses_giou:
+                of_boxes = generalized_iou(stage, offsets, boxes, labels, offset_targets)
             losses = (
-                *fastrcnn_loss(logits, offsets, labels, offset_targets),
+                of_classes,
+                of_boxes,
                 self.mask_loss(stage, features, boxes, sizes, targets, (matched, labels)),
             )
             total = {name: total[name] + weight * loss for name, loss in zip(total, losses, strict=True)}
@@ -142,7 +167,9 @@ class CascadeHeads(nn.Module):
         return named
 
 
-def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> MaskRCNN:
+def cascade_mask_rcnn(
+    backbone: nn.Module, num_labels: int, box_loss: str = "smooth_l1", **options: Any
+) -> MaskRCNN:
     """Builds Cascade Mask R-CNN on a backbone, with the interface of `mask_rcnn`.
 
     The recipe `maformer_small_cascade_mask_rcnn_3x_coco` of `contextseg-train`, and those for other sizes,
@@ -151,6 +178,7 @@ def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> M
     Args:
         backbone: As for `mask_rcnn`.
         num_labels: Number of object classes without background.
+        box_loss: Loss of the boxes: "smooth_l1" of their offsets, or "giou" with mmdetection's weight of 10.
         **options: Arguments of torchvision's `MaskRCNN`, except those that each stage sets itself: heads,
             predictors, IoU thresholds of the boxes and `bbox_reg_weights`.
 
@@ -158,7 +186,7 @@ def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> M
         The detector, with randomly initialized heads.
 
     Raises:
-        ValueError: If `num_labels` is below 1 or there is no such option.
+        ValueError: If `num_labels` is below 1, or there is no such option or loss.
     """
     reject_unknown_options("cascade_mask_rcnn", options, OPTIONS - SET_BY_STAGE)
     side = options["box_roi_pool"].output_size[0] if "box_roi_pool" in options else 7
@@ -179,7 +207,7 @@ def cascade_mask_rcnn(backbone: nn.Module, num_labels: int, **options: Any) -> M
             )
         )
     model = stages[0]
-    model.roi_heads = CascadeHeads([stage.roi_heads for stage in stages])
+    model.roi_heads = CascadeHeads([stage.roi_heads for stage in stages], box_loss)
     return model
 
 

@@ -81,7 +81,9 @@ class MaskRcnnForObjectDetection(ContextsegPreTrainedModel):
 
     def __init__(self, config: MaskRcnnConfig) -> None:
         super().__init__(config)
-        build = cascade_mask_rcnn if config.use_cascade else mask_rcnn
+        build = mask_rcnn
+        if config.use_cascade:
+            build = partial(cascade_mask_rcnn, box_loss=config.cascade_box_loss)
         backbone = build_backbone(config.trained_backbone_config, config.used_flat_maps)
         detector = build(backbone, config.num_labels, **config.detector_options)
         self.backbone = backbone

@@ -26,6 +26,7 @@ import contextseg
 
 # "name: text" or "name, other: text" in a docstring, at the margin or below "Args:"
 ENTRY = re.compile(r"^( {0,4})([a-z]\w*(?:, [a-z]\w*)*): (.+)$")
+PARAMETERS = "parameters-in-millions"
 SCORES = ("mIoU", "top-1", "AP-box", "AP-mask")
 
 
@@ -79,11 +80,12 @@ class RecipeTable(Generated):
     """The recipes, with what the paper prints."""
 
     def lines(self) -> Iterator[str]:
-        yield "| recipe | data | printed in | printed score |\n|---|---|---|---|"
+        yield "| recipe | data | printed in | printed score | printed parameters |\n|---|---|---|---|---|"
         for path in sorted((ROOT / "scripts" / "recipes").glob("*.yaml")):
             paper = yaml.safe_load(path.read_text(encoding="utf-8"))["paper"]
             scores = ", ".join(f"{name} {paper[name]}" for name in SCORES if name in paper)
-            yield f"| `{path.stem}` | {paper['data']} | {paper['source']} | {scores} |"
+            parameters = f"{paper[PARAMETERS]} M" if PARAMETERS in paper else ""
+            yield f"| `{path.stem}` | {paper['data']} | {paper['source']} | {scores} | {parameters} |"
 
 
 def definition(term: str, text: str) -> str:

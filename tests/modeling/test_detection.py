@@ -16,9 +16,12 @@ from contextseg import (
     GlamSwinConfig,
     MaformerBackbone,
     MaformerConfig,
+    MaskRcnnConfig,
+    MaskRcnnForObjectDetection,
     cascade_mask_rcnn,
     mask_rcnn,
 )
+from contextseg.modeling.detection_cascade import generalized_iou
 
 UNUSED_BACKGROUND = (
     4 * 1025 + 257
@@ -315,6 +318,40 @@ def test_stages_of_a_cascade_count_a_whole_a_half_and_a_quarter():
         set_predictor(stage, [0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0])
     losses = model(*batch(1))
     assert losses["loss_classifier"].item() == pytest.approx(1.75 * math.log(3))
+
+
+def test_the_giou_loss_of_a_cascade_is_that_of_the_decoded_boxes():
+    (stage, *_) = tiny_detector(cascade_mask_rcnn, box_loss="giou").roi_heads.stages
+    boxes, labels = [torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])], [torch.tensor([DISK, 0])]
+    targets = stage.box_coder.encode([torch.tensor([[0.0, 0, 20, 10], [0, 0, 1, 1]])], boxes)
+    offsets = torch.zeros(2, 3 * 4, requires_grad=True)
+    loss = generalized_iou(stage, offsets, boxes, labels, targets)
+    loss.backward()
+    assert loss.item() == pytest.approx(
+        10 * (1 - 0.5) / 2
+    )  # of two boxes one is positive and covers half its object
+    moved = offsets.grad.unflatten(1, (3, 4)).abs().sum(2) > 0
+    assert moved.tolist() == [[False, False, True], [False] * 3]
+    offsets = targets[0].repeat(1, 3)
+    assert generalized_iou(stage, offsets, boxes, labels, targets).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_cascade_trains_with_the_box_loss_that_it_names():
+    losses = []
+    for box_loss in ("smooth_l1", "giou"):
+        torch.manual_seed(0)
+        losses.append(tiny_detector(cascade_mask_rcnn, box_loss=box_loss)(*batch(1)))
+    assert losses[0]["loss_box_reg"] != losses[1]["loss_box_reg"]
+    assert losses[0]["loss_mask"] == losses[1]["loss_mask"]
+    with pytest.raises(ValueError, match="no box loss 'iou', did you mean 'giou'"):
+        tiny_detector(cascade_mask_rcnn, box_loss="iou")
+    with pytest.raises(ValueError, match="cascade_box_loss is 'iou'. Use 'smooth_l1' or 'giou'"):
+        MaskRcnnConfig(cascade_box_loss="iou")
+    with torch.device("meta"):
+        of_config = MaskRcnnForObjectDetection(
+            MaskRcnnConfig.preset("nano", use_cascade=True, cascade_box_loss="giou")
+        )
+    assert of_config.roi_heads.uses_giou
 
 
 def test_stages_of_a_cascade_demand_more_and_more_overlap():

@@ -1,3 +1,4 @@
+import fnmatch
 import json
 import re
 from itertools import pairwise
@@ -227,6 +228,14 @@ def test_recipes_of_volumes_train_as_nnformers_authors_do(name):
         int("glam" in name),
         "2021" if "glam" in name or "2021" in name else "2022",
     )
+
+
+def test_the_table_of_printed_rows_names_every_recipe_and_no_other():
+    page = (FOLDER.parents[1] / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z0-9_*]+)`", page.split("## Which printed rows")[1].split("## All")[0]))
+    matches = {pattern: fnmatch.filter(recipe_names(), pattern) for pattern in named}
+    assert [pattern for pattern, found in matches.items() if not found] == []
+    assert {name for found in matches.values() for name in found} == set(recipe_names())
 
 
 @each("name", list(VOLUMES))

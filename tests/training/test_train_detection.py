@@ -160,19 +160,21 @@ def test_wrong_options_are_explained(data, changes, message, capsys):
 DETECTION = [name for name in recipe_names() if name.endswith("_coco")]
 
 
-def test_every_printed_row_of_maformer_has_its_recipe():
+def test_every_printed_row_of_maformer_and_its_baseline_has_its_recipe():
     printed = {
-        "small": (47.0, 42.7, 52.6, 45.7),
-        "base": (49.6, 44.6, 54.4, 46.8),
-        "large": (50.7, 45.4, 54.7, 47.3),
+        "maformer_small": (47.0, 42.7, 52.6, 45.7),
+        "maformer_base": (49.6, 44.6, 54.4, 46.8),
+        "maformer_large": (50.7, 45.4, 54.7, 47.3),
+        "cswin_tiny": (46.7, 42.2, 52.5, 45.3),
+        "cswin_small": (47.9, 43.2, 53.7, 46.4),
+        "cswin_base": (48.7, 43.9, 53.9, 46.4),
     }
-    for size, scores in printed.items():
+    for encoder, scores in printed.items():
         papers = [
-            read_recipe(f"maformer_{size}_{rest}_coco").paper
-            for rest in ("mask_rcnn_1x", "cascade_mask_rcnn_3x")
+            read_recipe(f"{encoder}_{rest}_coco").paper for rest in ("mask_rcnn_1x", "cascade_mask_rcnn_3x")
         ]
         assert [paper[f"AP-{kind}"] for paper in papers for kind in ("box", "mask")] == list(scores)
-    assert len(DETECTION) == 6
+    assert len(DETECTION) == 2 * len(printed)
 
 
 @each("name", [*DETECTION])
