@@ -18,7 +18,9 @@ class OptimizationOptions:
     accumulation: int = option(1, "forward passes whose gradients are accumulated for one optimizer step")
     optimizer: Literal["adamw", "sgd"] = option("adamw", "AdamW, or SGD with Nesterov momentum")
     momentum: float = option(0.99, "momentum of SGD")
-    learning_rate: float = option(6e-5, "peak learning rate")
+    learning_rate: float | None = option(
+        None, "peak learning rate (default: 6e-5; volumes without --init-from: 1e-3)"
+    )
     head_lr_factor: float = option(1.0, "factor of the learning rate for all weights outside the backbone")
     lr_factor: list[str] = option(
         [],

@@ -152,9 +152,9 @@ def check_not_empty(option: str, value: Any) -> None:
 
 
 def check_order(options: Any, lower: str, upper: str) -> None:
-    """Raises ValueError if the value of the option `lower` is larger than that of `upper`."""
+    """Raises ValueError if the value of the option `lower` is larger than that of `upper`, if it has one."""
     least, most = getattr(options, lower), getattr(options, upper)
-    if least > most:
+    if most is not None and least > most:
         names = [f"--{name.replace('_', '-')}" for name in (lower, upper)]
         raise ValueError(f"{names[0]} {least} is larger than {names[1]} {most}. Give a smaller one.")
 

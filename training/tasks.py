@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .models import ModelKind
+from .option_values import check_order
 from .volumetric import trains_on_volumes
 
 if TYPE_CHECKING:
@@ -54,8 +55,16 @@ class Task(ABC):
         self.arguments = arguments
         if arguments.batch_size is None and self.batch_size:
             arguments.batch_size = self.batch_size
+        if arguments.learning_rate is None:
+            arguments.learning_rate = self.usual_learning_rate(arguments)
+            check_order(arguments, "min_learning_rate", "learning_rate")
         self.skips_unreadable = arguments.unreadable == "skip"
         self.pictures: ValidationPictures | None = None  # of the latest evaluation, if the task makes some
+
+    @classmethod
+    def usual_learning_rate(cls, arguments: "TrainArguments") -> float:  # noqa: ARG003 - tasks differ
+        """Returns the peak learning rate without --learning-rate: that of the papers for pretrained weights."""
+        return 6e-5
 
     @abstractmethod
     def open(self, split: str) -> Dataset:

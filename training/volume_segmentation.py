@@ -56,6 +56,10 @@ class VolumeSegmentationTask(Task):
     )
     picture_file = "slices.png"
 
+    @classmethod
+    def usual_learning_rate(cls, arguments: Any) -> float:
+        return super().usual_learning_rate(arguments) if arguments.init_from else 1e-3
+
     def __init__(self, arguments: Any) -> None:
         super().__init__(arguments)
         check_for_volumes(arguments)

@@ -258,7 +258,7 @@ WRONG = {
     "no choice": {"schedule": "linear"},
     "a number for text": {"train": 3},
     "in the wrong order": {"min_scale": 3.0},
-    "more than the peak": {"min_learning_rate": 1.0},
+    "more than the peak": {"min_learning_rate": 1.0, "learning_rate": 0.1},
     "both": {"steps": 3, "epochs": 2},
     "empty": {"base_size": ""},
     "empty in a list": {"freeze": ["backbone", ""]},

@@ -9,8 +9,10 @@ from contextseg.training.loss_fields import check_loss_is_ours, loss_fields
 from contextseg.training.optim import learning_rate_factor
 from contextseg.training.option_texts import spacing, volume_size, window_sides
 from contextseg.training.options import SegmentationArguments
+from contextseg.training.segmentation import SegmentationTask
 from contextseg.training.setup import new_optimizer, new_schedule
 from contextseg.training.volume_options import check_for_images, check_for_volumes
+from contextseg.training.volume_segmentation import VolumeSegmentationTask
 from contextseg.training.volumetric import trains_on_volumes
 
 
@@ -78,6 +80,32 @@ def test_options_of_volumes_are_refused_for_images(name):
 def test_default_options_are_for_both():
     check_for_images(SegmentationArguments())
     check_for_volumes(SegmentationArguments())
+
+
+RATES = {
+    "images": ({"preset": "nano"}, 6e-5),
+    "volumes": ({"model": "nnformer", "preset": "nano"}, 1e-3),
+    "given": ({"model": "nnformer", "preset": "nano", "learning_rate": 0.01}, 0.01),
+}
+
+
+@each("name", list(RATES))
+def test_the_learning_rate_follows_from_what_is_trained(name):
+    options, expected = RATES[name]
+    arguments = SegmentationArguments(train="train", **options)
+    task = VolumeSegmentationTask if "model" in options else SegmentationTask
+    task(arguments)
+    assert arguments.learning_rate == expected
+
+
+def test_weights_to_start_from_keep_the_rate_of_fine_tuning():
+    arguments = SegmentationArguments(init_from="runs/volumes")
+    assert VolumeSegmentationTask.usual_learning_rate(arguments) == 6e-5
+
+
+def test_the_lowest_rate_is_at_most_the_usual_one():
+    with pytest.raises(ValueError, match="--min-learning-rate 0.001 is larger than --learning-rate 6e-05"):
+        SegmentationTask(SegmentationArguments(min_learning_rate=1e-3))
 
 
 class OneLayer(torch.nn.Linear):
