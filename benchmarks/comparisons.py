@@ -153,7 +153,7 @@ def segdeformer_head(is_small: bool, neck: str = "conv", reduction_ratio: int = 
     """The decoder and the classifier of SegDeformer-B2 for ADE20K."""
     width = 16 if is_small else DECODER_WIDTH
     config = PreTrainedConfig(attn_implementation="sdpa")
-    mining = ContextMining(neck, reduction_ratio)
+    mining = ContextMining(neck, reduction_ratio=reduction_ratio)
     decoder = SegDeformerDecoder(config, MIT_B2_CHANNELS, width, NUM_LABELS, mining, dropout=0.0)
     return SegmentationHead(decoder, width)
 
