@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 from command_parsers import commands, parse, parser_of
 from PIL import Image
+from tiny import tiny_nnformer
 from tiny_runs import write_data
 from torch.distributed.run import get_args_parser
 from transformers import (
@@ -31,7 +32,14 @@ from transformers import (
 )
 
 import contextseg
-from contextseg import GlamSwinConfig, GlamSwinForSemanticSegmentation, SegmentationImageProcessor
+from contextseg import (
+    GlamSwinConfig,
+    GlamSwinForSemanticSegmentation,
+    SegmentationImageProcessor,
+    VolumeImageProcessor,
+    write_label_volume,
+)
+from contextseg.processing.volumes.volume_geometry import VolumeGeometry
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -81,6 +89,10 @@ def workplace(tmp_path_factory):
         folder / "runs/streets/best"
     )
     SegmentationImageProcessor().save_pretrained(folder / "runs/streets/best")
+    tiny_nnformer(num_channels=1).save_pretrained(folder / "runs/hippocampus/best")
+    VolumeImageProcessor().save_pretrained(folder / "runs/hippocampus/best")
+    grid = VolumeGeometry((16, 12, 6), np.diag([-1.0, 1.0, 3.0, 1.0]))
+    write_label_volume(folder / "case.nii.gz", np.arange(6 * 12 * 16).reshape(6, 12, 16), grid)
     for name in ("photo.jpg", "aerial.tif"):
         Image.new("RGB", (84, 60), "gray").save(folder / name)
     swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])

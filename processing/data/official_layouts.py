@@ -19,7 +19,7 @@ from pathlib import Path
 from ..image_files import subfolders
 from . import official_classes
 from .class_table import ClassTable, class_table
-from .pairing import Pair, Pairing, contents, files_by_name, listed
+from .pairing import Pair, Pairing, contents, files_by_name, listed, volumes_for_images
 from .volume_layouts import is_volume_folder
 
 
@@ -223,9 +223,7 @@ def check_place(folder: Path) -> None:
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         return
     if is_volume_folder(folder):
-        raise ValueError(
-            f"'{folder}' holds volumes, but images are needed. Use a model for volumes, such as nnformer."
-        )
+        raise ValueError(volumes_for_images(folder))
     inside = subfolders(folder) if folder.is_dir() else []
     for root in (*folder.absolute().parents[:3], *inside):
         if layout := find_layout(root):

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..image_files import image_files, same_name, subfolders
+from ..image_files import files_below, image_files, same_name, subfolders
 from ..image_reading import Source
 from ..label_maps import EQUAL_CHANNELS, NO_LABEL
 from ..mask_reading import read_mask
 from ..plain_text import one_line
+from ..volumes.volume_opening import is_volume_file
 from .class_table import FILE_NAME, example
 
 MASKS_TO_GUESS_FROM = 20
@@ -58,6 +59,8 @@ def pair_files(folder: Path) -> Pairing:
         raise ValueError(missing_folders(folder))
     images, masks = (files_by_name(folder / part) for part in ("images", "masks"))
     names = sorted(images.keys() & masks.keys())
+    if not images and files_below(folder / "images", is_volume_file):
+        raise ValueError(volumes_for_images(folder))
     if not names:
         raise ValueError(
             f"'{folder}' has no pairs: images/ holds {len(images)} images ({listed(sorted(images.values()))}) and "
@@ -127,10 +130,20 @@ def missing_folders(folder: Path) -> str:
         return f"'{folder}' is one level too deep. Give '{folder.parent}', which holds images/ and masks/."
     if (folder / "annotations.json").is_file():
         return f"'{folder}' has no masks/, but annotations.json: it is for detection. Add --task detection."
+    if any(is_volume_file(path) for path in folder.iterdir()):
+        return (
+            f"'{folder}' holds volumes, but not in the folders images/ and labels/: {contents(folder)}. Move them there, each "
+            "label under the name of its image."
+        )
     return (
         f"'{folder}' must have a folder images/ and a folder masks/ with files of equal names; it holds "
         f"{contents(folder)}. Rename or move the existing files."
     )
+
+
+def volumes_for_images(folder: Path) -> str:
+    """Says that the files of a folder are volumes, where images are needed."""
+    return f"'{folder}' holds volumes, but images are needed. Use a model for volumes, such as nnformer."
 
 
 def folders_of_pairs(folder: Path) -> list[Path]:

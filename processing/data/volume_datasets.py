@@ -118,7 +118,10 @@ class VolumeData(Dataset):
                 mask[slices] = self.decoder.decode(rows).reshape(mask[slices].shape)
         except ValueError as error:
             unknown = {key: n for key, n in count_ids(stored).items() if key not in self.decoder.ids}
-            shown = [f"{key} ({number} voxels)" for key, number in Counter(unknown).most_common()]
+            shown = [
+                f"{key} ({counted(number, 'voxel', 'voxels')})"
+                for key, number in Counter(unknown).most_common()
+            ]
             raise ValueError(
                 f"the label of '{self.name(index)}' has {unknown_ids(shown, self.origin)}"
             ) from error

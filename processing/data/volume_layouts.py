@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..image_files import image_files
+from ..plain_text import counted
 from .class_file import read_json
 from .class_table import FILE_NAME as CLASSES_FILE
 from .class_table import find_class_table
@@ -110,6 +112,11 @@ def find_volume_folder(root: Path, split: Split | None) -> tuple[VolumeFolder, S
         root, split = root / split.name, None
     if not is_root(root):
         held = f"it holds {contents(root)}" if root.is_dir() else "there is no such folder"
+        if root.is_dir() and (pictures := image_files(root, on_error=lambda _: None)):
+            raise ValueError(
+                f"'{root}' has no volumes but {counted(len(pictures), 'image', 'images')}, such as {pictures[0].name}. Use a "
+                "model of images, such as glam_swin, or give a folder of NIfTI files."
+            )
         raise ValueError(
             f"'{root}' has no volumes: {held}. Give a folder with imagesTr/ and labelsTr/, or images/ and labels/."
         )

@@ -238,7 +238,10 @@ def conclude(report: VolumeReport) -> None:
         )
     if report.unknown_ids:
         ids = sorted(report.unknown_ids, key=lambda key: -report.stored_ids[key])
-        shown = [f"{k} ({report.stored_ids[k]} voxels, first in '{report.unknown_ids[k]}')" for k in ids]
+        shown = [
+            f"{k} ({counted(report.stored_ids[k], 'voxel', 'voxels')}, first in '{report.unknown_ids[k]}')"
+            for k in ids
+        ]
         report.problems.append(f"the labels contain {unknown_ids(shown, report.origin)}")
     if report.constant:
         channels = [f"{name} ({_channels(report, of)})" for name, of in report.constant.items()]

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ..atomic_write import atomic_write
 from .volume_geometry import VolumeGeometry
@@ -28,18 +29,25 @@ def mask_type(mask: np.ndarray) -> np.dtype:
     raise ValueError(f"the mask has ids from {low} to {high}, but NIfTI viewers open ids of at most 32 bits.")
 
 
-def write_label_volume(path: str | os.PathLike, mask: np.ndarray, geometry: VolumeGeometry) -> None:
+def write_label_volume(path: str | os.PathLike, mask: np.ndarray | Tensor, geometry: VolumeGeometry) -> None:
     """Writes a mask as NIfTI on the grid of a file; the file is complete or absent.
 
     Args:
         path: The file, ending in .nii or .nii.gz. Its folder must exist.
-        mask: (D, H, W) ids in canonical orientation.
-        geometry: That of the volume which was segmented.
+        mask: (D, H, W) ids in canonical orientation, such as the result of `Inference`.
+        geometry: That of the `Volume` which was segmented.
 
     Raises:
-        ValueError: If the mask has another size, ids of more than 32 bits, or the name another ending.
+        ValueError: If the mask has another size, ids of more than 32 bits, the name another ending, or there is no
+            geometry, because the volume was an array.
         ImportError: Without nibabel.
     """
+    if geometry is None:
+        raise ValueError(
+            f"'{path}' needs a geometry, which volumes of arrays do not have. Pass that of the file that the mask belongs to, "
+            "or save the array with numpy."
+        )
+    mask = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
     write_map_volume(path, mask.astype(mask_type(mask), copy=False), geometry)
 
 

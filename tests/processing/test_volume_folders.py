@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import each
 
+from contextseg.processing.data.datasets import open_data
 from contextseg.processing.data.volume_datasets import is_volume_folder, open_volume_data
 from contextseg.processing.data.volume_folders import VolumeCase
 from contextseg.processing.data.volume_report import VolumeReport, check_volumes, range_text
@@ -190,7 +191,7 @@ def grid_faults():
         "spacing": (good, {"spacing": (1, 1, 3)}, "b.nii.gz"),
         "shape": (good[..., :3], {}, "b.nii.gz"),
         "half": (half, {}, "0.5"),
-        "unknown": (unknown.astype(np.uint8), {}, "77 (1 voxels, first in 'b')"),
+        "unknown": (unknown.astype(np.uint8), {}, "77 (1 voxel, first in 'b')"),
     }
 
 
@@ -278,6 +279,24 @@ def test_labels_may_be_missing_and_images_may_not(tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="has no volumes"):
         open_volume_data(root)
+
+
+@each("labels", ["labels", "masks"])
+def test_volumes_are_not_taken_for_images(tmp_path, labels):
+    save(tmp_path / "images/a.nii.gz", image())
+    save(tmp_path / labels / "a.nii.gz", organs().astype(np.uint8))
+    with pytest.raises(ValueError, match="holds volumes, but images are needed"):
+        open_data(tmp_path)
+
+
+def test_images_and_volumes_outside_of_their_folders_are_named(tmp_path):
+    save(tmp_path / "scan.nii.gz", image())
+    with pytest.raises(ValueError, match="not in the folders images/ and labels/: scan.nii.gz"):
+        open_data(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/p.png").touch()
+    with pytest.raises(ValueError, match=r"no volumes but 1 image, such as p.png\. Use a model of images"):
+        open_volume_data(tmp_path)
 
 
 @pytest.mark.parametrize("without", [("b",), ("a", "b")])

@@ -13,6 +13,8 @@ from contextseg.processing.inference import Inference
 from contextseg.processing.prediction_files import find_jobs
 from contextseg.processing.volumes.volume_jobs import find_volume_jobs
 from contextseg.processing.volumes.volume_prediction import VolumePredictor, stored_ids
+from contextseg.processing.volumes.volume_reading import read_label_volume, read_volume
+from contextseg.processing.volumes.volume_writing import write_label_volume
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -157,3 +159,17 @@ def test_stored_ids_are_those_of_the_label_map_in_the_smallest_type():
 def test_a_processor_of_images_is_refused():
     with pytest.raises(ValueError, match="is for images"):
         VolumePredictor(Thresholds(), SimpleNamespace(), Inference())
+
+
+def test_masks_of_inference_are_written_as_they_are(tmp_path):
+    written(tmp_path / "x.nii.gz")
+    volume = read_volume(tmp_path / "x.nii.gz")
+    mask = Inference()(Thresholds(), Cropping(), volume)
+    write_label_volume(tmp_path / "mask.nii.gz", mask, volume.geometry)
+    np.testing.assert_array_equal(read_label_volume(tmp_path / "mask.nii.gz", volume), mask.numpy())
+
+
+def test_a_mask_of_an_array_has_no_grid_to_be_written_on(tmp_path):
+    volume = read_volume(np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match="needs a geometry, which volumes of arrays do not have"):
+        write_label_volume(tmp_path / "mask.nii.gz", volume.values[0], volume.geometry)
