@@ -228,10 +228,10 @@ def likely_sizes(encoder: nn.Module) -> Iterator[tuple[int, int]]:
     yield from sizes
 
 
-def run(encoder: nn.Module, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """The feature maps of one all-zero image (1, C, H, W)."""
+def run(encoder: nn.Module, size: tuple[int, int], images: int = 1) -> tuple[Tensor, ...]:
+    """The feature maps of all-zero images (B, C, H, W), by default of one."""
     device = next(encoder.parameters()).device
-    image = torch.zeros(1, getattr(encoder.config, "num_channels", 3), *size, device=device)
+    image = torch.zeros(images, getattr(encoder.config, "num_channels", 3), *size, device=device)
     return as_maps(encoder(image).feature_maps, size)
 
 
@@ -289,16 +289,20 @@ def needed_multiple(encoder: nn.Module, strides: Sequence[int], channels_last: b
 
 
 def needed_minimum(encoder: nn.Module, strides: Sequence[int], multiple: int) -> int:
-    """The smallest side for training on one image: batch norm and pooling need enough values."""
+    """The smallest side for training on one image: batch norm and pooling need enough values.
+
+    Encoders with batch norm on globally pooled features, such as ResNeSt, can only train on two images or more.
+    """
     largest = max(strides)
     encoder.train()
-    for factor in range(1, 17):
-        side = (factor * largest + multiple - 1) // multiple * multiple
-        try:
-            run(encoder, (side, side))
-        except REFUSALS:
-            continue
-        return side
+    for images in (1, 2):
+        for factor in range(1, 17):
+            side = (factor * largest + multiple - 1) // multiple * multiple
+            try:
+                run(encoder, (side, side), images)
+            except REFUSALS:
+                continue
+            return side
     return 16 * largest
 
 

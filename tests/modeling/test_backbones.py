@@ -298,6 +298,14 @@ def test_an_unknown_timm_model_is_answered_with_a_close_name():
         build_backbone(TimmBackboneConfig(backbone="resnet81"))
 
 
+@pytest.mark.slow
+def test_an_encoder_that_trains_on_two_images_only_needs_no_large_ones():
+    resnest = build_backbone(timm("resnest14d")).train()
+    assert resnest.facts.minimum <= 64
+    maps = resnest(torch.randn(2, 3, 33, 45)).feature_maps
+    assert [tuple(feature_map.shape[2:]) for feature_map in maps] == [(9, 12), (5, 6), (3, 3), (2, 2)]
+
+
 @each("config", {"pvt": PvtConfig(), "bert": BertConfig()})
 def test_a_configuration_without_a_backbone_is_answered_with_those_that_have_one(config):
     with pytest.raises(
