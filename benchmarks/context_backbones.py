@@ -29,6 +29,7 @@ from ..processing.data.scenes import AMBIGUOUS, CLASSES, FLAGS
 from ..training.records import environment
 from .context_networks import (
     FLAG_WEIGHT,
+    OTHER_ENCODERS,
     Places,
     SceneBatch,
     Task,
@@ -39,7 +40,6 @@ from .context_networks import (
     score,
     trained,
 )
-from .context_task import OTHER_ENCODERS as TITLE
 
 DIMS, HEADS, TOKENS, INITIAL_STD = (32, 64), (2, 4), 10, 0.15
 NEST = "nest_of_the_context_task"
@@ -190,7 +190,7 @@ def table_row(backbone: str, num_tokens: int, model: nn.Module, results: list[tu
 def write_rows(backbone: str, rows: list[str], task: Task, output: Path, command: str) -> None:
     """Replaces the rows of this encoder in the last section of the page."""
     page = output.read_text(encoding="utf-8") if output.exists() else ""
-    before, _, section = page.partition(TITLE)
+    before, _, section = page.partition(OTHER_ENCODERS)
     kept = [
         line
         for line in section.splitlines()
@@ -203,7 +203,9 @@ def write_rows(backbone: str, rows: list[str], task: Task, output: Path, command
     hardware = environment()["hardware"]["processor"]
     text = SECTION.format(command=command, today=date.today(), machine=hardware, **vars(task))
     lines = [head, rule, *sorted(kept + rows, key=lambda row: list(BACKBONES).index(row[2:].split(",")[0]))]
-    output.write_text(f"{before.rstrip()}\n{TITLE}\n{text}\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    output.write_text(
+        f"{before.rstrip()}\n{OTHER_ENCODERS}\n{text}\n" + "\n".join(lines) + "\n", encoding="utf-8"
+    )
 
 
 SECTION = """`{command}`, once for each encoder; the last run {today}, one thread of {machine}.

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from ..configuration.checked_config import choose
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ core."""
 # Global tokens per window, whether G-MSA connects them, and the side of the windows in patches. Windows of
 # 12 x 12 cover the whole coarser stage: a control in which plain Swin-Unet sees the flag.
 NETWORKS = ((0, True, 2), (10, False, 2), (1, True, 2), (5, True, 2), (10, True, 2), (0, True, 12))
-OTHER_ENCODERS = "\n## In encoders of transformers and timm\n"  # the last section of the page
 
 
 @dataclass
@@ -85,6 +83,7 @@ def compare(arguments: ContextArguments, command: str) -> None:
         **{name: getattr(arguments, name) for name in Task.__dataclass_fields__ if name != "edges"},
     )
     if arguments.backbone is not None:
+        from ..configuration.checked_config import choose
         from .context_backbones import BACKBONES, compare_backbone
 
         choose("encoder", arguments.backbone, BACKBONES)
@@ -114,7 +113,7 @@ def bin_edges(arguments: ContextArguments) -> tuple[int, ...]:
 
 def write_page(arguments: ContextArguments, command: str, results: "list[Result]", task: "Task") -> None:
     from ..training.records import environment
-    from .context_networks import Network, bin_names, place
+    from .context_networks import OTHER_ENCODERS, Network, bin_names, place
 
     output = Path(arguments.output)
     images = output.parent / "images"
