@@ -25,6 +25,7 @@ from .receptive_field import axis_view, reach, sees_box
 OTHER_ENCODERS = "\n## In encoders of transformers and timm\n"  # the last section of the page
 WARMUP_STEPS, WEIGHT_DECAY, CLIP_NORM = 100, 0.01, 1.0
 SHOWN = 2  # scenes in the figure
+OTHER_ENCODERS = "\n## In encoders of transformers and timm\n"  # the last section of the page
 FLAG_WEIGHT = 10  # loss weight of the flag classes, which are 1 % of the pixels
 
 

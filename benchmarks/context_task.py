@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from ..configuration.checked_config import choose
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
 
 if TYPE_CHECKING:
@@ -84,6 +83,7 @@ def compare(arguments: ContextArguments, command: str) -> None:
         **{name: getattr(arguments, name) for name in Task.__dataclass_fields__ if name != "edges"},
     )
     if arguments.backbone is not None:
+        from ..configuration.checked_config import choose
         from .context_backbones import BACKBONES, compare_backbone
 
         choose("encoder", arguments.backbone, BACKBONES)

@@ -200,7 +200,9 @@ def other_channels(config_class: type[PreTrainedConfig], name: Any, options: Map
         return None
     hub = {option: options[option] for option in HUB_OPTIONS & options.keys()}
     content = config_class.get_config_dict(name, **hub)[0]
-    stored = (content.get("backbone_config") or content).get("num_channels", 3)
+    while content.get("backbone_config"):  # that of GLAM has one of its own
+        content = content["backbone_config"]
+    stored = content.get("num_channels", 3)
     return stored if stored != wanted else None
 
 

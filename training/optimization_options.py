@@ -5,6 +5,8 @@ from typing import Literal
 
 from .command_line import option
 
+LEARNING_RATE = 6e-5  # that of the papers for pretrained weights
+
 
 @dataclass(kw_only=True)
 class OptimizationOptions:

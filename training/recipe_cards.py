@@ -14,6 +14,7 @@ from ..hub.card_sections import about_start, table
 from ..hub.papers import PAPERS, READINGS
 from ..processing.data.official_layouts import LAYOUTS
 from . import setup
+from .optimization_options import LEARNING_RATE
 from .options import TrainArguments, train_arguments
 from .origin import public_model
 from .recipes import Recipe, read_recipe, with_recipe
@@ -190,7 +191,7 @@ def settings_table(arguments: TrainArguments, paper: Mapping[str, Any]) -> str:
         ],
         [
             "learning rate",
-            f"{arguments.learning_rate:g}{factor}; {shape_of(arguments)}, {warmup} of warm-up",
+            f"{arguments.learning_rate or LEARNING_RATE:g}{factor}; {shape_of(arguments)}, {warmup} of warm-up",
         ],
         ["weight decay", f"{arguments.weight_decay:g} of {DECAYED[arguments.weight_decay_of]}"],
     ]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .models import ModelKind
+from .optimization_options import LEARNING_RATE
 from .option_values import check_order
 from .volumetric import trains_on_volumes
 
@@ -63,8 +64,8 @@ class Task(ABC):
 
     @classmethod
     def usual_learning_rate(cls, arguments: "TrainArguments") -> float:  # noqa: ARG003 - tasks differ
-        """Returns the peak learning rate without --learning-rate: that of the papers for pretrained weights."""
-        return 6e-5
+        """Returns the peak learning rate without --learning-rate."""
+        return LEARNING_RATE
 
     @abstractmethod
     def open(self, split: str) -> Dataset:

@@ -137,7 +137,7 @@ def test_without_tokens_a_far_pixel_has_no_gradient_and_with_them_it_has(name):
         config = GlamConfig(backbone_config=HOSTS[name](), num_global_tokens=tokens)
         pixels = images(1).requires_grad_()
         GlamBackbone(config).eval()(pixels).feature_maps[0][0, 0, 0, 0].backward()
-        seen.append(pixels.grad[..., 24:40, 24:40].abs().max().item())  # windows wrap around the border
+        seen.append(pixels.grad[..., 34:46, 34:46].abs().max().item())  # windows wrap around the border
     assert seen[0] == 0 < seen[1]
 
 

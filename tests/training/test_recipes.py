@@ -18,6 +18,7 @@ from contextseg.modeling.modeling_maformer import (
 from contextseg.scripts.train import main
 from contextseg.training.models import SEGMENTER, describe, describe_with_data
 from contextseg.training.optim import learning_rate_factor
+from contextseg.training.optimization_options import LEARNING_RATE
 from contextseg.training.option_texts import parse_overrides
 from contextseg.training.options import train_arguments, train_parser
 from contextseg.training.recipes import (
@@ -165,7 +166,8 @@ def test_every_segmentation_recipe_takes_the_papers_steps_batch_and_rate(name):
     assert arguments.batch_size * arguments.accumulation == images
     rates = {"maformer": 2e-4, "semantic": 1e-4} if "semantic_fpn" in name else {}
     rate = rates.get(name.partition("_")[0])
-    assert (arguments.steps, arguments.learning_rate) == ((80000, rate) if rate else (160000, 6e-5))
+    found = arguments.learning_rate or LEARNING_RATE
+    assert (arguments.steps, found) == ((80000, rate) if rate else (160000, 6e-5))
     assert arguments.schedule == ("cosine" if rate == 2e-4 else "poly")
     assert (arguments.weight_decay, arguments.weight_decay_of) == (1e-4 if rate else 0.01, "all-but-norms")
     assert arguments.head_lr_factor == (10 if name.startswith(("segdeformer", "segformer")) else 1)
