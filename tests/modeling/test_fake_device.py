@@ -35,7 +35,7 @@ from contextseg.modeling.modeling_mask_rcnn import detection_outputs, padded
 ALL_TERMS = "cross_entropy+dice+focal+lovasz+boundary"
 SEGDEFORMER = {"external_tokens": "momentum", "internal_mlp": True, "neck": "segformer", "reduction_ratio": 2}
 BUILT_ON_FAKE = [
-    name for name in OF_IMAGES if name != "glam_swinv2"
+    name for name in SEGMENTERS if name != "glam_swinv2"
 ]  # Swin V2 reads values while it is built
 # Besides the tiny ones, options that run other code.
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
