@@ -75,7 +75,8 @@ def find_volume_jobs(
     """Finds the volumes to segment.
 
     Args:
-        volumes: Files, and folders that are searched for NIfTI files.
+        volumes: Files, and folders that are searched for NIfTI files. The file of the first channel stands for those
+            of all channels beside it.
         output: The output folder; volumes inside it are not segmented.
         num_channels: Channels of the model.
         on_error: Called with the error of each folder that cannot be listed. By default, it is raised.
@@ -97,7 +98,10 @@ def find_volume_jobs(
                 )
             same[index] = file
     grouped = {key: files for key, files in cases.items() if 0 in files}
-    jobs = {files[0]: tuple(files.get(index) for index in range(num_channels)) for files in grouped.values()}
+    jobs = {
+        files[0]: tuple(files.get(index) or beside(files[0], index) for index in range(num_channels))
+        for files in grouped.values()
+    }
     rest = {file for files in grouped.values() for file in files.values()} - set(jobs)
     names = {
         file: name.with_name(channel_of(file, num_channels)[0] if file in jobs else volume_name(file))
@@ -116,6 +120,13 @@ def find_volume_jobs(
 def is_found(name: str) -> bool:
     """Whether a file of a folder is a volume; of a pair of .hdr and .img, the first is."""
     return is_volume_file(name) and not name.lower().endswith(".img") and not is_left_out(name)
+
+
+def beside(first: Path, index: int) -> Path | None:
+    """The file of another channel in the folder of the first one, with the same ending; None if there is none."""
+    name = volume_name(first)
+    path = first.with_name(f"{CHANNEL.fullmatch(name)[1]}_{index:04d}{first.name[len(name) :]}")
+    return path if path.is_file() else None
 
 
 def channel_of(file: Path, num_channels: int) -> tuple[str, int] | None:

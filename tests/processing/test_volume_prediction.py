@@ -108,6 +108,13 @@ def test_masks_of_nnunet_folders_are_named_after_the_case(tmp_path):
     assert set(jobs_of(tmp_path, "imagesTs/x_0000.nii.gz")) == {"imagesTs/x.nii.gz"}
 
 
+def test_the_first_channel_stands_for_those_beside_it(tmp_path):
+    names = ["x_0000.nii.gz", "x_0001.nii.gz"]
+    jobs_of(tmp_path, *names, channels=2)
+    (job,) = find_volume_jobs([str(tmp_path / names[0])], str(tmp_path / "out"), 2)
+    assert (job.name, job.what_to_read()) == ("x.nii.gz", [tmp_path / name for name in names])
+
+
 def test_a_missing_channel_is_named(tmp_path):
     jobs_of(tmp_path, "x_0000.nii.gz", "x_0002.nii.gz", channels=3)
     (job,) = find_volume_jobs([str(tmp_path)], str(tmp_path / "out"), 3)
