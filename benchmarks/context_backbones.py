@@ -207,10 +207,12 @@ def write_rows(backbone: str, rows: list[str], task: Task, output: Path, command
 
 SECTION = """`{command}`, once for each encoder; the last run {today}, one thread of {machine}.
 
-The same task on images of {size} x {size}, for `GlamConfig` over small encoders of other libraries (two stages of strides 4 and 8 with 32 and
-64 channels, windows of 2 x 2; NesT's are 4 x 4 and 4 x 4 patches) under Semantic FPN. Twins' sub-sampled attention, MaxViT's grid attention and
-its squeeze-and-excitation, which see the whole image, are taken out: what remains are windows, local convolutions, and global tokens.
-"Seen" is the share of pixels on which the logits of the top left corner depend: for all others, the gradient is exactly zero
-(shifted windows wrap around the border, where masks leave 1e-44). Columns are pixels from the flag: IoU of snow and ice in %, at most 33.3 for a network that cannot see the flag, and in parentheses the
-share of predictions that change when only the flag is repainted. {scenes} scenes, {steps} steps of {batch_size}, {scored} scored scenes.
+The same task on images of {size} x {size}, for `GlamConfig` over small encoders of other libraries (two stages of strides 4 and 8, 1 and 3
+blocks, 32 and 64 channels, windows of 2 x 2; NesT's are 6 x 6) under Semantic FPN. Twins' sub-sampled attention, MaxViT's grid attention and its
+squeeze-and-excitation, which see the whole image, are taken out: what remains are windows, local convolutions, and global tokens.
+
+"Seen" is the share of pixels on which the logits of the top left corner depend: for all others, the gradient is exactly zero (shifted windows
+wrap around the border, where masks leave 1e-44). The columns are pixels from the flag: IoU of snow and ice in %, at most 33.3 for a network that
+cannot see the flag, and in parentheses the share of predictions that change when only the flag is repainted, in %. {scenes} scenes, {steps} steps
+of {batch_size}, {scored} scored scenes, each with both flags; one seed or the mean of several.
 """
