@@ -192,7 +192,7 @@ def segformer(is_small: bool, reduction_ratio: int) -> Pair:
     theirs = SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=NUM_LABELS))
     ours = SegDeformerForSemanticSegmentation(
         SegDeformerConfig(
-            backbone_config=SegformerConfig(**sizes, out_indices=[1, 2, 3, 4]),
+            backbone_config=SegformerConfig(**sizes),
             decoder_hidden_size=theirs.config.decoder_hidden_size,
             reduction_ratio=reduction_ratio,
             num_labels=NUM_LABELS,

@@ -187,6 +187,7 @@ ADAPTED: dict[str, Callable[[PreTrainedConfig], nn.Module]] = {
 }
 
 __all__ = [
+    "BackboneOfTimm",
     "MitEncoder",
     "as_maps",
     "adapted_config",

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, TimmBackboneConfig
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
-from .backbone_building import adapted_config, as_maps, build_encoder, build_timm, encoder_name
+from .backbone_building import (
+    BackboneOfTimm,
+    adapted_config,
+    as_maps,
+    build_encoder,
+    build_timm,
+    encoder_name,
+)
 
 Built = TypeVar("Built")
 # What encoders raise for an image size that they do not accept, or on the meta device.
@@ -213,18 +220,16 @@ def buffer_shapes(encoder: nn.Module) -> dict[str, torch.Size]:
 def likely_sizes(encoder: nn.Module) -> Iterator[tuple[int, int]]:
     """Candidate image sizes: common ones, which are multiples of most strides, and the encoder's own.
 
-    Its own comes first for timm models that declare it the only one: CrossViT resizes all others to it.
+    Its own comes first for timm models whose strides do not divide the common one: CrossViT resizes images to its own.
     """
-    own = getattr(encoder.config, "image_size", None)
-    timm_model = getattr(encoder, "_backbone", None)
-    settings = getattr(timm_model, "pretrained_cfg", None) or {}
-    if timm_model is not None:
-        own = settings.get("input_size", [None])[1:]
-    own = (getattr(encoder.config, "model_kwargs", None) or {}).get("img_size", own)  # of timm
     sizes = [(side, side) for side in USUAL_SIDES]
+    own, own_first = getattr(encoder.config, "image_size", None), False
+    if isinstance(encoder, BackboneOfTimm):
+        own = (getattr(encoder._backbone, "pretrained_cfg", None) or {}).get("input_size", [None])[1:]
+        own = (getattr(encoder.config, "model_kwargs", None) or {}).get("img_size", own)
+        own_first = any(USUAL_SIDES[0] % stride for stride in encoder.usable_strides().values())
     if own:
-        own = tuple(own) if isinstance(own, list | tuple) else (own, own)
-        sizes.insert(0 if settings.get("fixed_input_size") else 1, own)
+        sizes.insert(0 if own_first else 1, tuple(own) if isinstance(own, list | tuple) else (own, own))
     yield from sizes
 
 
@@ -250,17 +255,19 @@ def strides_of(maps: Sequence[Tensor], size: tuple[int, int], channels_last: boo
     """Stride of each feature map. Raises ValueError unless it is an integer, the same along both axes."""
     strides = []
     for feature_map in maps:
-        found = {None}
-        if feature_map.dim() == 4:
-            cells = map_size(feature_map, channels_last)
-            found = {
-                side // count if side % count == 0 else None for side, count in zip(size, cells, strict=True)
-            }
+        given = f"an image of {size[0]}x{size[1]} gives features of shape {tuple(feature_map.shape)}"
+        if feature_map.dim() != 4:
+            raise ValueError(
+                f"{given}; decoders need feature maps (B, C, h, w). If the configuration has reshape_hidden_states, set it to "
+                "True; else use another encoder."
+            )
+        cells = map_size(feature_map, channels_last)
+        found = {
+            side // count if side % count == 0 else None for side, count in zip(size, cells, strict=True)
+        }
         if len(found) > 1 or None in found:
             raise ValueError(
-                f"an image of {size[0]}x{size[1]} gives features of shape {tuple(feature_map.shape)}; decoders need feature "
-                "maps (B, C, h, w) with the same integer stride along both axes. Use other out_indices or another encoder; "
-                "if the configuration has reshape_hidden_states, set it to True."
+                f"{given}; decoders need the same integer stride along both axes. Use another encoder or other out_indices."
             )
         strides += found
     return tuple(strides)

@@ -299,6 +299,12 @@ def test_an_unknown_timm_model_is_answered_with_a_close_name():
 
 
 @pytest.mark.slow
+def test_strides_are_measured_where_they_divide_the_image():
+    # At its own size of 224 pixels, the last feature map has 4 x 4 cells, as if its stride were 56.
+    assert build_backbone(timm("efficientvit_m0")).strides == (16, 32, 64)
+
+
+@pytest.mark.slow
 def test_an_encoder_that_trains_on_two_images_only_needs_no_large_ones():
     resnest = build_backbone(timm("resnest14d")).train()
     assert resnest.facts.minimum <= 64
