@@ -3,7 +3,7 @@
     python -m contextseg.benchmarks.volume_speed
 
 Both run in turn in one process; times are medians, memory is what the forward pass keeps for the backward pass. MONAI
-is needed. `benchmarks/volumes.md` says what is known so far.
+is needed. `benchmarks/volumes.md` tells the results.
 """
 
 import statistics
