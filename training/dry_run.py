@@ -55,7 +55,7 @@ def plan(arguments: "TrainArguments", recipe: Recipe | None) -> int:
     UnreadableImages(skip=task.skips_unreadable).check(tried)
     trial = try_batch(model, tried)
     print(f"{describe(model)}, {counted(len(data.classes), 'class', 'classes')}")
-    print(data_line(tried, num_images))
+    print(data_line(tried, num_images, task.sample))
     print(schedule_line(arguments, schedule, num_images, accelerator.num_processes))
     print(optimizer_line(optimizer))
     print(f"forward pass: {trial.multiply_adds / trial.samples / GIGABYTE:.4g} G multiply-adds per sample")
@@ -102,9 +102,9 @@ def try_batch(model: nn.Module, batch: dict[str, Any]) -> Trial:
     )
 
 
-def data_line(batch: dict[str, Any], num_images: int) -> str:
+def data_line(batch: dict[str, Any], num_images: int, sample: str) -> str:
     shapes = [f"{name} {tuple(value.shape)}" for name, value in batch.items() if torch.is_tensor(value)]
-    count = f"{num_images} images" if num_images else "size unknown without --train"
+    count = f"{num_images} {sample}s" if num_images else "size unknown without --train"
     return f"data: {count}; a batch of {COUNTS[len(batch['name'])]} has {', '.join(shapes)}"
 
 

@@ -115,7 +115,7 @@ class RunFolder:
     def evaluate(self, meter: Meter) -> bool:
         """Scores the model and prints one line; returns whether it is the best so far."""
         training, started = self.training, time.perf_counter()
-        images = progress(self.images, desc="evaluating", unit="image", disable=meter.bar.disable)
+        images = progress(self.images, desc="evaluating", unit=self.task.sample, disable=meter.bar.disable)
         # A compiled model would be recompiled for every image size.
         with (
             training.published_weights(),

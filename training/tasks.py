@@ -41,6 +41,7 @@ class Task(ABC):
 
     models: ClassVar[ModelKind]
     data_example: ClassVar[str]  # an example of --train, for messages
+    sample: ClassVar[str] = "image"  # what the data has many of, for messages
     best_by: ClassVar[str]  # the score that selects best/; higher is better
     best_by_name: ClassVar[str]  # its name in plots
     class_score: ClassVar[str]  # the score in `per_class` to show for every class

@@ -47,6 +47,7 @@ class VolumeSegmentationTask(Task):
 
     models = SEGMENTER
     data_example = "a folder of nnU-Net, such as Dataset004_Hippocampus, or one with images/ and labels/"
+    sample = "volume"
     best_by, best_by_name, class_score = "mean_dice", "Dice", "dice"
     logged = ("mean_dice",)
     batch_size, trial_samples = None, 1
