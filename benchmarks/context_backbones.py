@@ -213,6 +213,6 @@ squeeze-and-excitation, which see the whole image, are taken out: what remains a
 
 "Seen" is the share of pixels on which the logits of the top left corner depend: for all others, the gradient is exactly zero (shifted windows
 wrap around the border, where masks leave 1e-44). The columns are pixels from the flag: IoU of snow and ice in %, at most 33.3 for a network that
-cannot see the flag, and in parentheses the share of predictions that change when only the flag is repainted, in %. {scenes} scenes, {steps} steps
-of {batch_size}, {scored} scored scenes, each with both flags; one seed or the mean of several.
+cannot see the flag, and in parentheses the share of predictions that change when only the flag is repainted, in %. {scenes} scenes, 300 steps
+of {batch_size} (900 in Twins, where a single block exchanges tokens), {scored} scored scenes, each with both flags; one seed or the mean of several.
 """
