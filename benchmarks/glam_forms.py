@@ -27,11 +27,8 @@ DESCRIPTION = (
 )
 SETTINGS = ("size", "scenes", "steps", "batch_size", "learning_rate", "weights_std")
 EDGES = (0, 16, 32)  # distances in pixels at which the columns of the table begin
-SOLVED, WATCHED, WATCH_STEPS = (
-    0.9,
-    20,
-    50,
-)  # share that follows the flag; scenes and steps of the learning curve
+SOLVED = 0.9  # share of far white pixels that follow the flag
+WATCHED, WATCH_STEPS = 20, 50  # scenes of the learning curve, and steps between its points
 
 
 class Cell(NamedTuple):
@@ -143,8 +140,8 @@ def tables(results: list[dict]) -> str:
     parts = []
     for setting in sorted({tuple(one[name] for name in SETTINGS) for one in results}):
         runs = [one for one in results if tuple(one[name] for name in SETTINGS) == setting]
-        words = ", ".join(f"{name} {value:g}" for name, value in zip(SETTINGS, setting, strict=True))
-        parts.append(f"{words.replace('_', ' ')}\n\n{table(runs)}")
+        words = ", ".join(f"`{name}` {value:g}" for name, value in zip(SETTINGS, setting, strict=True))
+        parts.append(f"{words}:\n\n{table(runs)}")
     return "\n\n".join(parts)
 
 
@@ -157,15 +154,16 @@ def table(results: list[dict]) -> str:
         f"IoU {far}, %",
         f"IoU below {EDGES[1]}, %",
     ]
-    lines = [f"| path | positions | initial tokens | {' | '.join(columns)} |"]
-    lines.append("|---" * (len(columns) + 3) + "|")
+    lines = [f"| path | positions | initial tokens | seeds | {' | '.join(columns)} |"]
+    lines.append("|---" * (len(columns) + 4) + "|")
     for name, cell in CELLS.items():
         runs = sorted((one for one in results if one["form"] == name), key=lambda one: one["seed"])
         if runs:
+            seeds = ", ".join(str(one["seed"]) for one in runs)
             values = [" / ".join(solved_at(one["curve"]) for one in runs)]
             values += [percents([one[key][-1] for one in runs]) for key in ("follows", "iou")]
             values.append(percents([one["iou"][0] for one in runs]))
-            lines.append(f"| {' | '.join(map(str, cell))} | {' | '.join(values)} |")
+            lines.append(f"| {' | '.join(map(str, cell))} | {seeds} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
