@@ -4,7 +4,7 @@ Legend: N scenes, S side of a scene in pixels, C channels.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -112,8 +112,15 @@ def train(network: Network, images: SceneBatch, task: "Task", seed: int) -> nn.M
     return trained(model, images, task, seed, task.steps_of(network))
 
 
-def trained(model: nn.Module, images: SceneBatch, task: "Task", seed: int, steps: int) -> nn.Module:
-    """Trains a model in place, as `train`; returns it in evaluation mode."""
+def trained(
+    model: nn.Module,
+    images: SceneBatch,
+    task: "Task",
+    seed: int,
+    steps: int,
+    after_step: Callable[[int], None] = lambda _: None,
+) -> nn.Module:
+    """Trains a model in place, as `train`, and calls `after_step` with 1, 2, ...; returns it in evaluation mode."""
     model.train()
     groups = parameter_groups(model, learning_rate=task.learning_rate, weight_decay=WEIGHT_DECAY)
     optimizer = torch.optim.AdamW(groups)
@@ -127,6 +134,7 @@ def trained(model: nn.Module, images: SceneBatch, task: "Task", seed: int, steps
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
+        after_step(step + 1)
     return model.eval()
 
 
