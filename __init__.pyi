@@ -9,6 +9,7 @@ from .configuration.configuration_mask_rcnn import MaskRcnnConfig as MaskRcnnCon
 from .configuration.configuration_nnformer import NnFormerConfig as NnFormerConfig
 from .configuration.configuration_relay import RelayConfig as RelayConfig
 from .configuration.configuration_segdeformer import SegDeformerConfig as SegDeformerConfig
+from .hub.onnx_export import export_onnx as export_onnx
 from .modeling.detection import mask_rcnn as mask_rcnn
 from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
 from .modeling.explanations import global_attention_maps as global_attention_maps

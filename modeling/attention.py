@@ -79,7 +79,11 @@ def attend(
     attended, probabilities = kernel(
         module, query, key, value, attention_mask=bias, scaling=module.head_dim**-0.5, dropout=0.0
     )
-    return attended[..., :width], probabilities
+    attended = attended[..., :width]
+    if torch.compiler.is_exporting():
+        # Kernels differ in their layout of memory, and a view in the program would demand that of one of them.
+        attended = attended.clone(memory_format=torch.contiguous_format)
+    return attended, probabilities
 
 
 def padded_width(tokens: Tensor) -> Tensor:

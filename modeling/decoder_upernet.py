@@ -35,7 +35,8 @@ class PyramidConvNormAct(nn.Module):
 
 def averaged(feature_map: Tensor, bins: int) -> Tensor:
     """(B, C, h, w) -> (B, C, bins, bins): adaptive average pooling, deterministic if PyTorch is told so."""
-    if not needs_matrices(feature_map):
+    # In a program for any size, the cells of each bin are not known.
+    if not needs_matrices(feature_map) and not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(feature_map, bins)
     matrices = (averaging_matrix(side, bins, feature_map.device) for side in feature_map.shape[2:])
     return resampled(feature_map, *matrices)
