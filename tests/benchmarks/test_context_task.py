@@ -211,11 +211,8 @@ NONE_AND_BOTH = (
 )  # no tokens; ten without, and with, global attention
 
 
-@pytest.mark.parametrize(
-    "networks",
-    [NONE_AND_BOTH, pytest.param(context_task.NETWORKS, marks=pytest.mark.slow)],
-    ids=["three", "all"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("networks", [NONE_AND_BOTH, context_task.NETWORKS], ids=["three", "all"])
 def test_a_quick_run_writes_the_page_with_a_row_for_each_network_and_its_images(
     networks, tmp_path, monkeypatch
 ):

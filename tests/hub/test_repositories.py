@@ -120,6 +120,7 @@ def test_what_the_model_does_not_use_stays_at_home(repositories):
         "glam_swin": ["UperNetDecoder"],
         "glam_swin_fpn": ["SemanticFpnDecoder"],
         "glam_swin_unet": ["UnetDecoder"],
+        "glam_swinv2": ["SemanticFpnDecoder"],
         "maformer": ["SemanticFpnDecoder"],
         "maformer_unet": ["UnetDecoder"],
         "cswin": ["UperNetDecoder"],

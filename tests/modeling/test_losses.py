@@ -386,6 +386,7 @@ def test_one_compiled_graph_serves_all_image_sizes():
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     Version(torch.__version__) < Version("2.9"), reason="opcheck of torch 2.8 goes twice through one graph"
 )

@@ -131,7 +131,7 @@ def test_the_loss_falls_on_an_easy_set(name, checkpoints, data, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize("name", slow_but(MODELS | FOREIGN_SEGMENTERS, "glam_swin"))
+@pytest.mark.parametrize("name", slow_but(MODELS | FOREIGN_SEGMENTERS))
 def test_accumulated_batches_are_averaged(name, checkpoints, data, tmp_path):
     """Of a loss that is a mean, transformers would take the sum for models that do not say so."""
     run = {"learning_rate": 0, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1, "max_steps": 1}
@@ -246,6 +246,7 @@ def memory_of_evaluation(tmp_path, images, **changes):
     return model.held[-1] - model.held[0]
 
 
+@pytest.mark.slow
 def test_memory_of_evaluation_does_not_grow_with_the_images(tmp_path):
     """200 images x 150 classes. What Trainer keeps without `batch_eval_metrics` is the control."""
     a_map = 48 * 48 * (8 + 4)  # bytes of labels and prediction

@@ -129,6 +129,7 @@ def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_far_above_chance(digits, tmp_path):
     """Chance is 0.1; the whole of nano comes to more than 0.9 in a minute."""
     plain = [
