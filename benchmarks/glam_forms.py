@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
+from .results_file import read_results, run_missing
 
 if TYPE_CHECKING:
     from .context_networks import Task
@@ -75,24 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_results(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def run_all(arguments: FormArguments) -> Iterator[dict]:
-    """Runs what the file of results lacks, adds each result to it and yields it."""
-    results = Path(arguments.results)
     settings = {name: getattr(arguments, name) for name in SETTINGS}
-    known = [one for one in read_results(results) if settings.items() <= one.items()]
-    done = {(one["form"], one["seed"]) for one in known}
     names = arguments.forms.split("|") if arguments.forms else list(CELLS)
-    for seed in map(int, arguments.seeds.split(",")):
-        for name in names:
-            if (name, seed) not in done:
-                result = {"form": name, "seed": seed, **run(name, seed, arguments), **settings}
-                with results.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                yield result
+    return run_missing(
+        Path(arguments.results),
+        names,
+        arguments.seeds,
+        lambda name, seed: run(name, seed, arguments),
+        settings,
+    )
 
 
 def run(name: str, seed: int, arguments: FormArguments) -> dict:
@@ -157,7 +150,7 @@ def table(results: list[dict]) -> str:
     lines = [f"| path | positions | initial tokens | seeds | {' | '.join(columns)} |"]
     lines.append("|---" * (len(columns) + 4) + "|")
     for name, cell in CELLS.items():
-        runs = sorted((one for one in results if one["form"] == name), key=lambda one: one["seed"])
+        runs = sorted((one for one in results if one["network"] == name), key=lambda one: one["seed"])
         if runs:
             seeds = ", ".join(str(one["seed"]) for one in runs)
             values = [" / ".join(solved_at(one["curve"]) for one in runs)]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
+from .results_file import read_results, run_missing
 
 if TYPE_CHECKING:
     import torch
@@ -102,10 +103,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_results(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def read_cases(folder: Path) -> list[Case]:
     from ..processing.data.volume_datasets import open_volume_data
     from ..processing.image_processing_volume import VolumeImageProcessor
@@ -119,18 +116,15 @@ def read_cases(folder: Path) -> list[Case]:
 
 
 def run_all(arguments: HippocampusArguments) -> Iterator[dict]:
-    """Runs what the file of results lacks, adds each result to it and yields it."""
-    results, folder = Path(arguments.results), Path(arguments.data)
-    done = {(one["network"], one["seed"]) for one in read_results(results)}
+    folder = Path(arguments.data)
     names = arguments.networks.split("|") if arguments.networks else [*network_options(), UNET]
     train, val = read_cases(folder / "train"), read_cases(folder / "val")
-    for seed in map(int, arguments.seeds.split(",")):
-        for name in names:
-            if (name, seed) not in done:
-                result = run(name, seed, arguments, train, val)
-                with results.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                yield result
+    return run_missing(
+        Path(arguments.results),
+        names,
+        arguments.seeds,
+        lambda name, seed: run(name, seed, arguments, train, val),
+    )
 
 
 def run(name: str, seed: int, arguments: HippocampusArguments, train: list[Case], val: list[Case]) -> dict:
@@ -143,8 +137,6 @@ def run(name: str, seed: int, arguments: HippocampusArguments, train: list[Case]
     fit(model, seed, arguments, train)
     seconds = time.process_time() - started
     return {
-        "network": name,
-        "seed": seed,
         **score(model.eval(), val),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": arguments.steps,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..training.command_line import CommandLine, CommandOptions, option, positional, short_errors
+from .results_file import read_results
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,10 +78,6 @@ def main(argv: list[str] | None = None) -> int:
         for result in run_all(arguments):
             print(json.dumps(result), flush=True)
     return 0
-
-
-def read_results(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def tables(file: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..training.command_line import CommandLine, CommandOptions, option, short_errors
+from .results_file import read_results, run_missing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,22 +137,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_results(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def run_all(arguments: VolumeFlagArguments) -> Iterator[dict]:
-    """Runs what the file of results lacks, adds each result to it and yields it."""
-    results = Path(arguments.results)
-    done = {(one["network"], one["seed"]) for one in read_results(results)}
     names = arguments.networks.split(",") if arguments.networks else list(network_options())
-    for seed in map(int, arguments.seeds.split(",")):
-        for name in names:
-            if (name, seed) not in done:
-                result = run(name, seed, arguments)
-                with results.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                yield result
+    return run_missing(
+        Path(arguments.results), names, arguments.seeds, lambda name, seed: run(name, seed, arguments)
+    )
 
 
 def run(name: str, seed: int, arguments: VolumeFlagArguments) -> dict:
@@ -163,8 +153,6 @@ def run(name: str, seed: int, arguments: VolumeFlagArguments) -> dict:
     started = time.process_time()
     train(model, seed, arguments)
     return {
-        "network": name,
-        "seed": seed,
         **score(model.eval(), arguments.scored),
         "reach": reach(model),
         "parameters": model.num_parameters(),
