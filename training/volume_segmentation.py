@@ -125,7 +125,7 @@ class VolumeSegmentationTask(Task):
         if isinstance(self.data, GeneratedVolumes):
             return self.data
         arguments = self.arguments
-        where = arguments.output or Path(gettempdir()) / "contextseg"
+        where = arguments.output or Path(gettempdir()) / "contextseg-dry-run"
         samples = TrainingPatches(
             self.data,
             processor,
