@@ -15,6 +15,7 @@ from ..modeling.explanations import find_block, find_stages, global_attention_ma
 from ..modeling.grad_cam import as_shares, class_activation, frozen, reached, run, score_of
 from ..processing.heat_pictures import heat_picture
 from ..processing.plain_text import one_line
+from ..training.models import channels_of
 from .segmenters import Segmented, Segmenter
 
 PROBE_SIDE = 64  # of the image with which stages are counted
@@ -69,13 +70,13 @@ def has_attention(model: nn.Module, stage: int) -> bool:
 def num_levels(segmenter: Segmenter) -> int:
     """The number of feature maps that Grad-CAM can explain; 0 for a model that does not return any."""
     model = segmenter.model
-    channels = len(segmenter.processor.image_mean)
-    probe = torch.zeros(1, channels, PROBE_SIDE, PROBE_SIDE, device=model.device, dtype=model.dtype)
+    black = np.zeros((PROBE_SIDE, PROBE_SIDE, channels_of(model.config)), dtype=np.uint8)
+    probe = segmenter.processor(black, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     try:
         with torch.inference_mode(mode=False), torch.enable_grad(), frozen(model):
             logits, passes = run(model, probe)
             return len(reached(passes, score_of(logits, 0, None)))
-    except ValueError:
+    except (ValueError, RuntimeError, AttributeError):  # of a model that is built in another way
         return 0
 
 

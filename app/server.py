@@ -51,7 +51,6 @@ def serve(arguments: AppArguments) -> None:
             pwa=False,
             ssr_mode=False,
             enable_monitoring=False,
-            run_history=False,
             footer_links=[],
             inline=False,
             quiet=True,
@@ -70,7 +69,7 @@ def serve(arguments: AppArguments) -> None:
 
 def prepare_gradio(folder: Path) -> None:
     """Settings that gradio reads when it is imported: it reports nothing, and keeps uploads in a folder that goes with us."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

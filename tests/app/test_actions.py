@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import each
 from PIL import Image
-from tiny import tiny_glam_swin, tiny_nnformer
+from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin, tiny_nnformer
 
 from contextseg import Inference, SegmentationImageProcessor
 from contextseg.app import segmenters
@@ -188,3 +188,19 @@ def test_the_page_is_served_at_a_free_port_of_this_machine_unless_told():
         *[False] * 2,
     ]
     assert [address(host) for host in ("127.0.0.1", "::", "::1")] == ["127.0.0.1", "localhost", "[::1]"]
+
+
+@pytest.mark.slow
+@each(
+    "name",
+    [name for name in [*SEGMENTERS, *FOREIGN_SEGMENTERS] if "nnformer" not in name and "volumes" not in name],
+)
+def test_every_stage_that_is_offered_of_any_model_can_be_shown(name, photo, tmp_path):
+    model = {**SEGMENTERS, **FOREIGN_SEGMENTERS}[name]().eval()
+    actions = Actions([segmenter_of(model)], tmp_path)
+    looked = actions.segment(photo)
+    looked.at = (3, 5)
+    assert "Grad-CAM" in actions.kinds
+    for kind, stages in actions.views[0].items():
+        for stage in stages:
+            assert "<img" in actions.explain(looked, kind, stage + 1), (kind, stage)
