@@ -31,7 +31,7 @@ REQUIRED = (
     "numpy>=2.0",
     "pillow>=11",
 )
-TIMM, LEAST_GRADIO = "timm>=1.0.20", "6.0.0"
+TIMM, GRADIO, LEAST_GRADIO = "timm>=1.0.20", "gradio>=6.20,<7", "6.20.0"
 END_OF_APP = """
 
 COLORS = [  # of the classes
@@ -113,7 +113,7 @@ def write_space(folder: Path, name: str, processor: BaseImageProcessor, publishe
     config = read_settings(model / CONFIG_NAME)
     labels = labels_of(config)
     write_text(folder / APP_NAME, app(name, class_colors(getattr(processor, "palette", None), len(labels))))
-    write_text(folder / REQUIREMENTS_NAME, requirements(config, f"gradio>={LEAST_GRADIO}"))
+    write_text(folder / REQUIREMENTS_NAME, requirements(config, GRADIO))
     card = ModelCard.load(model / CARD_NAME) if (model / CARD_NAME).is_file() else ModelCard("")
     looks = " Click a pixel to see where it looks." if "global_attention_maps" in code_of(model) else ""
     write_text(

@@ -106,7 +106,7 @@ def build(title: str, page: Page, example: Path | None = None) -> gr.Blocks:
     """
     labels, looks = page.segmenter.labels, page.segmenter.attention_maps is not None
     hint = " Click a pixel of the image to see where it looks." if looks else ""
-    with gr.Blocks(title=title, delete_cache=(3600, 3600)) as demo:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         gr.Markdown(f"# {title}\n\nChoose an image: each pixel gets one of {len(labels)} classes.{hint}")
         with gr.Row():
             with gr.Column():

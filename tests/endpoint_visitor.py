@@ -1,15 +1,18 @@
 """Started by test_serving.py with `python -I`: an Inference Endpoint as the Hub's toolkit runs one, and those who ask it.
 
-    python -I endpoint_visitor.py MODEL REQUESTS ANSWERS
+    python -I endpoint_visitor.py FOLDER
 
-REQUESTS is JSON, [content type, query, body in base64] by name; ANSWERS becomes [status, content] by name. Its entry "client" is
-what huggingface_hub's own client makes of the answer to the first request: label, score and the size of each mask.
+FOLDER has model/ and requests.json, [content type, query, body in base64] by name; answers.json becomes [status, content] by
+name. Its entry "printed" is what the lines for the Hub's own client in docs/how-to/serve.md print, run in FOLDER.
 """
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
+import os
+import re
 import sys
 import threading
 import urllib.error
@@ -20,8 +23,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 sys.modules["contextseg"] = None  # `-I` alone does not hide an editable install
 
-from huggingface_hub import InferenceClient  # noqa: E402
 from PIL import Image  # noqa: E402
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/how-to/serve.md"
 
 
 def started(model):
@@ -83,17 +87,25 @@ def answer(url, content_type, query, body):
         return error.code, json.load(error)
 
 
-def main(model, requests, answers):
-    Endpoint.handler = started(Path(model))
+def run_page(url):
+    """What the Python of the page prints, with this address in place of its own."""
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+    code, count = re.subn(r"https://[\w.-]+", url, code)
+    assert count == 1
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, {})
+    return printed.getvalue()
+
+
+def main(folder):
+    os.chdir(folder)
+    Endpoint.handler = started(Path("model").resolve())
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
-    asked = json.loads(Path(requests).read_text())
+    asked = json.loads(Path("requests.json").read_text())
     found = {name: answer(url, *request) for name, request in asked.items()}
-    first = base64.b64decode(next(iter(asked.values()))[2])
-    regions = InferenceClient(model=url).image_segmentation(first, threshold=0.0)
-    found["client"] = [[region.label, region.score, region.mask.size] for region in regions]
-    Path(answers).write_text(json.dumps(found))
+    Path("answers.json").write_text(json.dumps(found | {"printed": run_page(url)}))
 
 
 if __name__ == "__main__":

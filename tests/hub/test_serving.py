@@ -109,8 +109,8 @@ def answers(run, turned, threshold, tmp_path_factory):
         name: [kind, query, base64.b64encode(body).decode()] for name, (kind, query, body) in asked.items()
     }
     (folder / "requests.json").write_text(json.dumps(texts))
-    words = [folder / name for name in ("model", "requests.json", "answers.json")]
-    in_a_fresh_python("endpoint_visitor.py", *words)
+    (folder / "photo.jpg").write_bytes(turned)
+    in_a_fresh_python("endpoint_visitor.py", folder)
     return json.loads((folder / "answers.json").read_text())
 
 
@@ -170,9 +170,9 @@ def test_two_processes_an_endpoint_says_what_is_wrong_with_a_request(answers):
 
 
 @pytest.mark.processes
-def test_two_processes_the_hubs_client_reads_the_answer_of_an_endpoint(answers):
-    regions = answers["photo"][1]
-    assert answers["client"] == [[region["label"], region["score"], [40, 90]] for region in regions]
+def test_two_processes_the_hubs_client_reads_the_answer_as_the_page_on_serving_says(answers):
+    boxes = {label: Image.fromarray(mask).getbbox() for label, mask in masks(answers["photo"]).items()}
+    assert answers["printed"] == "".join(f"{label} {box}\n" for label, box in boxes.items())
 
 
 @pytest.mark.processes
@@ -257,6 +257,8 @@ def test_a_handler_is_written_beside_the_model_and_named_on_its_card(space):
 def test_requirements_are_those_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {*serving.REQUIRED, serving.TIMM} <= set(project["dependencies"])
+    assert project["optional-dependencies"]["app"] == [serving.GRADIO]
+    assert serving.GRADIO.startswith(f"gradio>={serving.LEAST_GRADIO.removesuffix('.0')},")
     assert f">={serving.PYTHON}" == project["requires-python"]
     on_timm = {"backbone_config": {"model_type": "timm_backbone"}}
     lines = serving.requirements(on_timm, "gradio").split()
