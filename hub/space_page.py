@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from .image_segmenter import WHOLE_PIXELS, ImageSegmenter, as_rgb
 
@@ -71,7 +71,8 @@ class Page:
             heat = self.segmenter.attention_maps(self.segmenter.model, values, place)[0]
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return heat_over(image, heat.float().cpu())
+        at = (x + 0.5) * image.width / width, (y + 0.5) * image.height / height
+        return with_cross(heat_over(image, heat.float().cpu()), *at)
 
 
 def shown(content: bytes) -> Image.Image:
@@ -89,6 +90,15 @@ def heat_over(image: Image.Image, heat: torch.Tensor) -> Image.Image:
     colors = np.stack([np.interp(scaled, stops, levels) for levels in zip(*HEAT, strict=True)], axis=-1)
     picture = Image.fromarray(colors.astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
     return Image.blend(image.convert("L").convert("RGB"), picture, 0.6)
+
+
+def with_cross(image: Image.Image, x: float, y: float) -> Image.Image:
+    """The image with a cross at a position, drawn into it."""
+    draw, arm = ImageDraw.Draw(image), max(4, max(image.size) // 40)
+    for color, width in (("black", 5), ("cyan", 3)):
+        draw.line([x - arm, y, x + arm, y], fill=color, width=width)
+        draw.line([x, y - arm, x, y + arm], fill=color, width=width)
+    return image
 
 
 def path_of(payload: Any) -> str | None:
@@ -116,15 +126,18 @@ def build(title: str, page: Page, example: Path | None = None) -> gr.Blocks:
                 )
                 if example is not None and example.is_file():
                     gr.Examples([[str(example)]], image)
-                if looks:
-                    heat = gr.Image(label="Where the clicked pixel looks", interactive=False)
             with gr.Column():
                 legend = dict(zip(labels, page.colors, strict=True))
                 overlay = gr.AnnotatedImage(label="Classes", color_map=legend)
+        with gr.Row():
+            if looks:
+                heat = gr.Image(label="Where the pixel at the cross looks", interactive=False)
+            with gr.Column():
                 headers = ["class", "% of the image", "mean probability"]
                 table = gr.Dataframe(headers=headers, label="Classes in the image", interactive=False)
                 mask = gr.Image(label="Mask (its values are the class ids)", format="png", interactive=False)
         image.change(page.segment, image, [overlay, mask, table], api_name="segment")
         if looks:
+            image.change(lambda: None, None, heat, api_visibility="private")
             image.select(page.look, image, heat, api_visibility="private")
     return demo

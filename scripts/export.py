@@ -2,6 +2,7 @@
 
 contextseg-export runs/streets --push me/streets
 contextseg-export runs/streets --output streets-model
+contextseg-export runs/streets --space streets-space
 """
 
 import sys

@@ -197,6 +197,7 @@ def test_two_processes_a_space_runs_and_answers(run, space, turned, tmp_path):
     assert "not an image that this Pillow can read" in report["complaint"]
     with Image.open(tmp_path / "looks.png") as looks:
         assert looks.size == (40, 90)
+        assert looks.getpixel((3, 2)) == (0, 255, 255)  # the cross
         assert len(looks.getcolors(1 << 20)) > 20
     assert {"annotatedimage", "dataset"} <= set(report["components"])
 
