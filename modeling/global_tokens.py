@@ -18,20 +18,27 @@ from .attention import Attention, padding_bias
 from .blocks import Mlp
 from .windows import Windows, window_partition
 
+INITIAL_STD = {"bare": 1.0, "half": 1.0, "transformer": 0.02}  # by path; benchmarks/glam_forms.md
+
 
 class GlobalTokens(nn.Module):
-    """The learned initial global tokens of a stage, shared by all windows (the paper's g^0)."""
+    """The learned initial global tokens of a stage, shared by all windows (the paper's g^0).
 
-    def __init__(self, num_tokens: int, dim: int) -> None:
+    They start with a standard deviation of 1, as in the authors' code. On the path "transformer", where blocks add to the
+    tokens, it is ours, 0.02: what the first blocks add then counts.
+    """
+
+    def __init__(self, num_tokens: int, dim: int, global_block: str = "bare") -> None:
         super().__init__()
         self.initial = nn.Parameter(torch.zeros(num_tokens, dim))
+        self.initial_std = INITIAL_STD[global_block]
 
     def forward(self, batch: int, num_windows: int) -> Tensor:
         """-> (B, W, T, C), the same tokens for every window, without a copy."""
         return self.initial.expand(batch, num_windows, -1, -1)
 
     def reset_own_weights(self, _std: float) -> None:
-        init.normal_(self.initial, std=1.0)  # as in the authors' code, independent of initializer_range
+        init.normal_(self.initial, std=self.initial_std)  # independent of initializer_range
 
 
 def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: int) -> Tensor | None:

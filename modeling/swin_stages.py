@@ -159,7 +159,9 @@ class SwinStage(nn.Module):
             for index, rate in enumerate(sizes.drop_path_rates)
         )
         self.global_tokens = (
-            GlobalTokens(sizes.num_global_tokens, sizes.dim) if sizes.num_global_tokens else None
+            GlobalTokens(sizes.num_global_tokens, sizes.dim, sizes.global_block)
+            if sizes.num_global_tokens
+            else None
         )
         self.global_position = None
         if any(block.global_attention is not None for block in self.blocks):

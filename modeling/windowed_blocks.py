@@ -150,7 +150,7 @@ class TokenBlock(TakenOver, GradientCheckpointingLayer):
         attention = part.get_submodule(host.attention)
         dim, num_heads = attention_sizes(attention)
         setattr(part.get_submodule(path), name, TokenAttention(config, attention, host, dim // num_heads))
-        self.initial_tokens = GlobalTokens(num_new_tokens, dim) if num_new_tokens else None
+        self.initial_tokens = GlobalTokens(num_new_tokens, dim, global_block) if num_new_tokens else None
         rate = getattr(getattr(part, host.drop_paths[0]), "drop_prob", None) or 0.0
         self.global_step = None if is_last else GlobalStep(config, dim, num_heads, global_block, rate)
 
