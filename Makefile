@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only Python (3.11 or newer), make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-rest test-all test-oldest check docs bench
+.PHONY: help install demo smoke test test-rest test-browser test-all test-oldest check docs bench
 
 # The first interpreter that is new enough and can create virtual environments. To use another one: `make PYTHON=... install`.
 PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -9,6 +9,7 @@ VENV := .venv
 IN := $(VENV)/bin
 # Number of test processes, with one thread each.
 WORKERS := 2
+FIND_CHROMIUM = { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
 PYTEST = $(IN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 help: ## show this help
@@ -29,7 +30,12 @@ test: install ## run the default tests; about three minutes, no network, no GPU
 	$(PYTEST)
 
 test-rest: install ## run the tests marked slow or processes, which `make test` leaves out
-	$(PYTEST) -m "(slow or processes) and not gpu"
+	$(PYTEST) -m "(slow or processes) and not browser and not gpu"
+
+test-browser: install ## drive the page of contextseg-app in a real Chromium, which is installed first where that is possible
+	@$(FIND_CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -q -y chromium; } || echo "There is no Chromium: install it (Debian, Ubuntu: apt-get install chromium)."
+	$(IN)/python -m pytest -m browser tests/app
 
 test-all: test test-rest ## run both; GPU tests: .venv/bin/python -m pytest -m gpu
 

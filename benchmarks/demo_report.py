@@ -9,6 +9,8 @@ from ..training.records import environment
 
 NUM_COMPARED = 40  # test scenes of which both flags are predicted and the attention is measured
 NEXT = """
+See through its eyes, in the browser: contextseg-app {run}
+
 Next, on your own images (data/train and data/val, each with images/ and masks/, and data/classes.json next to them):
   contextseg-check data/train
   contextseg-train --preset tiny --train data/train --val data/val --output runs/mine
@@ -41,6 +43,9 @@ the white pixels, and on none with *both* flags.
 ## Attention
 
 {attention}
+`contextseg-app {output}/run` shows this in the browser for any image and pixel, with the validation scenes as examples; it needs
+`pip install 'contextseg[app]'`.
+
 ## What this shows, and what it does not
 
 Training, evaluation, saving and the pipeline work on this machine, and the model uses a cue that lies outside the window of a

@@ -48,9 +48,8 @@ def demo(arguments: DemoArguments) -> int:
     facts |= explain(arguments, folder)
     facts["minutes"] = (time.perf_counter() - started) / 60
     (folder / "REPORT.md").write_text(report(vars(arguments), facts), encoding="utf-8")
-    print(
-        f"{summary(facts)}\nRead {folder / 'REPORT.md'} and look at {folder / 'scenes.png'}.\n{NEXT}", end=""
-    )
+    where = f"Read {folder / 'REPORT.md'} and look at {folder / 'scenes.png'}."
+    print(f"{summary(facts)}\n{where}\n{NEXT.format(run=folder / 'run')}", end="")
     return 0
 
 

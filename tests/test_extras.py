@@ -11,6 +11,8 @@ import pytest
 from tiny import tiny_glam_swin
 
 import contextseg
+from contextseg.app import server
+from contextseg.app.options import AppArguments
 
 ROOT = Path(contextseg.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -56,7 +58,7 @@ def import_without(monkeypatch, package, *modules):
 def test_every_imported_package_is_required_or_belongs_to_an_extra():
     imported = {PACKAGES.get(name, name).lower().replace("_", "-") for name in imported_packages()}
     required = names(PROJECT["dependencies"])
-    extras = ("detection", "geo", "lora", "onnx", "tiff", "volumes")
+    extras = ("app", "detection", "geo", "lora", "onnx", "tiff", "volumes")
     optional = names(sum((EXTRAS[extra] for extra in extras), [])) - {"imagecodecs"}  # for tifffile
     assert imported - required - COMPARED == optional
 
@@ -77,3 +79,10 @@ def test_without_peft_lora_names_its_extra(monkeypatch):
     lora = import_without(monkeypatch, "peft", "contextseg.modeling.lora")
     with pytest.raises(ImportError, match=r"pip install 'contextseg\[lora\]'"):
         lora.add_lora(tiny_glam_swin())
+
+
+def test_without_gradio_the_page_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(server, "prepare_gradio", lambda _: None)
+    with pytest.raises(ImportError, match=r"pip install 'contextseg\[app\]'"):
+        server.serve(AppArguments(models=["runs/streets"]))

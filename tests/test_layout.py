@@ -10,7 +10,7 @@ from pathlib import Path
 from cases import each
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("benchmarks", "configuration", "hub", "modeling", "processing", "scripts", "training")
+PACKAGES = ("app", "benchmarks", "configuration", "hub", "modeling", "processing", "scripts", "training")
 LIBRARY = {"configuration", "modeling", "processing", "hub", "training"}
 MAY_IMPORT = {
     "configuration": {"configuration"},
@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "processing": {"processing"},
     "hub": {"hub", "modeling", "processing", "configuration"},
     "training": LIBRARY,
-    "scripts": LIBRARY | {"scripts", "benchmarks", ""},
+    "app": LIBRARY | {"app"},
+    "scripts": LIBRARY | {"app", "scripts", "benchmarks", ""},
     "benchmarks": LIBRARY | {"benchmarks", ""},
     "": LIBRARY | {""},
 }
@@ -188,6 +189,13 @@ def test_configurations_need_neither_torch_nor_timm():
         return sorted({name.split(".")[0] for name in imported_modules(path)} - may)
 
     assert complaints(python_files("configuration"), foreign) == {}
+
+
+def test_only_the_page_needs_gradio():
+    users = [
+        path for path in package_files() if re.search(r"^\s*(import|from) gradio", path.read_text(), re.M)
+    ]
+    assert [path.relative_to(ROOT).as_posix() for path in users] == ["app/page.py", "app/server.py"]
 
 
 def test_images_and_masks_do_not_know_data_sets():

@@ -60,6 +60,7 @@ RANGES = {
     "num_channels": whole(1, 4096),
     "overlap": Range(minimum=0, below=1),
     "patience": COUNT,
+    "port": whole(1, 65535),
     "poly_power": Range(above=0, maximum=100),
     "pixel_limit": whole(1, 10**12),
     "random_erasing": SHARE,

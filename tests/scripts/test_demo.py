@@ -138,6 +138,7 @@ def test_the_report_states_scores_attention_and_what_it_does_not_show():
     assert "snow field 25.00 %" in text
     assert "75.00 % of the white pixels" in text
     assert "does not show that this takes global tokens" in text
+    assert "`contextseg-app demo/run` shows this" in text
 
 
 def test_the_report_on_plain_swin_says_that_it_has_no_global_attention():
@@ -155,7 +156,9 @@ def test_an_impossible_distance_is_answered_with_the_possible_ones(tmp_path):
 def test_two_processes_the_whole_demonstration(tmp_path, tokens, capsys):
     folder = tmp_path / "demo"
     assert main([*LITTLE, "--tokens", str(tokens), "--output", str(folder)]) == 0
-    assert "8 masks, identical" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 masks, identical" in printed
+    assert f"in the browser: contextseg-app {folder}/run\n" in printed
     assert "contextseg-demo --steps 2 --scenes 8 --size 64" in (folder / "REPORT.md").read_text()
     for name in ("scenes.png", "loss.png"):
         with Image.open(folder / name) as image:

@@ -1,0 +1,1 @@
+"""The page of `contextseg-app`: looking at images through the eyes of a segmenter."""
