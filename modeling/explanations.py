@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .windowed_blocks import TokenBlock
+from .attention import Attention
 from .windows import Windows, crop, window_reverse
 
 # A block with both attentions: `SwinBlock`, or `TokenBlock` in an encoder of another library.
@@ -123,17 +123,17 @@ def record(model: nn.Module, block: Block, pixel_values: Tensor) -> BlockInputs:
             lambda _, args, kwargs: seen.update(across=args[0], bias=kwargs["bias"]), with_kwargs=True
         ),
     ]
-    if isinstance(block, TokenBlock):
+    if isinstance(block.window_attention, Attention):  # a `SwinBlock`
+        hooks += [
+            block.register_forward_pre_hook(lambda _, args: seen.update(windows=args[2].windows)),
+            block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
+        ]
+    else:
         hooks.append(
             block.window_attention.register_forward_pre_hook(
                 lambda _, args: seen.update(within=args[0], windows=args[1])
             )
         )
-    else:
-        hooks += [
-            block.register_forward_pre_hook(lambda _, args: seen.update(windows=args[2].windows)),
-            block.attention.register_forward_pre_hook(lambda _, args: seen.update(within=args[1])),
-        ]
     try:
         model(pixel_values)
     finally:
