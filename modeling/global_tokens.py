@@ -16,7 +16,7 @@ from transformers import initialization as init
 
 from .attention import Attention, padding_bias
 from .blocks import Mlp
-from .windows import Windows, window_partition
+from .windows import ShiftMasks, Windows, window_partition
 
 INITIAL_STD = {"bare": 1.0, "half": 1.0, "transformer": 0.02}  # by path; benchmarks/glam_forms.md
 
@@ -50,26 +50,34 @@ def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: i
 
 
 def bias_with_tokens(
-    bias: Tensor | None, mask: Tensor | None, batch: int, num_tokens: int, asking_tokens: int
+    bias: Tensor | None,
+    masks: ShiftMasks | None,
+    batch: int,
+    num_tokens: int,
+    asking_tokens: int,
+    hidden: int = 0,
 ) -> Tensor | None:
-    """Additive bias of W-MSA over [T ; window]: zero in the rows and columns of global tokens.
+    """Additive bias of W-MSA over [T ; window ; hidden]: zero in the rows and columns of global tokens.
 
     Args:
         bias: Relative position bias (heads, N, N), or None.
-        mask: Shift mask (W, N, N), or None.
+        masks: Masks of shifted windows, or None.
         batch: Number of images.
         num_tokens: Global tokens per window among the keys.
         asking_tokens: Global tokens per window among the queries.
+        hidden: Tokens that nothing attends to among the keys, and with global tokens among the queries.
 
     Returns:
         (1 or B * W, heads or 1, asking + N, T + N), or None without bias and mask.
     """
-    widths = (num_tokens, 0, asking_tokens, 0)
-    bias = None if bias is None else F.pad(bias[None], widths)
-    if mask is None:
-        return bias
-    mask = F.pad(mask[:, None], widths)
-    return (mask if bias is None else bias + mask).repeat(batch, 1, 1, 1)
+    if bias is None and masks is None:
+        return None
+    parts = (None if bias is None else bias[None], None if masks is None else masks.of_kinds[:, None])
+    of_kinds = sum(F.pad(part, (num_tokens, 0, asking_tokens, 0)) for part in parts if part is not None)
+    if hidden:
+        lowest = torch.finfo(of_kinds.dtype).min / 2
+        of_kinds = F.pad(of_kinds, (0, hidden, 0, hidden if asking_tokens else 0), value=lowest)
+    return of_kinds if masks is None else of_kinds.index_select(0, masks.kinds.repeat(batch))
 
 
 class AcrossWindows(nn.Module):
