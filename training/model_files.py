@@ -3,10 +3,12 @@
 transformers fills missing weights with random values and loads NaN as it is; both give a mask of nonsense.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,18 +16,22 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
 from transformers.utils import (
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
+    cached_file,
 )
 
 from ..processing.plain_text import one_line
 from .records import read_json
 
+logger = logging.getLogger(__name__)
+
 COPY_AGAIN = "Copy it again from where it was intact."
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 COUNTERS = ("num_batches_tracked",)  # of batch norm; files of old versions lack them
 
 
@@ -87,6 +93,17 @@ def load_processor(source: str) -> BaseImageProcessor:
     check_settings(Path(source) / IMAGE_PROCESSOR_NAME, "image_processor_type")
     with explained_values(str(Path(source) / IMAGE_PROCESSOR_NAME)):
         return AutoImageProcessor.from_pretrained(source)
+
+
+def with_tokenizer(source: str, processor: BaseImageProcessor) -> Any:
+    """What `MaskSegmenter` takes for a OneFormer: the image processor, and the tokenizer that writes its task."""
+    found = (
+        cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZER_FILES
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source) if any(found) else None
+    if tokenizer is None:
+        logger.warning("%s has no tokenizer: its task, semantic, is written in CLIP's tokens", source)
+    return SimpleNamespace(image_processor=processor, tokenizer=tokenizer)
 
 
 def check_model_files(folder: Path) -> None:
