@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,13 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForUniversalSegmentation,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 from transformers.utils import (
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
@@ -51,7 +58,12 @@ def load_model(auto_class: type, source: str) -> PreTrainedModel:
 
     Raises:
         WeightsError: If a file is damaged, or weights are missing, of another size or type, or not finite.
+        ImportError: If the model classifies masks, and scipy is not installed.
     """
+    if auto_class is AutoModelForUniversalSegmentation and find_spec("scipy") is None:
+        raise ImportError(
+            "models that classify masks need scipy, for their loss. Run: pip install 'contextseg[masks]'"
+        )
     with explained_values(source), explained_damage(source):
         model, found = auto_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True
