@@ -61,6 +61,7 @@ from .processing.image_processing_segmentation import (
 )
 from .processing.image_processing_volume import VolumeImageProcessor as VolumeImageProcessor
 from .processing.inference import Inference as Inference
+from .processing.mask_models import MaskSegmenter as MaskSegmenter
 from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits

@@ -88,6 +88,7 @@ def check_targets(arguments: ExportArguments) -> None:
     check_serving(arguments)
     if arguments.onnx:
         from ..hub.onnx_export import check_new_file, load_onnxruntime
+        from ..processing.mask_models import is_mask_model
         from ..processing.volumes.volume_inference import takes_volumes
         from .models import config_of_model, task_of_config
 
@@ -95,6 +96,7 @@ def check_targets(arguments: ExportArguments) -> None:
         load_onnxruntime()
         config = config_of_model(arguments.model)
         task = "volumes" if takes_volumes(config) else task_of_config(config)
+        task = "mask classification" if is_mask_model(config) else task
         if task != "segmentation":
             raise ValueError(
                 f"{arguments.model} is for {task.replace('_', ' ')}, and --onnx takes segmenters of images. Use --output "
@@ -227,17 +229,20 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
     from .checkpoints import model_folder
     from .model_files import check_model_files, load_model, load_processor
     from .model_names import explained_absence
+    from .models import check_kind
 
     source = model_folder(name)
     check_model_files(Path(source))
     with explained_absence(source):
-        model = load_model(kind_of(AutoConfig.from_pretrained(source)).auto_class, source)
+        config = AutoConfig.from_pretrained(source)
+        check_kind(config, kind_of(config), name)
+        model = load_model(kind_of(config).auto_class, source)
         return model, load_processor(source), source
 
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":
     """Returns the kind of a saved model, from the name of its class."""
-    from .models import task_of_config
+    from .models import kind_for, task_of_config
     from .tasks import task_of
 
-    return task_of(task_of_config(config)).models
+    return kind_for(config, task_of(task_of_config(config)).models)
