@@ -11,7 +11,7 @@ import builtins
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from graphlib import TopologicalSorter
 
@@ -23,12 +23,14 @@ LINE_LENGTH = 110
 
 
 def bundle(
-    entries: Iterable[type], kept: Mapping[str, str] | None = None, extra_imports: Sequence[Import] = ()
+    entries: Iterable[type | Callable],
+    kept: Mapping[str, str] | None = None,
+    extra_imports: Sequence[Import] = (),
 ) -> dict[str, str]:
-    """Bundles classes and everything they use into one file for each folder of the package.
+    """Bundles classes, functions and everything they use into one file for each folder of the package.
 
     Args:
-        entries: Classes; the first one of a folder determines the name of the file.
+        entries: Classes and functions; the first one of a folder determines the name of the file.
         kept: Name of a table of choices -> key of the entry to keep.
         extra_imports: Imports of sibling files to add to every file.
 
@@ -38,7 +40,15 @@ def bundle(
     Raises:
         ValueError: If two modules of a folder define the same name differently or import each other.
     """
-    entries = [(entry.__module__, entry.__name__) for entry in entries]
+    return bundle_names([(entry.__module__, entry.__name__) for entry in entries], kept, extra_imports)
+
+
+def bundle_names(
+    entries: Sequence[tuple[str, str]],
+    kept: Mapping[str, str] | None = None,
+    extra_imports: Sequence[Import] = (),
+) -> dict[str, str]:
+    """`bundle` of (module, name) pairs, which need not be importable here."""
     reached = reachable(entries, kept or {})
     titles: dict[str, str] = {}
     for module in [*(module for module, _ in entries), *sorted(reached)]:

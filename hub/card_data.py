@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 EXAMPLE_NAME = "example.png"
 PREDICTION_NAME = "example_prediction.png"  # the example with its predicted classes
+HANDLER_NAME = "handler.py"  # what an Inference Endpoint runs
 SEGMENTATION, CLASSIFICATION, DETECTION, FEATURES = (
     "image-segmentation",
     "image-classification",

@@ -83,11 +83,12 @@ def sections(
     repository: str,
     example: str | None,
     has_prediction: bool = False,
+    has_handler: bool = False,
 ) -> list[str]:
     """Returns the paragraphs of a card; without a training section if `run` is None.
 
     `example` is the title of the example image, if there is one; `has_prediction` tells whether there is a
-    picture of its prediction.
+    picture of its prediction, and `has_handler` whether there is a handler for Inference Endpoints.
     """
     task = task_of(config)
     paragraphs = [f"# {heading(config, repository)}", introduction(config, task)]
@@ -98,6 +99,7 @@ def sections(
         f"```python\n{use(config, task, repository)}\n```",
         *[about_volumes(repository)] * takes_volumes(config, task),
         about_code(repository),
+        *about_serving(config, task, repository, has_handler),
     ]
     paragraphs += ["## Scores", *score_paragraphs(scores)]
     if task != FEATURES:
@@ -164,6 +166,31 @@ def about_code(repository: str) -> str:
         "The model code is in this repository and needs torch, torchvision and transformers. With contextseg "
         f"installed, `import contextseg` replaces `trust_remote_code=True`.{name}"
     )
+
+
+def about_serving(config: Mapping[str, Any], task: str, repository: str, has_handler: bool) -> list[str]:
+    """What of the Hub runs the model; nothing for models that only give features."""
+    if task == FEATURES:
+        return []
+    if task != SEGMENTATION or takes_volumes(config, task):
+        return [
+            "The widget on the Hub's page of a model runs no code of repositories, so it does not run this model."
+        ]
+    handler = (
+        "with `handler.py`, which is here" if has_handler else "after `contextseg-export` with `--handler`"
+    )
+    rows = [
+        ["the widget of its page", "no: it runs no code of repositories"],
+        [
+            "[Inference Endpoint](https://endpoints.huggingface.co)",
+            f"yes, {handler}: an image in, label, score and PNG mask of each class out",
+        ],
+        [
+            "[Space](https://huggingface.co/docs/hub/spaces)",
+            f"yes: `contextseg-export {repository} --space FOLDER` writes its page",
+        ],
+    ]
+    return ["## Serve", table(["on the Hub", "runs this model"], rows)]
 
 
 def labels_of(config: Mapping[str, Any]) -> dict[int, str]:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -19,7 +20,8 @@ from ..processing.overlays import mask_overlay, save_png
 from ..processing.palettes import class_colors
 from .card_data import EXAMPLE_NAME, PREDICTION_NAME, SEGMENTATION, task_of
 from .errors import ProofError
-from .model_card import RECORDS, read_settings, without_own_folders, write_text
+from .model_card import CARD_NAME, RECORDS, read_settings, read_text, without_own_folders, write_text
+from .serving import write_handler
 
 EXAMPLE_SIDE = 512
 
@@ -50,6 +52,7 @@ def export_repository(
     license: str | None = None,
     example: str | None = None,
     draw_example: Callable[[], np.ndarray] | None = None,
+    handler: bool = False,
 ) -> None:
     """Saves a model and its image processor with code, scores, the record of the run, and an example image.
 
@@ -58,9 +61,11 @@ def export_repository(
         processor: Image processor to save.
         folder: Folder to write to; created if missing.
         records_of: Folder with `evaluation.json` and `run.json`, or a folder directly below it.
-        license: License of the weights, in the Hub's spelling; by default that of the card in `folder`.
+        license: License of the weights, in the Hub's spelling; by default that of the card in `folder`, or of the
+            weights' own card in `records_of`.
         example: File of the example image on the model's page, which will be public.
         draw_example: Returns an RGB image (H, W, 3), uint8, to use if there is no file.
+        handler: Whether to add the `handler.py` of an Inference Endpoint.
 
     Raises:
         ValueError: If `example` is given and the model does not take RGB images.
@@ -70,6 +75,8 @@ def export_repository(
         for record in RECORDS
     }
     image = example_image(folder, example, draw_example, getattr(model.config, "num_channels", 3))
+    if not license and not (folder / CARD_NAME).exists() and (card := read_text(records_of / CARD_NAME)):
+        license = ModelCard(card).data.license
     folder.mkdir(parents=True, exist_ok=True)  # only now, when nothing that is given can be at fault
     for record, content in records.items():
         if content:
@@ -77,6 +84,8 @@ def export_repository(
     if image is not None:
         write_example(folder, *image)
     write_prediction(folder, model, processor)
+    if handler:
+        write_handler(folder, model.config.to_dict())  # before the card, which tells of it
     model.save_pretrained(folder, license=license)
     processor.save_pretrained(folder, license=license)
 

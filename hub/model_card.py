@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from ..processing.atomic_write import atomic_write
 from ..processing.image_opening import read_title
-from .card_data import EXAMPLE_NAME, PREDICTION_NAME, front_matter
+from .card_data import EXAMPLE_NAME, HANDLER_NAME, PREDICTION_NAME, front_matter
 from .card_sections import sections
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,8 @@ def write_model_card(
     given = metadata | ({"license": license} if license else {})
     data = front_matter(config, scores, run, tags, example)
     record = None if not run and TRAINER_LOG in existing else run  # Trainer's log describes the training
-    body = sections(
-        config, processor, scores, record, repository, example, (folder / PREDICTION_NAME).is_file()
-    )
+    present = [(folder / name).is_file() for name in (PREDICTION_NAME, HANDLER_NAME)]
+    body = sections(config, processor, scores, record, repository, example, *present)
     try:
         card = merged(existing, data, given, "\n\n".join([BEGIN, *body, END]))
     except (ValueError, YAMLError) as error:  # invalid front matter must not make a save fail

@@ -25,7 +25,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..modeling.pretrained import ContextsegPreTrainedModel
-from .card_data import EXAMPLE_NAME, PREDICTION_NAME, card_tags
+from .card_data import EXAMPLE_NAME, HANDLER_NAME, PREDICTION_NAME, card_tags
 from .errors import explained
 from .model_card import (
     CARD_NAME,
@@ -264,7 +264,7 @@ def collect_card_sources(
     """
     local = {file: path for file, path in files.items() if file != CARD_NAME}
     has_weights = any(is_weights(file) for file in files)
-    for file in (CARD_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXAMPLE_NAME, *OF_ONE_WEIGHTS):
+    for file in (CARD_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXAMPLE_NAME, HANDLER_NAME, *OF_ONE_WEIGHTS):
         source = local.get(file)
         if source is None and not (has_weights and file in OF_ONE_WEIGHTS):
             source = downloaded(api, repo_id, revision, file)

@@ -8,6 +8,7 @@ from transformers import AutoBackbone, AutoModel
 
 from ..configuration.backbone_configs import OWN_BACKBONES
 from ..modeling.auto_classes import MODELS
+from ..modeling.explanations import global_attention_maps
 from .backbone_export import custom_backbone_file
 from .bundling import bundle
 from .modules import Import
@@ -33,8 +34,17 @@ def model_code(config: dict[str, Any], folder: Path) -> dict[str, str]:
     if not classes:
         return {}
     custom = custom_backbone_file(config, folder)
-    entries = dict.fromkeys(classes.values())  # the model and its backbone may be one class
+    entries = [*dict.fromkeys(classes.values())]  # the model and its backbone may be one class
+    entries += [global_attention_maps] * has_attention_maps(config, classes["AutoConfig"])
     return bundle(entries, choices(config, classes["AutoConfig"]), [CUSTOM_BACKBONE] * bool(custom)) | custom
+
+
+def has_attention_maps(config: dict[str, Any], config_class: type) -> bool:
+    """Whether the code of a model has `global_attention_maps`: it or its encoder has global tokens, and it is of one scale."""
+    if hasattr(config_class, "context_ratio"):
+        return False
+    own = config.get("num_global_tokens", getattr(config_class, "num_global_tokens", 0))
+    return bool(own or (config.get("backbone_config") or {}).get("num_global_tokens"))
 
 
 def processor_code(settings: dict[str, Any], folder: Path) -> dict[str, str]:  # noqa: ARG001 - as above

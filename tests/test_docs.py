@@ -47,11 +47,19 @@ PAGES = {
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if "_build" not in page.parts
 }
-PUBLISH = "docs/how-to/publish.md"  # tests/hub/test_hub_journey.py runs it, with a Hub
+# With a Hub and an endpoint, by tests/hub/test_hub_journey.py and test_serving.py.
+RUN_ELSEWHERE = {"docs/how-to/publish.md", "docs/how-to/serve.md"}
 SLOW = {"docs/how-to/export.md"}  # torch.export takes half a minute
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONFIGS = [getattr(contextseg, name) for name in contextseg.__all__ if name.endswith("Config")]
-NOT_OURS = ("cd ", "git clone ", "hf auth login", "source .venv/bin/activate")
+NOT_OURS = (
+    "cd ",
+    "git clone ",
+    "hf auth login",
+    "hf upload ",
+    "python streets-space/app.py",
+    "source .venv/bin/activate",
+)
 
 
 def blocks(page, kind):
@@ -75,7 +83,7 @@ def all_options():
 
 
 def with_python():
-    pages = [page for page in PAGES if blocks(page, "python") and page != PUBLISH]
+    pages = [page for page in PAGES if blocks(page, "python") and page not in RUN_ELSEWHERE]
     return [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in pages]
 
 

@@ -35,6 +35,15 @@ class ExportArguments(CommandOptions):
     example: str | None = option(
         None, "image to publish on the model card as an example (default: a generated scene)", metavar="FILE"
     )
+    handler: bool = option(
+        False,
+        "add a handler.py, with which an Inference Endpoint of the Hub serves the model, to what is pushed or written",
+    )
+    space: str = option(
+        "",
+        "new folder to write a Space to: a web page for the model, with the model, which runs without contextseg",
+        metavar="FOLDER",
+    )
     onnx: str = option(
         "",
         "ONNX file to write, for images of any number and size; checked in onnxruntime, which takes a minute or more",
@@ -62,17 +71,21 @@ def export(arguments: ExportArguments) -> None:
     elif arguments.push:
         with TemporaryDirectory() as folder:
             export_to(Path(folder), arguments)
+    if arguments.space:
+        export_space(Path(arguments.space), arguments)
     if arguments.onnx:
         write_onnx(arguments)
 
 
 def check_targets(arguments: ExportArguments) -> None:
-    """Raises an error before the model is loaded: nothing to write is named, or an ONNX file cannot be."""
-    if not (arguments.output or arguments.push or arguments.onnx):
+    """Raises an error before the model is loaded: nothing to write is named, or something cannot be written."""
+    if not (arguments.output or arguments.push or arguments.space or arguments.onnx):
         raise ValueError(
-            "--push, --output and --onnx are missing. Name the repository to push to, such as --push me/streets, the "
-            "folder to write, such as --output streets-model, or the file, such as --onnx streets.onnx."
+            "--push, --output, --space and --onnx are missing. Name the repository to push to, such as --push me/streets, "
+            "the folder to write, such as --output streets-model or --space streets-space, or the file, such as "
+            "--onnx streets.onnx."
         )
+    check_serving(arguments)
     if arguments.onnx:
         from ..hub.onnx_export import check_new_file, load_onnxruntime
         from ..processing.volumes.volume_inference import takes_volumes
@@ -89,6 +102,27 @@ def check_targets(arguments: ExportArguments) -> None:
             )
     elif arguments.with_processing:
         raise ValueError("--with-processing is for an ONNX file. Name it, such as --onnx streets.onnx.")
+
+
+def check_serving(arguments: ExportArguments) -> None:
+    """Raises ValueError if a handler or a Space cannot be written."""
+    from ..hub.serving import check_new_space, check_served
+    from .models import config_of_model
+
+    if arguments.handler and not (arguments.output or arguments.push or arguments.space):
+        raise ValueError(
+            "--handler adds a file to a repository. Name that, such as --push me/streets or --output streets-model."
+        )
+    if arguments.space:
+        check_new_space(Path(arguments.space))
+    asked = [
+        name
+        for name, is_asked in {"--handler": arguments.handler, "--space": arguments.space}.items()
+        if is_asked
+    ]
+    for name in asked:
+        config = config_of_model(arguments.model).to_dict()
+        check_served(arguments.model, config, name, rgb=name == "--space")
 
 
 def write_onnx(arguments: ExportArguments) -> None:
@@ -111,9 +145,30 @@ def write_onnx(arguments: ExportArguments) -> None:
 
 def export_to(folder: Path, arguments: ExportArguments) -> None:
     """Writes the repository to `folder`, then checks and uploads it."""
+    from ..hub.model_card import ask_for_license
+
+    write_repository(folder, arguments)
+    if arguments.output:
+        print(f"wrote {len([path for path in folder.iterdir() if path.is_file()])} files to {folder}")
+    if arguments.push:
+        push(folder, arguments)
+    else:
+        ask_for_license(folder)
+
+
+def export_space(folder: Path, arguments: ExportArguments) -> None:
+    """Writes a Space with the model to `folder`."""
+    from ..hub.serving import APP_NAME, MODEL_FOLDER, write_space
+
+    processor = write_repository(folder / MODEL_FOLDER, arguments)
+    write_space(folder, folder.resolve().name, processor, arguments.push)
+    print(f"wrote a Space to {folder}; to try it: python {folder / APP_NAME}")
+
+
+def write_repository(folder: Path, arguments: ExportArguments) -> "BaseImageProcessor":
+    """Writes the repository to `folder`, and checks it; returns the model's image processor."""
     from ..hub.errors import ProofError
     from ..hub.export import export_repository, prove
-    from ..hub.model_card import ask_for_license
     from ..processing.data.scenes import draw_scene
 
     model, processor, source = open_trained(arguments.model)
@@ -125,6 +180,7 @@ def export_to(folder: Path, arguments: ExportArguments) -> None:
         license=arguments.license,
         example=arguments.example,
         draw_example=lambda: draw_scene(seed=0, index=0, size=256).image,
+        handler=arguments.handler,
     )
     if arguments.proof:
         try:
@@ -134,12 +190,7 @@ def export_to(folder: Path, arguments: ExportArguments) -> None:
         except ProofError as error:
             raise CommandError(str(error)) from error
         print("checked: it loads without contextseg, and its logits are bit-identical")
-    if arguments.output:
-        print(f"wrote {len([path for path in folder.iterdir() if path.is_file()])} files to {folder}")
-    if arguments.push:
-        push(folder, arguments)
-    else:
-        ask_for_license(folder)
+    return processor
 
 
 def push(folder: Path, arguments: ExportArguments) -> None:

@@ -107,6 +107,6 @@ def test_an_image_for_the_page_is_made_small_and_loses_its_metadata(run_folder, 
     assert b"my house" not in (tmp_path / "example.png").read_bytes()
 
 
-def test_one_of_output_push_and_onnx_is_needed(run_folder):
-    with pytest.raises(SystemExit, match="--push, --output and --onnx are missing"):
+def test_something_to_write_must_be_named(run_folder):
+    with pytest.raises(SystemExit, match="--push, --output, --space and --onnx are missing"):
         main([str(run_folder)])
