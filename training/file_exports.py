@@ -134,7 +134,13 @@ def write_int8(
     labeled = LabeledInputs(source, arguments.data, model, processor, arguments.with_processing)
     with TemporaryDirectory() as folder:
         plain = Path(folder) / "float.onnx"
-        tell(export_onnx(model, processor, plain, arguments.with_processing), "", "in onnxruntime")
+        exact = export_onnx(model, processor, plain, arguments.with_processing)
+        tell(exact, "", "in onnxruntime")
+        if exact.multiple > 1:
+            raise ValueError(
+                f"the file of {source} takes only heights and widths in multiples of {exact.multiple}, and --int8 runs it on "
+                "images of any size. Leave out --int8."
+            )
         written = quantize_onnx(plain, arguments.onnx, labeled.samples())
         stays = (
             f"; these hurt and stay float: {', '.join(written.float_layers)}" if written.float_layers else ""

@@ -1,10 +1,10 @@
 """A file in 8 bits beside the float file: size, time and mIoU on labeled images."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -62,16 +62,16 @@ class LabeledInputs:
 
     def samples(self) -> list[np.ndarray]:
         """The inputs that calibrate."""
-        return [self.input(self.data[index]) for index in self.calibrating]
+        return [self.input(index) for index in self.calibrating]
 
     def scored(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields an input and its mask (H, W)."""
         for index in progress(self.scoring, desc="scoring", unit="image"):
-            sample = self.data[index]
-            yield self.input(sample), sample["mask"]
+            yield self.input(index), self.data[index]["mask"]
 
-    def input(self, sample: dict[str, Any]) -> np.ndarray:
-        """A sample of the data set -> (1, C, H, W) float32, or (1, H, W, C) uint8 with the processing inside."""
+    def input(self, index: int) -> np.ndarray:
+        """An image of the data set -> (1, C, H, W) float32, or (1, H, W, C) uint8 with the processing inside."""
+        sample = self.data[index]
         options = scale_for(self.processor, sample)
         if self.with_processing:
             options |= {"do_rescale": False, "do_normalize": False}
@@ -81,7 +81,7 @@ class LabeledInputs:
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def spread(indices: Any, count: int) -> list[int]:
+def spread(indices: Sequence[int], count: int) -> list[int]:
     """At most `count` of the indices, evenly spaced."""
     count = min(count, len(indices))
     return [indices[number * len(indices) // count] for number in range(count)]
@@ -91,7 +91,7 @@ def compared(plain: Path, quantized: Path, labeled: LabeledInputs) -> str:
     """Returns size, time and mIoU of both files, for people."""
     sessions = open_session(plain), open_session(quantized)
     sizes = [path.stat().st_size / 1e6 for path in (plain, quantized)]
-    ratio, image = time_ratio(*sessions, labeled.samples()[0])
+    ratio, image = time_ratio(*sessions, labeled.input(labeled.calibrating[0]))
     scores = mean_ious(sessions, labeled)
     return (
         f"size {sizes[0]:.1f} -> {sizes[1]:.1f} MB; time {ratio:.2f} of the float file's on this machine (one image of "
