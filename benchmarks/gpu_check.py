@@ -60,7 +60,7 @@ FULL = Scale(
     camvid={"preset": "tiny", "crop_size": "360x480", "batch_size": 16},
 )
 QUICK = Scale(
-    batches=dict.fromkeys(("glam_swin nano", "caswit nano", "nnformer nano"), 1),
+    batches=dict.fromkeys(("glam_swin nano", "nnformer nano"), 1),
     sizes={2: (32, 32), 3: (32, 32, 32)},
     matrix=128,
     goal="glam_swin nano",

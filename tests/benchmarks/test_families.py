@@ -1,6 +1,7 @@
 """The table of all families: what is recorded, what counts as worse, and that one row of each kind runs."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,14 @@ def test_the_page_has_ratios_with_their_limit_and_every_machine_once():
         in page
     )
     assert page.count("a machine") == 1
+
+
+def test_every_page_of_measurements_is_listed():
+    folder = Path(families.__file__).parent
+    listed = (folder / "README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in folder.glob("*.md")} - {"README.md"}
+    assert len(pages) > 10
+    assert [page for page in sorted(pages) if f"]({page})" not in listed] == []
 
 
 def regression(monkeypatch, tmp_path, now):
