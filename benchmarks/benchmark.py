@@ -45,7 +45,9 @@ class BenchmarkArguments(CommandOptions):
     )
     device: str = option("cpu", "device to run on: cpu, cuda, ...")
     dtype: Literal["float32", "bfloat16"] = option("float32", "data type; bfloat16 is run by autocast")
-    threads: int | None = option(None, "CPU threads (default: PyTorch's choice)")
+    threads: int | None = option(
+        None, "CPU threads (default: PyTorch's choice); with 1, times are processor time"
+    )
     output: str = option("benchmarks/speed.md", "page to write", metavar="FILE")
     quick: bool = option(False, "use very small models and images, to see whether everything still runs")
 

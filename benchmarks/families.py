@@ -8,7 +8,11 @@ one, each time that it is measured. Slow imports come after the command line is 
 """
 
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +21,6 @@ from .recorded_ratios import Row, families_page, read_rows, with_rows, write_row
 
 if TYPE_CHECKING:
     from .family_contests import Contest
-    from .family_models import Family
 
 PROGRAM = "python -m contextseg.benchmarks.families"
 DESCRIPTION = """Measure a training step and inference of every family beside another library's network, and compare the
@@ -36,7 +39,7 @@ class FamiliesArguments(CommandOptions):
     )
     ratios: str = option("benchmarks/families.json", "file of recorded ratios", metavar="FILE")
     page: str = option("benchmarks/families.md", "page that --record writes", metavar="FILE")
-    threads: int | None = option(None, "CPU threads (default: PyTorch's choice)")
+    jobs: int = option(2, "processes of one thread each, which divide the models among them")
     quick: bool = option(
         False, "nano models and very small images, one round each, to see whether everything still runs"
     )
@@ -45,10 +48,15 @@ class FamiliesArguments(CommandOptions):
 def main(argv: list[str] | None = None) -> int:
     arguments = CommandLine(FamiliesArguments, PROGRAM, DESCRIPTION).arguments(argv)
     with short_errors(PROGRAM, arguments.traceback):
-        recorded = read_rows(Path(arguments.ratios))
-        rows = measured_rows(arguments, {} if arguments.record else recorded)
-        if arguments.record:
-            return record(arguments, with_rows(recorded, rows))
+        recorded, rows = read_rows(Path(arguments.ratios)), []
+        for found in measured_rows(arguments, {} if arguments.record else recorded):
+            print(*(row.table_line() for row in found), sep="\n", flush=True)
+            rows += found
+            if arguments.record:
+                record(arguments, with_rows(recorded, rows))
+    if arguments.record:
+        print(f"wrote {arguments.ratios} and {arguments.page}")
+        return 0
     worse = [row for row in rows if row.is_worse_than(recorded.get(row.key))]
     new = sum(row.key not in recorded for row in rows)
     print(f"{len(rows)} rows, {new} of them without a recorded ratio; {len(worse)} more than a tenth worse.")
@@ -56,17 +64,29 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if worse else 0
 
 
-def measured_rows(arguments: FamiliesArguments, recorded: dict[str, Row]) -> list[Row]:
-    """Measures and prints all rows; those that are worse than the recorded ones several times."""
-    from .family_contests import contests
+def measured_rows(arguments: FamiliesArguments, recorded: dict[str, Row]) -> Iterator[list[Row]]:
+    """Measures the models and yields the rows of each; rows worse than the recorded ones are measured several times."""
+    names = chosen_names(arguments)
+    measure = partial(rows_of_model, arguments, recorded)
+    if arguments.jobs == 1 or len(names) == 1:
+        yield from map(measure, names)
+        return
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as processes:
+        yield from processes.map(measure, names)
 
-    rounds, rows = 1 if arguments.quick else arguments.repeats, []
-    for name, family in chosen_families(arguments).items():
-        for contest in contests(name, family, arguments.quick):
-            found = best_of_tries(contest, rounds, recorded)
-            print(*(row.table_line() for row in found), sep="\n", flush=True)
-            rows += found
-    return rows
+
+def rows_of_model(arguments: FamiliesArguments, recorded: dict[str, Row], name: str) -> list[Row]:
+    """All sizes and modes of a model, on one thread."""
+    import torch
+
+    from .family_contests import contests
+    from .family_models import FAMILIES
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rounds = 1 if arguments.quick else arguments.repeats
+    found = contests(name, FAMILIES[name], arguments.quick)
+    return [row for contest in found for row in best_of_tries(contest, rounds, recorded)]
 
 
 def best_of_tries(contest: "Contest", rounds: int, recorded: dict[str, Row]) -> list[Row]:
@@ -80,31 +100,24 @@ def best_of_tries(contest: "Contest", rounds: int, recorded: dict[str, Row]) -> 
     return found
 
 
-def chosen_families(arguments: FamiliesArguments) -> "dict[str, Family]":
-    """The families to measure; says which libraries are missing. Raises ValueError if --only leaves none."""
-    import torch
-
+def chosen_names(arguments: FamiliesArguments) -> list[str]:
+    """The models to measure; says which libraries are missing. Raises ValueError if --only leaves none."""
     from .family_models import FAMILIES, LIBRARIES, is_installed
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
     texts = (arguments.only or ("nano" if arguments.quick else "")).split(",")
-    chosen = {name: family for name, family in FAMILIES.items() if any(text in name for text in texts)}
-    if not chosen:
+    names = [name for name in FAMILIES if any(text in name for text in texts)]
+    if not names:
         raise ValueError(f"--only is '{arguments.only}', but the models are {', '.join(FAMILIES)}.")
-    for library, package in LIBRARIES.items():
+    for library, packages in LIBRARIES.items():
         if not is_installed(library):
-            name = package.replace("_", "-")
-            print(f"Rows beside {library} are left out: it is not installed (pip install {name}).")
-    return chosen
+            command = "pip install " + " ".join(packages).replace("_", "-")
+            print(f"Rows beside {library} are left out: it is not installed ({command}).")
+    return names
 
 
-def record(arguments: FamiliesArguments, rows: list[Row]) -> int:
+def record(arguments: FamiliesArguments, rows: list[Row]) -> None:
     write_rows(Path(arguments.ratios), rows)
     Path(arguments.page).write_text(families_page(rows), encoding="utf-8")
-    print(f"wrote {arguments.ratios} and {arguments.page}")
-    return 0
 
 
 if __name__ == "__main__":

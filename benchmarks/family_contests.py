@@ -16,7 +16,7 @@ from .measuring import MultiplyAdds, macs, peak_memory, rounds_in_turn
 from .recorded_ratios import Row
 
 CPU = torch.device("cpu")
-QUICK_SIDE = 32
+QUICK_SIZES = {2: (32, 32), 3: (32, 32, 64)}  # by number of axes
 Inputs = dict[str, Tensor]
 
 
@@ -78,7 +78,7 @@ def contests(name: str, family: Family, is_quick: bool) -> Iterator[Contest]:
     if not others:
         return
     models = {"ours": family.build(), **{other: build() for other, build in others.items()}}
-    for size in [tuple(QUICK_SIDE for _ in family.sizes[0])] if is_quick else family.sizes:
+    for size in [QUICK_SIZES[len(family.stride)]] if is_quick else family.sizes:
         inputs = family.inputs(size, 1, CPU)
         counts = {
             other: macs(lambda model=model, inputs=inputs: model.train()(**inputs))
@@ -115,4 +115,5 @@ def inference_job(model: nn.Module, inputs: Inputs) -> Callable[[], None]:
 def machine() -> str:
     """Date, processor, threads and versions."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads, float32, {libraries}"
+    threads = torch.get_num_threads()
+    return f"{date.today()}, {processor_name()}, {threads} thread{'s' * (threads > 1)}, float32, {libraries}"

@@ -48,7 +48,8 @@ from contextseg.modeling.modeling_relay_backbone import RelayBackbone
 Builder = Callable[[], nn.Module]
 NUM_LABELS, NUM_ORGANS = 150, 14  # of images, of volumes
 VOLUME_LOSS = "cross_entropy+foreground_dice"
-LIBRARIES = {"smp": "segmentation_models_pytorch", "MONAI": "monai"}  # not required by contextseg
+# Packages of libraries that contextseg does not require, as they are imported.
+LIBRARIES = {"smp": ("segmentation_models_pytorch",), "MONAI": ("monai", "einops")}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def library_of(name: str) -> str:
 
 
 def is_installed(library: str) -> bool:
-    return find_spec(LIBRARIES.get(library, library)) is not None
+    return all(find_spec(package) is not None for package in LIBRARIES.get(library, (library,)))
 
 
 class OnLogits(nn.Module):

@@ -12,7 +12,7 @@ PAGE = """# Every family beside another library's network
 
 {machines}
 
-Each row is measured in one process: our model, then the others, then ours again, with a batch of one. The **time ratio** is ours / theirs within a
+Each row is measured in one process on one thread: our model, then the others, then ours again, with a batch of one, in seconds of processor time. The **time ratio** is ours / theirs within a
 round, the median (lowest to highest); below 1 is better. Beside it stands its limit, the **ratio of multiply-adds**, which the time ratio has if both
 run at the same rate; below it, ours does more work per second. Memory is the peak of all tensors without the weights. Inference goes from images to
 masks at image size; a training step is forward, loss and backward. Weights are random.

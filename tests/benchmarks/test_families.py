@@ -78,7 +78,7 @@ def test_every_page_of_measurements_is_listed():
 
 def regression(monkeypatch, tmp_path, now):
     write_rows(tmp_path / "ratios.json", [ROW])
-    monkeypatch.setattr(families, "measured_rows", lambda *_: [dataclasses.replace(ROW, time_ratio=now)])
+    monkeypatch.setattr(families, "measured_rows", lambda *_: [[dataclasses.replace(ROW, time_ratio=now)]])
     return families.main(["--ratios", str(tmp_path / "ratios.json")])
 
 
@@ -100,7 +100,7 @@ def test_only_without_a_model_names_them_all(tmp_path):
 @pytest.mark.slow
 def test_a_quick_run_records_every_family_and_then_finds_its_ratios(tmp_path, capsys):
     files = ["--ratios", str(tmp_path / "ratios.json"), "--page", str(tmp_path / "families.md")]
-    assert families.main(["--quick", "--record", *files]) == 0
+    assert families.main(["--quick", "--record", "--jobs", "1", *files]) == 0
     rows = read_rows(tmp_path / "ratios.json").values()
     names = {row.model.split()[0] for row in rows}
     assert names >= {"glam_swin", "cswin", "maformer", "segdeformer", "caswit", "relay"}
