@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only Python (3.11 or newer), make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-rest test-browser test-all test-oldest check docs bench
+.PHONY: help install demo smoke test test-rest test-browser test-all test-oldest check docs bench gpu-check
 
 # The first interpreter that is new enough and can create virtual environments. To use another one: `make PYTHON=... install`.
 PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -37,7 +37,7 @@ test-browser: install ## drive the page of contextseg-app in a real Chromium, wh
 		DEBIAN_FRONTEND=noninteractive apt-get install -q -y chromium; } || echo "There is no Chromium: install it (Debian, Ubuntu: apt-get install chromium)."
 	$(IN)/python -m pytest -m browser tests/app
 
-test-all: test test-rest ## run both; GPU tests: .venv/bin/python -m pytest -m gpu
+test-all: test test-rest ## run both; for tests that need a GPU: make gpu-check
 
 test-oldest: ## run the default tests with the oldest versions that pyproject.toml allows
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS="-c constraints-oldest.txt" test
@@ -50,8 +50,14 @@ check: install docs ## check formatting, lint, rules on imports and sizes, and b
 docs: install ## build the documentation into docs/_build/html; warnings are errors
 	$(IN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-bench: install ## measure time and memory, compared with models of transformers
-	$(IN)/contextseg-benchmark
+# The profiler, which measures memory, logs where it looks for GPUs.
+bench gpu-check: export KINETO_LOG_LEVEL = 99
+
+bench: install ## compare every family's time and memory with other libraries and with the recorded ratios; ten minutes
+	$(IN)/python -m contextseg.benchmarks.families
+
+gpu-check: install ## what a GPU has to show, in eight minutes: gpu tests, bf16 steps, fused attention, CamVid
+	$(IN)/python -m contextseg.benchmarks.gpu_check
 
 $(VENV)/installed: pyproject.toml $(if $(CONSTRAINTS),constraints-oldest.txt)
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv found. Install one (Debian, Ubuntu: apt install python3-venv), or name it: make PYTHON=/path/to/python3"; exit 1; }

@@ -9,7 +9,9 @@ from .configuration.configuration_mask_rcnn import MaskRcnnConfig as MaskRcnnCon
 from .configuration.configuration_nnformer import NnFormerConfig as NnFormerConfig
 from .configuration.configuration_relay import RelayConfig as RelayConfig
 from .configuration.configuration_segdeformer import SegDeformerConfig as SegDeformerConfig
+from .hub.int8_onnx import quantize_onnx as quantize_onnx
 from .hub.onnx_export import export_onnx as export_onnx
+from .hub.pt2_export import export_pt2 as export_pt2
 from .modeling.detection import mask_rcnn as mask_rcnn
 from .modeling.detection_cascade import cascade_mask_rcnn as cascade_mask_rcnn
 from .modeling.explanations import global_attention_maps as global_attention_maps
@@ -61,6 +63,7 @@ from .processing.image_processing_segmentation import (
 )
 from .processing.image_processing_volume import VolumeImageProcessor as VolumeImageProcessor
 from .processing.inference import Inference as Inference
+from .processing.mask_models import MaskSegmenter as MaskSegmenter
 from .processing.metrics import ConfusionMatrix as ConfusionMatrix
 from .processing.metrics import TrainerScores as TrainerScores
 from .processing.metrics import reduce_logits as reduce_logits

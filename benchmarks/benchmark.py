@@ -45,7 +45,9 @@ class BenchmarkArguments(CommandOptions):
     )
     device: str = option("cpu", "device to run on: cpu, cuda, ...")
     dtype: Literal["float32", "bfloat16"] = option("float32", "data type; bfloat16 is run by autocast")
-    threads: int | None = option(None, "CPU threads (default: PyTorch's choice)")
+    threads: int | None = option(
+        None, "CPU threads (default: PyTorch's choice); with 1, times are processor time"
+    )
     output: str = option("benchmarks/speed.md", "page to write", metavar="FILE")
     quick: bool = option(False, "use very small models and images, to see whether everything still runs")
 
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     with short_errors(PROGRAM, arguments.traceback):
         works = chosen_works(arguments.works)
-        device = open_device(arguments)
+        device = prepare(arguments)
         page = [heading(arguments, device, argv)]
         page += [section(work, arguments, device) for work in works]
         if any(work.is_about_glam for work in works):
@@ -98,16 +100,16 @@ def chosen_works(names: str) -> "list[Work]":
     return [WORKS[name] for name in (names.split(",") if names else WORKS)]
 
 
-def open_device(arguments: BenchmarkArguments) -> "torch.device":
+def prepare(arguments: BenchmarkArguments) -> "torch.device":
+    """Sets threads and the seed; returns the device."""
     import torch
 
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("PyTorch finds no CUDA device. Omit --device, or install PyTorch with CUDA.")
+    from .measuring import open_device
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    return device
+    return open_device(arguments.device)
 
 
 def heading(arguments: BenchmarkArguments, device: "torch.device", argv: list[str] | None) -> str:

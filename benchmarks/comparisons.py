@@ -142,9 +142,9 @@ def image_job(model: nn.Module, batch: int, size: tuple[int, int]) -> Callable[[
     return lambda: masks(model(pixel_values=pixels).logits, size)
 
 
-def masks(logits: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """(B, K, h, w) -> B masks (H, W). transformers' models upsample their logits themselves, ours do not."""
-    if logits.shape[-2:] == size:
+def masks(logits: Tensor, size: tuple[int, ...]) -> list[Tensor]:
+    """(B, K, h, w) -> B masks (H, W); volumes likewise. Some models upsample their logits themselves, ours do not."""
+    if logits.shape[2:] == size:
         return list(logits.argmax(dim=1))
     return [upsampled_argmax(image_logits[None], size)[0] for image_logits in logits]
 
@@ -229,7 +229,10 @@ def maformer(is_small: bool, other: nn.Module) -> Pair:
     """MAFormer-S and another backbone of ours of about the same size."""
     ours = MaformerBackbone(MaformerConfig.preset("nano" if is_small else "small"))
     parameters = [sum(value.numel() for value in model.parameters()) / 1e6 for model in (ours, other)]
-    work = {size: [macs(model, size) for model in (ours, other)] for size in (224, 512)}
+    work = {
+        size: [macs(backbone_job(model.train(), 1, (size, size))) for model in (ours, other)]
+        for size in (224, 512)
+    }
     notes = [
         f"Only the backbones, from images to four feature maps; the loss is their mean. {parameters[0]:.1f} M parameters vs. "
         f"{parameters[1]:.1f} M.",

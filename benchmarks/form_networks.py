@@ -53,7 +53,8 @@ def new_model(path: str, positions: str, initial: float, size: int, weights_std:
         each for each in model.modules() if isinstance(each, SwinStage) and each.global_tokens is not None
     ]
     for number, stage in enumerate(stages):
-        stage.global_tokens.initial.data.mul_(initial)
+        tokens = stage.global_tokens
+        tokens.initial.data.mul_(initial / tokens.initial_std)
         side = size // (PATCH * 2**number)
         if positions != "none" and len(stage.blocks) > 1:  # the last block has no G-MSA
             place(stage, positions, plan_windows((side, side), (WINDOW, WINDOW)))

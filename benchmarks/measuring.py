@@ -2,15 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+SHORT_SECONDS = 2
 FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -43,16 +43,43 @@ def time_in_turn(
         device: Device that is synchronized before and after each call.
     """
     ours(), theirs()
-    rounds = [(seconds(ours, device), seconds(theirs, device)) for _ in range(repeats)]
-    return Timing(*map(list, zip(*rounds, strict=True)))
+    return Timing(*rounds_in_turn([ours, theirs], device, repeats))
+
+
+def rounds_in_turn(
+    jobs: Sequence[Callable[[], object]], device: torch.device, rounds: int, most_rounds: int = 0
+) -> list[list[float]]:
+    """Runs all jobs in turn, round after round -> for each job, the seconds of each round.
+
+    Args:
+        jobs: Functions without arguments, which ran before.
+        device: Device that is synchronized before and after each call.
+        rounds: Number of rounds.
+        most_rounds: Jobs that take little time run up to so many rounds, within `SHORT_SECONDS`.
+    """
+    times: list[list[float]] = []
+    while len(times) < rounds or (len(times) < most_rounds and sum(map(sum, times)) < SHORT_SECONDS):
+        times.append([seconds(job, device) for job in jobs])
+    return [list(of_job) for of_job in zip(*times, strict=True)]
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that pass; on a CPU with one thread, seconds of processor time, which other programs hardly change."""
+    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if is_alone else time.perf_counter
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def open_device(name: str) -> torch.device:
+    """The device of this name. Raises ValueError if it is a GPU and there is none."""
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("PyTorch finds no CUDA device. Use --device cpu, or install PyTorch with CUDA.")
+    return device
 
 
 def synchronize(device: torch.device) -> None:
@@ -86,22 +113,22 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
 
 
 class MultiplyAdds(NamedTuple):
-    """Multiply-adds (MACs) of one image in the forward pass and in a training step."""
+    """Multiply-adds (MACs) in the forward pass and in a training step."""
 
     forward: float
     training: float
 
 
-def macs(model: nn.Module, size: int) -> MultiplyAdds:
-    """Counts the multiply-adds (MACs) of an image (1, 3, size, size) on the CPU.
+def macs(compute: Callable[[], object]) -> MultiplyAdds:
+    """Counts the multiply-adds (MACs) of a forward pass, as `compute` runs it, and of a training step around it.
 
-    The backward pass has two products for each one of the forward pass. Fused attention stores no scores and
+    The backward pass has two products for each one of the forward pass. Fused attention on a CPU stores no scores and
     recomputes them: its two products become seven in a training step.
     """
     # PyTorch has no formula for this kernel and would count zero.
     formulas = {FUSED_ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3])}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        model.train()(torch.randn(1, 3, size, size))
+        compute()
     counts = counter.get_flop_counts()["Global"]  # two per multiply-add
     forward, fused = sum(counts.values()) / 2, counts.get(FUSED_ATTENTION, 0) / 2
     return MultiplyAdds(forward, 3 * forward + fused / 2)

@@ -16,6 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.image_reading import read_image
 from ..processing.inference import Inference
+from ..processing.mask_models import example_inputs, is_mask_model
 from ..processing.overlays import mask_overlay, save_png
 from ..processing.palettes import class_colors
 from .card_data import EXAMPLE_NAME, PREDICTION_NAME, SEGMENTATION, task_of
@@ -24,6 +25,7 @@ from .model_card import CARD_NAME, RECORDS, read_settings, read_text, without_ow
 from .serving import write_handler
 
 EXAMPLE_SIDE = 512
+RESULTS = ("reconstruction", "logits", "masks_queries_logits")  # the one that a model has is compared
 
 # Runs in a second process. Arguments: Auto class, folder, file with an image and its expected logits.
 PROOF = """
@@ -36,8 +38,8 @@ model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_c
 processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 torch.manual_seed(0)  # of the masks of masked image models
 with torch.no_grad():
-    outputs = model(**processor(case["image"], return_tensors="pt"))
-logits = outputs["reconstruction" if "reconstruction" in outputs else "logits"]
+    outputs = model(**(case["inputs"] or processor(case["image"], return_tensors="pt")))
+logits = next(outputs[name] for name in case["results"] if name in outputs)
 if not torch.equal(logits, case["logits"]):
     sys.exit(f"logits differ by up to {(logits - case['logits']).abs().max():.3g}")
 """
@@ -151,12 +153,13 @@ def prove(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, a
     shape = (getattr(model.config, "num_channels", 3), *sides)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
+    inputs = example_inputs(model) if is_mask_model(model.config) else {}
     with torch.no_grad():
-        outputs = model(**processor(image, return_tensors="pt"))
-    logits = outputs["reconstruction" if "reconstruction" in outputs else "logits"]
+        outputs = model(**(inputs or processor(image, return_tensors="pt")))
+    logits = next(outputs[name] for name in RESULTS if name in outputs)
     with TemporaryDirectory() as elsewhere:
         case = Path(elsewhere) / "case.pt"
-        torch.save({"image": image, "logits": logits}, case)
+        torch.save({"image": image, "inputs": inputs, "results": RESULTS, "logits": logits}, case)
         command = [sys.executable, "-I", "-c", PROOF, auto_class, str(folder.resolve()), str(case)]
         finished = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
     if finished.returncode:

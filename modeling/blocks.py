@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .winograd import WinogradConv2d
+
 SLICE = 1024  # positions per slice
 
 
@@ -127,14 +129,14 @@ class ConvNormAct(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
+        self.convolution = WinogradConv2d(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
         )
         self.norm = BatchNorm2d(out_channels)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H, W)."""
-        return F.relu(self.norm(self.convolution(feature_map)))
+        return F.relu(self.norm(self.convolution(feature_map)), inplace=True)
 
     def reset_own_weights(self, _std: float) -> None:
         reset_before_relu(self.convolution)

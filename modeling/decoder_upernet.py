@@ -27,7 +27,7 @@ class PyramidConvNormAct(nn.Module):
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i) -> (B, C', h_0, w_0)."""
-        return F.relu(self.norm(self.convolution(feature_maps)))
+        return F.relu(self.norm(self.convolution(feature_maps)), inplace=True)
 
     def reset_own_weights(self, _std: float) -> None:
         reset_before_relu(self.convolution)

@@ -6,6 +6,7 @@ a window as a whole and is distributed evenly over its patches, so that every ma
 Legend: B batch, S... axes of the image, W windows, N tokens per window, M context tokens, T global tokens per window, C channels.
 """
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class BlockInputs(NamedTuple):
 
     Attributes:
         windows: The partition of the grid.
-        within: Context of W-MSA, (B * W, T + N, C).
+        within: Context of W-MSA, (B * W, T + N, C), and tokens after it that W-MSA hides.
         across: Tokens of G-MSA, (B, W * T, C).
         across_bias: Additive bias of G-MSA, or None.
     """
@@ -160,7 +161,9 @@ def attention_over_patches(block: Block, inputs: BlockInputs, window: int, token
     batch = inputs.across.shape[0]
     within = inputs.within.unflatten(0, (batch, -1))  # (B, W, T + N, C)
     num_tokens = inputs.across.shape[1] // within.shape[1]
-    a = mean_attention(block.window_attention, within[:, :, :num_tokens].flatten(0, 1), inputs.within, None)
+    within = within[:, :, : num_tokens + prod(inputs.windows.window)]
+    asking, context = within[:, :, :num_tokens].flatten(0, 1), within.flatten(0, 1)
+    a = mean_attention(block.window_attention, asking, context, None)
     a = a.unflatten(0, (batch, -1))  # (B, W, T, T + N)
     asking = inputs.across[:, window * num_tokens : (window + 1) * num_tokens]
     asking = asking if token is None else asking[:, token : token + 1]

@@ -19,7 +19,7 @@ from .attention import Attention
 from .blocks import DropPath, Mlp, in_slices
 from .swin_stages import StageSizes, SwinBlock, WindowCut
 from .upsampling import upsample
-from .windows import plan_windows, shift_mask
+from .windows import plan_windows, shift_masks
 
 
 def overlap_matrix(size: int, bins: int, like: Tensor) -> Tensor:
@@ -161,5 +161,5 @@ class ShiftedWindowBlock(SwinBlock):
     def forward(self, features: Tensor, _padding_mask: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         windows = plan_windows(tuple(features.shape[1:-1]), self.window, self.shifted)
-        mask = shift_mask(windows, features.device, features.dtype)
-        return super().forward(features, None, WindowCut(windows, mask, None, None))[0]
+        masks = shift_masks(windows, features.device, features.dtype)
+        return super().forward(features, None, WindowCut(windows, masks, None, None))[0]

@@ -16,22 +16,29 @@ from transformers import initialization as init
 
 from .attention import Attention, padding_bias
 from .blocks import Mlp
-from .windows import Windows, window_partition
+from .windows import ShiftMasks, Windows, window_partition
+
+INITIAL_STD = {"bare": 1.0, "half": 1.0, "transformer": 0.02}  # by path; benchmarks/glam_forms.md
 
 
 class GlobalTokens(nn.Module):
-    """The learned initial global tokens of a stage, shared by all windows (the paper's g^0)."""
+    """The learned initial global tokens of a stage, shared by all windows (the paper's g^0).
 
-    def __init__(self, num_tokens: int, dim: int) -> None:
+    They start with a standard deviation of 1, as in the authors' code. On the path "transformer", where blocks add to the
+    tokens, it is ours, 0.02: what the first blocks add then counts.
+    """
+
+    def __init__(self, num_tokens: int, dim: int, global_block: str = "bare") -> None:
         super().__init__()
         self.initial = nn.Parameter(torch.zeros(num_tokens, dim))
+        self.initial_std = INITIAL_STD[global_block]
 
     def forward(self, batch: int, num_windows: int) -> Tensor:
         """-> (B, W, T, C), the same tokens for every window, without a copy."""
         return self.initial.expand(batch, num_windows, -1, -1)
 
     def reset_own_weights(self, _std: float) -> None:
-        init.normal_(self.initial, std=1.0)  # as in the authors' code, independent of initializer_range
+        init.normal_(self.initial, std=self.initial_std)  # independent of initializer_range
 
 
 def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: int) -> Tensor | None:
@@ -43,26 +50,34 @@ def tokens_with_image(pixel_mask: Tensor | None, windows: Windows, num_tokens: i
 
 
 def bias_with_tokens(
-    bias: Tensor | None, mask: Tensor | None, batch: int, num_tokens: int, asking_tokens: int
+    bias: Tensor | None,
+    masks: ShiftMasks | None,
+    batch: int,
+    num_tokens: int,
+    asking_tokens: int,
+    hidden: int = 0,
 ) -> Tensor | None:
-    """Additive bias of W-MSA over [T ; window]: zero in the rows and columns of global tokens.
+    """Additive bias of W-MSA over [T ; window ; hidden]: zero in the rows and columns of global tokens.
 
     Args:
         bias: Relative position bias (heads, N, N), or None.
-        mask: Shift mask (W, N, N), or None.
+        masks: Masks of shifted windows, or None.
         batch: Number of images.
         num_tokens: Global tokens per window among the keys.
         asking_tokens: Global tokens per window among the queries.
+        hidden: Tokens that nothing attends to among the keys, and with global tokens among the queries.
 
     Returns:
         (1 or B * W, heads or 1, asking + N, T + N), or None without bias and mask.
     """
-    widths = (num_tokens, 0, asking_tokens, 0)
-    bias = None if bias is None else F.pad(bias[None], widths)
-    if mask is None:
-        return bias
-    mask = F.pad(mask[:, None], widths)
-    return (mask if bias is None else bias + mask).repeat(batch, 1, 1, 1)
+    if bias is None and masks is None:
+        return None
+    parts = (None if bias is None else bias[None], None if masks is None else masks.of_kinds[:, None])
+    of_kinds = sum(F.pad(part, (num_tokens, 0, asking_tokens, 0)) for part in parts if part is not None)
+    if hidden:
+        lowest = torch.finfo(of_kinds.dtype).min / 2
+        of_kinds = F.pad(of_kinds, (0, hidden, 0, hidden if asking_tokens else 0), value=lowest)
+    return of_kinds if masks is None else of_kinds.index_select(0, masks.kinds.repeat(batch))
 
 
 class AcrossWindows(nn.Module):

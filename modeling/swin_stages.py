@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention
+from .attention import Attention, missing_keys
 from .blocks import DropPath, Encoded, Mlp, Revise, unchanged
 from .global_tokens import AcrossWindows, GlobalTokens, bias_with_tokens, tokens_with_image
 from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
-from .windows import Windows, padding_keys, plan_windows, shift_mask, window_partition, window_reverse
+from .windows import (
+    ShiftMasks,
+    Windows,
+    padding_keys,
+    plan_windows,
+    shift_masks,
+    window_partition,
+    window_reverse,
+)
 
 
 class StageSizes(NamedTuple):
@@ -51,7 +59,7 @@ class WindowCut(NamedTuple):
     """The partition of a grid into windows that the blocks of a stage share, with its masks and positions."""
 
     windows: Windows
-    shift_mask: Tensor | None
+    shift_masks: ShiftMasks | None
     token_padding_mask: Tensor | None
     global_position: Tensor | None
     padding_keys: Tensor | None = None
@@ -107,24 +115,34 @@ class SwinBlock(AcrossWindows, GradientCheckpointingLayer):
         num_tokens = 0 if global_tokens is None else global_tokens.shape[2]
         if global_tokens is not None and self.global_block == "transformer":
             global_tokens = self.norm1(global_tokens)
-        context = windows if global_tokens is None else torch.cat([global_tokens, windows], dim=2)
+        context, hidden = self.context_of(windows, global_tokens)
         asking = windows if self.is_last else context
-        bias = self.attention_bias(window_cut, batch, num_tokens, windows.dtype)
+        bias = self.attention_bias(window_cut, batch, num_tokens, windows.dtype, hidden)
         mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias)
         mixed = mixed.reshape(batch, count, -1, dim)
         if self.is_last or global_tokens is None:
             return mixed, global_tokens
-        return mixed[:, :, num_tokens:], mixed[:, :, :num_tokens]
+        return mixed[:, :, num_tokens : num_tokens + windows.shape[2]], mixed[:, :, :num_tokens]
+
+    def context_of(self, windows: Tensor, global_tokens: Tensor | None) -> tuple[Tensor, int]:
+        """(B, W, N, C), (B, W, T, C) -> [T ; window ; zeros], and the number of zero tokens, which only save time."""
+        if global_tokens is None:
+            return windows, 0
+        hidden = missing_keys(self.attention, global_tokens.shape[2] + windows.shape[2], windows)
+        parts = [global_tokens, windows]
+        if hidden:
+            parts.append(windows.new_zeros(()).expand(*windows.shape[:2], hidden, windows.shape[3]))
+        return torch.cat(parts, dim=2), hidden
 
     def attention_bias(
-        self, window_cut: WindowCut, batch: int, num_tokens: int, dtype: torch.dtype
+        self, window_cut: WindowCut, batch: int, num_tokens: int, dtype: torch.dtype, hidden: int = 0
     ) -> Tensor:
         """-> (1 or B * W, heads, N or T + N, T + N); for global tokens zero, except for keys that are padding."""
-        mask, keys = window_cut.shift_mask, window_cut.padding_keys
+        masks, keys = window_cut.shift_masks, window_cut.padding_keys
         asking_tokens = 0 if self.is_last else num_tokens
-        bias = bias_with_tokens(self.position_bias(), mask, batch, num_tokens, asking_tokens)
+        bias = bias_with_tokens(self.position_bias(), masks, batch, num_tokens, asking_tokens, hidden)
         if keys is not None:
-            keys = F.pad(keys, (num_tokens, 0)).expand(batch, -1, -1)
+            keys = F.pad(keys, (num_tokens, hidden)).expand(batch, -1, -1)
             bias = bias + keys.flatten(0, 1)[:, None, None]
         return bias.to(dtype)
 
@@ -159,7 +177,9 @@ class SwinStage(nn.Module):
             for index, rate in enumerate(sizes.drop_path_rates)
         )
         self.global_tokens = (
-            GlobalTokens(sizes.num_global_tokens, sizes.dim) if sizes.num_global_tokens else None
+            GlobalTokens(sizes.num_global_tokens, sizes.dim, sizes.global_block)
+            if sizes.num_global_tokens
+            else None
         )
         self.global_position = None
         if any(block.global_attention is not None for block in self.blocks):
@@ -183,15 +203,15 @@ class SwinStage(nn.Module):
     def cut(self, features: Tensor, pixel_mask: Tensor | None, shifted: bool) -> WindowCut:
         """Returns the partition into regular or shifted windows for features of this size."""
         windows = plan_windows(tuple(features.shape[1:-1]), self.window, shifted and self.shifts_windows)
-        mask = None
+        masks = None
         if self.masks_shifted_windows:
-            mask = shift_mask(windows, features.device, features.dtype)
+            masks = shift_masks(windows, features.device, features.dtype)
         position = None
         if self.global_position is not None:
             position = self.global_position(windows)
         return WindowCut(
             windows,
-            mask,
+            masks,
             tokens_with_image(pixel_mask, windows, self.num_global_tokens)
             if self.num_global_tokens
             else None,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .blocks import WeightOwner
+from .winograd import convolution3x3
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -102,7 +103,7 @@ def pyramid_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     finest_weight, coarser_weight = weight.split([finest.shape[1], weight.shape[1] - finest.shape[1]], dim=1)
     # Before the direct convolution, because this step needs the most memory.
     upsampled = upsampled_conv3x3(coarser, coarser_weight, finest.shape[-2:])
-    return upsampled + F.conv2d(finest, finest_weight, padding=1)
+    return convolution3x3(finest, finest_weight).add_(upsampled)
 
 
 def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequence[int]) -> Tensor:

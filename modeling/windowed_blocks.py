@@ -23,7 +23,7 @@ from .attention import attend
 from .blocks import DropPath
 from .global_tokens import AcrossWindows, GlobalTokens, bias_with_tokens
 from .windowed_hosts import WindowedHost
-from .windows import Windows, shift_mask, window_partition, window_reverse
+from .windows import Windows, shift_masks, window_partition, window_reverse
 
 TOKEN_MLP_RATIO, TOKEN_NORM_EPS = 4, 1e-5  # of the layers that tokens have for themselves
 PROBABILITIES: ContextVar[list[Tensor] | None] = ContextVar("probabilities", default=None)
@@ -79,10 +79,10 @@ class TokenAttention(TakenOver):
     ) -> tuple[Tensor, Tensor | None]:
         """(B * W, T + N, C) -> (B * W, asking_tokens + N, C), probabilities or None."""
         query, key, value = self.host.project(self, tokens)
-        mask = shift_mask(windows, tokens.device, tokens.dtype)
+        masks = shift_masks(windows, tokens.device, tokens.dtype)
         batch = tokens.shape[0] // prod(windows.counts)
         bias = self.host.position_bias(self, tokens)
-        bias = bias_with_tokens(bias, mask, batch, num_tokens, asking_tokens)
+        bias = bias_with_tokens(bias, masks, batch, num_tokens, asking_tokens)
         bias = None if bias is None else bias.to(value.dtype)
         attended, probabilities = attend(self, query[:, :, num_tokens - asking_tokens :], key, value, bias)
         return attended.flatten(-2), recorded(probabilities)
@@ -150,7 +150,7 @@ class TokenBlock(TakenOver, GradientCheckpointingLayer):
         attention = part.get_submodule(host.attention)
         dim, num_heads = attention_sizes(attention)
         setattr(part.get_submodule(path), name, TokenAttention(config, attention, host, dim // num_heads))
-        self.initial_tokens = GlobalTokens(num_new_tokens, dim) if num_new_tokens else None
+        self.initial_tokens = GlobalTokens(num_new_tokens, dim, global_block) if num_new_tokens else None
         rate = getattr(getattr(part, host.drop_paths[0]), "drop_prob", None) or 0.0
         self.global_step = None if is_last else GlobalStep(config, dim, num_heads, global_block, rate)
 

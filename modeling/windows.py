@@ -24,6 +24,18 @@ class Windows(NamedTuple):
     shift: tuple[int, ...]
 
 
+class ShiftMasks(NamedTuple):
+    """Additive masks of shifted windows: one of each kind of window, and the kind of each window."""
+
+    of_kinds: Tensor  # (kinds, N, N)
+    kinds: Tensor  # (W,)
+
+    @property
+    def of_windows(self) -> Tensor:
+        """(W, N, N)."""
+        return self.of_kinds[self.kinds]
+
+
 def plan_windows(
     grid: tuple[int, ...], window: tuple[int, ...], shifted: bool | tuple[bool, ...] = False
 ) -> Windows:
@@ -103,24 +115,29 @@ def merge(tokens: Tensor, windows: Windows) -> Tensor:
     return tokens.permute(0, *interleaved, -1).reshape(tokens.shape[0], *windows.padded, tokens.shape[-1])
 
 
-def shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """-> (W, N, N), additive mask: -100 between tokens that are adjacent only because of the cyclic shift.
+def shift_masks(windows: Windows, device: torch.device, dtype: torch.dtype) -> ShiftMasks | None:
+    """Returns the masks of shifted windows: -100 between tokens that are adjacent only because of the cyclic shift.
 
     Regions are those of Swin: along each axis the inner windows, the part of the last window that stays, and
-    the part that wraps around. Returns None without a shift.
+    the part that wraps around. Along each axis, all windows but the last one are of the same kind, so that the masks
+    are those of a grid with two windows per axis. Returns None without a shift.
     """
     if not any(windows.shift):
         return None
-    regions = torch.zeros((), dtype=torch.long, device=device)
     axes = len(windows.window)
-    for axis in range(axes):
-        size = windows.padded[axis]
+    padded = tuple(2 * size for size in windows.window)
+    regions, kinds = torch.zeros(2, dtype=torch.long, device=device)
+    for size, window, shift, count in zip(padded, windows.window, windows.shift, windows.counts, strict=True):
         place = torch.arange(size, device=device)
-        region = (place >= size - windows.window[axis]).long() + (place >= size - windows.shift[axis]).long()
-        regions = 3 * regions + region.reshape((1,) * axis + (-1,) + (1,) * (axes - axis - 1))
-    labels = partition(regions[None, ..., None], windows)[0, :, :, 0]
+        region = (place >= size - window).long() + (place >= size - shift).long()
+        regions = 3 * regions[..., None] + region
+        kinds = 2 * kinds[..., None] + (torch.arange(count, device=device) == count - 1).long()
+    labels = partition(regions[None, ..., None], windows._replace(counts=(2,) * axes, padded=padded))[
+        0, :, :, 0
+    ]
     apart = labels[:, :, None] != labels[:, None, :]
-    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+    masks = torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+    return ShiftMasks(masks, kinds.flatten())
 
 
 def padding_keys(windows: Windows, present: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,18 +1,30 @@
-"""Images from which crops are cut: decoded ones, and rasters, of which only the window of the crop is read.
+"""Images from which crops are cut: decoded ones, files, and rasters, of which only the window of the crop is read.
 
 Legend: C channels, H, W pixels of the image, h, w pixels of a window.
 """
 
+import io
+import os
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
-from .image_opening import ImageReadError
+from .first_rows import JPEG, PNG, Rows, rows_of
+from .image_opening import (
+    BYTES_PER_PIXEL,
+    DECODING_ERRORS,
+    ImageReadError,
+    Source,
+    opened_file,
+    read_orientation,
+)
 from .image_reading import image_size
+from .orientation import UPRIGHT
 from .rasters.raster import Raster, read_window
 from .tiling import overlap_slices
 from .value_ranges import UnknownRangeError
@@ -57,6 +69,87 @@ class DecodedImage:
         pixels = np.zeros((self.num_channels, height, width), found.dtype)
         pixels[:, row_place, column_place] = np.moveaxis(found, -1, 0)
         return averaged(pixels, reduction), share
+
+
+class EncodedImage:
+    """An image file, of which the rows down to the end of a window are decoded.
+
+    Args:
+        source: The file.
+        rows: Its rows.
+        read: Decodes the file, or one with its first rows.
+    """
+
+    num_channels = None  # known from what is decoded
+
+    def __init__(
+        self, source: Source, rows: Rows, read: Callable[[Source], Image.Image | np.ndarray]
+    ) -> None:
+        self.source, self.rows, self.read = source, rows, read
+        self.shape = rows.size
+
+    def window(
+        self, top: int, left: int, height: int, width: int
+    ) -> tuple[Image.Image | np.ndarray, np.ndarray | None]:
+        """As `DecodedImage.window`."""
+        return DecodedImage(self.decoded(top + height)).window(top, left, height, width)
+
+    def __call__(
+        self, top: int, left: int, height: int, width: int, reduction: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a window that may reach beyond the image, see `PixelReader`."""
+        return DecodedImage(self.whole)(top, left, height, width, reduction)
+
+    @cached_property
+    def whole(self) -> Image.Image | np.ndarray:
+        return self.read(self.source)
+
+    def decoded(self, rows: int) -> Image.Image | np.ndarray:
+        """The image, or at least its first rows."""
+        file = self.rows.shortened(rows)
+        try:
+            return self.whole if file is None else self.read(io.BytesIO(file))
+        except ImageReadError:  # reading the whole file decides
+            return self.whole
+
+
+def encoded_image(
+    source: Source, read: Callable[[Source], Image.Image | np.ndarray], pixel_limit: int
+) -> EncodedImage | None:
+    """Opens an image of which the first rows can be decoded without the others.
+
+    Args:
+        source: A path, or any other source of an image.
+        read: Decodes an image.
+        pixel_limit: Most pixels of an image.
+
+    Returns:
+        The image; None for other sources and formats, images that must be turned upright, and what seems damaged.
+    """
+    if str(source).startswith(("http://", "https://")):
+        return None
+    if not isinstance(source, str | os.PathLike | io.BytesIO):
+        return None
+    try:
+        with opened_file(source, pixel_limit) as file:
+            data = first_bytes(file, BYTES_PER_PIXEL * pixel_limit)
+        rows = rows_of(data)
+        if rows is None or rows.size[0] * rows.size[1] > pixel_limit:
+            return None
+        is_upright = not rows.has_metadata or read_orientation(data, pixel_limit) == UPRIGHT
+    except (*DECODING_ERRORS, ImageReadError):  # decoding it explains the error
+        return None
+    return EncodedImage(source, rows, read) if is_upright else None
+
+
+def first_bytes(file: BinaryIO, most: int) -> bytes:
+    """The content of a file up to `most` bytes; of a format that has no `Rows`, a few."""
+    start = file.tell()
+    data = file.read(len(PNG))
+    if data.startswith((JPEG, PNG)):
+        data += file.read(most)
+    file.seek(start)
+    return data
 
 
 class RasterImage:
@@ -132,3 +225,6 @@ def averaged(pixels: np.ndarray, reduction: int) -> np.ndarray:
         return pixels.astype(np.float32, copy=False)
     channels = (torch.from_numpy(channel.astype(np.float32))[None] for channel in pixels)
     return torch.cat([avg_pool2d(channel, reduction) for channel in channels]).numpy()
+
+
+AnyImage = DecodedImage | EncodedImage | RasterImage

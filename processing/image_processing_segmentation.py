@@ -23,7 +23,7 @@ from transformers.processing_utils import Unpack
 
 from .image_opening import Source, describe, read_orientation
 from .image_processor_options import REDUCED_LABELS, SegmentationImageProcessorKwargs, SegmentationOptions
-from .image_reading import read_channels, read_image
+from .image_reading import read_channels, read_rgb
 from .label_maps import LabelMap
 from .logits_to_masks import SemanticPostProcessing
 from .mask_reading import read_mask
@@ -73,7 +73,7 @@ class SegmentationProcessing(CropPairs, SegmentationOptions, SemanticPostProcess
         reading = {name: options.get(name, getattr(self, name)) for name in ("value_range", "pixel_limit")}
         reading["input_data_format"] = options.get("input_data_format")
         if options.get("do_convert_rgb", self.do_convert_rgb):
-            channels = np.asarray(read_image(image, **reading))
+            channels = read_rgb(image, **reading)
         else:
             mean = options.get("image_mean", self.image_mean)
             channels = read_channels(image, len(mean) if isinstance(mean, Sequence) else None, **reading)
@@ -85,6 +85,13 @@ class SegmentationProcessing(CropPairs, SegmentationOptions, SemanticPostProcess
                 stacklevel=2,
             )
         return self._to_backend(np.array(np.moveaxis(channels, -1, 0), order="C"), options.get("device"))
+
+    def normalized(self, pixels: np.ndarray) -> Tensor:
+        """(C, H, W) on the scale 0..255 -> `pixel_values` (C, H, W), as a call makes them without resizing."""
+        options = {name: getattr(self, name) for name in ("do_rescale", "rescale_factor", "do_normalize")}
+        options |= {name: as_key(getattr(self, name)) for name in ("image_mean", "image_std")}
+        image = self._to_backend(pixels, None)
+        return torch.as_tensor(self._preprocess([image], do_resize=False, **options)[0])
 
     def decode_mask(self, mask: Source, **overrides: Any) -> np.ndarray:
         """Decodes a mask with `label_map` and, if it has no colors, with those of `palette`.
@@ -250,6 +257,11 @@ class SegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
                 image = self.normalize(image, options["image_mean"], options["image_std"])
             prepared.append(image)
         return prepared
+
+
+def as_key(value: float | Sequence[float]) -> float | tuple[float, ...]:
+    """Numbers that can be the key of a cache."""
+    return tuple(value) if isinstance(value, Sequence) else value
 
 
 def _as_list(images: Source | Sequence[Source]) -> tuple[list[Source], bool]:

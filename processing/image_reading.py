@@ -52,13 +52,37 @@ def read_image(
     """
     array = _as_array(source, pixel_limit, None)
     if array is not None:
-        channels = _array_channels(array, RGB_CHANNELS, value_range, input_data_format, describe(source))
-        channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
-        return Image.fromarray(_rounded(channels))
+        return Image.fromarray(_rgb_array(array, value_range, input_data_format, describe(source)))
     image, orientation, name, frames = open_image(source, pixel_limit, count_frames)
     say_first_frame(name, frames)
-    rgb = to_rgb(image, value_range, name)
+    rgb = image if image.mode == "RGB" and image is not source else to_rgb(image, value_range, name)
     return rgb if orientation == UPRIGHT else Image.fromarray(turn_upright(np.asarray(rgb), orientation))
+
+
+def read_rgb(
+    source: Source,
+    *,
+    value_range: tuple[float, float] | None = None,
+    input_data_format: str | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+) -> np.ndarray:
+    """As `read_image`, but returns an array (H, W, 3), uint8, which may share the memory of an array in `source`."""
+    if isinstance(source, np.ndarray | Tensor):
+        return _rgb_array(source, value_range, input_data_format, describe(source))
+    options = {"value_range": value_range, "input_data_format": input_data_format}
+    return np.asarray(read_image(source, pixel_limit=pixel_limit, **options))
+
+
+def _rgb_array(
+    array: np.ndarray | Tensor,
+    value_range: tuple[float, float] | None,
+    input_data_format: str | None,
+    name: str,
+) -> np.ndarray:
+    """An array of an image with 1, 3 or 4 channels -> (H, W, 3), uint8."""
+    channels = _array_channels(array, RGB_CHANNELS, value_range, input_data_format, name)
+    channels = channels[..., :3] if channels.shape[-1] >= 3 else channels.repeat(3, axis=-1)
+    return _rounded(channels)
 
 
 def read_channels(

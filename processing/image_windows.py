@@ -211,11 +211,11 @@ def placed(model: nn.Module, values: Tensor) -> Tensor:
 
 
 def logits_stride(model: nn.Module, window: Tensor) -> int:
-    """Returns the stride of the logits in pixels, from the configuration or by a forward pass on `window`.
+    """Returns the stride of the logits in pixels, from model or configuration or by a forward pass on `window`.
 
     Returns 1 if the stride is not a whole number.
     """
-    known = getattr(model.config, "logits_stride", None)
+    known = getattr(model, "logits_stride", None) or getattr(model.config, "logits_stride", None)
     if known is not None:
         return known
     sides, cells = window.shape[-2:], logits_of(model, window).shape[-2:]

@@ -15,27 +15,25 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from .image_opening import PIXEL_LIMIT, Source
-from .image_reading import decode_once, read_image
+from .image_opening import Source
 from .image_windows import (
     ImagePixels,
     check_image_windows,
     is_covered,
     logits_of,
-    scaled_size,
     view_of,
     window_sides,
 )
 from .logits_to_masks import argmax_of_bands, mean_probabilities, upsampled_rows
+from .mask_models import as_segmenter, gives_scores
+from .processor_inputs import decoded, pixel_values, scaled, size_of
 from .rasters.inference import MEMORY, raster_rows, raster_scores
 from .rasters.spans import spans_of
 from .tiling import WEIGHTS, RowReader, blended_rows
-from .volumes.volume_inference import is_for_volumes, segment_volume, takes_volumes
+from .volumes.volume_inference import segment_volume, takes_volumes
 
 BAND_VALUES = 1 << 22  # class scores in a band of rows, 16 MiB; a few such tensors exist at once
 
@@ -45,7 +43,7 @@ class Inference:
     """Applies a segmenter to an image or a volume: whole or in windows, with or without mirroring.
 
     `Inference()` processes the whole image at its own scale. The methods take any segmenter in evaluation mode whose
-    outputs have `logits` (B, K, h, w), on any device, and its image processor, which also resizes to other scales.
+    outputs have `logits` (B, K, h, w) or that `MaskSegmenter` takes, and its image processor, which also resizes to other scales.
     Volumes, segmented by a call, follow nnU-Net's protocol; "center", `scales` and `share_context` are for images.
 
     Args:
@@ -105,10 +103,8 @@ class Inference:
         """
         if takes_volumes(model.config):
             return segment_volume(model, processor, image, self)
-        image = decoded(processor, image)
-        unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
-        size = processor(image, **unchanged, return_tensors="pt")["pixel_values"].shape[-2:]
-        return self.mask(model, self.inputs(processor, image), size)
+        model, image = as_segmenter(model, processor), decoded(processor, image)
+        return self.mask(model, self.inputs(processor, image), size_of(processor, image))
 
     def inputs(self, processor: Any, image: Source, **options: Any) -> list[Tensor]:
         """Prepares an image, not a volume, for `mask` and `probabilities`.
@@ -125,7 +121,7 @@ class Inference:
             ImageReadError: If the image cannot be read.
         """
         image = decoded(processor, image)
-        pixels = processor(image, **options, return_tensors="pt")["pixel_values"]
+        pixels = pixel_values(processor, image, **options)
         return [
             pixels if scale == 1 else scaled(processor, image, pixels.shape[-2:], scale, **options)
             for scale in self.scales
@@ -143,8 +139,8 @@ class Inference:
         Returns:
             The mask (H, W), int32 class ids on the model's device.
         """
-        bands = logit_bands(self, model, inputs, size)
-        scores = (logits[0] if len(logits) == 1 else mean_probabilities(logits) for logits in bands)
+        bands, are_scores = logit_bands(self, model, inputs, size), gives_scores(model)
+        scores = (mean_probabilities(views, are_scores) if views[1:] else views[0] for views in bands)
         return argmax_of_bands(scores, size, model.device)
 
     @torch.no_grad()
@@ -162,7 +158,7 @@ class Inference:
             Probabilities (K, rows, W) of the next rows, float32 on the model's device.
         """
         for logits in logit_bands(self, model, inputs, size):
-            yield mean_probabilities(logits)
+            yield mean_probabilities(logits, gives_scores(model))
 
     def raster_rows(self, model: nn.Module, raster: Any) -> list[int]:
         """Returns the first row of the result of each row of windows over a raster, see `raster_scores`."""
@@ -242,15 +238,6 @@ def sides_of_images(window: int | tuple[int, ...]) -> tuple[int, int]:
     return sides
 
 
-def check_for_images(processor: Any) -> None:
-    """Raises ValueError if an image processor is for volumes."""
-    if is_for_volumes(processor):
-        raise ValueError(
-            f"{type(processor).__name__} is for volumes. Pass the processor of a model of images; a model of volumes "
-            "is called as a whole: Inference(...)(model, processor, volume)."
-        )
-
-
 def check_scales(scales: Any) -> None:
     """Raises ValueError unless these are one or more factors."""
     is_list = isinstance(scales, list | tuple) and len(scales) > 0
@@ -264,46 +251,6 @@ def is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
-def decoded(processor: Any, image: Source) -> Source:
-    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is.
-
-    Raises ImageReadError if it cannot be read, ValueError if the processor is for volumes.
-    """
-    check_for_images(processor)
-    if isinstance(image, Image.Image | np.ndarray | Tensor):
-        return image
-    return decoded_for(processor, image)[0]
-
-
-def decoded_for(processor: Any, source: Source) -> tuple[Image.Image | np.ndarray, int]:
-    """Decodes an image once, as its processor takes it: ours any, those of transformers RGB.
-
-    Returns:
-        The upright image, and the EXIF orientation of the file, see `decode_once`.
-    """
-    channels = channels_of(processor)
-    image, orientation = decode_once(source, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels)
-    if channels is None and not hasattr(processor, "decode_mask"):  # not ours
-        image = read_image(image, value_range=getattr(processor, "value_range", None))
-    return image, orientation
-
-
-def channels_of(processor: Any) -> int | None:
-    """The number of channels that a processor reads; None if it makes every image RGB."""
-    mean = getattr(processor, "image_mean", None)
-    if not isinstance(mean, Sequence):
-        return None
-    converts = getattr(processor, "do_convert_rgb", None)
-    return None if (len(mean) == 3 if converts is None else converts) else len(mean)
-
-
-def scaled(processor: Any, image: Source, size: Sequence[int], scale: float, **options: Any) -> Tensor:
-    """An image -> `pixel_values` (1, C, ., .) at `scale` times `size`; a side of one pixel is never less."""
-    height, width = scaled_size(size, scale)
-    resized = {"do_resize": True, "size": {"height": height, "width": width}}
-    return processor(image, **options, **resized, return_tensors="pt")["pixel_values"]
-
-
 def logit_bands(
     inference: Inference, model: nn.Module, inputs: Sequence[Tensor], size: Sequence[int]
 ) -> Iterator[list[Tensor]]:
@@ -313,6 +260,7 @@ def logit_bands(
             "the model takes volumes, and this is for images. Call Inference(...)(model, processor, volume)."
         )
     height, width = size
+    model = as_segmenter(model)
     check_image_windows(inference, model)
     views = [
         logit_rows(inference, model, pixels, is_mirrored)

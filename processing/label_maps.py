@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .byte_masks import look_up_bytes
 from .palettes import parse_color, shown
 
 Key = int | str | tuple[int, int, int]
@@ -108,12 +109,13 @@ class LabelMap:
             setattr(new, name, {value: number[label] for value, label in getattr(self, name).items()})
         return new
 
-    def decode(self, mask: np.ndarray, name: str = "mask") -> np.ndarray:
+    def decode(self, mask: np.ndarray, name: str = "mask", *, keeps_bytes: bool = False) -> np.ndarray:
         """Decodes a mask.
 
         Args:
             mask: Ids (H, W) or RGB colors (H, W, 3).
             name: The name of the mask in error messages.
+            keeps_bytes: Whether a mask of uint8 ids may give class ids of uint8, which may be the mask itself.
 
         Returns:
             Class ids (H, W) int64; pixels that are ignored or `NO_LABEL` are `ignore_index`.
@@ -121,6 +123,10 @@ class LabelMap:
         Raises:
             ValueError: If the mask has a value that is not in the table, or colors that the table lacks.
         """
+        labels = self._decode(mask, name)
+        return labels if keeps_bytes else labels.astype(np.int64, copy=False)
+
+    def _decode(self, mask: np.ndarray, name: str) -> np.ndarray:
         if (absent := without_label(mask)) is not None:
             labels = self._decode_known(mask[~absent][None], name) if not absent.all() else ()
             decoded = np.full(absent.shape, self.ignore_index, dtype=np.int64)
@@ -266,7 +272,9 @@ def _hex(color: int) -> str:
 def _look_up(
     values: np.ndarray, known: dict[int, int], name: str, show: Callable[[int], str], hint: str = ""
 ) -> np.ndarray:
-    """Each value's entry in `known`, as int64. Raises ValueError for values that are not in it."""
+    """Each value's entry in `known`, int64 or uint8. Raises ValueError for values that are not in it."""
+    if values.dtype == np.uint8 and (labels := look_up_bytes(values, known)) is not None:
+        return labels
     positions = _positions(values, tuple(known))
     if (unknown := positions == UNKNOWN).any():
         missing, counts = np.unique(values[unknown], return_counts=True)

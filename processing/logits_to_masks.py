@@ -26,6 +26,7 @@ from .palettes import colorize
 from .tiling import RowReader
 
 CHUNK_VALUES = 1 << 24  # upsampled logits held at once: 64 MiB
+SMALLEST_SCORE = 1e-30
 LINEAR = {1: "linear", 2: "bilinear"}
 
 
@@ -97,13 +98,20 @@ def cells_at(start: int, stop: int, cells: int, size: int) -> Tensor:
     return ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * cells / size - 0.5).clamp(min=0)
 
 
-def mean_probabilities(views: Iterable[Tensor]) -> Tensor:
-    """Logits (K, rows, W) of each view -> the mean of their class probabilities."""
+def mean_probabilities(views: Iterable[Tensor], are_scores: bool = False) -> Tensor:
+    """Logits (K, rows, W) of each view -> the mean of their class probabilities.
+
+    Scores, which are in proportion to probabilities, are averaged as they are; where all are 0, classes are equal.
+    """
     total, count = None, 0
     for logits in views:
-        total = logits.softmax(0) if total is None else total.add_(logits.softmax(0))
+        values = logits if are_scores else logits.softmax(0)
+        total = values if total is None else total.add_(values)
         count += 1
-    return total / count
+    if not are_scores:
+        return total / count
+    total = total.clamp(min=SMALLEST_SCORE)
+    return total / total.sum(0)
 
 
 def covered_cells(pixels: int, padded: int, cells: int) -> int:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .byte_masks import values_in
 from .label_maps import LabelMap
 
 
@@ -47,7 +48,7 @@ def decode_palette(image: Image.Image, table: LabelMap | None, name: str) -> np.
     if table is None or not table.colors:
         return indices
     palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    if colors_decide(np.unique(indices).tolist(), palette, table, name):
+    if colors_decide(values_in(indices), palette, table, name):
         complete = np.zeros((256, 3), dtype=np.uint8)  # a damaged palette may lack entries
         complete[: len(palette)] = palette
         return complete[indices]
@@ -57,9 +58,9 @@ def decode_palette(image: Image.Image, table: LabelMap | None, name: str) -> np.
 def has_other_colors(image: Image.Image, table: LabelMap) -> bool:
     """Whether the ids that a palette image uses have colors other than gray, none of which the table maps."""
     indices = np.asarray(image)
-    used = np.unique(indices[..., 0] if image.mode == "PA" else indices)
+    used = values_in(indices[..., 0] if image.mode == "PA" else indices)
     palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    ids = [index for index in used.tolist() if index < len(palette)]
+    ids = [index for index in used if index < len(palette)]
     colors = palette[[index for index in ids if table.class_of_id(index) != table.ignore_index]].tolist()
     colored = [_as_number(color) for color in colors if len(set(color)) > 1]
     return bool(colored) and not any(number in table.colors for number in colored)

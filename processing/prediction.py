@@ -11,12 +11,13 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .image_reading import image_size, read_channels, read_image
 from .image_windows import check_image_windows
-from .inference import Inference, channels_of, decoded_for
+from .inference import Inference
 from .orientation import swaps_sides, turn_back
 from .overlays import mask_overlay, save_png
 from .palettes import class_colors, colorize
 from .prediction_files import FilePredictor, Job
 from .prediction_maps import IMAGE_MAPS, ImageMap, ProbabilityFile, mask_beside_maps
+from .processor_inputs import channels_of, decoded_for
 
 Explain = Callable[[Image.Image, Tensor, Tensor], Image.Image]
 

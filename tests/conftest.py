@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # Settings of the machine change nothing: only those of these tests count, and no cache is read or written.
-OURS = {"CONTEXTSEG_DATA", "CONTEXTSEG_GOLDEN", "CONTEXTSEG_PICTURES"}
+OURS = {"CONTEXTSEG_DATA", "CONTEXTSEG_GOLDEN", "CONTEXTSEG_PICTURES", "CONTEXTSEG_TEST_DEVICE"}
 FOREIGN = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_", "ACCELERATE_", "CONTEXTSEG_")
 for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in OURS]:
     del os.environ[name]

@@ -15,6 +15,7 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 from command_parsers import commands, parse, parser_of
+from mask_checkpoints import SPLIT, tiny_eomt
 from PIL import Image
 from tiny import tiny_nnformer
 from tiny_runs import write_data
@@ -22,6 +23,7 @@ from torch.distributed.run import get_args_parser
 from transformers import (
     Dinov2Config,
     Dinov2Model,
+    EomtImageProcessor,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
@@ -115,6 +117,9 @@ def workplace(tmp_path_factory):
         segformer
     )
     SegformerImageProcessor().save_pretrained(segformer)
+    eomt = folder / "tue-mps/ade20k_semantic_eomt_large_512"
+    tiny_eomt().save_pretrained(eomt)
+    EomtImageProcessor(**SPLIT).save_pretrained(eomt)
     dinov2 = Dinov2Config(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28)
     Dinov2Model(dinov2).save_pretrained(folder / "facebook/dinov2-small")
     return folder

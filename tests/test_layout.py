@@ -36,7 +36,9 @@ PROCESSORS = (  # what of processing/ is exported starts here
     "processing/image_processing_segmentation.py",
     "processing/image_processing_volume.py",
 )
-LEVEL_0 = {"attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling"}
+LEVEL_0 = {
+    "attention", "windows", "positions", "blocks", "patches", "losses", "loss_operators", "upsampling", "winograd",
+}  # fmt: skip
 LEVEL_2 = {
     *("pretrained", "pretrained_backbones", "auto_classes", "decoders", "two_scale"),
     *("any_backbone", "backbones", "backbone_building", "backbone_info", "segformer_checkpoints"),

@@ -19,6 +19,7 @@ from ..modeling.explanations import find_block, global_attention_maps
 from ..modeling.grad_cam import as_shares, class_activation
 from ..processing.heat_pictures import heat_picture
 from ..processing.inference import Inference
+from ..processing.mask_models import gives_scores
 from ..processing.tiling import window_starts
 from .option_texts import parse_position
 
@@ -33,6 +34,11 @@ def chosen_explanations(
 
     Raises ValueError if the model cannot give one of them.
     """
+    if gives_scores(model) and not (explain is evidence is None):
+        raise ValueError(
+            f"--explain and --grad-cam need logits that feature maps explain, but a '{model.config.model_type}' classifies masks. "
+            "Leave them out."
+        )
     chosen = {}
     window = None if inference.window is None else inference.window_sides
     if explain is not None:

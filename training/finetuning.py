@@ -17,9 +17,11 @@ from ..modeling.lora import add_lora
 from ..processing.collation import SegmentationCollator
 from ..processing.data.augmentation import AugmentedDataset
 from ..processing.data.datasets import SegmentationData
+from ..processing.mask_models import is_mask_model
 from ..processing.metrics import TrainerScores, percent, scores_table
 from .command_line import CommandError
 from .loss_fields import check_loss_is_ours, loss_fields
+from .mask_training import check_options, start_from
 from .models import SEGMENTER, describe_with_data, ignore_index_field
 from .options import SegmentationArguments
 from .origin import public_data, public_model
@@ -28,7 +30,12 @@ from .reading_options import reading_names
 from .records import environment, write_json
 from .segmentation import SegmentationTask, new_augmentation, processor_of
 from .setup import open_splits
-from .starting_points import build_model, channels_of_checkpoint, checkpoint_of
+from .starting_points import (
+    build_model,
+    channels_of_checkpoint,
+    checkpoint_of,
+    config_of_checkpoint,
+)
 from .trained_part import select_trained
 from .trainer import SegmentationTrainer, SegmentationTrainingArguments, SetEpoch
 from .volumetric import trains_on_volumes
@@ -140,10 +147,13 @@ def new_trainer(
 ) -> SegmentationTrainer:
     """Builds model, processor, augmentation and collator, and the trainer from them."""
     check_batch_size(options, arguments, len(train))
-    model = new_model(options, train)
+    classifies_masks = is_mask_model(config_of_checkpoint(options.init_from))
+    if classifies_masks:
+        check_options(options, arguments)
+    model = new_mask_model(options, train) if classifies_masks else new_model(options, train)
     processor = processor_of(train, checkpoint_of(options.init_from))
     model = select_trained(model, options.freeze, lora=0)
-    can_pad = "pixel_mask" in inspect.signature(model.forward).parameters
+    can_pad = "pixel_mask" in inspect.signature(model.forward).parameters and not classifies_masks
     if options.lora:
         if arguments.fsdp or arguments.deepspeed:
             raise ValueError(
@@ -210,6 +220,18 @@ def new_model(options: "FinetuneOptions", data: SegmentationData) -> PreTrainedM
     setattr(model.config, ignore_index_field(model.config), data.ignore_index)
     # Losses are means over pixels. Without this flag, Trainer would sum them over accumulated batches.
     model.accepts_loss_kwargs = False
+    return model
+
+
+def new_mask_model(options: "FinetuneOptions", data: SegmentationData) -> PreTrainedModel:
+    """Loads a mask-classification model, for the classes and the `ignore_index` of the data."""
+    if data.num_channels != 3:
+        raise ValueError(
+            f"{options.init_from} takes RGB images, not {data.num_channels} channels. Leave --num-channels out."
+        )
+    model = start_from(options.init_from, list(data.classes), options.crop_size)
+    model.config.semantic_loss_ignore_index = data.ignore_index
+    model.accepts_loss_kwargs = False  # as in `new_model`
     return model
 
 

@@ -3,10 +3,13 @@
 transformers fills missing weights with random values and loads NaN as it is; both give a mask of nonsense.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,18 +17,28 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForUniversalSegmentation,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 from transformers.utils import (
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
+    cached_file,
 )
 
 from ..processing.plain_text import one_line
 from .records import read_json
 
+logger = logging.getLogger(__name__)
+
 COPY_AGAIN = "Copy it again from where it was intact."
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 COUNTERS = ("num_batches_tracked",)  # of batch norm; files of old versions lack them
 
 
@@ -45,7 +58,12 @@ def load_model(auto_class: type, source: str) -> PreTrainedModel:
 
     Raises:
         WeightsError: If a file is damaged, or weights are missing, of another size or type, or not finite.
+        ImportError: If the model classifies masks, and scipy is not installed.
     """
+    if auto_class is AutoModelForUniversalSegmentation and find_spec("scipy") is None:
+        raise ImportError(
+            "models that classify masks need scipy, for their loss. Run: pip install 'contextseg[masks]'"
+        )
     with explained_values(source), explained_damage(source):
         model, found = auto_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True
@@ -87,6 +105,17 @@ def load_processor(source: str) -> BaseImageProcessor:
     check_settings(Path(source) / IMAGE_PROCESSOR_NAME, "image_processor_type")
     with explained_values(str(Path(source) / IMAGE_PROCESSOR_NAME)):
         return AutoImageProcessor.from_pretrained(source)
+
+
+def with_tokenizer(source: str, processor: BaseImageProcessor) -> Any:
+    """What `MaskSegmenter` takes for a OneFormer: the image processor, and the tokenizer that writes its task."""
+    found = (
+        cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZER_FILES
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source) if any(found) else None
+    if tokenizer is None:
+        logger.warning("%s has no tokenizer: its task, semantic, is written in CLIP's tokens", source)
+    return SimpleNamespace(image_processor=processor, tokenizer=tokenizer)
 
 
 def check_model_files(folder: Path) -> None:

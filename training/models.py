@@ -9,9 +9,11 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,9 +21,16 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
+from ..processing.mask_models import MaskSegmenter, check_has_classes, is_mask_model
 from ..processing.plain_text import counted
 from .checkpoints import model_folder
-from .model_files import check_model_files, explained_values, load_model, load_processor
+from .model_files import (
+    check_model_files,
+    explained_values,
+    load_model,
+    load_processor,
+    with_tokenizer,
+)
 from .model_names import explained_absence
 
 
@@ -36,6 +45,10 @@ class ModelKind:
 
 SEGMENTER = ModelKind(
     "semantic segmentation", MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoModelForSemanticSegmentation
+)
+# Models of transformers that classify masks; `MaskSegmenter` makes segmenters of those in its table.
+MASK_CLASSIFIER = ModelKind(
+    "semantic segmentation", MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, AutoModelForUniversalSegmentation
 )
 CLASSIFIER = ModelKind(
     "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
@@ -123,7 +136,8 @@ def open_model(name: str, kind: ModelKind = SEGMENTER) -> tuple[PreTrainedModel,
         kind: What the model is for. Default: a segmenter.
 
     Returns:
-        The model in evaluation mode, its image processor, and the folder or name that they were loaded from.
+        The model in evaluation mode, its image processor, and the folder or name that they were loaded from. A
+        mask-classification model, such as EoMT, is a `MaskSegmenter`.
 
     Raises:
         ValueError: If the model is of another kind, a file is damaged, or weights are missing or not finite.
@@ -133,14 +147,24 @@ def open_model(name: str, kind: ModelKind = SEGMENTER) -> tuple[PreTrainedModel,
     check_model_files(Path(source))
     with explained_values(source), explained_absence(source):
         config = AutoConfig.from_pretrained(source)
+    kind = kind_for(config, kind)
     check_kind(config, kind, name)
     with explained_absence(source):
-        model = load_model(kind.auto_class, source)
-        return model, load_processor(source), source
+        model, processor = load_model(kind.auto_class, source), load_processor(source)
+    if kind is MASK_CLASSIFIER:
+        needs_text = config.model_type == "oneformer"
+        model = MaskSegmenter(model, with_tokenizer(source, processor) if needs_text else processor).eval()
+    return model, processor, source
+
+
+def kind_for(config: PreTrainedConfig, kind: ModelKind) -> ModelKind:
+    """Returns the kind; for a segmenter with a mask-classification model's configuration, that of such models."""
+    return MASK_CLASSIFIER if kind is SEGMENTER and is_mask_model(config) else kind
 
 
 def check_kind(config: PreTrainedConfig, kind: ModelKind, name: str) -> None:
     """Raises ValueError if the model `name` with this configuration is not of the kind."""
+    check_has_classes(config, name)
     if type(config) not in kind.classes:
         architecture = (config.architectures or [f"model of type '{config.model_type}'"])[0]
         raise ValueError(

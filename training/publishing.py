@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .command_line import MODEL_HELP, CommandError, CommandOptions, option, positional
+from .file_exports import FileOptions, check_files, write_files
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -17,7 +18,7 @@ PROGRAM = "contextseg-export"
 
 
 @dataclass
-class ExportArguments(CommandOptions):
+class ExportArguments(CommandOptions, FileOptions):
     model: str = positional(MODEL_HELP)
     push: str | None = option(
         None,
@@ -44,25 +45,15 @@ class ExportArguments(CommandOptions):
         "new folder to write a Space to: a web page for the model, with the model, which runs without contextseg",
         metavar="FOLDER",
     )
-    onnx: str = option(
-        "",
-        "ONNX file to write, for images of any number and size; checked in onnxruntime, which takes a minute or more",
-        metavar="FILE",
-    )
-    with_processing: bool = option(
-        False,
-        "with --onnx: put normalization and the choice of the class inside, so that the file takes images as bytes and "
-        "returns class ids",
-    )
     proof: bool = option(True, "check that the result works in a second Python process without contextseg")
 
 
 def export(arguments: ExportArguments) -> None:
-    """Writes the repository, checks that it works without contextseg, and uploads it, or writes an ONNX file.
+    """Writes the repository, checks that it works without contextseg, and uploads it, or writes files for other runtimes.
 
     Raises:
         ImportError: If a package that an ONNX file needs is missing.
-        ValueError: If nothing to write is named, the model does not exist, or an ONNX file cannot be written.
+        ValueError: If nothing to write is named, the model does not exist, or a file cannot be written.
         CommandError: If the check or the upload fails.
     """
     check_targets(arguments)
@@ -73,35 +64,20 @@ def export(arguments: ExportArguments) -> None:
             export_to(Path(folder), arguments)
     if arguments.space:
         export_space(Path(arguments.space), arguments)
-    if arguments.onnx:
-        write_onnx(arguments)
+    if arguments.onnx or arguments.pt2:
+        write_files(arguments.model, arguments)
 
 
 def check_targets(arguments: ExportArguments) -> None:
     """Raises an error before the model is loaded: nothing to write is named, or something cannot be written."""
-    if not (arguments.output or arguments.push or arguments.space or arguments.onnx):
+    check_files(arguments.model, arguments)
+    if not (arguments.output or arguments.push or arguments.space or arguments.onnx or arguments.pt2):
         raise ValueError(
-            "--push, --output, --space and --onnx are missing. Name the repository to push to, such as --push me/streets, "
-            "the folder to write, such as --output streets-model or --space streets-space, or the file, such as "
+            "--push, --output, --space, --onnx and --pt2 are missing. Name the repository to push to, such as --push "
+            "me/streets, the folder to write, such as --output streets-model or --space streets-space, or the file, such as "
             "--onnx streets.onnx."
         )
     check_serving(arguments)
-    if arguments.onnx:
-        from ..hub.onnx_export import check_new_file, load_onnxruntime
-        from ..processing.volumes.volume_inference import takes_volumes
-        from .models import config_of_model, task_of_config
-
-        check_new_file(Path(arguments.onnx))
-        load_onnxruntime()
-        config = config_of_model(arguments.model)
-        task = "volumes" if takes_volumes(config) else task_of_config(config)
-        if task != "segmentation":
-            raise ValueError(
-                f"{arguments.model} is for {task.replace('_', ' ')}, and --onnx takes segmenters of images. Use --output "
-                "or --push, whose repository transformers loads."
-            )
-    elif arguments.with_processing:
-        raise ValueError("--with-processing is for an ONNX file. Name it, such as --onnx streets.onnx.")
 
 
 def check_serving(arguments: ExportArguments) -> None:
@@ -123,24 +99,6 @@ def check_serving(arguments: ExportArguments) -> None:
     for name in asked:
         config = config_of_model(arguments.model).to_dict()
         check_served(arguments.model, config, name, rgb=name == "--space")
-
-
-def write_onnx(arguments: ExportArguments) -> None:
-    """Writes the ONNX file, and prints what it takes and returns."""
-    from ..hub.onnx_export import CHECKED, export_onnx, resize_rule
-    from .models import open_model
-
-    model, processor, _ = open_model(arguments.model)
-    print(f"writing {arguments.onnx}: tracing and translation take a minute or more", flush=True)
-    written = export_onnx(model, processor, arguments.onnx, arguments.with_processing)
-    multiple = "" if written.multiple == 1 else f"; height and width in multiples of {written.multiple}"
-    print(f"wrote {written.path} (opset {written.opset}): {written.signature}{multiple}")
-    print(
-        f"checked in onnxruntime with images of {len(CHECKED)} other sizes: the largest difference from PyTorch is "
-        f"{written.difference:.1e} of the logits' range"
-    )
-    if size := resize_rule(processor):
-        print(f"the image processor resizes images by {size}; callers of the file do that themselves")
 
 
 def export_to(folder: Path, arguments: ExportArguments) -> None:
@@ -227,17 +185,20 @@ def open_trained(name: str) -> tuple["PreTrainedModel", "BaseImageProcessor", st
     from .checkpoints import model_folder
     from .model_files import check_model_files, load_model, load_processor
     from .model_names import explained_absence
+    from .models import check_kind
 
     source = model_folder(name)
     check_model_files(Path(source))
     with explained_absence(source):
-        model = load_model(kind_of(AutoConfig.from_pretrained(source)).auto_class, source)
+        config = AutoConfig.from_pretrained(source)
+        check_kind(config, kind_of(config), name)
+        model = load_model(kind_of(config).auto_class, source)
         return model, load_processor(source), source
 
 
 def kind_of(config: "PreTrainedConfig") -> "ModelKind":
     """Returns the kind of a saved model, from the name of its class."""
-    from .models import task_of_config
+    from .models import kind_for, task_of_config
     from .tasks import task_of
 
-    return task_of(task_of_config(config)).models
+    return kind_for(config, task_of(task_of_config(config)).models)

@@ -24,6 +24,7 @@ from ..processing.data.report import check_data
 from ..processing.image_opening import PIXEL_LIMIT
 from ..processing.image_processing_segmentation import SegmentationImageProcessor
 from ..processing.image_windows import check_image_windows
+from ..processing.mask_models import FIXED_SIZE
 from ..processing.metrics import percent
 from .loss_fields import loss_fields
 from .models import SEGMENTER, class_names, ignore_index_field
@@ -246,10 +247,12 @@ def new_augmentation(
 ) -> JointAugmentation:
     """The augmentation that the options describe; with --no-augmentation, random crops only.
 
-    For a model with two scales, by its configuration, it cuts crop pairs.
+    For a model with two scales, by its configuration, it cuts crop pairs. Crops for an EoMT have the size of its images.
     """
     is_full, context_ratio = options.augmentation, getattr(config, "context_ratio", None)
     usual = CROP_SIZE if context_ratio is None else str(config.crop_size)
+    if getattr(config, "model_type", None) in FIXED_SIZE:
+        usual = str(config.image_size)
     means = [mean / processor.rescale_factor for mean in processor.image_mean]
     return JointAugmentation(
         crop_size=crop_size(options.crop_size or usual),

@@ -26,6 +26,7 @@ from ..configuration.field_rules import check_encoder_sizes
 from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
+from ..processing.mask_models import FIXED_SIZE, check_has_classes
 from .checkpoints import model_folder
 from .model_files import check_all_settings, check_finite, explained_damage
 from .model_names import explained_absence
@@ -115,6 +116,7 @@ def started(kind: ModelKind, name: str | None, source: str, options: dict[str, A
     if is_timm_name(source):
         return started_from_timm(kind, name, source, options)
     config = read_config(source, folder)
+    check_has_classes(config, f"--init-from {source}")
     if config.model_type == (name or config.model_type) and type(config) in kind.classes:
         return continued(kind, source, folder, config, options)
     return converted(kind, name, folder, config.model_type, methods_for(config), options)
@@ -156,6 +158,11 @@ def channels_of_checkpoint(source: str | None) -> int:
     return channels_of(read_config(source, checkpoint_of(source)))
 
 
+def config_of_checkpoint(source: str) -> PreTrainedConfig | None:
+    """Returns the configuration of a checkpoint; None for a model of timm. Raises ValueError as `read_config`."""
+    return None if is_timm_name(source) else read_config(source, checkpoint_of(source))
+
+
 def read_config(source: str, folder: str) -> PreTrainedConfig:
     """Reads the configuration of a checkpoint. Raises ValueError if there is none that transformers knows."""
     check_all_settings(Path(folder))
@@ -195,6 +202,11 @@ def converted(
     method = next(
         (method for method, models in by_method.items() if models and name in (None, *models)), None
     )
+    if method is None and origin in FIXED_SIZE:
+        raise ValueError(
+            f"--init-from {source} is an EoMT, which contextseg-train does not train. Fine-tune it with contextseg-finetune "
+            f"--init-from {source}."
+        )
     if method is None:
         use = f"Leave out --model, or use --model {' or '.join(fitting)}. " if fitting else ""
         model = f"--model {name}" if name else f"a model for {kind.purpose}"

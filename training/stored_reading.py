@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, EomtImageProcessor, PreTrainedModel
 
 from ..processing.data.class_table import ClassTable
 from ..processing.image_processor_options import REDUCED_LABELS
@@ -50,10 +50,7 @@ def reading_for(
         ValueError: If the given number of channels is not that of the model.
     """
     check_channels(options, model)
-    palette, reduces_labels = (
-        getattr(processor, "palette", None),
-        getattr(processor, "do_reduce_labels", False),
-    )
+    palette, reduces_labels = getattr(processor, "palette", None), reduces(processor)
     table = ClassTable(
         class_names(model),
         palette and [tuple(color) for color in palette],
@@ -69,6 +66,12 @@ def reading_for(
         if (value := getattr(processor, name, None)) is not None
     }
     return {**stored, "default_table": table, **options.keywords(), "num_channels": channels_of(model.config)}
+
+
+def reduces(processor: BaseImageProcessor) -> bool:
+    """Whether ids in masks are one too high, and 0 is ignored; EoMT's processor says so by an `ignore_index`."""
+    by_ignore_index = isinstance(processor, EomtImageProcessor) and processor.ignore_index is not None
+    return by_ignore_index or bool(getattr(processor, "do_reduce_labels", False))
 
 
 def rgb_reading(options: RgbOptions, run: str, model: PreTrainedModel) -> dict[str, Any]:

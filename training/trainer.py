@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,8 +22,10 @@ from ..configuration.ranges import Range, check_number, whole
 from ..hub.model_card import ask_for_license
 from ..hub.repositories import complete_card
 from ..modeling.losses import segmentation_loss
+from ..processing.mask_models import MaskSegmenter, is_mask_model
 from ..processing.metrics import PADDING, reduce_logits
 from .command_line import option
+from .mask_training import with_targets
 from .model_files import check_finite
 from .models import ignore_index_field
 from .renamed_weights import LoadsRenamedWeights
@@ -143,6 +146,9 @@ class SegmentationTrainer(LoadsRenamedWeights, Trainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.classifies_masks = is_mask_model(getattr(self.model, "config", None))
+        if self.classifies_masks:
+            self.label_names = ["labels"]  # of which `compute_loss` makes those of its loss
         # Whole images have no `context_labels`, and Trainer takes a batch that lacks one of the names for unlabeled.
         self.label_names = [name for name in self.label_names if name != "context_labels"]
 
@@ -163,6 +169,8 @@ class SegmentationTrainer(LoadsRenamedWeights, Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """As in Trainer, but `label_smoothing_factor` smooths over the classes, and keeps the model's own loss."""
         smoother, self.label_smoother = self.label_smoother, None
+        if self.classifies_masks:
+            inputs = with_targets(inputs, self.model.config)
         try:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         finally:
@@ -225,10 +233,21 @@ class SegmentationTrainer(LoadsRenamedWeights, Trainer):
             Loss; predicted class ids (B, H, W) at the size of the masks; labels (B, H, W). Ids and labels are
             padded to the same size on all processes. Without labels, logits (B, K, H, W) and None.
         """
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.classifies_masks:
+            loss, logits, labels = self.mask_step(model, inputs)
+        else:
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if logits is None or labels is None:
             return loss, logits, labels
         return loss, *(self.padded(ids) for ids in (reduce_logits(logits, labels), labels))
+
+    def mask_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[None, Tensor, Tensor | None]:
+        """No loss, scores (B, K, h, w) and labels (B, H, W) of a model that classifies masks; images may have any size."""
+        inputs = self._prepare_inputs(inputs)
+        segmenter = MaskSegmenter(self.accelerator.unwrap_model(model)).eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = segmenter(inputs["pixel_values"]).logits
+        return None, scores, inputs.get("labels")
 
     def padded(self, ids: Tensor) -> Tensor:
         """(B, H, W) -> (B, H', W'), padded to the largest of all processes with an id that metrics ignore."""

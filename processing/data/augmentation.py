@@ -17,13 +17,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..crop_frames import LabelReader, Sampling, check_sampling
-from ..crop_images import DecodedImage, RasterImage
+from ..crop_images import AnyImage, DecodedImage
 from ..samples import check_sizes
 from .color_distortion import PhotometricDistortion
 from .crop_plans import CropPlan
 from .crop_regions import Region, draw_region, labels_at
 
 DRAWS = 10  # attempts to find a crop that no class dominates
+LARGEST_COUNTED = 1 << 12  # label, of those that are counted in a table
 PIXELS_FOR_SHARES = 1 << 16  # class shares are estimated on about this many pixels
 
 
@@ -103,13 +104,16 @@ class JointAugmentation:
         sample = self.crop({"image": image, "mask": mask}, epoch=epoch, index=index)
         return sample["image"], sample["mask"]
 
-    def crop(self, sample: dict[str, Any], *, epoch: int, index: int) -> dict[str, Any]:
+    def crop(
+        self, sample: dict[str, Any], *, epoch: int, index: int, as_array: bool = False
+    ) -> dict[str, Any]:
         """Augments one sample, and cuts its context if there is a `context_ratio`.
 
         Args:
             sample: `image` and `mask`, as a `SegmentationData` gives them, also those of its `windowed`.
             epoch: Epoch of the sample.
             index: Index of the sample in the dataset.
+            as_array: Whether the image becomes an array (h, w, C) also where it is a PIL image.
 
         Returns:
             The sample with the cropped `image` and `mask`; with a `context_ratio`, with all entries of `cut_pair`.
@@ -118,12 +122,12 @@ class JointAugmentation:
             ValueError: If `fill` does not have one value per channel of the image.
         """
         image, mask = sample["image"], sample["mask"]
-        if not isinstance(image, RasterImage):
+        if not isinstance(image, AnyImage):
             image = DecodedImage(image)
         self._check(image, mask, sample.get("name", "a sample"))
         plan = self._plan(mask, np.random.default_rng((self.seed, epoch, index)))
         if self.context_ratio is None:
-            return {**sample, **plan.cut(image, mask)}
+            return {**sample, **plan.cut(image, mask, as_array=as_array)}
         return {**sample, **plan.cut_pair(image, mask, self.context_ratio, self.context_sampling)}
 
     def _plan(self, mask: np.ndarray | LabelReader, random: Generator) -> CropPlan:
@@ -157,7 +161,7 @@ class JointAugmentation:
             return 1.0
         return min(max(self.base_size) / max(size), min(self.base_size) / min(size))
 
-    def _check(self, image: DecodedImage | RasterImage, mask: np.ndarray | LabelReader, name: str) -> None:
+    def _check(self, image: AnyImage, mask: np.ndarray | LabelReader, name: str) -> None:
         check_sizes(image.shape, mask.shape, str(name))
         if image.num_channels not in (None, len(self.fill)):
             raise ValueError(
@@ -170,9 +174,19 @@ class JointAugmentation:
         step = max(1, int((region.height * region.width / PIXELS_FOR_SHARES) ** 0.5))
         rows = np.arange(region.top, region.top + region.height, step)
         columns = np.arange(region.left, region.left + region.width, step)
-        ids, counts = np.unique(labels_at(mask, rows, columns), return_counts=True)
-        counts = counts[ids != self.ignore_index]
+        counts = label_counts(labels_at(mask, rows, columns), self.ignore_index)
         return len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum()
+
+
+def label_counts(labels: np.ndarray, ignore_index: int) -> np.ndarray:
+    """(h, w) -> how often each class that occurs does."""
+    if labels.min() < 0 or labels.max() > LARGEST_COUNTED:
+        ids, counts = np.unique(labels, return_counts=True)
+        return counts[ids != ignore_index]
+    counts = np.bincount(labels.reshape(-1).astype(np.int64, copy=False))
+    if 0 <= ignore_index < len(counts):
+        counts[ignore_index] = 0
+    return counts[counts > 0]
 
 
 class AugmentedDataset(Dataset):

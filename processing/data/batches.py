@@ -96,11 +96,11 @@ class TrainingSamples(Dataset):
         epoch, index = key
 
         def crop(place: int) -> dict[str, Any]:
-            return self.augmentation.crop(windowed(self.data, place), epoch=epoch, index=index)
+            return self.augmentation.crop(windowed(self.data, place), epoch=epoch, index=index, as_array=True)
 
         sample = readable_sample(self.data, index, crop)
-        options = {"do_resize": False, "return_tensors": "pt", **scale_for(self.processor, sample)}
-        pixels = self.processor(sample["image"], **options)["pixel_values"]
+        planes = np.ascontiguousarray(np.moveaxis(sample["image"], -1, 0))
+        pixels = self.processor.normalized(planes)[None]
         labels = torch.as_tensor(sample["mask"], dtype=torch.int64)[None]
         inputs = with_contexts({"pixel_values": pixels, "labels": labels}, [sample], self.processor)
         return {

@@ -1,6 +1,5 @@
 """Random changes of brightness, contrast, saturation and hue, as in mmsegmentation."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +8,16 @@ from numpy.random import Generator
 from PIL import Image
 from torchvision import tv_tensors
 
+from .hue_saturation import change_hue_and_saturation
+
+IDENTITY = bytes(range(256))
+
 
 @dataclass(frozen=True)
 class PhotometricDistortion:
     """Changes brightness, contrast, saturation and hue, each with probability 1/2.
 
-    The contrast is changed before or after saturation and hue. Pixels stay 8-bit: every step is a lookup
-    table in RGB or HSV. Arrays with other channels have neither a hue nor a known value range; only their
+    The contrast is changed before or after saturation and hue. Pixels are 8-bit between the steps. Arrays with other channels have neither a hue nor a known value range; only their
     contrast is changed.
     """
 
@@ -36,32 +38,34 @@ class PhotometricDistortion:
         """RGB image or (C, H, W) tensor -> the same type and shape."""
         if not isinstance(pixels, Image.Image):
             return pixels if self.contrast is None else times(pixels, self.contrast)
+        changed = self.change_colors(np.ascontiguousarray(np.moveaxis(np.asarray(pixels), -1, 0)))
+        return Image.fromarray(np.ascontiguousarray(np.moveaxis(changed, 0, -1)))
+
+    def change_array(self, pixels: np.ndarray) -> np.ndarray:
+        """(h, w, C) float32 in 0..255 -> the same; RGB is rounded to 8 bits."""
+        if pixels.shape[-1] != 3:
+            return self.change_channels(pixels)
+        planes = np.ascontiguousarray(np.moveaxis(clip_levels(pixels), -1, 0).astype(np.uint8))
+        return np.ascontiguousarray(np.moveaxis(self.change_colors(planes), 0, -1), dtype=np.float32)
+
+    def change_channels(self, planes: np.ndarray) -> np.ndarray:
+        """(C, h, w) of any kind -> the same."""
+        return self(torch.from_numpy(planes)).numpy()
+
+    def change_colors(self, planes: np.ndarray) -> np.ndarray:
+        """(3, h, w) RGB, uint8 -> the same."""
         levels = np.arange(256.0)
         if self.brightness is not None:
             levels = clip_levels(levels + self.brightness)
         if self.contrast is not None and self.is_contrast_first:
             levels = clip_levels(levels * self.contrast)
-        pixels = look_up(pixels, [levels] * 3)
-        pixels = self.shift_colors(pixels)
+        planes = look_up(planes, levels)
+        if self.saturation is not None or self.hue is not None:
+            saturation = 1.0 if self.saturation is None else self.saturation
+            planes = change_hue_and_saturation(planes, self.hue or 0.0, saturation)
         if self.contrast is not None and not self.is_contrast_first:
-            pixels = look_up(pixels, [clip_levels(np.arange(256) * self.contrast)] * 3)
-        return pixels
-
-    def change_array(self, pixels: np.ndarray) -> np.ndarray:
-        """(h, w, C) float32 in 0..255 -> the same; RGB is rounded to 8 bits."""
-        if pixels.shape[-1] != 3:
-            return self(torch.from_numpy(pixels)).numpy()
-        image = Image.fromarray(clip_levels(pixels).astype(np.uint8))
-        return np.asarray(self(image), dtype=np.float32)
-
-    def shift_colors(self, image: Image.Image) -> Image.Image:
-        """Changes saturation and hue with a single conversion to HSV."""
-        if self.saturation is None and self.hue is None:
-            return image
-        levels = np.arange(256)
-        hue = (levels + round(256 * (self.hue or 0.0))) % 256
-        saturation = clip_levels(levels * (1.0 if self.saturation is None else self.saturation))
-        return look_up(image.convert("HSV"), [hue, saturation, levels]).convert("RGB")
+            planes = look_up(planes, clip_levels(np.arange(256) * self.contrast))
+        return planes
 
 
 def times(pixels: torch.Tensor, factor: float) -> torch.Tensor:
@@ -78,6 +82,9 @@ def clip_levels(levels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(levels), 0, 255)
 
 
-def look_up(image: Image.Image, levels: Sequence[np.ndarray]) -> Image.Image:
-    """Maps the 256 values of each channel through its table."""
-    return image.point(np.concatenate(levels).astype(int).tolist())
+def look_up(planes: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Maps the 256 values of uint8 pixels through a table."""
+    table = levels.astype(np.uint8).tobytes()
+    if table == IDENTITY:
+        return planes
+    return np.frombuffer(bytearray(planes).translate(table), np.uint8).reshape(planes.shape)

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from ..crop_frames import Frame, Sampling
-from ..crop_images import DecodedImage, RasterImage
+from ..crop_images import AnyImage, RasterImage
 from ..pair_cutting import cut_pair
 from ..rasters.label_windows import LabelArray, LabelRaster
 from ..resize_rules import resized_nearest
@@ -43,21 +43,34 @@ class CropPlan(NamedTuple):
     ignore_index: int
 
     def cut(
-        self, image: DecodedImage | RasterImage, mask: np.ndarray | LabelArray | LabelRaster
+        self, image: AnyImage, mask: np.ndarray | LabelArray | LabelRaster, *, as_array: bool = False
     ) -> dict[str, Any]:
-        """Returns `image`, of the type of the image, and `mask` (h, w)."""
-        pixels, labels = self._turned_region(image, mask)
+        """Returns `image`, of the type of the image or an array (h, w, C), and `mask` (h, w)."""
+        wide, padding = self.region.surrounding(self.angle, image.shape)
+        window, valid = image.window(wide.top, wide.left, wide.height, wide.width)
+        is_picture = isinstance(window, Image.Image)
+        labels = resized_crop_of_mask(mask, wide)
+        if valid is not None:
+            window = filled(window, valid, self.fill)
+            labels = np.where(resized_nearest(valid, wide.size), labels, self.ignore_index)
+        pixels = F.resize(planes_of(window), list(wide.size))
+        if self.angle:
+            pixels, labels = self._turned(pixels, labels, padding, is_picture)
+        pixels = pixels.numpy()
         if self.is_mirrored:
-            pixels, labels = F.horizontal_flip(pixels), labels[:, ::-1]
+            pixels, labels = pixels[..., ::-1], labels[:, ::-1]
+        pixels = np.ascontiguousarray(pixels)
         if self.colors is not None:
-            pixels = self.colors(pixels)
+            change = self.colors.change_colors if is_picture else self.colors.change_channels
+            pixels = change(pixels)
         pixels, labels = self._padded(pixels, labels)
+        pixels = np.moveaxis(pixels, 0, -1)
         scale = scale_of(pixels) if isinstance(image, RasterImage) else {}
-        return {"image": pixels, "mask": labels, **scale}
+        return {"image": picture(pixels) if is_picture and not as_array else pixels, "mask": labels, **scale}
 
     def cut_pair(
         self,
-        image: DecodedImage | RasterImage,
+        image: AnyImage,
         mask: np.ndarray | LabelArray | LabelRaster,
         context_ratio: int,
         sampling: Sampling,
@@ -84,42 +97,45 @@ class CropPlan(NamedTuple):
             sample |= {name: self.colors.change_array(sample[name]) for name in ("image", "context")}
         return sample
 
-    def _turned_region(
-        self, image: DecodedImage | RasterImage, mask: np.ndarray | LabelArray | LabelRaster
-    ) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
-        """The region at its size, without what is missing to the size of the crop."""
-        wide, padding = self.region.surrounding(self.angle, image.shape)
-        pixels, valid = image.window(wide.top, wide.left, wide.height, wide.width)
-        labels = resized_crop_of_mask(mask, wide)
-        if valid is not None:
-            pixels = filled(pixels, valid, self.fill)
-            labels = np.where(resized_nearest(valid, wide.size), labels, self.ignore_index)
-        pixels = pixels if isinstance(pixels, Image.Image) else F.to_image(pixels)
-        pixels = F.resize(pixels, list(wide.size))
-        if not self.angle:
-            return pixels, labels
-        pixels = F.pad(pixels, padding, fill=list(self.fill))
+    def _turned(
+        self, pixels: torch.Tensor, labels: np.ndarray, padding: Sequence[int], is_picture: bool
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """The region (C, h, w) with its labels (h, w), cut from the turned surrounding, which lacks the padding."""
         left, top, right, bottom = padding
         labels = np.pad(labels, [(top, bottom), (left, right)], constant_values=self.ignore_index)
         turned = turned_mask(labels, self.angle, self.ignore_index)
-        pixels = F.rotate(pixels, self.angle, F.InterpolationMode.BILINEAR, fill=list(self.fill))
         rows, columns = (
             slice((whole - part) // 2, (whole + part) // 2)
             for whole, part in zip(turned.shape, self.region.size, strict=True)
         )
-        return F.center_crop(pixels, list(self.region.size)), turned[rows, columns]
+        image = picture(np.moveaxis(pixels.numpy(), 0, -1)) if is_picture else pixels
+        image = F.pad(image, padding, fill=list(self.fill))
+        image = F.rotate(image, self.angle, F.InterpolationMode.BILINEAR, fill=list(self.fill))
+        image = F.center_crop(image, list(self.region.size))
+        return planes_of(image) if is_picture else image, turned[rows, columns]
 
-    def _padded(
-        self, pixels: Image.Image | torch.Tensor, labels: np.ndarray
-    ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-        """Pads to the size of the crop on the right and bottom, with `fill` and the ignore index."""
-        missing = [wanted - present for wanted, present in zip(self.size, labels.shape, strict=True)]
-        if any(missing):
-            pixels = F.pad(pixels, [0, 0, missing[1], missing[0]], fill=list(self.fill))
-            labels = np.pad(labels, [(0, missing[0]), (0, missing[1])], constant_values=self.ignore_index)
-        if not isinstance(pixels, Image.Image):
-            pixels = pixels.permute(1, 2, 0).numpy()
-        return pixels, np.ascontiguousarray(labels)
+    def _padded(self, pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pads (C, h, w) and (h, w) to the size of the crop on the right and bottom."""
+        height, width = labels.shape
+        if (height, width) == self.size:
+            return pixels, np.ascontiguousarray(labels)
+        padded = np.empty((len(pixels), *self.size), pixels.dtype)
+        padded[:] = np.asarray(self.fill)[:, None, None]
+        padded[:, :height, :width] = pixels
+        ignored = np.full(self.size, self.ignore_index, labels.dtype)
+        ignored[:height, :width] = labels
+        return padded, ignored
+
+
+def planes_of(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """A copy of an image or array (h, w, C) as (C, h, w)."""
+    array = np.array(image)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def picture(pixels: np.ndarray) -> Image.Image:
+    """(h, w, C) uint8 -> an image."""
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
 def filled(

@@ -77,9 +77,9 @@ def resized_crop_of_mask(mask: np.ndarray | LabelReader, region: Region) -> np.n
 
 def labels_at(mask: np.ndarray | LabelReader, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The class ids (h, w) of a mask at rows (h,) and columns (w,)."""
-    return (
-        mask[rows[:, None], columns] if isinstance(mask, np.ndarray) else mask(rows[:, None], columns[None])
-    )
+    if isinstance(mask, np.ndarray):
+        return mask[rows].take(columns, axis=1)
+    return mask(rows[:, None], columns[None])
 
 
 def turned_mask(mask: np.ndarray, angle: float, outside: int) -> np.ndarray:

@@ -99,8 +99,8 @@ class SegmentationData(Dataset, ABC):
         """As `self[index]`, but image and mask are not decoded if their files can be read by windows."""
         return windowed_pair(self, self.sources(index))
 
-    def decode(self, stored: np.ndarray, pair: Pair) -> np.ndarray:
-        return self.decoder.decode(stored, f"the mask of '{pair.name}'")
+    def decode(self, stored: np.ndarray, pair: Pair, *, keeps_bytes: bool = False) -> np.ndarray:
+        return self.decoder.decode(stored, f"the mask of '{pair.name}'", keeps_bytes=keeps_bytes)
 
     def read_image(self, source: Source) -> Image.Image | np.ndarray:
         if self.num_channels == 3:

@@ -26,6 +26,7 @@ from ..image_windows import (
     window_sides,
 )
 from ..logits_to_masks import cells_at, mean_probabilities, upsampled_rows
+from ..mask_models import as_segmenter, gives_scores, image_part
 from ..tiling import RowReader
 from .gdal import GDAL_OPTIONS
 from .raster import Raster, read_window, window_values
@@ -152,18 +153,20 @@ def raster_scores(
     readers = [(view.grid.cells[0], row_reader(view, size[0], first, for_sums)) for view in views]
     step = max(1, BAND_VALUES // (readers[0][1].channels * size[1]))
     are_averaged = probabilities or inference.has_several_views
+    are_scores = gives_scores(model)
     for top, next_top in pairwise([*raster_rows(inference, model, raster), size[0]]):
         for start in range(top, next_top, step):
             band = max(start, first), min(start + step, next_top, stop)
             if band[0] < band[1]:
                 logits = (upsampled_rows(rows, n, size, *band) for n, rows in readers)
-                yield band[0], mean_probabilities(logits) if are_averaged else next(logits)
+                yield band[0], mean_probabilities(logits, are_scores) if are_averaged else next(logits)
 
 
 def raster_view(
     inference: Any, model: nn.Module, processor: Any, raster: Raster, scale: float, is_mirrored: bool
 ) -> View:
     """A raster as a model sees it in windows. Batches are small enough for any number of classes."""
+    model, processor = as_segmenter(model, processor), image_part(processor)
     pixels = RasterPixels(raster, processor) if scale == 1 else ScaledRasterPixels(raster, processor, scale)
     sides = map(min, window_sides(inference, model, pixels.size)[0], pixels.size)
     window = torch.zeros(1, channels_seen(model, raster), *sides)

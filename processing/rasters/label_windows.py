@@ -39,12 +39,13 @@ class LabelArray:
         self.shape = mask.shape[:2]
 
     def __call__(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Rows and columns that broadcast to (h, w) -> class ids (h, w), the ignore index outside."""
-        inside = is_inside(self.shape, rows, columns)
+        """Rows and columns that broadcast to (h, w) -> class ids (h, w) int64, the ignore index outside."""
         height, width = self.shape
-        ids = np.asarray(self.mask[rows.clip(0, height - 1), columns.clip(0, width - 1)])
-        ids = ids if self.decode is None else self.decode(ids)
-        return ids if inside.all() else np.where(inside, ids, self.ignore_index)
+        ids = gathered(self.mask, rows.clip(0, height - 1), columns.clip(0, width - 1))
+        ids = ids.astype(np.int64, copy=False) if self.decode is None else self.decode(ids)
+        if min(rows.min(), columns.min()) >= 0 and rows.max() < height and columns.max() < width:
+            return ids
+        return np.where(is_inside(self.shape, rows, columns), ids, self.ignore_index)
 
 
 class LabelRaster:
@@ -87,6 +88,13 @@ class LabelRaster:
         stored = self.mask.read(*spans)[rows - spans[0][0], columns - spans[1][0]]
         labels = self.table.decode(stored, f"the mask {self.mask.name}")
         return labels if inside.all() else np.where(inside, labels, self.table.ignore_index)
+
+
+def gathered(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The values (h, w, ...) of a mask (H, W, ...) at rows and columns that broadcast to (h, w)."""
+    if rows.shape[1] == columns.shape[0] == 1:
+        return np.asarray(mask[rows[:, 0]]).take(columns[0], axis=1)
+    return np.asarray(mask[rows, columns])
 
 
 def is_inside(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

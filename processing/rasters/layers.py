@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..logits_to_masks import mean_probabilities
 from ..plain_text import one_line
 from ..prediction_maps import IMAGE_MAPS, ONE
 from .geotiff import BandContent
@@ -62,14 +63,21 @@ def map_content(name: str) -> BandContent:
 
 
 def layer_rows(
-    names: Sequence[str], scores: Tensor, valid: np.ndarray, are_logits: bool = False
+    names: Sequence[str],
+    scores: Tensor,
+    valid: np.ndarray,
+    *,
+    are_logits: bool = False,
+    are_scores: bool = False,
 ) -> dict[str, np.ndarray]:
     """Class scores (K, R, W) and where the raster has data (R, W) -> rows of the layers `names`.
 
-    The scores are probabilities, or logits, whose probabilities are computed only for other layers than the mask.
+    The scores are probabilities, or logits, whose probabilities are computed only for other layers than the mask;
+    with `are_scores`, in proportion to probabilities, as of `MaskSegmenter`.
     """
     missing, rows, num_labels = ~valid, {}, len(scores)
-    probabilities = scores.softmax(0) if are_logits and set(names) != {"mask"} else scores
+    needs_probabilities = are_logits and set(names) != {"mask"}
+    probabilities = mean_probabilities([scores], are_scores) if needs_probabilities else scores
     for name in names:
         if name == "mask":
             values = scores.max(0).indices.cpu().numpy().astype(mask_type(num_labels))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..image_opening import PIXEL_LIMIT, ImageReadError, Source, describe
 from ..image_reading import decode_once, read_image, to_numpy, to_rgb
+from ..mask_models import undivided
 from ..tiling import overlap_slices
 from .area_averaging import area_average, window_edges
 from .files import RasterFile, is_raster_file
@@ -200,6 +201,7 @@ def window_values(processor: Any, pixels: np.ndarray, valid: np.ndarray, name: s
     """
     pixels = np.where(valid, pixels, np.zeros((), pixels.dtype))
     options = {"do_resize": False, "input_data_format": "channels_first", "return_tensors": "pt"}
+    options |= undivided(processor)
     try:
         if not hasattr(processor, "decode_mask"):  # not ours: takes 8-bit RGB images
             limits = getattr(processor, "value_range", None)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..image_opening import PIXEL_LIMIT, Source
-from ..inference import Inference, channels_of
+from ..inference import Inference
+from ..mask_models import as_segmenter, gives_scores, image_part
 from ..palettes import class_colors
+from ..processor_inputs import channels_of
 from ..progress import progress
 from .gdal import INSTALL_GEO, load_rasterio
 from .geotiff import write_geotiff
@@ -150,6 +152,7 @@ class RasterSegmentation:
     ) -> None:
         if load_rasterio() is None:
             raise ImportError(f"writing GeoTIFFs needs rasterio. {INSTALL_GEO}")
+        model, processor = as_segmenter(model, processor), image_part(processor)
         limit = getattr(processor, "pixel_limit", PIXEL_LIMIT)
         self.raster = open_raster(source, channels_of(processor), limit)
         self.files = files_of(source, self.raster)
@@ -205,12 +208,15 @@ class RasterSegmentation:
     def write_band(self, band: int, pieces: Iterator[tuple[int, Tensor]], validity: Validity) -> None:
         """Writes the next pieces of class scores, up to the last row of a band, to its part files."""
         row, stop = self.parts.bands[band]
-        names, are_logits = list(self.parts.layers), not self.inference.has_several_views
+        kind = {
+            "are_logits": not self.inference.has_several_views,
+            "are_scores": gives_scores(self.model),
+        }
         with self.parts.writing(band) as writer:
             while row < stop:
                 row, scores = next(pieces)
                 end = row + scores.shape[1]
-                writer.add(layer_rows(names, scores, validity.rows(row, end), are_logits))
+                writer.add(layer_rows(list(self.parts.layers), scores, validity.rows(row, end), **kind))
                 row = end
 
     def finish(self) -> None:
@@ -240,7 +246,7 @@ def with_windows(
     inference: Inference, model: nn.Module, size: Sequence[int], window: Any = None
 ) -> Inference:
     """Returns settings with windows for a raster of this size (H, W), unless they have some or it is small."""
-    crop_size = getattr(model.config, "crop_size", None)
+    crop_size = getattr(model, "crop_size", None) or getattr(model.config, "crop_size", None)
     if inference.window is None and getattr(model.config, "context_ratio", None) is not None:
         return replace(
             inference, window=crop_size, overlap=0.0

@@ -24,7 +24,7 @@ from contextseg.modeling.patches import PatchMerge
 from contextseg.modeling.positions import GlobalPositionTable
 from contextseg.modeling.renaming import RenamingTable, fill
 from contextseg.modeling.swin_stages import StageSizes, SwinBlock, SwinStage, WindowCut
-from contextseg.modeling.windows import plan_windows, shift_mask
+from contextseg.modeling.windows import plan_windows, shift_masks
 from contextseg.scripts.conversion.glam_blocks import BLOCKS, dead_parts
 from contextseg.scripts.conversion.glam_official import MODEL, glam_swin_from_official
 from contextseg.scripts.conversion.glam_position_tables import center_rows
@@ -113,7 +113,7 @@ def run_block(case: GoldenCase, inputs: dict[str, Tensor]) -> tuple[nn.Module, R
     windows = plan_windows(
         tuple(features.shape[1:-1]), (case.arguments["window_size"],) * 2, bool(case.arguments["shift_size"])
     )
-    mask = shift_mask(windows, features.device, features.dtype)
+    masks = shift_masks(windows, features.device, features.dtype)
     position = None
     if uses_gmsa:
         rows, dim = inputs["pe"].shape
@@ -121,7 +121,8 @@ def run_block(case: GoldenCase, inputs: dict[str, Tensor]) -> tuple[nn.Module, R
         position = torch.func.functional_call(reader, {"table": inputs["pe"]}, (windows,))
     counts = windows.counts[0] * windows.counts[1]
     tokens = inputs["global_tokens"].expand(len(features) * counts, -1, -1).unflatten(0, (-1, counts))
-    features, tokens = block(features, tokens, WindowCut(windows, mask, None, position))
+    features, tokens = block(features, tokens, WindowCut(windows, masks, None, position))
+    mask = None if masks is None else masks.of_windows
     recorder.values.update({"out.hidden_states": features, "out.global_tokens": tokens, "in.attn_mask": mask})
     return block, recorder
 

@@ -19,7 +19,7 @@ from contextseg.modeling.positions import GlobalPositionTable
 from contextseg.modeling.skip_attention import AddedSkip
 from contextseg.modeling.swin_stages import StageSizes, SwinBlock, SwinStage, WindowCut
 from contextseg.modeling.volume_embedding import VolumeDownsampling, VolumeUpsampling
-from contextseg.modeling.windows import plan_windows, shift_mask
+from contextseg.modeling.windows import plan_windows, shift_masks
 
 EAGER = GlamSwinConfig(attn_implementation="eager")
 RENAMED = (
@@ -103,8 +103,8 @@ def test_blocks_and_their_gradients_are_the_authors(case):
     if "pe" in given:
         rows, needed = given["pe"].shape[0], prod(windows.counts) * count
         position = given["pe"].narrow(0, rows // 2 - needed // 2, needed)
-    mask = shift_mask(windows, features.device, features.dtype)
-    features, tokens = block(features, tokens, WindowCut(windows, mask, None, position))
+    masks = shift_masks(windows, features.device, features.dtype)
+    features, tokens = block(features, tokens, WindowCut(windows, masks, None, position))
     case.check("out", features)
     case.check("out_gt", tokens)
     if "cotangent.out" in case.tensors:

@@ -77,7 +77,8 @@ def attention_block(case: GoldenCase) -> dict[str, Tensor]:
     features = on_grid(case.tensors["x"], grid_of(case))
     cut = stage.cut(features, None, stage.shifted_blocks[0])
     index = relative_position_index(stage.window, features.device, "official")
-    constants = {"const.relative_position_index": index.int(), "const.attn_mask": cut.shift_mask}
+    mask = None if cut.shift_masks is None else cut.shift_masks.of_windows
+    constants = {"const.relative_position_index": index.int(), "const.attn_mask": mask}
     return {"out": stage(features), **seen, **constants}
 
 

@@ -21,7 +21,7 @@ from contextseg import (
     export_onnx,
 )
 from contextseg.hub import onnx_export
-from contextseg.hub.onnx_export import metadata, resize_rule
+from contextseg.hub.served_files import metadata, resize_rule
 from contextseg.hub.served_segmenters import ServedIds, ServedLogits
 from contextseg.scripts.export import main
 
@@ -88,7 +88,9 @@ def test_bytes_become_ids_where_torch_is_not_installed(model, tmp_path, capsys):
 def test_a_file_with_other_results_is_not_left_behind(model, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(ServedLogits, "difference", lambda *_: 2e-3)
-    with pytest.raises(ValueError, match="differ from PyTorch's by 2.0e-03 of the logits' range"):
+    with pytest.raises(
+        ValueError, match="differ from the model's in PyTorch by 2.0e-03 of the logits' range"
+    ):
         export_onnx(model, SegmentationImageProcessor(), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -125,7 +127,7 @@ def test_metadata_has_labels_and_what_to_do_with_images(model):
     assert resize_rule(SegmentationImageProcessor()) is None
 
 
-def test_models_and_paths_without_an_onnx_file_are_refused(model, tmp_path, monkeypatch):
+def test_models_and_paths_without_a_file_are_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr("contextseg.hub.onnx_export.load_onnxruntime", lambda: None)
     classifier = GlamSwinForImageClassification(
         GlamSwinConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
@@ -136,14 +138,15 @@ def test_models_and_paths_without_an_onnx_file_are_refused(model, tmp_path, monk
         "volumes": saved(tiny_nnformer(num_channels=1), tmp_path / "volumes", VolumeImageProcessor()),
     }
     (tmp_path / "old.onnx").touch()
-    for name, file, message in (
-        ("segmenter", "old.onnx", "already exists"),
-        ("segmenter", "missing/new.onnx", "the folder .* does not exist"),
-        ("classifier", "new.onnx", "is for classification, and --onnx takes"),
-        ("volumes", "new.onnx", "is for volumes, and --onnx takes"),
+    for name, option, file, message in (
+        ("segmenter", "--onnx", "old.onnx", "already exists"),
+        ("segmenter", "--pt2", "old.onnx", "already exists"),
+        ("segmenter", "--onnx", "missing/new.onnx", "the folder .* does not exist"),
+        ("classifier", "--onnx", "new.onnx", "is for classification, and --onnx takes"),
+        ("volumes", "--pt2", "new.pt2", "is for volumes, and --pt2 takes"),
     ):
         with pytest.raises(SystemExit, match=message):
-            main([folders[name], "--onnx", str(tmp_path / file)])
+            main([folders[name], option, str(tmp_path / file)])
 
 
 def test_without_a_package_the_extra_is_named(monkeypatch):
@@ -153,5 +156,18 @@ def test_without_a_package_the_extra_is_named(monkeypatch):
 
 
 def test_processing_alone_is_not_a_target(tmp_path):
-    with pytest.raises(SystemExit, match="--with-processing is for an ONNX file"):
+    with pytest.raises(SystemExit, match="--with-processing is for a file"):
         main(["runs/streets", "--output", str(tmp_path / "model"), "--with-processing"])
+
+
+@each(
+    ("options", "message"),
+    [
+        (["--output", "model", "--int8"], "--int8 is for an ONNX file"),
+        (["--onnx", "model.onnx", "--int8"], "--int8 needs images to calibrate with"),
+        (["--onnx", "model.onnx", "--data", "val"], "--data is for --int8"),
+    ],
+)
+def test_options_of_8_bits_need_each_other(options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["runs/streets", *options])

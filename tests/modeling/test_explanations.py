@@ -87,8 +87,9 @@ def test_no_token_means_the_average_of_all(model):
     torch.testing.assert_close(global_attention_maps(model, pixels, (3, 3)), sum(each) / 2)
 
 
-def test_sdpa_and_eager_give_the_same_map(model):
-    pixels = torch.randn(1, 3, 32, 32)
+@pytest.mark.parametrize("tokens", [2, 10])  # with 10, "sdpa" fills up the keys
+def test_sdpa_and_eager_give_the_same_map(tokens):
+    model, pixels = tiny_glam_swin(num_global_tokens=tokens).eval(), torch.randn(1, 3, 32, 32)
     sdpa = global_attention_maps(model, pixels, (3, 3))
     model.set_attn_implementation("eager")
     torch.testing.assert_close(global_attention_maps(model, pixels, (3, 3)), sdpa)

@@ -137,10 +137,10 @@ def test_tokens_that_nobody_attends_to_are_no_tokens(block):
     weights = with_tokens.state_dict()
     without.load_state_dict({name: weights[name] for name in without.state_dict()})
     for inner in with_tokens.blocks:
-        hidden = inner.attention_bias
+        visible = inner.attention_bias
 
-        def hides(mask, batch, tokens, dtype, hidden=hidden):
-            bias = hidden(mask, batch, tokens, dtype).clone()
+        def hides(mask, batch, tokens, dtype, hidden, visible=visible):
+            bias = visible(mask, batch, tokens, dtype, hidden).clone()
             bias[..., :tokens] = torch.finfo(dtype).min
             return bias
 

@@ -42,6 +42,15 @@ def test_zero_global_tokens_is_transformers_swin(size):
         assert max((map_ - expected).abs().max() for map_, expected in maps) < 1e-5
 
 
+@each("path", [("bare", 1.0), ("transformer", 0.02)])
+def test_global_tokens_start_at_the_scale_of_their_path(path):
+    global_block, std = path
+    torch.manual_seed(0)
+    backbone = GlamSwinBackbone(config(num_global_tokens=64, global_block=global_block))
+    initial = backbone.encoder.stages[2].global_tokens.initial
+    assert initial.std().item() == pytest.approx(std, rel=0.1)
+
+
 def test_the_backbone_gives_the_maps_it_is_asked_for():
     backbone = GlamSwinBackbone(config(out_features=["stem", "stage2"])).eval()
     maps = backbone(torch.randn(1, 3, 32, 48)).feature_maps

@@ -141,6 +141,18 @@ def test_masking_of_padding_is_no_change_where_windows_fit(build):
         assert torch.equal(build(masks_padding=True)(image), build()(image))
 
 
+@each("block", ["bare", "half", "transformer"])
+@each("options", [{}, {"masks_padding": True}, {"depth": 1}])
+def test_tokens_that_fill_up_the_keys_change_nothing(block, options):
+    built, features = stage(num_global_tokens=10, global_block=block, **options), torch.randn(2, 7, 9, 8)
+    seen = []
+    built.blocks[0].attention.register_forward_pre_hook(lambda _, given: seen.append(given[1].shape[1]))
+    expected = built(features)
+    with torch.no_grad():
+        torch.testing.assert_close(built(features), expected)
+    assert seen == [16 + 10, 32]  # only without gradients
+
+
 def test_global_tokens_do_not_attend_to_padding():
     built, windows = stage(masks_padding=True), plan_windows((3, 5), (4, 4))
     cut = built.cut(torch.randn(1, 3, 5, 8), None, shifted=False)

@@ -1,7 +1,9 @@
+import math
+
 import torch
 from cases import each
 
-from contextseg.modeling.windows import plan_windows, shift_mask, window_partition, window_reverse
+from contextseg.modeling.windows import plan_windows, shift_masks, window_partition, window_reverse
 
 GRIDS = [((8, 12), (4, 4)), ((5, 9), (4, 3)), ((1, 1), (7, 7)), ((3, 6, 5), (2, 4, 2)), ((11,), (4,))]
 
@@ -38,13 +40,23 @@ def test_the_mask_parts_exactly_what_the_cyclic_shift_brought_together(grid):
     tokens = window_partition(places, windows)[0]  # where each token comes from
     steps = (tokens[:, :, None] - tokens[:, None]).abs()
     together = (steps < 4).all(dim=-1)  # no further apart than a window is wide: true neighbors
-    assert torch.equal(shift_mask(windows, torch.device("cpu"), torch.float32) == 0, together)
+    masks = shift_masks(windows, torch.device("cpu"), torch.float32)
+    assert torch.equal(masks.of_windows == 0, together)
 
 
 def test_regular_windows_need_no_mask():
-    assert shift_mask(plan_windows((8, 8), (4, 4)), torch.device("cpu"), torch.float32) is None
+    assert shift_masks(plan_windows((8, 8), (4, 4)), torch.device("cpu"), torch.float32) is None
 
 
 def test_a_single_shifted_window_is_parted_at_the_shift_as_in_swin():
-    mask = shift_mask(plan_windows((4,), (4,), shifted=True), torch.device("cpu"), torch.float32)
-    assert (mask[0, 0] == 0).tolist() == [True, True, False, False]
+    masks = shift_masks(plan_windows((4,), (4,), shifted=True), torch.device("cpu"), torch.float32)
+    assert (masks.of_windows[0, 0] == 0).tolist() == [True, True, False, False]
+
+
+@each(("grid", "window"), GRIDS)
+def test_windows_that_are_last_along_the_same_axes_share_a_mask(grid, window):
+    windows = plan_windows(grid, window, shifted=True)
+    masks = shift_masks(windows, torch.device("cpu"), torch.float32)
+    assert len(masks.of_kinds) == 2 ** len(grid)
+    assert not masks.of_kinds[0].any()
+    assert len(masks.of_windows) == math.prod(windows.counts)

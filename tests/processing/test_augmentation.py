@@ -304,7 +304,7 @@ def test_small_crops_are_judged_by_all_their_pixels():
 
 def test_the_hue_is_a_circle():
     picture = Image.new("HSV", (1, 1), (250, 255, 255)).convert("RGB")
-    shifted = PhotometricDistortion(None, None, None, 0.1, False).shift_colors(picture)
+    shifted = PhotometricDistortion(None, None, None, 0.1, False)(picture)
     assert abs(shifted.convert("HSV").getpixel((0, 0))[0] - 20) <= 2  # 250 + 26 of 256
 
 

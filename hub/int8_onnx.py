@@ -1,0 +1,247 @@
+"""ONNX files with weights and activations of 8 bits: static quantization by onnxruntime, calibrated on images.
+
+Convolutions and linear layers have weights quantized per channel (int8), and inputs quantized with the range that they
+have on the calibration images (uint8, one range a tensor). Products of two activations, softmax, normalization and
+activation functions stay float. Between two convolutions, ReLU, sums, concatenation and resizing stay in 8 bits.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..processing.atomic_write import atomic_write
+from .served_files import check_new_file
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+    from onnxruntime import InferenceSession
+
+AGREEMENT = 0.98  # share of pixels whose class stays
+FLOAT_LAYERS = 6  # at most, in the search for layers that hurt
+BETWEEN = ("Relu", "Resize", "Concat", "Add", "MaxPool")  # between convolutions
+SCOPES = "pkg.torch.onnx.name_scopes"  # of torch's exporter: the modules that a node is in
+
+
+@dataclass(frozen=True)
+class Int8File:
+    """What `quantize_onnx` wrote."""
+
+    path: Path
+    layers: int  # convolutions and linear layers in 8 bits
+    agreement: float  # share of pixels of the calibration images that have the class of the float file
+    float_layers: list[str] = field(default_factory=list)  # modules that stay float because they hurt
+
+
+def quantize_onnx(
+    source: str | Path, path: str | Path, samples: Sequence[np.ndarray], agreement: float = AGREEMENT
+) -> Int8File:
+    """Writes a file of `export_onnx` with weights and activations of 8 bits.
+
+    Layers that hurt stay float. They are found by a greedy search: if less than `agreement` of the pixels of the samples
+    keep their class, each part of the model (a stage of the encoder, a module of the decoder) is left float in turn. The
+    parts are then left float together, the one that helped most first, until the agreement is reached, none helps any
+    more, or six are float. The metadata of the file lists them as JSON under `float_layers`.
+
+    Args:
+        source: The float file.
+        path: The new file.
+        samples: Inputs of the file (B, ...), which calibrate it and measure the agreement; 16 to 64 images do.
+        agreement: Share of pixels, from 0 to 1, that must keep their class. With 0, all layers are quantized.
+
+    Returns:
+        The number of layers in 8 bits, the agreement, and the names of the parts that stay float.
+
+    Raises:
+        ImportError: If a package of the extra `[onnx]` is missing.
+        ValueError: If the file exists, its folder does not, or nothing can be quantized.
+    """
+    from .onnx_export import load_onnxruntime
+
+    path = Path(path)
+    check_new_file(path)
+    load_onnxruntime()
+    with TemporaryDirectory() as folder, quiet():
+        quantization = Quantization(Path(source), samples, Path(folder))
+        floats, reached = quantization.search(agreement)
+        model = quantization.quantized(floats)
+    with atomic_write(path) as writing:
+        model.metadata_props.add(key="float_layers", value=json.dumps(floats))
+        writing.write_bytes(model.SerializeToString())
+    kept = sum(part not in floats for part in quantization.parts.values())
+    return Int8File(path, kept, reached, floats)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of onnxruntime's quantization, which are about its own steps."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class Quantization:
+    """One float file with the ranges of its tensors.
+
+    Args:
+        source: The float file.
+        samples: Inputs of the file.
+        folder: Where temporary files may lie.
+    """
+
+    def __init__(self, source: Path, samples: Sequence[np.ndarray], folder: Path) -> None:
+        self.samples, self.folder = samples, folder
+        self.prepared = folder / "prepared.onnx"
+        expected = open_session(
+            source, basic=self.prepared
+        )  # constants are folded, normalization is in weights
+        self.name = expected.get_inputs()[0].name
+        self.expected = self.classes(expected)
+        import onnx
+        from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+        scopes = {node.name: part_of(node) for node in onnx.load(source, load_external_data=False).graph.node}
+        self.model = load_model_with_shape_infer(self.prepared)
+        self.parts = {node.name: scopes.get(node.name) or node.name for node in weighted_nodes(self.model)}
+        if not self.parts:
+            raise ValueError(f"{source} has neither convolutions nor linear layers to quantize.")
+        self.ranges = calibrated(self.prepared, [{self.name: sample} for sample in samples], folder)
+
+    def quantized(self, floats: Sequence[str]) -> "ModelProto":
+        """The file in 8 bits but for these parts."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        model = deepcopy(self.model)
+        layers = [name for name, part in self.parts.items() if part not in floats]
+        if not layers:
+            return model
+        quantizer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=self.ranges,
+            nodes_to_quantize=layers + nodes_between(model, layers),
+            nodes_to_exclude=[],
+            op_types_to_quantize=["Conv", "MatMul", "Gemm", *BETWEEN],
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+        )
+        quantizer.quantize_model()
+        return quantizer.model.model
+
+    def search(self, wanted: float) -> tuple[list[str], float]:
+        """The parts to leave float, see `quantize_onnx`, and the agreement that is reached."""
+        floats: list[str] = []
+        reached = self.agreement(floats)
+        if reached >= wanted:
+            return floats, reached
+        gains = {part: self.agreement([part]) for part in dict.fromkeys(self.parts.values())}
+        for part in sorted(gains, key=gains.__getitem__, reverse=True)[:FLOAT_LAYERS]:
+            with_part = self.agreement([*floats, part])
+            if with_part > reached:
+                floats, reached = [*floats, part], with_part
+            if reached >= wanted:
+                break
+        return floats, reached
+
+    def agreement(self, floats: Sequence[str]) -> float:
+        """Share of pixels that have the class of the float file."""
+        file = self.folder / "quantized.onnx"
+        file.write_bytes(self.quantized(floats).SerializeToString())
+        equal = [
+            (found == expected).mean()
+            for found, expected in zip(self.classes(open_session(file)), self.expected, strict=True)
+        ]
+        return float(np.mean(equal))
+
+    def classes(self, session: "InferenceSession") -> list[np.ndarray]:
+        """The class of each cell or pixel of the samples."""
+        return [class_ids(session.run(None, {self.name: sample})[0]) for sample in self.samples]
+
+
+def class_ids(result: np.ndarray) -> np.ndarray:
+    """Logits (B, K, h, w) or ids (B, H, W) -> ids."""
+    return result.argmax(1) if result.ndim == 4 else result
+
+
+def open_session(path: Path, basic: Path | None = None) -> "InferenceSession":
+    """A file in onnxruntime; with `basic`, the graph after exact simplifications alone is written there."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if basic is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(basic)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def part_of(node: "NodeProto") -> str:
+    """The part of the model that a node is in, such as "backbone.encoder.stages.1" or "decoder.fusion"."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+    modules = [scope for scope in json.loads(scopes.replace("'", '"'))[:-1] if scope]
+    if not modules:
+        return ""
+    names = modules[-1].removeprefix("model.").split(".")
+    depth = next((index for index, name in enumerate(names) if name.isdigit()), 1)
+    return ".".join(names[: depth + 1])
+
+
+def weighted_nodes(model: "ModelProto") -> list["NodeProto"]:
+    """Convolutions of images and products with a constant matrix."""
+    constants = {constant.name: len(constant.dims) for constant in model.graph.initializer}
+    return [
+        node
+        for node in model.graph.node
+        if (node.op_type == "Conv" and constants.get(node.input[1]) == 4)
+        or (node.op_type in ("MatMul", "Gemm") and constants.get(node.input[1]) == 2)
+    ]
+
+
+def nodes_between(model: "ModelProto", layers: Sequence[str]) -> list[str]:
+    """Names of the nodes whose inputs all come from these convolutions, or from such nodes."""
+    constants = {constant.name for constant in model.graph.initializer}
+    inside: set[str] = set()  # tensors
+    names = []
+    for node in model.graph.node:
+        data = node.input[:1] if node.op_type == "Resize" else node.input
+        if node.op_type == "Conv" and node.name in layers:
+            inside.update(node.output)
+        elif node.op_type in BETWEEN and all(name in inside for name in data if name not in constants):
+            inside.update(node.output)
+            names.append(node.name)
+    return names
+
+
+def calibrated(path: Path, inputs: Sequence[dict[str, np.ndarray]], folder: Path) -> Any:
+    """The smallest and largest value of each tensor, onnxruntime's TensorsData."""
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    class Reader(CalibrationDataReader):
+        left = iter(inputs)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    calibrator = create_calibrator(
+        path,
+        ["Conv", "MatMul", "Gemm", *BETWEEN],
+        augmented_model_path=str(folder / "calibrated.onnx"),
+        calibrate_method=CalibrationMethod.MinMax,
+    )
+    calibrator.collect_data(Reader())
+    return calibrator.compute_data()

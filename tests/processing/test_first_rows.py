@@ -1,0 +1,102 @@
+"""Files shortened to their first rows: the same pixels, and only where the file is complete."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from cases import each
+from PIL import Image
+
+from contextseg.processing.crop_images import DecodedImage, EncodedImage, encoded_image
+from contextseg.processing.first_rows import MARGIN, rows_of
+from contextseg.processing.image_reading import ImageReadError, read_image
+
+SIZE = (110, 40)
+NOISE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def saved(form="PNG", mode="RGB", noise=NOISE, **options):
+    file = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@each("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@each("options", [{}, {"progressive": True}, {"restart_marker_blocks": 7}])
+@each("mode", ["RGB", "L", "CMYK"])
+def test_the_first_rows_of_a_jpeg_are_those_of_the_whole_image(subsampling, options, mode):
+    data = saved("JPEG", mode, subsampling=subsampling, **options)
+    for rows in (1, 16, SIZE[0] - MARGIN - 1):
+        short = pixels(rows_of(data).shortened(rows))
+        assert rows <= len(short) < SIZE[0]
+        np.testing.assert_array_equal(short[:rows], pixels(data)[:rows])
+
+
+@each("mode", ["RGB", "L", "P", "RGBA", "1"])
+def test_the_first_rows_of_a_png_are_those_of_the_whole_image(mode):
+    data = saved(mode=mode)
+    np.testing.assert_array_equal(pixels(rows_of(data).shortened(60)), pixels(data)[:60])
+
+
+@each("form", ["PNG", "JPEG"])
+def test_all_rows_are_the_file_itself(form):
+    assert rows_of(saved(form)).shortened(SIZE[0]) is None
+
+
+@each("form", ["PNG", "JPEG"])
+def test_what_is_cut_off_or_altered_is_not_shortened(form):
+    data = saved(form)
+    assert all(rows_of(data[:length]) is None for length in (3, 12, len(data) // 2, len(data) - 1))
+    if form == "PNG":
+        assert rows_of(data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]) is None
+
+
+def test_other_formats_and_animations_are_not_shortened():
+    frames = [Image.fromarray(NOISE), Image.fromarray(255 - NOISE)]
+    assert rows_of(saved(save_all=True, append_images=frames)) is None
+    assert rows_of(saved("MPO", save_all=True, append_images=frames)) is None
+    assert rows_of(saved("BMP")) is None
+
+
+@each("form", ["PNG", "JPEG"])
+def test_a_window_of_a_file_is_that_of_the_decoded_image(form, tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(saved(form))
+    decoded = []
+    image = encoded_image(path, lambda source: decoded.append(source) or read_image(source), 1 << 30)
+    for box in ((3, 5, 40, 30), (60, 0, 50, 40)):
+        expected = DecodedImage(read_image(path)).window(*box)[0]
+        np.testing.assert_array_equal(image.window(*box)[0], expected)
+    np.testing.assert_array_equal(image(-4, 5, 40, 30)[0], DecodedImage(read_image(path))(-4, 5, 40, 30)[0])
+    assert isinstance(decoded[0], io.BytesIO)
+    assert decoded[1:] == [path]  # once for all that needs the last row
+
+
+def test_turned_and_too_large_images_are_left_to_the_decoder_as_a_whole(tmp_path):
+    exif = Image.Exif()
+    path = tmp_path / "image.jpg"
+    for orientation, is_encoded in ((1, True), (6, False)):
+        exif[0x0112] = orientation
+        path.write_bytes(saved("JPEG", exif=exif))
+        assert isinstance(encoded_image(path, read_image, 1 << 30), EncodedImage) == is_encoded
+    assert encoded_image(path, read_image, 1000) is None
+    assert encoded_image(tmp_path / "missing.jpg", read_image, 1 << 30) is None
+
+
+def test_if_the_first_rows_cannot_be_decoded_the_whole_file_decides(tmp_path):
+    data = saved()
+    position = data.index(b"IDAT") + 8
+    broken = data[:position] + b"\0\0\0\0" + data[position + 4 :]
+    length = int.from_bytes(data[position - 12 : position - 8], "big")
+    end = position - 4 + length
+    checksum = zlib.crc32(broken[position - 8 : end]).to_bytes(4, "big")
+    path = tmp_path / "image.png"
+    path.write_bytes(broken[:end] + checksum + broken[end + 4 :])
+    image = encoded_image(path, read_image, 1 << 30)
+    with pytest.raises(ImageReadError, match=r"image\.png' cannot be decoded"):
+        image.window(0, 0, 10, 10)
