@@ -49,7 +49,7 @@ SPACE_CARD = f"""---
 ---
 # {{title}}
 
-A page for [the model in this Space]({MODEL_FOLDER}/{CARD_NAME}): choose an image, and each pixel gets one of {{count}} classes.{{looks}}
+A page for the model in this Space (`{MODEL_FOLDER}/`): choose an image, and each pixel gets one of {{count}} classes.{{looks}}
 
 `{MODEL_FOLDER}/` holds the weights and the code of the model, which needs transformers and not contextseg. To run the page on your own
 machine: `pip install -r {REQUIREMENTS_NAME}`, then `python {APP_NAME}`.
@@ -65,7 +65,7 @@ def check_served(model: str, config: dict[str, Any], option: str, rgb: bool = Fa
         option: What was asked for, for the message.
         rgb: Whether it must take three channels.
     """
-    task = task_of({"architectures": [""], **config})
+    task = task_of({"architectures": config.get("architectures") or [""]})
     if task != SEGMENTATION or takes_volumes(config, task):
         raise ValueError(
             f"{option} is for segmenters of images, and {model} is not one. Leave it out: the repository itself is "

@@ -116,11 +116,13 @@ def export_to(folder: Path, arguments: ExportArguments) -> None:
 
 def export_space(folder: Path, arguments: ExportArguments) -> None:
     """Writes a Space with the model to `folder`."""
+    from ..hub.model_card import ask_for_license
     from ..hub.serving import APP_NAME, MODEL_FOLDER, write_space
 
     processor = write_repository(folder / MODEL_FOLDER, arguments)
     write_space(folder, folder.resolve().name, processor, arguments.push)
     print(f"wrote a Space to {folder}; to try it: python {folder / APP_NAME}")
+    ask_for_license(folder / MODEL_FOLDER)
 
 
 def write_repository(folder: Path, arguments: ExportArguments) -> "BaseImageProcessor":

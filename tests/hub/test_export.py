@@ -108,5 +108,5 @@ def test_an_image_for_the_page_is_made_small_and_loses_its_metadata(run_folder, 
 
 
 def test_something_to_write_must_be_named(run_folder):
-    with pytest.raises(SystemExit, match="--push, --output, --space and --onnx are missing"):
+    with pytest.raises(SystemExit, match="--push, --output, --space, --onnx and --pt2 are missing"):
         main([str(run_folder)])

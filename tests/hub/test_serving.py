@@ -24,6 +24,7 @@ from contextseg.hub.card_sections import about_serving
 from contextseg.hub.endpoint_handler import EndpointHandler, image_of, threshold_of
 from contextseg.processing.palettes import default_palette
 from contextseg.scripts.export import main
+from contextseg.training.publishing import ExportArguments, check_serving
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = {0: "road", 1: "tree", 2: "sky|cloud"}
@@ -58,7 +59,7 @@ def exported(run, folder, *options):
 
 def in_a_fresh_python(program, *words):
     command = [sys.executable, "-I", str(ROOT / "tests" / program), *map(str, words)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
@@ -267,6 +268,8 @@ def test_requirements_are_those_of_the_package():
 
 
 def test_what_is_no_segmenter_of_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not one"):
+        serving.check_served("m", {"architectures": None}, "--handler")
     volumes = {"architectures": ["NnFormerForSemanticSegmentation"], "patch_size": [2, 4, 4]}
     with pytest.raises(ValueError, match="--handler is for segmenters of images, and m is not one"):
         serving.check_served("m", volumes, "--handler")
@@ -278,8 +281,8 @@ def test_what_is_no_segmenter_of_images_is_refused(tmp_path):
     SegmentationImageProcessor().save_pretrained(tmp_path / "m")
     with pytest.raises(SystemExit, match="--space is for segmenters of images"):
         main([str(tmp_path / "m"), "--space", str(tmp_path / "space")])
-    with pytest.raises(SystemExit, match="--handler adds a file to a repository"):
-        main([str(tmp_path / "m"), "--handler", "--onnx", "m.onnx"])
+    with pytest.raises(ValueError, match="--handler adds a file to a repository"):
+        check_serving(ExportArguments("m", handler=True))
 
 
 def test_the_card_tells_what_of_the_hub_runs_a_model():
@@ -342,8 +345,11 @@ def test_other_parameters_are_refused(given, complaint):
         threshold_of(given)
 
 
-def test_a_handler_serves_models_of_transformers(tmp_path):
-    folder = save_segformer(tmp_path)
+def test_a_handler_serves_models_of_transformers_and_a_space_shows_them(tmp_path):
+    folder = save_segformer(tmp_path / "model")
+    space = exported(folder, tmp_path / "space", "--space", str(tmp_path / "space"))
+    assert "license" not in RepoCard.load(space / "README.md").data.to_dict()
+    assert "Click a pixel" not in (space / "README.md").read_text()
     handler, image = EndpointHandler(str(folder)), Image.fromarray(noise(40, 90, 3))
     assert same(masks((200, handler({"inputs": image}))), pipeline_of(folder, image))
     assert same(masks((200, handler({"inputs": file_of(noise(40, 90, 3))}))), pipeline_of(folder, image))
