@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..processing.failures import reason
 from ..processing.image_files import image_files
-from ..processing.inference import decoded_for
+from ..processing.processor_inputs import decoded_for
 from ..training.stored_reading import options_of_run
 from .segmenters import Segmenter
 from .view import thumbnail

@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.image_reading import image_size
-from ..processing.inference import Inference, decoded_for, logit_bands
+from ..processing.inference import Inference, logit_bands
 from ..processing.logits_to_masks import argmax_of_bands, mean_probabilities
+from ..processing.mask_models import gives_scores
 from ..processing.orientation import turn_back
 from ..processing.overlays import mask_overlay, save_png
 from ..processing.prediction import Predictor, palette_image
 from ..processing.prediction_maps import IMAGE_MAPS
+from ..processing.processor_inputs import decoded_for
 from ..processing.volumes.volume_inference import takes_volumes
 from ..training.models import config_of_model, open_model, task_of_config
 from ..training.stored_reading import crop_of_run, set_reading
@@ -97,7 +99,7 @@ class Segmenter:
         def scores() -> Iterator[Tensor]:
             done = 0
             for logits in logit_bands(inference, self.model, inputs, size):
-                probabilities = mean_probabilities(logits)
+                probabilities = mean_probabilities(logits, gives_scores(self.model))
                 for one in maps.values():
                     one.add(probabilities)
                 done += probabilities.shape[1]
