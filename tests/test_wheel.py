@@ -61,6 +61,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
     folders = [ROOT / name.partition(".")[2].replace(".", "/") for name in tables["packages"]]
     sources = [path for folder in folders for path in folder.glob("*.py")]
     data = [ROOT / "py.typed", ROOT / "__init__.pyi", *(ROOT / "scripts" / "recipes").glob("*.yaml")]
+    data += [path for path in (ROOT / "app").glob("*.*") if path.suffix != ".py"]  # of the page
     assert packed == {f"contextseg/{path.relative_to(ROOT).as_posix()}" for path in [*sources, *data]}
 
 
