@@ -11,7 +11,8 @@ from contextseg.hub.served_segmenters import ServedIds, ServedLogits
 from contextseg.scripts.export import main
 
 # Tracing and loading take up to half a minute.
-FAMILIES = "glam_swin", "relay", "segdeformer"
+FAMILIES = "glam_swin", "relay", "segdeformer", "glam_swinv2"
+WHOLE_CELLS = ("glam_swinv2",)  # transformers' Swin V2 asks whether sides need padding
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_families_give_the_same_logits_after_loading(name, tmp_path):
     model = SEGMENTERS[name]().eval()
     written = export_pt2(model, SegmentationImageProcessor(), tmp_path / "model.pt2")
     assert written.difference < 1e-5
-    assert written.multiple == 1
+    assert written.multiple == (32 if name in WHOLE_CELLS else 1)
 
 
 @pytest.mark.slow
