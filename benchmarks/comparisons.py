@@ -289,6 +289,12 @@ WORKS = {
         image_job,
         is_about_glam=True,
     ),
+    "glam_swin_encoder": Work(
+        "GLAM-Swin-T with 10 global tokens vs. transformers' plain Swin-T, encoders alone",
+        lambda is_small: Pair(*(model.backbone for model in upernet_swin(is_small, 10)[:2]), notes=[]),
+        backbone_job,
+        modes=("inference",),
+    ),
     "segdeformer": Work(
         "SegDeformer's head as in the authors' code: ours vs. a literal implementation",
         lambda is_small: segdeformer(is_small, neck="conv"),
