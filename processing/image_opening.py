@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from .frames import count_frames, say_first_frame
+from .jpeg_decoding import quicken
 from .orientation import TRANSPOSITIONS, TURNS, UPRIGHT
 from .png_rows import has_late_metadata, misses_rows
 
@@ -186,7 +187,7 @@ def _decode(
         inspected = inspect and inspect(image, file)
         # Load once, and before anything that loads implicitly (as `getexif` of a PNG does): the second load() of
         # a damaged file raises nothing and gives a black image.
-        image.load()
+        quicken(image).load()
         if file is not None and misses_rows(image, file):
             raise EOFError(f"it has fewer than the {image.height} rows that its header states")
         if file is not None:

@@ -93,7 +93,8 @@ class LabelRaster:
 def gathered(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The values (h, w, ...) of a mask (H, W, ...) at rows and columns that broadcast to (h, w)."""
     if rows.shape[1] == columns.shape[0] == 1:
-        return np.asarray(mask[rows[:, 0]]).take(columns[0], axis=1)
+        first, last = columns.min(), columns.max()
+        return np.asarray(mask[rows[:, 0], first : last + 1]).take(columns[0] - first, axis=1)
     return np.asarray(mask[rows, columns])
 
 

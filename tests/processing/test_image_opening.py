@@ -243,3 +243,11 @@ def test_one_image_is_decoded_once(tmp_path, suffix, decodes):
         decodes.clear()
         use()
         assert len(decodes) == 1, name
+
+
+@each("subsampling", ["4:4:4", "4:2:0"])
+def test_jpeg_files_have_the_pixels_that_pillow_decodes(subsampling):
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", subsampling=subsampling)
+    np.testing.assert_array_equal(open_image(file).image, Image.open(file))
