@@ -55,7 +55,6 @@ RANGES = {
     "min_area": Range(above=0, maximum=1),
     "min_learning_rate": RATE,
     "min_scale": SCALE,
-    "minutes": Range(above=0, maximum=10**4),
     "momentum": Range(minimum=0, below=1),
     "nearest": Range(minimum=0, maximum=4096),
     "num_channels": whole(1, 4096),
