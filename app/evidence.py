@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..modeling.explanations import find_block, find_stages, global_attention_maps
 from ..modeling.grad_cam import as_shares, class_activation, frozen, reached, run, score_of
 from ..processing.heat_pictures import heat_picture
+from ..processing.mask_models import gives_scores
 from ..processing.plain_text import one_line
 from ..training.models import channels_of
 from .segmenters import Segmented, Segmenter
@@ -70,6 +71,8 @@ def has_attention(model: nn.Module, stage: int) -> bool:
 def num_levels(segmenter: Segmenter) -> int:
     """The number of feature maps that Grad-CAM can explain; 0 for a model that does not return any."""
     model = segmenter.model
+    if gives_scores(model):  # they come from masks of queries, which no feature map explains
+        return 0
     black = np.zeros((PROBE_SIDE, PROBE_SIDE, channels_of(model.config)), dtype=np.uint8)
     probe = segmenter.processor(black, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     try:
