@@ -9,6 +9,8 @@ from cases import each
 from PIL import Image
 
 from contextseg.processing.crop_images import DecodedImage, EncodedImage, encoded_image
+from contextseg.processing.data.augmentation import JointAugmentation
+from contextseg.processing.data.datasets import SegmentationFolder
 from contextseg.processing.first_rows import MARGIN, rows_of
 from contextseg.processing.image_reading import ImageReadError, read_image
 
@@ -100,3 +102,21 @@ def test_if_the_first_rows_cannot_be_decoded_the_whole_file_decides(tmp_path):
     image = encoded_image(path, read_image, 1 << 30)
     with pytest.raises(ImageReadError, match=r"image\.png' cannot be decoded"):
         image.window(0, 0, 10, 10)
+
+
+@each("form", ["png", "jpg"])
+def test_crops_of_files_are_those_of_decoded_images(form, tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    Image.fromarray(NOISE).save(tmp_path / "images" / f"one.{form}")
+    Image.fromarray(NOISE[..., 0] % 3).save(tmp_path / "masks" / "one.png")
+    data = SegmentationFolder(tmp_path, ["a", "b", "c"])
+    assert isinstance(data.windowed(0)["image"], EncodedImage)
+    for options in ({}, {"rotation": 20}, {"context_ratio": 2, "fill": (124.0, 116.0, 104.0)}):
+        augmentation = JointAugmentation((24, 24), **options)
+        for epoch in range(3):
+            found, expected = (
+                augmentation.crop(sample, epoch=epoch, index=0) for sample in (data.windowed(0), data[0])
+            )
+            for name in ("image", "mask"):
+                np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(expected[name]))
