@@ -78,14 +78,17 @@ class EncodedImage:
         source: The file.
         rows: Its rows.
         read: Decodes the file, or one with its first rows.
+        num_channels: Number of channels of what is decoded; None if it is not known.
     """
 
-    num_channels = None  # known from what is decoded
-
     def __init__(
-        self, source: Source, rows: Rows, read: Callable[[Source], Image.Image | np.ndarray]
+        self,
+        source: Source,
+        rows: Rows,
+        read: Callable[[Source], Image.Image | np.ndarray],
+        num_channels: int | None = None,
     ) -> None:
-        self.source, self.rows, self.read = source, rows, read
+        self.source, self.rows, self.read, self.num_channels = source, rows, read, num_channels
         self.shape = rows.size
 
     def window(
@@ -114,7 +117,10 @@ class EncodedImage:
 
 
 def encoded_image(
-    source: Source, read: Callable[[Source], Image.Image | np.ndarray], pixel_limit: int
+    source: Source,
+    read: Callable[[Source], Image.Image | np.ndarray],
+    pixel_limit: int,
+    num_channels: int | None = None,
 ) -> EncodedImage | None:
     """Opens an image of which the first rows can be decoded without the others.
 
@@ -122,6 +128,7 @@ def encoded_image(
         source: A path, or any other source of an image.
         read: Decodes an image.
         pixel_limit: Most pixels of an image.
+        num_channels: Number of channels of what is decoded; None if it is not known.
 
     Returns:
         The image; None for other sources and formats, images that must be turned upright, and what seems damaged.
@@ -139,12 +146,13 @@ def encoded_image(
         is_upright = not rows.has_metadata or read_orientation(data, pixel_limit) == UPRIGHT
     except (*DECODING_ERRORS, ImageReadError):  # decoding it explains the error
         return None
-    return EncodedImage(source, rows, read) if is_upright else None
+    return EncodedImage(source, rows, read, num_channels) if is_upright else None
 
 
 def first_bytes(file: BinaryIO, most: int) -> bytes:
     """The content of a file up to `most` bytes; of a format that has no `Rows`, a few."""
     start = file.tell()
+    file.seek(0)  # where decoding begins, too
     data = file.read(len(PNG))
     if data.startswith((JPEG, PNG)):
         data += file.read(most)

@@ -11,21 +11,27 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .image_opening import HOLDERS_OF_ORIENTATION
+
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER = struct.Struct(">IIBBBBB")  # width, height, bits, color type, compression, filter, interlace
-ANIMATION, METADATA = b"acTL", (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+ANIMATION, HEADER = b"acTL", b"IHDR"
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+METADATA = (b"eXIf", *(kind + key.encode() for kind in TEXTS for key in HOLDERS_OF_ORIENTATION))
 JPEG, END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
-FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all with Huffman codes
 OTHER_FRAMES = {*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic codes
-SCAN, APPLICATION_1, APPLICATION_2 = (
-    0xDA,
-    0xE1,
-    0xE2,
-)  # the last two: EXIF or XMP; profiles or further pictures
+STANDALONE = range(0xD0, 0xDA)  # markers without a length: restarts, start and end of the image
+SCAN = 0xDA
+APPLICATION_1, APPLICATION_2 = 0xE1, 0xE2  # EXIF or XMP; profiles or further pictures
 PICTURES = b"MPF\0"
-MARGIN = (
-    32  # rows: a block of the coarsest subsampling, 4 to 1, whose colors are interpolated with those below
-)
+# Rows that are decoded more: a block of the coarsest subsampling, 4 to 1, whose colors are interpolated with those below;
+# of a progressive JPEG another one, since blocks are smoothed with two below them where its last scans are missing.
+MARGIN = 32
+MARGINS = {
+    0xC0: MARGIN,
+    0xC1: MARGIN,
+    0xC2: 2 * MARGIN,
+}  # baseline, extended, progressive, with Huffman codes
 
 
 class Rows(NamedTuple):
@@ -50,11 +56,16 @@ class Rows(NamedTuple):
         rows += self.margin
         if rows >= self.size[0]:
             return None
-        head, tail = self.data[: self.place], self.data[self.place :]
         if self.margin:
-            return head + rows.to_bytes(2, "big") + tail[2:]
-        header = b"IHDR" + tail[4:8] + rows.to_bytes(4, "big") + tail[12:17]
-        return head + header + struct.pack(">I", zlib.crc32(header)) + tail[21:]
+            return self._with(rows.to_bytes(2, "big"))
+        header = self.data[self.place : self.place + 17]  # its kind and content
+        header = header[:8] + rows.to_bytes(4, "big") + header[12:]
+        return self._with(header + struct.pack(">I", zlib.crc32(header)))
+
+    def _with(self, header: bytes) -> bytes:
+        """A copy of the file with another header."""
+        data = memoryview(self.data)  # slices of it are no copies
+        return b"".join((data[: self.place], header, data[self.place + len(header) :]))
 
 
 def rows_of(data: bytes) -> Rows | None:
@@ -68,17 +79,18 @@ def rows_of(data: bytes) -> Rows | None:
 
 
 def _rows_of_png(data: bytes) -> Rows | None:
-    has_metadata, position, kind = False, len(PNG), b""
+    has_metadata, headers, position, kind = False, 0, len(PNG), b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         (checksum,) = struct.unpack_from(">I", data, end)
         if kind == ANIMATION or zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
             return None
-        has_metadata |= kind in METADATA
+        has_metadata |= data.startswith(METADATA, position + 4)
+        headers += kind == HEADER
         position = end + 4
     width, height, *_, interlace = PNG_HEADER.unpack_from(data, 16)
-    is_known = data[8:16] == b"\0\0\0\x0dIHDR" and not interlace
+    is_known = data[8:16] == b"\0\0\0\x0dIHDR" and headers == 1 and not interlace
     return Rows(data, (height, width), has_metadata, 12, 0) if is_known else None
 
 
@@ -89,12 +101,13 @@ def _rows_of_jpeg(data: bytes) -> Rows | None:
         if kind in OTHER_FRAMES or is_part:
             return None
         has_metadata |= kind == APPLICATION_1
-        if kind in FRAMES:
-            frames.append(position + 5)
+        if kind in MARGINS:
+            frames.append((position + 5, MARGINS[kind]))
     if len(frames) != 1:
         return None
-    size = struct.unpack_from(">HH", data, frames[0])
-    return Rows(data, size, has_metadata, frames[0], MARGIN) if size[0] else None
+    place, margin = frames[0]
+    size = struct.unpack_from(">HH", data, place)
+    return Rows(data, size, has_metadata, place, margin) if size[0] else None
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -102,7 +115,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     position, kind = 2, 0
     while kind != SCAN:
         marker, kind, length = struct.unpack_from(">BBH", data, position)
-        if marker != 0xFF or kind < 0xC0 or kind == 0xFF:
+        if marker != 0xFF or kind < 0xC0 or kind == 0xFF or kind in STANDALONE:
             raise struct.error("not a segment")
         yield kind, position
         position += 2 + length

@@ -33,7 +33,7 @@ def windowed_pair(data: Any, pair: Pair) -> dict[str, Any]:
         check_sizes(image.shape, mask.shape, pair.name)
         check_same_grid(image.raster, mask.mask, pair.name)
     is_large = image is not None  # only the labels of the crop are decoded then
-    image = image or encoded_image(pair.image, data.read_image, data.pixel_limit)
+    image = image or encoded_image(pair.image, data.read_image, data.pixel_limit, data.num_channels)
     image = data.read_image(pair.image) if image is None else image
     if mask is None:
         mask = label_array(data, pair, is_large)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from cases import each
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from contextseg.processing.crop_images import DecodedImage, EncodedImage, encoded_image
 from contextseg.processing.data.augmentation import JointAugmentation
 from contextseg.processing.data.datasets import SegmentationFolder
-from contextseg.processing.first_rows import MARGIN, rows_of
+from contextseg.processing.first_rows import rows_of
 from contextseg.processing.image_reading import ImageReadError, read_image
 
 SIZE = (110, 40)
@@ -33,10 +34,19 @@ def pixels(data):
 @each("mode", ["RGB", "L", "CMYK"])
 def test_the_first_rows_of_a_jpeg_are_those_of_the_whole_image(subsampling, options, mode):
     data = saved("JPEG", mode, subsampling=subsampling, **options)
-    for rows in (1, 16, SIZE[0] - MARGIN - 1):
-        short = pixels(rows_of(data).shortened(rows))
+    found = rows_of(data)
+    for rows in (1, 16, SIZE[0] - found.margin - 1):
+        short = pixels(found.shortened(rows))
         assert rows <= len(short) < SIZE[0]
         np.testing.assert_array_equal(short[:rows], pixels(data)[:rows])
+
+
+def test_blocks_that_the_decoder_smooths_are_those_of_the_whole_image():
+    data = saved("JPEG", subsampling="4:2:0", progressive=True, quality=40)
+    second_scan = data.index(b"\xff\xda", data.index(b"\xff\xda") + 1)
+    data = data[:second_scan] + b"\xff\xd9"  # without the high frequencies
+    for rows in (16, 32):
+        np.testing.assert_array_equal(pixels(rows_of(data).shortened(rows))[:rows], pixels(data)[:rows])
 
 
 @each("mode", ["RGB", "L", "P", "RGBA", "1"])
@@ -56,6 +66,25 @@ def test_what_is_cut_off_or_altered_is_not_shortened(form):
     assert all(rows_of(data[:length]) is None for length in (3, 12, len(data) // 2, len(data) - 1))
     if form == "PNG":
         assert rows_of(data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]) is None
+
+
+def test_files_with_two_headers_or_stray_markers_are_not_shortened():
+    png, jpeg = saved(), saved("JPEG")
+    assert rows_of(png[:33] + png[8:]) is None
+    assert rows_of(jpeg[:2] + b"\xff\xd0\0\x02" + jpeg[2:]) is None
+
+
+@each("key", ["date:create", "XML:com.adobe.xmp", "Raw profile type exif"])
+def test_only_texts_that_may_state_an_orientation_are_metadata(key):
+    texts = PngInfo()
+    texts.add_text(key, "text")
+    assert rows_of(saved(pnginfo=texts)).has_metadata == (key != "date:create")
+
+
+def test_a_file_object_is_read_from_its_start_as_decoders_do():
+    file = io.BytesIO(b"abc" + saved())
+    file.seek(3)
+    assert encoded_image(file, read_image, 1 << 30) is None
 
 
 def test_other_formats_and_animations_are_not_shortened():
@@ -112,6 +141,8 @@ def test_crops_of_files_are_those_of_decoded_images(form, tmp_path):
     Image.fromarray(NOISE[..., 0] % 3).save(tmp_path / "masks" / "one.png")
     data = SegmentationFolder(tmp_path, ["a", "b", "c"])
     assert isinstance(data.windowed(0)["image"], EncodedImage)
+    with pytest.raises(ValueError, match="the image has 3 channels"):
+        JointAugmentation((24, 24), fill=(0,)).crop(data.windowed(0), epoch=0, index=0)
     for options in ({}, {"rotation": 20}, {"context_ratio": 2, "fill": (124.0, 116.0, 104.0)}):
         augmentation = JointAugmentation((24, 24), **options)
         for epoch in range(3):
