@@ -18,7 +18,7 @@ ROOT = Path(contextseg.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}  # names of imports and of what one installs
-COMPARED = {"monai", "segmentation-models-pytorch"}  # with our models, by benchmarks only
+COMPARED = {"albumentations", "cv2", "monai", "segmentation-models-pytorch"}  # with ours, by benchmarks only
 
 
 def names(requirements):

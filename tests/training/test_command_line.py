@@ -26,7 +26,7 @@ from contextseg.training.options import (
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MODULES = {name: place.partition(":")[0] for name, place in SCRIPTS.items()}
-STUDIED = ["training", "processing", "scripts", "benchmarks"]
+STUDIED = ["app", "training", "processing", "scripts", "benchmarks"]
 TASK_FILES = {f"training/{task}.py": task for task in ARGUMENTS}
 BASES = {"masked_pretraining": "segmentation"}  # tasks that take their crops from another
 
