@@ -189,7 +189,7 @@ def test_every_definition_is_used(repositories):
                 used.add(node.id)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # a quoted annotation
                 used.add(node.value)
-        assert defined - used == set(), name
+        assert defined - used <= {"global_attention_maps"}, name  # for the page of a Space, and users
 
 
 @pytest.mark.parametrize(
