@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only Python (3.11 or newer), make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-rest test-browser test-all test-oldest check docs bench gpu-check
+.PHONY: help install demo smoke test test-rest test-long test-browser test-all test-oldest check docs bench gpu-check
 
 # The first interpreter that is new enough and can create virtual environments. To use another one: `make PYTHON=... install`.
 PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -30,14 +30,17 @@ test: install ## run the default tests; about three minutes, no network, no GPU
 	$(PYTEST)
 
 test-rest: install ## run the tests marked slow or processes, which `make test` leaves out
-	$(PYTEST) -m "(slow or processes) and not browser and not gpu"
+	$(PYTEST) -m "(slow or processes) and not long and not browser and not gpu"
+
+test-long: install ## run the tests marked long, which take minutes and which CI leaves out
+	$(PYTEST) -m "long"
 
 test-browser: install ## drive the page of contextseg-app in a real Chromium, which is installed first where that is possible
 	@$(FIND_CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -q -y chromium; } || echo "There is no Chromium: install it (Debian, Ubuntu: apt-get install chromium)."
 	$(IN)/python -m pytest -m browser tests/app
 
-test-all: test test-rest ## run both; for tests that need a GPU: make gpu-check
+test-all: test test-rest test-long ## run all three; for tests that need a GPU: make gpu-check
 
 test-oldest: ## run the default tests with the oldest versions that pyproject.toml allows
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS="-c constraints-oldest.txt" test

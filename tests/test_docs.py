@@ -51,7 +51,8 @@ PAGES = {
 }
 # With a Hub and an endpoint, by tests/hub/test_hub_journey.py and test_serving.py.
 RUN_ELSEWHERE = {"docs/how-to/publish.md", "docs/how-to/serve.md"}
-SLOW = {"docs/how-to/export.md"}  # torch.export takes half a minute
+SLOW = {"docs/how-to/export.md"}  # torch.export takes half a minute, several times
+LONG = pytest.mark.slow, pytest.mark.long
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONFIGS = [getattr(contextseg, name) for name in contextseg.__all__ if name.endswith("Config")]
 NOT_OURS = (
@@ -86,7 +87,7 @@ def all_options():
 
 def with_python():
     pages = [page for page in PAGES if blocks(page, "python") and page not in RUN_ELSEWHERE]
-    return [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in pages]
+    return [pytest.param(page, marks=LONG if page in SLOW else ()) for page in pages]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from contextseg.scripts.export import main
 GUIDE = Path(__file__).parents[2] / "docs/how-to/export.md"
 # Of the encoders that share their parts, one: a translation takes half a minute.
 FAMILIES = "glam_swin", "maformer", "relay", "segdeformer", "glam_swinv2", "segformer"
+LONG = "maformer", "glam_swinv2"
 WHOLE_CELLS = ("glam_swinv2",)  # transformers' Swin V2 asks whether sides need padding
 
 
@@ -53,7 +54,9 @@ def served_by_guide(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in FAMILIES]
+)
 def test_every_family_gives_the_same_logits_in_onnxruntime(name, tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)

@@ -255,7 +255,7 @@ def test_saved_weights_give_the_same_detections(build, tmp_path):
 
 
 @pytest.mark.slow
-@each_detector
+@pytest.mark.parametrize("build", [mask_rcnn, pytest.param(cascade_mask_rcnn, marks=pytest.mark.long)])
 def test_it_learns_a_handful_of_shapes(build):
     model, (images, targets) = tiny_detector(build), batch(3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
