@@ -53,7 +53,11 @@ def title(value: Any) -> str:
     return getattr(value, "__name__", None) or str(value)
 
 
-def slow_but(cases: Collection[str], *always: str) -> list:
-    """Test parameters: these cases always run, the others of the matrix under `slow`."""
+def slow_but(cases: Collection[str], *always: str, short: Collection[str] | None = None) -> list:
+    """Test parameters: these cases always run, the others of the matrix under `slow`, and but for `short` under `long`."""
     assert set(always) <= set(cases), f"unknown cases: {set(always) - set(cases)}"
-    return [case if case in always else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    further = {
+        case: [pytest.mark.slow] if short is None or case in short else [pytest.mark.slow, pytest.mark.long]
+        for case in cases
+    }
+    return [case if case in always else pytest.param(case, marks=further[case]) for case in cases]

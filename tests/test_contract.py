@@ -278,7 +278,9 @@ def exported_size(model, *size):
     return tuple(64 + side // 16 * 16 for side in size) if is_foreign else size
 
 
-@pytest.mark.parametrize("build", slow_but(SEGMENTERS, "relay"), indirect=True)
+@pytest.mark.parametrize(
+    "build", slow_but(SEGMENTERS, "relay", short=("glam_swin", "cswin", "nnformer")), indirect=True
+)
 def test_exports_with_free_batch_and_sides(build):
     model, free = build().eval(), torch.export.Dim.AUTO
     pixels = images(model, 2, exported_size(model, 9, 37, 53))

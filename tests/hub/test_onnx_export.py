@@ -28,7 +28,7 @@ from contextseg.scripts.export import main
 GUIDE = Path(__file__).parents[2] / "docs/how-to/export.md"
 # Of the encoders that share their parts, one: a translation takes half a minute.
 FAMILIES = "glam_swin", "maformer", "relay", "segdeformer", "glam_swinv2", "segformer"
-LONG = "maformer", "glam_swinv2"
+LONG = "glam_swin", "maformer", "glam_swinv2"
 WHOLE_CELLS = ("glam_swinv2",)  # transformers' Swin V2 asks whether sides need padding
 
 

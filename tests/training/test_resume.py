@@ -191,6 +191,7 @@ def test_other_ways_to_compute_resume_to_the_same_bits(changes, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_run_resumes_to_the_same_bits(data, tmp_path):
     runs = [tmp_path / "whole", tmp_path / "parts"]
     arguments = [options(data, output, "--compile", "--accumulation", "1") for output in runs]

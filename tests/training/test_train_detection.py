@@ -106,6 +106,7 @@ def test_resume_after_sigterm_equals_the_uninterrupted_run_bit_for_bit(data, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_a_handful_of_shapes(tmp_path):
     """The shapes it was trained on, boxes and masks, in a minute; chance is 0."""
     write_shapes(tmp_path / "train", 4)
