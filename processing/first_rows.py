@@ -24,14 +24,10 @@ STANDALONE = range(0xD0, 0xDA)  # markers without a length: restarts, start and 
 SCAN = 0xDA
 APPLICATION_1, APPLICATION_2 = 0xE1, 0xE2  # EXIF or XMP; profiles or further pictures
 PICTURES = b"MPF\0"
-# Rows that are decoded more: a block of the coarsest subsampling, 4 to 1, whose colors are interpolated with those below;
-# of a progressive JPEG another one, since blocks are smoothed with two below them where its last scans are missing.
+# Rows decoded beyond those asked for: a block of the coarsest subsampling, 4 to 1, whose colors are interpolated with those below;
+# in a progressive JPEG another one, because blocks are smoothed with the two below them where the last scans are missing.
 MARGIN = 32
-MARGINS = {
-    0xC0: MARGIN,
-    0xC1: MARGIN,
-    0xC2: 2 * MARGIN,
-}  # baseline, extended, progressive, with Huffman codes
+MARGINS = {0xC0: MARGIN, 0xC1: MARGIN, 0xC2: 2 * MARGIN}  # by marker: baseline, extended, progressive
 
 
 class Rows(NamedTuple):
@@ -42,7 +38,7 @@ class Rows(NamedTuple):
         size: (height, width) as stored.
         has_metadata: Whether there is metadata that may state an orientation.
         place: Position of the header of the image.
-        margin: Rows by which more are decoded than are asked for.
+        margin: Rows decoded beyond those asked for; 0 in a PNG.
     """
 
     data: bytes
