@@ -213,7 +213,7 @@ def test_every_option_named_in_the_text_exists():
         named = {
             option
             for code in re.findall(r"`([^`\n]+)`", prose)
-            for option in re.findall(r"(?<!\S)--[a-z_-]+", code)
+            for option in re.findall(r"(?<!\S)--[a-z0-9_-]+", code)
         }
         assert named <= known, page
 
