@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.atomic_write import atomic_write
 from ..processing.plain_text import one_line
+from .any_size import for_any_size
 from .served_files import TRACED, ServedFile, check_new_file, checked, metadata, served
 from .served_segmenters import ServedSegmenter
 
@@ -89,7 +90,7 @@ def translated(served: ServedSegmenter) -> Any:
     """The module as torch's ONNXProgram for any number and size of images. Raises ValueError if that fails."""
     axes = dict(zip(served.free_axes, ("batch", "height", "width"), strict=True))
     try:
-        with torch.no_grad(), redirect_stdout(StringIO()):  # its progress
+        with torch.no_grad(), for_any_size(served.model), redirect_stdout(StringIO()):  # its progress
             return torch.onnx.export(
                 served,
                 (served.images(*TRACED),),

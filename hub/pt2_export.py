@@ -9,6 +9,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.atomic_write import atomic_write
 from ..processing.plain_text import one_line
+from .any_size import for_any_size
 from .served_files import TRACED, ServedFile, check_new_file, checked, metadata, served
 from .served_segmenters import ServedSegmenter
 
@@ -53,7 +54,7 @@ def traced(module: ServedSegmenter) -> torch.export.ExportedProgram:
     """The module for any number and size of images. Raises ValueError if it cannot be traced."""
     free = dict.fromkeys(module.free_axes, torch.export.Dim.AUTO)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), for_any_size(module.model):
             program = torch.export.export(
                 module, (module.images(*TRACED),), dynamic_shapes=(free,), strict=False
             )

@@ -90,12 +90,6 @@ def ignore_index_field(config: PreTrainedConfig) -> str:
     return field
 
 
-def channels_of(config: PreTrainedConfig) -> int:
-    """Returns the number of channels of a model's images, which some models store with their backbone."""
-    backbone = getattr(config, "backbone_config", None)
-    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
-
-
 def class_names(model: PreTrainedModel) -> list[str]:
     """Returns the class names by id."""
     return list(model.config.id2label.values())

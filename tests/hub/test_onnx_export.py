@@ -21,7 +21,8 @@ from contextseg import (
     export_onnx,
 )
 from contextseg.hub import onnx_export
-from contextseg.hub.served_files import metadata, resize_rule
+from contextseg.hub.served_files import metadata
+from contextseg.hub.served_processing import resize_rule
 from contextseg.hub.served_segmenters import ServedIds, ServedLogits
 from contextseg.scripts.export import main
 
