@@ -2,11 +2,13 @@
 
 Convolutions and linear layers have weights quantized per channel (int8), and inputs quantized with the range that they
 have on the calibration images (uint8, one range a tensor). Products of two activations, softmax, normalization and
-activation functions stay float. Between two convolutions, ReLU, sums, concatenation and resizing stay in 8 bits.
+activation functions stay float. ReLU, sums, concatenation and resizing of inputs and outputs of convolutions are in 8
+bits. Linear layers are onnxruntime's `MatMulIntegerToFloat`, which adds the bias too; the rest is in QDQ format.
 """
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 AGREEMENT = 0.98  # share of pixels whose class stays
 FLOAT_LAYERS = 6  # at most, in the search for layers that hurt
 BETWEEN = ("Relu", "Resize", "Concat", "Add", "MaxPool")  # between convolutions
+MICROSOFT = "com.microsoft"  # domain of onnxruntime's own operators
 SCOPES = "pkg.torch.onnx.name_scopes"  # of torch's exporter: the modules that a node is in
 
 
@@ -140,6 +143,8 @@ class Quantization:
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
         quantizer.quantize_model()
+        join_linear_layers(quantizer.model.model, layers)
+        quantizer.model.topological_sort()
         return quantizer.model.model
 
     def search(self, wanted: float) -> tuple[list[str], float]:
@@ -212,18 +217,56 @@ def weighted_nodes(model: "ModelProto") -> list["NodeProto"]:
 
 
 def nodes_between(model: "ModelProto", layers: Sequence[str]) -> list[str]:
-    """Names of the nodes whose inputs all come from these convolutions, or from such nodes."""
+    """Names of the nodes whose inputs are all in 8 bits anyway: of these convolutions, from them, or from such nodes."""
     constants = {constant.name for constant in model.graph.initializer}
-    inside: set[str] = set()  # tensors
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv" and node.name in layers]
+    inside = {name for node in convolutions for name in (node.input[0], node.output[0])}  # tensors
     names = []
     for node in model.graph.node:
         data = node.input[:1] if node.op_type == "Resize" else node.input
-        if node.op_type == "Conv" and node.name in layers:
-            inside.update(node.output)
-        elif node.op_type in BETWEEN and all(name in inside for name in data if name not in constants):
+        if node.op_type in BETWEEN and all(name in inside for name in data if name not in constants):
             inside.update(node.output)
             names.append(node.name)
     return names
+
+
+def join_linear_layers(model: "ModelProto", layers: Sequence[str]) -> None:
+    """Makes one node of each of these products in QDQ format and the bias that is added to it.
+
+    onnxruntime would leave the bias to an operator of its own, and would multiply floats where it knows the size of images.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    sizes = {constant.name: list(constant.dims) for constant in graph.initializer}
+    from_bytes = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    readers = Counter(name for node in graph.node for name in node.input)
+    adds = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
+    joined = {}  # nodes, by the output of the node that each replaces
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] in from_bytes:
+            node.input[0] = from_bytes[node.input[0]].input[0]  # of the same shape
+        if node.op_type != "MatMul" or node.name not in layers or not from_bytes.keys() >= set(node.input):
+            continue
+        bytes_, scales, zeros = zip(*(from_bytes[name].input for name in node.input), strict=True)
+        inputs, output = [*bytes_, *scales, *zeros], node.output[0]
+        add = adds.get(output) if readers[output] == 1 else None
+        bias = (
+            next((name for name in add.input if sizes.get(name) == sizes[bytes_[1]][1:]), None)
+            if add
+            else None
+        )
+        if bias is not None:
+            inputs, output = [*inputs, bias], add.output[0]
+            joined[output] = None
+        joined[node.output[0]] = helper.make_node(
+            "MatMulIntegerToFloat", inputs, [output], node.name, domain=MICROSOFT
+        )
+    nodes = [joined.get(node.output[0], node) for node in graph.node]
+    read = {name for node in nodes if node for name in node.input} | {output.name for output in graph.output}
+    del graph.node[:]
+    graph.node.extend(node for node in nodes if node and read.intersection(node.output))
+    model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
 def calibrated(path: Path, inputs: Sequence[dict[str, np.ndarray]], folder: Path) -> Any:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from tiny import tiny_relay, tiny_segdeformer
 from tiny_runs import write_data
+from torch.export import Dim
 
 from contextseg import SegmentationImageProcessor, export_onnx
-from contextseg.hub import int8_onnx
+from contextseg.hub import int8_onnx, onnx_export
 from contextseg.hub.int8_onnx import class_ids, quantize_onnx
+from contextseg.modeling.decoder_upernet import UperNetDecoder
 from contextseg.scripts.export import main
 from contextseg.training.int8_comparison import LabeledInputs, spread
 
@@ -36,6 +38,87 @@ def answers(file, samples):
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return session, [session.run(None, {"pixel_values": sample})[0] for sample in samples]
+
+
+def written_graph(path, nodes, constants):
+    """A file `pixel_values` (B, C, H, W) -> `logits` of these nodes."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4)
+        for name in ("pixel_values", "logits")
+    ]
+    nodes = [helper.make_node(kind, inputs, [output], output, **more) for kind, inputs, output, more in nodes]
+    held = [numpy_helper.from_array(np.float32(array), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], held)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def kinds(path):
+    import onnx
+
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_a_linear_layer_with_its_bias_is_one_product_in_8_bits(samples, tmp_path):
+    pytest.importorskip("onnxruntime")
+    random = np.random.default_rng(0)
+    nodes = [
+        ("MatMul", ["pixel_values", "weight"], "products", {}),
+        ("Add", ["bias", "products"], "biased", {}),
+        ("MatMul", ["biased", "weight2"], "logits", {}),
+    ]
+    constants = {"weight": (96, 8), "bias": 8, "weight2": (8, 5)}
+    constants = {name: random.standard_normal(size) for name, size in constants.items()}
+    plain = written_graph(tmp_path / "float.onnx", nodes, constants)
+    written = quantize_onnx(plain, tmp_path / "int8.onnx", samples, agreement=0)
+    assert written.layers == 2
+    assert kinds(written.path) == ["QuantizeLinear", "MatMulIntegerToFloat"] * 2
+    (_, quantized), (_, exact) = answers(written.path, samples), answers(plain, samples)
+    assert 0 < np.abs(quantized[0] - exact[0]).max() < 0.03 * np.ptp(exact[0])
+
+
+def test_resizing_of_what_a_convolution_reads_is_in_8_bits(samples, tmp_path):
+    pytest.importorskip("onnxruntime")
+    nodes = [
+        ("Tanh", ["pixel_values"], "read", {}),
+        ("Conv", ["read", "weight"], "mixed", {}),
+        ("Resize", ["read", "", "factors"], "enlarged", {"mode": "linear"}),
+        ("Resize", ["mixed", "", "factors"], "mixed2", {"mode": "linear"}),
+        ("Add", ["enlarged", "mixed2"], "added", {}),
+        ("Sin", ["added"], "logits", {}),
+    ]
+    constants = {"weight": np.ones((3, 3, 1, 1)), "factors": [1, 1, 2, 2]}
+    plain = written_graph(tmp_path / "float.onnx", nodes, constants)
+    written = quantize_onnx(plain, tmp_path / "int8.onnx", samples, agreement=0)
+    import onnx
+
+    nodes = onnx.load(written.path).graph.node
+    producers = {name: node.op_type for node in nodes for name in node.output}
+    assert {producers[node.input[0]] for node in nodes if node.op_type in ("Resize", "Add", "Sin")} == {
+        "DequantizeLinear"
+    }
+    assert [producers[node.input[0]] for node in nodes if node.op_type == "QuantizeLinear"].count("Tanh") == 1
+
+
+@pytest.mark.slow
+def test_all_convolutions_of_upernet_have_constant_weights(tmp_path):
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    decoder = UperNetDecoder((8, 8), hidden_size=8).eval()
+    maps = tuple(torch.randn(1, 8, side, side) for side in (12, 6))
+    free = tuple({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in maps)
+    program = torch.onnx.export(
+        decoder, (maps,), dynamo=True, opset_version=onnx_export.OPSET, dynamic_shapes=(free,), verbose=False
+    )
+    program.save(tmp_path / "decoder.onnx")
+    int8_onnx.open_session(tmp_path / "decoder.onnx", basic=tmp_path / "prepared.onnx")
+    model = onnx.load(tmp_path / "prepared.onnx")
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 23
+    assert {node.name for node in int8_onnx.weighted_nodes(model)} == set(convolutions)
 
 
 @pytest.mark.slow
