@@ -52,11 +52,12 @@ def export_onnx(
     """Writes a segmenter of images as an ONNX file (opset 18) with free batch, height and width, and checks it.
 
     The metadata of the file holds as JSON `labels` (names by id), `palette` (one color per class), `image_mean`,
-    `image_std` and `rescale_factor` of the processor, and `size`, to which the caller resizes images (or null);
-    also `multiple_of` if the sides of images must be multiples of a number, which some encoders of other libraries need.
+    `image_std`, `rescale_factor`, `channel_order` and `value_range` as the processor uses them, and `size` and
+    `crop_size`, to which the caller resizes and crops images (or null); also `multiple_of` if the sides of images must
+    be multiples of a number, which some encoders of other libraries need.
 
     Args:
-        model: The segmenter, on the CPU.
+        model: The segmenter, in float32 on the CPU.
         processor: Its image processor.
         path: The new file.
         with_processing: Whether normalization, the resizing of the logits and the choice of the class are inside.
@@ -68,8 +69,9 @@ def export_onnx(
 
     Raises:
         ImportError: If a package of the extra `[onnx]` is missing.
-        ValueError: If the file exists, its folder does not, the model cannot be translated, or onnxruntime's
-            results differ from PyTorch's by more than 1e-3 of the logits' range. No file is left then.
+        ValueError: If the file exists, its folder does not, the model is not a segmenter of images of any size or
+            cannot be translated, the processing cannot be inside, or onnxruntime's results differ from PyTorch's by
+            more than 1e-3 of the logits' range. No file is left then.
     """
     path = Path(path)
     check_new_file(path)

@@ -19,11 +19,11 @@ def export_pt2(
 ) -> ServedFile:
     """Writes a segmenter of images as a file of `torch.export` with free batch, height and width, and checks it.
 
-    `torch.export.load(path, extra_files=facts)` fills in the values of a dict `facts` with the keys `labels`, `palette`,
-    `image_mean`, `image_std`, `rescale_factor`, `size` and `multiple_of`: as JSON, what `export_onnx` writes under these names.
+    `torch.export.load(path, extra_files=facts)` fills in the values of a dict `facts` with keys such as `labels` and
+    `palette`: as JSON, what `export_onnx` writes under these names.
 
     Args:
-        model: The segmenter, on the CPU.
+        model: The segmenter, in float32 on the CPU.
         processor: Its image processor.
         path: The new file.
         with_processing: Whether normalization, the resizing of the logits and the choice of the class are inside.
@@ -34,8 +34,9 @@ def export_pt2(
         The largest difference from the model, and of what the sides of images must be multiples (mostly 1).
 
     Raises:
-        ValueError: If the file exists, its folder does not, the model cannot be traced, or results differ from the
-            model's by more than 1e-3 of the logits' range at sizes other than the traced one. No file is left then.
+        ValueError: If the file exists, its folder does not, the model is not a segmenter of images of any size or
+            cannot be traced, the processing cannot be inside, or results differ from the model's by more than 1e-3 of
+            the logits' range at sizes other than the traced one. No file is left then.
     """
     path = Path(path)
     check_new_file(path)
