@@ -9,8 +9,9 @@ from cases import each, slow_but
 from mask_checkpoints import MASK_MODELS, TILE, build, tiny_eomt
 from PIL import Image
 from transformers import EomtImageProcessor, OneFormerConfig
+from transformers.utils import ModelOutput
 
-from contextseg import Inference, MaskSegmenter, open_raster
+from contextseg import Inference, MaskSegmenter, SegmentationImageProcessor, open_raster
 from contextseg.processing.mask_models import CLIP_TASK, as_segmenter, task_tokens, tile_starts
 from contextseg.processing.processor_inputs import decoded
 
@@ -164,6 +165,14 @@ def test_pictures_in_memory_become_rgb_for_processors_of_transformers(image, exp
 def test_float_arrays_are_left_to_processors_of_transformers():
     array = ROW.astype(np.float32)[:, :40]
     assert decoded(EomtImageProcessor(), array) is array
+
+
+def test_our_image_processor_refuses_outputs_of_models_that_classify_masks():
+    outputs = ModelOutput(
+        class_queries_logits=torch.zeros(1, 6, 4), masks_queries_logits=torch.zeros(1, 6, 8, 8)
+    )
+    with pytest.raises(ValueError, match="no logits of pixels: the model classifies masks"):
+        SegmentationImageProcessor().post_process_semantic_segmentation(outputs)
 
 
 def test_other_models_stay_as_they_are():
