@@ -14,6 +14,7 @@ from .segmenters import Segmented, Segmenter
 from .view import data_uri, view_of
 
 ASK = "Click a pixel, or press Enter on the image, to see where the model looks."
+NOT_SHOWN = "Where the model looks cannot be shown: its classes come from masks as a whole, or it returns no feature maps."
 ERRORS = (
     ValueError,
     OSError,
@@ -30,11 +31,15 @@ class Looked:
         name: Name of its file.
         segmented: What each model sees.
         at: (x, y) of the pixel that was clicked last, or None.
+        is_shown: Whether no later image has taken its place.
+        is_written: Whether its files to download are written or being written.
     """
 
     name: str
     segmented: list[Segmented]
     at: tuple[int, int] | None = None
+    is_shown: bool = True
+    is_written: bool = False
 
 
 class Actions:
@@ -55,6 +60,11 @@ class Actions:
         return list(dict.fromkeys(kind for views in self.views for kind in views))
 
     @property
+    def hint(self) -> str:
+        """How to see where the models look, or that they cannot show it."""
+        return ASK if self.kinds else NOT_SHOWN
+
+    @property
     def stages(self) -> list[int]:
         """The stages, counted from 1, that any view has."""
         return sorted({stage + 1 for views in self.views for stages in views.values() for stage in stages})
@@ -72,7 +82,7 @@ class Actions:
 
         Args:
             path: The file.
-            tell: Called with the share that is done, from 0 to 1.
+            tell: Called with the share that is done, from 0 to 1; what it raises ends the work.
 
         Raises:
             ValueError: If it cannot be segmented; the message names the file without its folder.
@@ -89,7 +99,7 @@ class Actions:
 
     def view(self, looked: Looked) -> dict[str, Any]:
         """Returns what the viewer shows of an image, for JSON."""
-        return view_of(looked.name, self.segmenters, looked.segmented)
+        return {**view_of(looked.name, self.segmenters, looked.segmented), "looks": bool(self.kinds)}
 
     def write(self, looked: Looked) -> list[str]:
         """Writes masks and overlays to a new folder; returns their paths."""
@@ -103,7 +113,7 @@ class Actions:
     def explain(self, looked: Looked | None, kind: str | None, stage: int | None) -> str:
         """Returns, as HTML, where each model looks from the pixel that was clicked; stages are counted from 1."""
         if looked is None or looked.at is None or kind is None or stage is None:
-            return paragraph(ASK)
+            return paragraph(self.hint)
         each = zip(self.segmenters, looked.segmented, self.views, strict=True)
         return "".join(figure((kind, stage - 1), looked.at, *one) for one in each)
 

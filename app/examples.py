@@ -46,8 +46,7 @@ def open_examples(paths: list[Path], segmenter: Segmenter) -> tuple[list[Example
     for path in paths:
         try:
             image, _ = decoded_for(segmenter.processor, path)
+            examples.append(Example(path, thumbnail(segmenter.predictor.rgb(image))))
         except ValueError as error:
             failures.append(reason(error, path.name))
-        else:
-            examples.append(Example(path, thumbnail(segmenter.predictor.rgb(image))))
     return examples, failures

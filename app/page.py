@@ -9,8 +9,9 @@ from typing import Any
 
 import gradio
 
-from .actions import ASK, Actions, Looked, paragraph, summary
+from .actions import Actions, Looked, paragraph, summary
 from .examples import Example
+from .latest import Abandoned, Latest
 
 HERE = Path(__file__).parent
 TITLE = "contextseg"
@@ -22,11 +23,20 @@ element.addEventListener("click", (event) => {
   if (button) trigger("choose", { index: Number(button.value) });
 });
 """
-EVENT = {
+# Of events: those that only note what is asked for; those that need a model, one at a time; and those that write files.
+NOTED = {
+    "queue": False,
+    "show_progress": "hidden",
+    "trigger_mode": "multiple",
+    "api_visibility": "private",
+}
+MODEL = {
     "concurrency_id": "model",
     "concurrency_limit": 1,
+    "trigger_mode": "multiple",
     "api_visibility": "private",
-}  # one image at a time
+}
+FILES = {**MODEL, "concurrency_id": "files", "show_progress": "hidden"}
 
 
 @dataclass
@@ -46,7 +56,7 @@ class Parts:
 
     def changed(self) -> list[Any]:
         """What changes with the image, in the order of `Handlers.segment`."""
-        return [self.upload, self.status, self.looked, self.viewer, self.side, self.evidence, *self.downloads]
+        return [self.status, self.looked, self.viewer, self.side, self.evidence, *self.downloads]
 
 
 def build_page(actions: Actions, examples: Sequence[Example]) -> gradio.Blocks:
@@ -59,15 +69,30 @@ def build_page(actions: Actions, examples: Sequence[Example]) -> gradio.Blocks:
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         parts = lay_out(actions, examples)
         handlers = Handlers(actions, examples, parts)
-        at_viewer = {"outputs": parts.changed(), "show_progress_on": parts.viewer, **EVENT}
-        latest = {"trigger_mode": "always_last", **EVENT}
-        parts.upload.upload(handlers.segment_upload, parts.upload, **at_viewer)
-        parts.choice.choose(handlers.segment_example, **at_viewer)
-        view = [parts.looked, parts.kind, parts.stage]
-        parts.viewer.look(handlers.look, view, [parts.looked, parts.evidence], **latest)
-        for choice in (parts.kind, parts.stage):
-            choice.change(actions.explain, view, parts.evidence, **latest)
+        connect(handlers, parts)
+        page.unload(handlers.leave)
     return page
+
+
+def connect(handlers: "Handlers", parts: Parts) -> None:
+    """Says which event calls which handlers."""
+    asked = [parts.upload, parts.status]
+    noted = [
+        parts.upload.upload(handlers.ask_upload, parts.upload, asked, **NOTED),
+        parts.choice.choose(handlers.ask_example, None, asked, **NOTED),
+    ]
+    for event in noted:
+        segmented = event.then(
+            handlers.segment, parts.looked, parts.changed(), show_progress_on=parts.viewer, **MODEL
+        )
+        segmented.then(handlers.write, parts.looked, parts.downloads, **FILES)
+    view = [parts.looked, parts.kind, parts.stage]
+    pointed = parts.viewer.look(handlers.ask_pixel, None, None, **NOTED)
+    pointed.then(handlers.look, view, parts.evidence, **MODEL)
+    for choice in (parts.kind, parts.stage):
+        choice.change(
+            handlers.actions.explain, view, parts.evidence, **{**MODEL, "trigger_mode": "always_last"}
+        )
 
 
 def lay_out(actions: Actions, examples: Sequence[Example]) -> Parts:
@@ -87,7 +112,7 @@ def lay_out(actions: Actions, examples: Sequence[Example]) -> Parts:
         with gradio.Column(scale=2, min_width=300, visible=False) as side:
             kind = radio("Where it looks", actions.kinds)
             stage = radio("Stage, fine to coarse", actions.stages)
-            evidence = html("evidence", paragraph(ASK))
+            evidence = html("evidence", paragraph(actions.hint))
             with gradio.Row():
                 downloads = [
                     gradio.DownloadButton(f"Download {what}", min_width=140) for what in actions.downloads
@@ -101,42 +126,86 @@ class Handlers:
 
     def __init__(self, actions: Actions, examples: Sequence[Example], parts: Parts) -> None:
         self.actions, self.examples, self.parts = actions, examples, parts
+        self.images, self.pixels = Latest(), Latest()
 
-    def segment(self, path: Path, progress: gradio.Progress) -> list[Any]:
+    def ask_upload(self, path: str | None, request: gradio.Request) -> list[Any]:
+        return [gradio.skip()] * 2 if path is None else self.ask(Path(path), request)
+
+    def ask_example(self, event: gradio.EventData, request: gradio.Request) -> list[Any]:
+        return self.ask(self.examples[int(event.index)].path, request)
+
+    def ask(self, path: Path, request: gradio.Request) -> list[Any]:
+        """Notes an image; returns new values of upload and status."""
+        self.images.ask(request.session_hash, path)
+        return [None, paragraph(f"{path.name} is being segmented.")]
+
+    def segment(
+        self, before: Looked | None, request: gradio.Request, progress: gradio.Progress = PROGRESS
+    ) -> list[Any]:
         """New values of `Parts.changed`; for a file that cannot be segmented, of the status alone."""
-        start = time.perf_counter()
+        visitor, start, unchanged = request.session_hash, time.perf_counter(), gradio.skip()
+        others = [unchanged] * (len(self.parts.changed()) - 1)
+        path = self.images.take(visitor)
+        if path is None:
+            return [unchanged, *others]
+
+        def tell(share: float) -> None:
+            self.images.check(visitor)
+            progress(share, desc="Segmenting")
+
         try:
-            looked = self.actions.segment(path, lambda share: progress(share, desc="Segmenting"))
+            looked = self.actions.segment(path, tell)
+        except Abandoned:
+            return [unchanged, *others]
         except ValueError as error:
-            return [None, paragraph(str(error), "alert"), *[gradio.skip()] * (len(self.parts.changed()) - 2)]
+            return [paragraph(str(error), "alert"), *others]
+        if before is not None:
+            before.is_shown = False
         said = paragraph(summary(looked, time.perf_counter() - start))
-        side = gradio.Column(visible=True)
+        side, evidence = gradio.Column(visible=True), paragraph(self.actions.hint)
+        waiting = gradio.DownloadButton(value=None, interactive=False)
         return [
-            None,
             said,
             looked,
             self.actions.view(looked),
             side,
-            paragraph(ASK),
-            *self.actions.write(looked),
+            evidence,
+            *[waiting] * len(self.parts.downloads),
         ]
 
-    def segment_upload(self, path: str | None, progress: gradio.Progress = PROGRESS) -> list[Any]:
-        return self.segment(Path(path), progress) if path else [gradio.skip()] * len(self.parts.changed())
+    def write(self, looked: Looked | None) -> list[Any]:
+        """New values of `Parts.downloads`, which take a while of a large image, after it is shown."""
+        unchanged = [gradio.skip()] * len(self.parts.downloads)
+        if looked is None or looked.is_written:
+            return unchanged
+        looked.is_written = True
+        files = self.actions.write(looked)
+        return (
+            [gradio.DownloadButton(value=file, interactive=True) for file in files]
+            if looked.is_shown
+            else unchanged
+        )
 
-    def segment_example(self, event: gradio.EventData, progress: gradio.Progress = PROGRESS) -> list[Any]:
-        return self.segment(self.examples[int(event.index)].path, progress)
+    def ask_pixel(self, event: gradio.EventData, request: gradio.Request) -> None:
+        self.pixels.ask(request.session_hash, (int(event.x), int(event.y)))
 
     def look(
-        self, looked: Looked | None, kind: str | None, stage: int | None, event: gradio.EventData
-    ) -> list[Any]:
+        self, looked: Looked | None, kind: str | None, stage: int | None, request: gradio.Request
+    ) -> Any:
+        at = self.pixels.take(request.session_hash)
+        if at is None:
+            return gradio.skip()
         if looked is not None:  # it is forgotten after an hour
-            looked.at = int(event.x), int(event.y)
-        return [looked, self.actions.explain(looked, kind, stage)]
+            looked.at = at
+        return self.actions.explain(looked, kind, stage)
+
+    def leave(self, request: gradio.Request) -> None:
+        self.images.leave(request.session_hash)
+        self.pixels.leave(request.session_hash)
 
 
 def radio(label: str, choices: Sequence[str | int]) -> gradio.Radio:
-    return gradio.Radio(choices, value=next(iter(choices), None), label=label)
+    return gradio.Radio(choices, value=next(iter(choices), None), label=label, visible=bool(choices))
 
 
 def html(name: str, value: Any, **settings: Any) -> gradio.HTML:

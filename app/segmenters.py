@@ -3,7 +3,7 @@
 Legend: H, W pixels of an image, h, w pixels that the page shows, K classes, R rows of a band.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Segmenter:
     """One model of the page.
 
     Args:
-        name: What the model is called, as given on the command line.
+        name: What the model is called on the page.
         model: A segmenter of images in evaluation mode.
         processor: Its image processor.
         inference: How it is applied.
@@ -84,7 +84,7 @@ class Segmenter:
 
         Args:
             source: The file.
-            tell: Called with the share of the rows that are done, from 0 to 1.
+            tell: Called with the share of the rows that are done, from 0 to 1; what it raises ends the work.
 
         Raises:
             ImageReadError: If the file cannot be read.
@@ -93,11 +93,11 @@ class Segmenter:
         size = image_size(image)
         inference = self.inference_for(size)
         inputs = inference.inputs(self.processor, image)
-        tell(0.0)
         maps = {name: ShownMap(function, size) for name, function in IMAGE_MAPS.items()}
+        done = 0
 
         def scores() -> Iterator[Tensor]:
-            done = 0
+            nonlocal done
             for logits in logit_bands(inference, self.model, inputs, size):
                 probabilities = mean_probabilities(logits, gives_scores(self.model))
                 for one in maps.values():
@@ -106,7 +106,8 @@ class Segmenter:
                 tell(done / size[0])
                 yield logits[0] if len(logits) == 1 else probabilities  # the mask of contextseg-predict
 
-        mask = argmax_of_bands(scores(), size, self.model.device).cpu()
+        with self.model.register_forward_pre_hook(lambda *_: tell(done / size[0])):  # at each window
+            mask = argmax_of_bands(scores(), size, self.model.device).cpu()
         has_own_scale = 1.0 in inference.scales
         pixel_values = (
             inputs[inference.scales.index(1.0)]
@@ -168,7 +169,7 @@ def shown_pixels(size: tuple[int, int], longest: int = SHOWN_SIDE) -> tuple[np.n
 def open_segmenters(arguments: AppArguments, device: torch.device) -> list[Segmenter]:
     """Opens the models of the command. Raises ValueError if one is not a segmenter of images."""
     segmenters = []
-    for name in arguments.models:
+    for name, title in zip(arguments.models, titles(arguments.models), strict=True):
         config = config_of_model(name)
         task = "segmentation of volumes" if takes_volumes(config) else task_of_config(config)
         if task != "segmentation":
@@ -178,5 +179,10 @@ def open_segmenters(arguments: AppArguments, device: torch.device) -> list[Segme
         model, processor, _ = open_model(name)
         set_reading(arguments, model, processor)
         window = crop_of_run(name) or WINDOW
-        segmenters.append(Segmenter(name, model.to(device), processor, arguments.inference(), window))
+        segmenters.append(Segmenter(title, model.to(device), processor, arguments.inference(), window))
     return segmenters
+
+
+def titles(names: Sequence[str]) -> list[str]:
+    """What each model is called: its name, numbered if others have the same."""
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]

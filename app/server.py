@@ -1,19 +1,29 @@
 """Serves the page until Ctrl-C: on localhost unless told, and with nothing fetched from or sent to elsewhere."""
 
+import atexit
 import os
 import socket
+import sys
 import tempfile
 import threading
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..training.interruption import EXIT_CODE
 from ..training.sharing import open_accelerator
 from .actions import Actions
 from .examples import find_examples, open_examples
 from .options import AppArguments
 from .segmenters import open_segmenters
 
+if TYPE_CHECKING:
+    from gradio import Blocks
+    from starlette.middleware import Middleware
+
 PORTS = range(7860, 7960)
+# Some versions of starlette cut "[::1]" at its first colon.
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "[")
 LARGEST_FILE = "2gb"
 
 
@@ -28,13 +38,11 @@ def serve(arguments: AppArguments) -> None:
     with tempfile.TemporaryDirectory(prefix="contextseg-app-") as folder:
         prepare_gradio(Path(folder))
         try:
-            import gradio
+            from .page import build_page
         except ImportError as error:
             raise ImportError(
                 "contextseg-app needs gradio. Install it: pip install 'contextseg[app]'"
             ) from error
-        from .page import build_page
-
         paths = find_examples(arguments.examples, arguments.models[0])
         port = free_port(arguments.host, arguments.port)
         segmenters = open_segmenters(arguments, open_accelerator(arguments.cpu).device)
@@ -42,29 +50,37 @@ def serve(arguments: AppArguments) -> None:
         for failure in failures:
             say(f"not among the examples: {failure}")
         page = build_page(Actions(segmenters, Path(folder)), examples)
-        fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-        page.launch(
-            server_name=arguments.host,
-            server_port=port,
-            share=False,
-            mcp_server=False,
-            pwa=False,
-            ssr_mode=False,
-            enable_monitoring=False,
-            footer_links=[],
-            inline=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=LARGEST_FILE,
-            theme=gradio.themes.Default(font=fonts[0], font_mono=fonts[1]),
-        )
+        launch(page, arguments.host, port)
         try:
             say(f"http://{address(arguments.host)}:{port} (Ctrl-C ends it)")
             if not is_loopback(arguments.host):
-                say(f"everybody who reaches {arguments.host} can use this page.")
+                say("everybody who reaches this machine can use this page.")
             threading.Event().wait()
         finally:
             page.close(verbose=False)
+            atexit.register(end_at_once)
+
+
+def launch(page: "Blocks", host: str, port: int) -> None:
+    """Begins to serve the page."""
+    from gradio.themes import Default
+
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        mcp_server=False,
+        pwa=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        footer_links=[],
+        inline=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=LARGEST_FILE,
+        app_kwargs={"middleware": [trusted(host)]},
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )
 
 
 def prepare_gradio(folder: Path) -> None:
@@ -92,6 +108,22 @@ def free_port(host: str, wanted: int | None) -> int:
     raise OSError(
         f"the page cannot be served at {where} of {host} ({last}). Choose another --port or --host."
     )
+
+
+def trusted(host: str) -> "Middleware":
+    """On localhost only its own names are answered, so that no page of elsewhere makes its name lead here (DNS rebinding)."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    names = [*LOCAL_NAMES, address(host)] if is_loopback(host) else ["*"]
+    return Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
+
+
+def end_at_once() -> None:
+    """Ends the process as it ends, without waiting for a model at work, whose threads would not survive Python's own end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
 
 
 def is_loopback(host: str) -> bool:

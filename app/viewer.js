@@ -29,6 +29,7 @@ async function open() {
   panels = unpackedModels.slice(0, view.models.length).map(panelOf);
   find(".panels").replaceChildren(...panels.map((panel) => panel.section));
   find(".bar").style.background = `linear-gradient(to right, ${[0, 51, 102, 153, 204, 255].map(color).join(", ")})`;
+  for (const each of element.querySelectorAll(".looks")) each.hidden = !view.looks;
   find(".viewer").hidden = false;
   paint();
   element.dataset.shown = view.name;
@@ -100,6 +101,7 @@ const pixel = () => [
 ];
 
 function look() {
+  if (!view.looks) return;
   clicked = cursor;
   const [x, y] = pixel();
   draw();

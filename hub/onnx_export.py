@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.atomic_write import atomic_write
 from ..processing.plain_text import one_line
+from .any_size import for_any_size
 from .served_files import TRACED, ServedFile, check_new_file, checked, metadata, served
 from .served_segmenters import ServedSegmenter
 
@@ -51,11 +52,12 @@ def export_onnx(
     """Writes a segmenter of images as an ONNX file (opset 20) with free batch, height and width, and checks it.
 
     The metadata of the file holds as JSON `labels` (names by id), `palette` (one color per class), `image_mean`,
-    `image_std` and `rescale_factor` of the processor, and `size`, to which the caller resizes images (or null);
-    also `multiple_of` if the sides of images must be multiples of a number, which some encoders of other libraries need.
+    `image_std`, `rescale_factor`, `channel_order` and `value_range` as the processor uses them, and `size` and
+    `crop_size`, to which the caller resizes and crops images (or null); also `multiple_of` if the sides of images must
+    be multiples of a number, which some encoders of other libraries need.
 
     Args:
-        model: The segmenter, on the CPU.
+        model: The segmenter, in float32 on the CPU.
         processor: Its image processor.
         path: The new file.
         with_processing: Whether normalization, the resizing of the logits and the choice of the class are inside.
@@ -67,8 +69,9 @@ def export_onnx(
 
     Raises:
         ImportError: If a package of the extra `[onnx]` is missing.
-        ValueError: If the file exists, its folder does not, the model cannot be translated, or onnxruntime's
-            results differ from PyTorch's by more than 1e-3 of the logits' range. No file is left then.
+        ValueError: If the file exists, its folder does not, the model is not a segmenter of images of any size or
+            cannot be translated, the processing cannot be inside, or onnxruntime's results differ from PyTorch's by
+            more than 1e-3 of the logits' range. No file is left then.
     """
     path = Path(path)
     check_new_file(path)
@@ -89,7 +92,7 @@ def translated(served: ServedSegmenter) -> Any:
     """The module as torch's ONNXProgram for any number and size of images. Raises ValueError if that fails."""
     axes = dict(zip(served.free_axes, ("batch", "height", "width"), strict=True))
     try:
-        with torch.no_grad(), redirect_stdout(StringIO()):  # its progress
+        with torch.no_grad(), for_any_size(served.model), redirect_stdout(StringIO()):  # its progress
             return torch.onnx.export(
                 served,
                 (served.images(*TRACED),),

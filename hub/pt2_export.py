@@ -9,6 +9,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..processing.atomic_write import atomic_write
 from ..processing.plain_text import one_line
+from .any_size import for_any_size
 from .served_files import TRACED, ServedFile, check_new_file, checked, metadata, served
 from .served_segmenters import ServedSegmenter
 
@@ -18,11 +19,11 @@ def export_pt2(
 ) -> ServedFile:
     """Writes a segmenter of images as a file of `torch.export` with free batch, height and width, and checks it.
 
-    `torch.export.load(path, extra_files=facts)` fills in the values of a dict `facts` with the keys `labels`, `palette`,
-    `image_mean`, `image_std`, `rescale_factor`, `size` and `multiple_of`: as JSON, what `export_onnx` writes under these names.
+    `torch.export.load(path, extra_files=facts)` fills in the values of a dict `facts` with keys such as `labels` and
+    `palette`: as JSON, what `export_onnx` writes under these names.
 
     Args:
-        model: The segmenter, on the CPU.
+        model: The segmenter, in float32 on the CPU.
         processor: Its image processor.
         path: The new file.
         with_processing: Whether normalization, the resizing of the logits and the choice of the class are inside.
@@ -33,8 +34,9 @@ def export_pt2(
         The largest difference from the model, and of what the sides of images must be multiples (mostly 1).
 
     Raises:
-        ValueError: If the file exists, its folder does not, the model cannot be traced, or results differ from the
-            model's by more than 1e-3 of the logits' range at sizes other than the traced one. No file is left then.
+        ValueError: If the file exists, its folder does not, the model is not a segmenter of images of any size or
+            cannot be traced, the processing cannot be inside, or results differ from the model's by more than 1e-3 of
+            the logits' range at sizes other than the traced one. No file is left then.
     """
     path = Path(path)
     check_new_file(path)
@@ -53,7 +55,7 @@ def traced(module: ServedSegmenter) -> torch.export.ExportedProgram:
     """The module for any number and size of images. Raises ValueError if it cannot be traced."""
     free = dict.fromkeys(module.free_axes, torch.export.Dim.AUTO)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), for_any_size(module.model):
             program = torch.export.export(
                 module, (module.images(*TRACED),), dynamic_shapes=(free,), strict=False
             )

@@ -8,6 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .served_processing import PixelArithmetic, channels_of, normalized_alone
+
+ROUNDING = 1e-4  # of normalized values
+
 
 class ServedSegmenter(nn.Module):
     """What both kinds share.
@@ -24,7 +28,12 @@ class ServedSegmenter(nn.Module):
     def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
         super().__init__()
         self.model = model
-        self.channels = len(processor.image_mean)
+        self.channels = channels_of(model.config)
+        self.arithmetic = PixelArithmetic.of(processor, self.channels)
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, h, w)."""
+        return self.model(pixel_values=pixel_values).logits
 
     def signature(self) -> str:
         """Returns names, shapes and types of input and output, for people."""
@@ -46,7 +55,7 @@ class ServedLogits(ServedSegmenter):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, h, w)."""
-        return self.model(pixel_values=pixel_values).logits
+        return self.logits(pixel_values)
 
     def signature(self) -> str:
         labels = self.model.config.num_labels
@@ -69,17 +78,29 @@ class ServedLogits(ServedSegmenter):
 
 
 class ServedIds(ServedSegmenter):
-    """From images as bytes to class ids: normalization, logits at the size of the image, and the largest of them."""
+    """From images as bytes to class ids: normalization, logits at the size of the image, and the largest of them.
+
+    Raises ValueError if the processor does something else to pixels.
+    """
 
     input_name, output_name, free_axes = "images", "ids", (0, 1, 2)
 
     def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
         super().__init__(model, processor)
-        scale = processor.rescale_factor if processor.do_rescale else 1.0
-        one, none = [1.0] * self.channels, [0.0] * self.channels
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (none, one)
-        self.register_buffer("mean", torch.tensor(mean) / scale)
-        self.register_buffer("std", torch.tensor(std) / scale)
+        mean, std = self.arithmetic.image_mean, self.arithmetic.image_std
+        self.register_buffer("mean", torch.tensor(mean) / self.arithmetic.rescale_factor)
+        self.register_buffer("std", torch.tensor(std) / self.arithmetic.rescale_factor)
+        self.check(processor)
+
+    def check(self, processor: BaseImageProcessor) -> None:
+        """Raises ValueError unless a processor, apart from resizing and cropping, makes the same of an image."""
+        image = self.images(1, 8, 8)
+        expected, result = normalized_alone(processor, image[0].numpy()), self.normalized(image)
+        if expected.shape != result.shape or not torch.allclose(expected.float(), result, atol=ROUNDING):
+            raise ValueError(
+                f"what {type(processor).__name__} does to pixels cannot be inside a file. Leave out --with-processing "
+                "(with_processing=True in Python), and process images before."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, H, W, C) uint8 -> (B, H, W) int32."""
@@ -87,9 +108,14 @@ class ServedIds(ServedSegmenter):
 
     def scores(self, images: Tensor) -> Tensor:
         """(B, H, W, C) uint8 -> (B, K, H, W)."""
-        pixel_values = ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
-        logits = self.model(pixel_values=pixel_values).logits
+        logits = self.logits(self.normalized(images))
         return F.interpolate(logits, size=images.shape[1:3], mode="bilinear", align_corners=False)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """(B, H, W, C) uint8 -> (B, C, H, W)."""
+        order = self.arithmetic.channel_order
+        levels = images if order == sorted(order) else images[..., order]
+        return ((levels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def signature(self) -> str:
         return f"images (batch, height, width, {self.channels}) uint8 -> ids (batch, height, width) int32"

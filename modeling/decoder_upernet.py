@@ -33,12 +33,21 @@ class PyramidConvNormAct(nn.Module):
         reset_before_relu(self.convolution)
 
 
-def averaged(feature_map: Tensor, bins: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, bins, bins): adaptive average pooling, deterministic if PyTorch is told so."""
+def averaged(feature_map: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
+    """(B, C, h, w) -> (B, C, rows, columns): adaptive average pooling, deterministic if PyTorch is told so.
+
+    Args:
+        feature_map: The map.
+        output_size: (rows, columns), of which None leaves the side as it is, or one number for both.
+    """
     # In a program for any size, the cells of each bin are not known.
     if not needs_matrices(feature_map) and not torch.compiler.is_exporting():
-        return F.adaptive_avg_pool2d(feature_map, bins)
-    matrices = (averaging_matrix(side, bins, feature_map.device) for side in feature_map.shape[2:])
+        return F.adaptive_avg_pool2d(feature_map, output_size)
+    bins = (output_size, output_size) if isinstance(output_size, int) else output_size
+    matrices = (
+        averaging_matrix(side, side if count is None else count, feature_map.device)
+        for side, count in zip(feature_map.shape[2:], bins, strict=True)
+    )
     return resampled(feature_map, *matrices)
 
 

@@ -25,6 +25,7 @@ from .image_opening import (
 )
 from .image_reading import image_size
 from .orientation import UPRIGHT
+from .png_decoding import decoded_png
 from .rasters.raster import Raster, read_window
 from .tiling import overlap_slices
 from .value_ranges import UnknownRangeError
@@ -95,6 +96,9 @@ class EncodedImage:
         self, top: int, left: int, height: int, width: int
     ) -> tuple[Image.Image | np.ndarray, np.ndarray | None]:
         """As `DecodedImage.window`."""
+        pixels = self.quickly_decoded(top + height)
+        if pixels is not None:
+            return self.read(pixels[top : top + height, left : left + width]), None
         return DecodedImage(self.decoded(top + height)).window(top, left, height, width)
 
     def __call__(
@@ -106,6 +110,12 @@ class EncodedImage:
     @cached_property
     def whole(self) -> Image.Image | np.ndarray:
         return self.read(self.source)
+
+    def quickly_decoded(self, rows: int) -> np.ndarray | None:
+        """At least the first rows as stored, (H, W) or (H, W, 3), uint8; None for most files, see `decoded_png`."""
+        if self.num_channels not in (None, 3):
+            return None
+        return decoded_png(self.rows.shortened(rows) or self.rows.data)
 
     def decoded(self, rows: int) -> Image.Image | np.ndarray:
         """The image, or at least its first rows."""

@@ -140,6 +140,16 @@ def upright_size(size: Sequence[int], orientation: int) -> tuple[int, int]:
     return (width, height) if swaps_sides(orientation) else (height, width)
 
 
+def logits_of_pixels(outputs: SemanticSegmenterOutput) -> Tensor:
+    """The logits (B, K, h, w). Raises ValueError if a model classifies masks, as EoMT, and has others."""
+    if getattr(outputs, "logits", None) is None:
+        raise ValueError(
+            "these outputs have no logits of pixels: the model classifies masks, as EoMT does. Segment with contextseg's Inference, "
+            "or pass transformers' own image processor of such a model."
+        )
+    return outputs.logits
+
+
 def mask_of(logits: Tensor, size: Sequence[int], orientation: int) -> Tensor:
     """(K, h, w) of an upright image -> (H, W) = `size`, the class ids of its pixels as stored in the file."""
     return turn_back(upsampled_argmax(logits[None], upright_size(size, orientation))[0], orientation)
@@ -204,9 +214,9 @@ class SemanticPostProcessing:
             mask, and `segmentation_scores` (K, H, W).
 
         Raises:
-            ValueError: If an argument does not have one entry per image, or an entry is invalid.
+            ValueError: If an argument does not have one entry per image, an entry is invalid, or there are no logits.
         """
-        logits = list(outputs.logits)
+        logits = list(logits_of_pixels(outputs))
         for_each = {"target_sizes": target_sizes, "pixel_mask": pixel_mask, "orientations": orientations}
         for name, values in for_each.items():
             if values is not None and len(values) != len(logits):

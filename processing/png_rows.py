@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+PALETTE = 3
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the PNG color types
 METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 WHOLE_IMAGE = ((0, 0, 1, 1),)
@@ -61,6 +62,11 @@ def _stored_bytes(file: BinaryIO) -> int:
             stored += len(inflate.decompress(data, 1 << 20))  # in pieces, so that memory stays small
             data = inflate.unconsumed_tail
     return stored
+
+
+def is_palette(data: bytes) -> bool:
+    """Whether the pixels of a PNG file are indices of a palette."""
+    return data[25] == PALETTE
 
 
 def has_late_metadata(file: BinaryIO) -> bool:

@@ -13,6 +13,8 @@ from .image_windows import scaled_size
 from .mask_models import image_part, undivided
 from .volumes.volume_inference import is_for_volumes
 
+PIXEL_TYPES = ("uint8", "uint16", "bool")  # of arrays whose black and white are known
+
 
 def check_for_images(processor: Any) -> None:
     """Raises ValueError if an image processor is for volumes."""
@@ -24,14 +26,15 @@ def check_for_images(processor: Any) -> None:
 
 
 def decoded(processor: Any, image: Source) -> Source:
-    """Decodes an image file once, upright, for all scales; what is in memory already is returned as it is.
+    """Decodes an image file once, upright, for all scales; for processors of transformers, what is in memory becomes RGB.
 
     Raises ImageReadError if it cannot be read, ValueError if the processor is for volumes.
     """
     check_for_images(processor)
-    if isinstance(image, Image.Image | np.ndarray | Tensor):
-        return image
-    return decoded_for(processor, image)[0]
+    if not isinstance(image, Image.Image | np.ndarray | Tensor):
+        return decoded_for(processor, image)[0]
+    is_known = isinstance(image, Image.Image) or str(image.dtype).removeprefix("torch.") in PIXEL_TYPES
+    return read_image(image) if is_known and takes_rgb_only(image_part(processor)) else image
 
 
 def decoded_for(processor: Any, source: Source) -> tuple[Image.Image | np.ndarray, int]:
@@ -43,9 +46,14 @@ def decoded_for(processor: Any, source: Source) -> tuple[Image.Image | np.ndarra
     processor = image_part(processor)
     channels = channels_of(processor)
     image, orientation = decode_once(source, getattr(processor, "pixel_limit", PIXEL_LIMIT), channels)
-    if channels is None and not hasattr(processor, "decode_mask"):  # not ours
+    if takes_rgb_only(processor):
         image = read_image(image, value_range=getattr(processor, "value_range", None))
     return image, orientation
+
+
+def takes_rgb_only(processor: Any) -> bool:
+    """Whether this is a processor of transformers for RGB images; ours convert images themselves."""
+    return channels_of(processor) is None and not hasattr(processor, "decode_mask")
 
 
 def channels_of(processor: Any) -> int | None:

@@ -59,7 +59,7 @@ def test_every_imported_package_is_required_or_belongs_to_an_extra():
     imported = {PACKAGES.get(name, name).lower().replace("_", "-") for name in imported_packages()}
     required = names(PROJECT["dependencies"])
     extras = ("app", "detection", "geo", "lora", "onnx", "tiff", "volumes")
-    optional = names(sum((EXTRAS[extra] for extra in extras), [])) - {"imagecodecs"}  # for tifffile
+    optional = names(sum((EXTRAS[extra] for extra in extras), []))
     assert imported - required - COMPARED == optional
 
 

@@ -243,6 +243,8 @@ SEGMENTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "glam_swin_volumes": tiny_glam_swin_volumes,
 }
 
+VOLUMES = ("nnformer", "glam_nnformer", "glam_swin_volumes")  # the others are of images
+
 # Each encoder once, under four decoders: for claims that are dear to check for every segmenter.
 REPRESENTATIVES = ("glam_swin", "maformer_unet", "cswin_unet", "segdeformer", "glam_swinv2")
 

@@ -87,10 +87,11 @@ def write_files(model: str, arguments: FileOptions) -> None:
     """Writes the files that are named, and prints what they take and return."""
     from ..hub.onnx_export import export_onnx
     from ..hub.pt2_export import export_pt2
-    from ..hub.served_files import resize_rule
+    from ..hub.served_processing import crop_rule, resize_rule
     from .models import open_model
 
     trained, processor, _ = open_model(model)
+    trained = trained.float()  # some checkpoints are in bfloat16
     if arguments.onnx:
         announce(arguments.onnx)
         if arguments.int8:
@@ -103,6 +104,8 @@ def write_files(model: str, arguments: FileOptions) -> None:
         tell(export_pt2(trained, processor, arguments.pt2, arguments.with_processing), "", "after loading")
     if size := resize_rule(processor):
         print(f"the image processor resizes images by {size}; callers of the file do that themselves")
+    if size := crop_rule(processor):
+        print(f"it then cuts out the middle {size}; callers of the file do that themselves")
 
 
 def announce(file: str) -> None:

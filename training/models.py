@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from .. import modeling  # noqa: F401 - registers our models in transformers' tables, which are read below
-from ..processing.mask_models import MaskSegmenter, check_has_classes, is_mask_model
+from ..processing.mask_models import MASK_SIZES, MaskSegmenter, check_has_classes, is_mask_model
 from ..processing.plain_text import counted
 from .checkpoints import model_folder
 from .model_files import (
@@ -61,6 +61,8 @@ TASKS_BY_HEAD = {
     "ForMaskedImageModeling": "masked_pretraining",
 }
 
+OTHER_HEADS = ("Estimation", "DensePrediction", "Matting")  # of types that have a segmenter, too
+
 IGNORE_INDEX_FIELDS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
 
@@ -88,12 +90,6 @@ def ignore_index_field(config: PreTrainedConfig) -> str:
             "glam_swin or segformer."
         )
     return field
-
-
-def channels_of(config: PreTrainedConfig) -> int:
-    """Returns the number of channels of a model's images, which some models store with their backbone."""
-    backbone = getattr(config, "backbone_config", None)
-    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
 
 
 def class_names(model: PreTrainedModel) -> list[str]:
@@ -165,11 +161,12 @@ def kind_for(config: PreTrainedConfig, kind: ModelKind) -> ModelKind:
 def check_kind(config: PreTrainedConfig, kind: ModelKind, name: str) -> None:
     """Raises ValueError if the model `name` with this configuration is not of the kind."""
     check_has_classes(config, name)
-    if type(config) not in kind.classes:
-        architecture = (config.architectures or [f"model of type '{config.model_type}'"])[0]
+    architecture = (config.architectures or [f"model of type '{config.model_type}'"])[0]
+    if type(config) not in kind.classes or architecture.endswith(OTHER_HEADS):
+        of_masks = f", and {', '.join(MASK_SIZES)}" if kind is SEGMENTER else ""
         raise ValueError(
             f"{name} holds a {architecture}, which this command cannot use for {kind.purpose}. Types of models that "
-            f"it can use: {known_types(kind)}."
+            f"it can use: {known_types(kind)}{of_masks}."
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
+from ..hub.served_processing import channels_of
 from ..processing.class_prediction import ClassPredictor
 from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs
@@ -22,7 +23,7 @@ from ..processing.volumes.volume_prediction import VolumePredictor
 from .explaining import chosen_explanations
 from .file_run import RASTERS_CONTINUE, FileRun
 from .inference_options import VOLUMES, check_task
-from .models import CLASSIFIER, channels_of, config_of_model, open_model, task_of_config
+from .models import CLASSIFIER, config_of_model, open_model, task_of_config
 from .option_texts import byte_count
 from .prediction_options import PredictArguments
 from .processes import explained_loss_of_a_peer, quiet_unless_first

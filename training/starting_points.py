@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..configuration.checked_config import CheckedConfig
 from ..configuration.field_rules import check_encoder_sizes
+from ..hub.served_processing import channels_of
 from ..modeling.backbone_building import adapted_config, explained_settings
 from ..modeling.input_channels import adapt_channels, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
@@ -30,7 +31,7 @@ from ..processing.mask_models import FIXED_SIZE, check_has_classes
 from .checkpoints import model_folder
 from .model_files import check_all_settings, check_finite, explained_damage
 from .model_names import explained_absence
-from .models import ModelKind, channels_of, config_class_of
+from .models import ModelKind, config_class_of
 
 logger = logging.getLogger(__name__)
 

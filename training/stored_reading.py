@@ -5,10 +5,11 @@ from typing import Any
 
 from transformers import BaseImageProcessor, EomtImageProcessor, PreTrainedModel
 
+from ..hub.served_processing import channels_of
 from ..processing.data.class_table import ClassTable
 from ..processing.image_processor_options import REDUCED_LABELS
 from ..processing.plain_text import counted
-from .models import channels_of, class_names
+from .models import class_names
 from .option_texts import height_and_width
 from .reading_options import PixelOptions, ReadingOptions, RgbOptions, reading_names
 from .records import read_json

@@ -56,10 +56,9 @@ class CropPlan(NamedTuple):
         pixels = F.resize(planes_of(window), list(wide.size))
         if self.angle:
             pixels, labels = self._turned(pixels, labels, padding, is_picture)
-        pixels = pixels.numpy()
         if self.is_mirrored:
-            pixels, labels = pixels[..., ::-1], labels[:, ::-1]
-        pixels = np.ascontiguousarray(pixels)
+            pixels, labels = pixels.flip(-1), labels[:, ::-1]
+        pixels = np.ascontiguousarray(pixels.numpy())
         if self.colors is not None:
             change = self.colors.change_colors if is_picture else self.colors.change_channels
             pixels = change(pixels)

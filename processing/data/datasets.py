@@ -66,6 +66,7 @@ class SegmentationData(Dataset, ABC):
         self.pixel_limit = pixel_limit
         self.classes, self.palette = list(table.names), table.palette
         self.ignore_index, self.label_map = table.ignore_index, table.label_map
+        self.checked_masks: set[int] = set()  # hashes of the files whose values are all known
 
     @abstractmethod
     def __len__(self) -> int: ...

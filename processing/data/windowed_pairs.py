@@ -3,9 +3,13 @@
 from functools import partial
 from typing import Any
 
-from ..crop_images import RasterImage, encoded_image
+import numpy as np
+
+from ..crop_images import EncodedImage, RasterImage, encoded_image
+from ..mask_reading import read_mask
+from ..png_rows import is_palette
 from ..rasters.georeferences import check_same_grid
-from ..rasters.label_windows import LabelArray, LabelRaster
+from ..rasters.label_windows import EncodedLabels, LabelArray, LabelRaster
 from ..rasters.windowed_files import windowed_image, windowed_mask
 from ..samples import check_sizes, scale_of
 from .pairing import Pair
@@ -41,8 +45,25 @@ def windowed_pair(data: Any, pair: Pair) -> dict[str, Any]:
 
 
 def label_array(data: Any, pair: Pair, is_large: bool) -> LabelArray:
-    """Reads a mask as a whole; the labels of a large one are decoded for each crop."""
-    stored = data.read_stored_mask(pair.mask)
+    """Reads a mask as a whole, so that all its values are checked, but a file only once in each process.
+
+    Later, only the rows that a crop needs are decoded. Of a mask beside a raster, only the labels of the crop are.
+    """
     if is_large:
+        stored = data.read_stored_mask(pair.mask)
         return LabelArray(stored, data.ignore_index, partial(data.decode, pair=pair))
-    return LabelArray(data.decode(stored, pair, keeps_bytes=True), data.ignore_index)
+    decode = partial(data.decode, pair=pair, keeps_bytes=True)
+    file = encoded_image(pair.mask, partial(read_mask, pixel_limit=data.pixel_limit), data.pixel_limit)
+    key = file and hash(file.rows.data)  # a file that has changed has another one
+    if key in data.checked_masks:
+        return EncodedLabels(file, data.ignore_index, decode)
+    stored = data.read_stored_mask(pair.mask)
+    labels = decode(stored)
+    if file is not None and not is_by_palette(file, stored):
+        data.checked_masks.add(key)
+    return LabelArray(labels, data.ignore_index)
+
+
+def is_by_palette(file: EncodedImage, stored: np.ndarray) -> bool:
+    """Whether the colors of a palette were the classes, which depends on the indices of all pixels."""
+    return stored.ndim == 3 and is_palette(file.rows.data)

@@ -25,6 +25,20 @@ class StoredMask(Protocol):
         ...
 
 
+class MaskFile(Protocol):
+    """A mask file that is decoded from the top, such as an `EncodedImage`."""
+
+    shape: tuple[int, int]
+
+    def quickly_decoded(self, rows: int) -> np.ndarray | None:
+        """As `decoded`; None if there is no faster way."""
+        ...
+
+    def decoded(self, rows: int) -> np.ndarray:
+        """Returns ids (H, W) or colors (H, W, 3), at least of the first rows."""
+        ...
+
+
 class LabelArray:
     """A mask in memory or in a memory map.
 
@@ -46,6 +60,31 @@ class LabelArray:
         if min(rows.min(), columns.min()) >= 0 and rows.max() < height and columns.max() < width:
             return ids
         return np.where(is_inside(self.shape, rows, columns), ids, self.ignore_index)
+
+
+class EncodedLabels(LabelArray):
+    """A mask file, of which the rows down to the end of a crop are decoded; all of them if a later crop needs more.
+
+    Args:
+        file: The file.
+        ignore_index: Label outside the mask.
+        decode: Turns ids or colors into class ids.
+    """
+
+    def __init__(self, file: MaskFile, ignore_index: int, decode: LabelDecoder) -> None:
+        super().__init__(np.empty(file.shape + (0,)), ignore_index, decode)
+        self.file, self.decoded_rows = file, 0
+
+    def __call__(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """As `LabelArray.__call__`, with labels as `decode` returns them."""
+        height = self.shape[0]
+        needed = min(max(int(rows.max()), 0) + 1, height)
+        if needed > self.decoded_rows:
+            needed = height if self.decoded_rows else needed
+            quick = self.file.quickly_decoded(needed)
+            self.mask = self.file.decoded(needed) if quick is None else quick
+            self.decoded_rows = len(self.mask)
+        return super().__call__(rows, columns)
 
 
 class LabelRaster:

@@ -1,5 +1,6 @@
 """What is behind the page of `contextseg-app`, without gradio: segmenting, the viewer's data, and where a model looks."""
 
+import asyncio
 import base64
 import io
 import socket
@@ -14,12 +15,13 @@ from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin, tiny_nnformer
 
 from contextseg import Inference, SegmentationImageProcessor
 from contextseg.app import segmenters
-from contextseg.app.actions import ASK, Actions
+from contextseg.app.actions import ASK, NOT_SHOWN, Actions
 from contextseg.app.evidence import crop_around, enlarged, views_of
 from contextseg.app.examples import find_examples, open_examples
+from contextseg.app.latest import Abandoned, Latest
 from contextseg.app.options import AppArguments
-from contextseg.app.segmenters import Segmenter, open_segmenters, shown_pixels
-from contextseg.app.server import address, free_port, is_loopback
+from contextseg.app.segmenters import Segmenter, open_segmenters, shown_pixels, titles
+from contextseg.app.server import address, free_port, is_loopback, trusted
 from contextseg.app.view import view_of
 from contextseg.processing.prediction_maps import confidence
 
@@ -63,8 +65,38 @@ def test_large_images_are_segmented_in_windows_with_progress(model, photo, monke
     monkeypatch.setattr("contextseg.processing.inference.BAND_VALUES", 3 * SIZE[1] * 6)  # bands of 6 rows
     found = segmenter_of(model).segment(photo, told.append)
     assert found.inference == Inference(window=(16, 16))
-    assert told == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert told == [0.0, 0.25, 0.25, 0.5, 0.75, 1.0]  # at each batch of windows, and after each band
     assert found.mask.equal(Inference(window=16)(model, SegmentationImageProcessor(), photo))
+
+
+def test_the_latest_request_of_a_visitor_counts_and_ends_the_work_for_an_earlier_one():
+    latest = Latest()
+    for visitor, request in [("me", "a"), ("me", "b"), ("you", "c")]:
+        latest.ask(visitor, request)
+    assert [latest.take("me"), latest.take("me")] == ["b", None]
+    latest.check("me")  # what others ask for does not end it
+    latest.ask("me", "d")
+    with pytest.raises(Abandoned):
+        latest.check("me")
+    assert latest.take("me") == "d"
+    latest.leave("me")
+    with pytest.raises(Abandoned):
+        latest.check("me")
+    assert (latest.waiting, latest.working) == ({"you": "c"}, set())
+
+
+def test_work_that_nobody_waits_for_ends_at_the_next_window(model, photo, tmp_path):
+    told = []
+
+    def tell(share):
+        told.append(share)
+        if len(told) == 3:
+            raise Abandoned
+
+    with pytest.raises(Abandoned):
+        Actions([segmenter_of(model, Inference(window=16, batch_size=1))], tmp_path).segment(photo, tell)
+    assert told == [0.0] * 3
+    assert not model._forward_pre_hooks
 
 
 def test_of_an_image_that_is_too_large_to_show_evenly_chosen_pixels_are_sent():
@@ -140,6 +172,22 @@ def test_where_a_model_looks_is_a_picture_of_each_model_or_the_reason_why_not(mo
     assert Image.open(io.BytesIO(base64.b64decode(picture))).width == 480
     looked.at = (40, 5)
     assert "the pixel 40, 5 is outside the image of 40 x 24" in actions.explain(looked, "Grad-CAM", 1)
+    assert actions.view(looked)["looks"]
+
+
+def test_a_page_of_models_that_cannot_show_where_they_look_says_so_and_takes_no_clicks(
+    model, photo, tmp_path
+):
+    actions = Actions([segmenter_of(model)], tmp_path)
+    actions.views = [{}]
+    looked = actions.segment(photo)
+    assert not actions.view(looked)["looks"]
+    assert NOT_SHOWN in actions.explain(looked, None, None)
+
+
+def test_models_of_the_same_name_are_numbered():
+    assert titles(["streets", "other"]) == ["streets", "other"]
+    assert titles(["streets", "streets"]) == ["streets (1)", "streets (2)"]
 
 
 def test_a_file_that_cannot_be_read_is_named_without_the_folder_that_uploads_are_in(model, tmp_path):
@@ -161,6 +209,10 @@ def test_examples_are_given_files_and_folders_or_validation_images_of_the_run(mo
     examples, failures = open_examples([broken, photo], segmenter_of(model))
     assert [each.path for each in examples] == [photo]
     assert len(failures) == 1
+    bands = SegmentationImageProcessor(do_convert_rgb=False, image_mean=[0.5] * 5, image_std=[0.5] * 5)
+    examples, (complaint,) = open_examples([photo], Segmenter("bands", model, bands, Inference()))
+    assert examples == []
+    assert "has 3 channels, but 5 are needed" in complaint
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there are no images in"):
         find_examples([str(tmp_path / "empty")], "no run")
@@ -188,6 +240,30 @@ def test_the_page_is_served_at_a_free_port_of_this_machine_unless_told():
         *[False] * 2,
     ]
     assert [address(host) for host in ("127.0.0.1", "::", "::1")] == ["127.0.0.1", "localhost", "[::1]"]
+
+
+def test_on_localhost_only_its_own_names_are_answered():
+    pytest.importorskip("starlette", reason="gradio brings it")
+    for name in ("localhost:7860", "127.0.0.1", "[::1]:7860"):
+        assert is_answered("127.0.0.1", name)
+    assert is_answered("127.0.0.2", "127.0.0.2:7860")
+    assert not is_answered("127.0.0.1", "elsewhere.example:7860")
+    assert is_answered("0.0.0.0", "elsewhere.example:7860")
+
+
+def is_answered(host, asked):
+    """Whether a page served on `host` answers a request for the name `asked`."""
+    kind, answers = trusted(host), []
+
+    async def page(*_):
+        answers.append(200)
+
+    async def send(message):
+        answers.append(message.get("status"))
+
+    scope = {"type": "http", "path": "/", "headers": [(b"host", asked.encode())]}
+    asyncio.run(kind.cls(page, *kind.args, **kind.kwargs)(scope, None, send))
+    return answers[0] == 200
 
 
 @pytest.mark.slow

@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
     exif[0x0112] = 6
     Image.fromarray(cells[::-1]).resize((72, 48)).save(folder / "turned.jpg", exif=exif)
     (folder / "page.jpg").write_text("<html>404</html>")
+    Image.fromarray(cells).resize((1800, 1200)).save(folder / "large.jpg")
     options = ["--output", str(folder / "masks"), "--confidence", "--entropy", "--overlay", "--cpu"]
     images = [str(folder / "examples"), str(folder / "turned.jpg")]
     for model in ("glam", "segformer"):
@@ -71,11 +72,15 @@ def save(model, folder):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    """The command, from its start to Ctrl-C, which leaves no file behind."""
+def address(folder, browser):
+    """The command, from its start to Ctrl-C while a model is at work, which leaves no file behind."""
     models = [str(folder / "glam"), str(folder / "segformer")]
     with served(folder, [*models, "--examples", str(folder / "examples")]) as address:
         yield address
+        page = browser.new_page()
+        page.goto(address)
+        upload(page, folder / "large.jpg")
+        page.get_by_text("Segmenting - ").wait_for()
 
 
 @contextlib.contextmanager
@@ -265,6 +270,21 @@ def test_a_click_shows_where_each_model_looks_by_stage(page):
         seen.add(page.locator(PICTURES).first.get_attribute("src"))
     assert len(seen) == 4
     assert page.locator(PICTURES).count() == 2
+
+
+def test_of_quick_clicks_and_uploads_the_last_one_counts(page, folder):
+    for x in (10, 30, 50, 70):
+        point(page, x, 30, (90, 60), click=True)
+    page.locator("figcaption", has_text="from x 70, y 30").wait_for()
+    upload(page, folder / "large.jpg")
+    page.locator("#status", has_text="large.jpg is being segmented.").wait_for()
+    upload(page, folder / "turned.jpg")
+    page.locator('#viewer [data-shown="turned.jpg"]').wait_for()
+    with page.expect_download() as download:
+        page.get_by_text(f"Download mask of {folder / 'glam'}").click()
+    assert download.value.suggested_filename == "turned-model1-mask.png"
+    page.wait_for_timeout(500)
+    assert page.locator('#viewer [data-shown="turned.jpg"]').count() == 1
 
 
 def test_the_downloads_are_the_files_of_contextseg_predict(page, folder):

@@ -7,10 +7,13 @@ import pytest
 import torch
 from cases import each, slow_but
 from mask_checkpoints import MASK_MODELS, TILE, build, tiny_eomt
+from PIL import Image
 from transformers import EomtImageProcessor, OneFormerConfig
+from transformers.utils import ModelOutput
 
-from contextseg import Inference, MaskSegmenter, open_raster
+from contextseg import Inference, MaskSegmenter, SegmentationImageProcessor, open_raster
 from contextseg.processing.mask_models import CLIP_TASK, as_segmenter, task_tokens, tile_starts
+from contextseg.processing.processor_inputs import decoded
 
 OF_THE_MODEL = ("pixel_values", "patch_offsets")
 
@@ -138,6 +141,38 @@ def test_models_that_segment_what_prompts_point_at_are_refused(kind):
         ValueError, match=f"the Identity is a model of type '{kind}', which segments what prompts"
     ):
         as_segmenter(model)
+
+
+ROW = picture(3, 50)  # could be (C, H, W), too
+PICTURES = {
+    "gray": (Image.fromarray(ROW[..., 0]), ROW[..., [0, 0, 0]]),
+    "with alpha": (Image.fromarray(ROW).convert("RGBA"), ROW),
+    "with a palette": (Image.fromarray(ROW[..., 0] // 128).convert("P"), ROW[..., [0, 0, 0]] // 128),
+    "gray array": (ROW[..., 0], ROW[..., [0, 0, 0]]),
+    "array": (ROW, ROW),
+    "array of 16 bits": (ROW.astype(np.uint16) * 257, ROW),
+    "tensor": (torch.from_numpy(ROW.transpose(2, 0, 1).copy()), ROW),
+}
+
+
+@each(("image", "expected"), PICTURES)
+def test_pictures_in_memory_become_rgb_for_processors_of_transformers(image, expected):
+    processor = EomtImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    (pixels,) = Inference().inputs(processor, image)
+    np.testing.assert_array_equal(pixels[0], expected.transpose(2, 0, 1))
+
+
+def test_float_arrays_are_left_to_processors_of_transformers():
+    array = ROW.astype(np.float32)[:, :40]
+    assert decoded(EomtImageProcessor(), array) is array
+
+
+def test_our_image_processor_refuses_outputs_of_models_that_classify_masks():
+    outputs = ModelOutput(
+        class_queries_logits=torch.zeros(1, 6, 4), masks_queries_logits=torch.zeros(1, 6, 8, 8)
+    )
+    with pytest.raises(ValueError, match="no logits of pixels: the model classifies masks"):
+        SegmentationImageProcessor().post_process_semantic_segmentation(outputs)
 
 
 def test_other_models_stay_as_they_are():

@@ -12,6 +12,8 @@ from tiny_runs import CLASSES
 from transformers import (
     AutoImageProcessor,
     AutoModelForUniversalSegmentation,
+    DetrConfig,
+    DPTConfig,
     EomtImageProcessor,
     SamConfig,
     SegformerImageProcessor,
@@ -33,7 +35,7 @@ from contextseg.training.mask_training import (
     start_from,
     with_targets,
 )
-from contextseg.training.models import open_model
+from contextseg.training.models import SEGMENTER, check_kind, open_model
 from contextseg.training.stored_reading import reduces
 from contextseg.training.trainer import SegmentationTrainer, SegmentationTrainingArguments
 
@@ -159,6 +161,16 @@ def test_a_sam_is_refused_in_one_sentence(command, words, data, tmp_path):
 
 
 @pytest.mark.slow
+@each(
+    "config",
+    [DPTConfig(architectures=["DPTForDepthEstimation"]), DetrConfig(architectures=["DetrForSegmentation"])],
+)
+def test_models_of_depth_and_of_panoptic_masks_are_refused_with_the_types_that_are_taken(config):
+    name = config.architectures[0]
+    with pytest.raises(ValueError, match=rf"models/x holds a {name}, .* upernet, and eomt, eomt_dinov3, "):
+        check_kind(config, SEGMENTER, "models/x")
+
+
 def test_contextseg_train_names_the_command_that_trains_an_eomt(data, tmp_path):
     saved("eomt", tmp_path / "eomt")
     with pytest.raises(SystemExit, match=f"contextseg-finetune --init-from {tmp_path}/eomt"):
