@@ -24,7 +24,7 @@ from .served_segmenters import ServedSegmenter
 if TYPE_CHECKING:
     from types import ModuleType
 
-OPSET = 18  # that of torch's translations; newer ones are converted from it
+OPSET = 20  # the first with GELU as one operator; torch converts its other translations, which are of 18
 INSTALL_ONNX = "ONNX files need onnx, onnxscript and onnxruntime. Run: pip install 'contextseg[onnx]'"
 
 
@@ -49,7 +49,7 @@ def load_onnxruntime() -> "ModuleType":
 def export_onnx(
     model: PreTrainedModel, processor: BaseImageProcessor, path: str | Path, with_processing: bool = False
 ) -> OnnxFile:
-    """Writes a segmenter of images as an ONNX file (opset 18) with free batch, height and width, and checks it.
+    """Writes a segmenter of images as an ONNX file (opset 20) with free batch, height and width, and checks it.
 
     The metadata of the file holds as JSON `labels` (names by id), `palette` (one color per class), `image_mean`,
     `image_std`, `rescale_factor`, `channel_order` and `value_range` as the processor uses them, and `size` and

@@ -73,7 +73,7 @@ def test_bytes_become_ids_where_torch_is_not_installed(model, tmp_path, capsys):
     image = np.random.default_rng(0).integers(0, 256, (45, 83, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "photo.jpg")
     assert main([source, "--onnx", str(tmp_path / "streets.onnx"), "--with-processing"]) == 0
-    assert re.search(r"opset 18.*\n.*largest difference from PyTorch is \d\.\de", capsys.readouterr().out)
+    assert re.search(r"opset 20.*\n.*largest difference from PyTorch is \d\.\de", capsys.readouterr().out)
     example = served_by_guide(tmp_path)
     assert example.stdout == "['road', 'sky', 'tree'] (45, 83)\n", example.stderr
     processor = SegmentationImageProcessor.from_pretrained(source)
