@@ -13,6 +13,7 @@ from huggingface_hub import CardData, ModelCard, SpaceCardData
 from transformers import BaseImageProcessor
 from transformers.utils import CONFIG_NAME
 
+from ..processing.mask_models import MASK_SIZES
 from ..processing.palettes import class_colors
 from ..processing.plain_text import markdown_text, one_line
 from .bundling import bundle_names
@@ -67,8 +68,9 @@ def check_served(model: str, config: dict[str, Any], option: str, rgb: bool = Fa
     """
     task = task_of({"architectures": config.get("architectures") or [""]})
     if task != SEGMENTATION or takes_volumes(config, task):
+        kind = "classifies masks" if config.get("model_type") in MASK_SIZES else "is not one"
         raise ValueError(
-            f"{option} is for segmenters of images, and {model} is not one. Leave it out: the repository itself is "
+            f"{option} is for segmenters of images, and {model} {kind}. Leave it out: the repository itself is "
             "complete without it."
         )
     if rgb and config.get("num_channels", 3) != 3:

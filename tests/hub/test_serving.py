@@ -270,6 +270,9 @@ def test_requirements_are_those_of_the_package():
 def test_what_is_no_segmenter_of_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not one"):
         serving.check_served("m", {"architectures": None}, "--handler")
+    masks = {"architectures": ["EomtForUniversalSegmentation"], "model_type": "eomt"}
+    with pytest.raises(ValueError, match="and m classifies masks"):
+        serving.check_served("m", masks, "--handler")
     volumes = {"architectures": ["NnFormerForSemanticSegmentation"], "patch_size": [2, 4, 4]}
     with pytest.raises(ValueError, match="--handler is for segmenters of images, and m is not one"):
         serving.check_served("m", volumes, "--handler")
