@@ -13,6 +13,7 @@ from huggingface_hub import CardData, ModelCard, SpaceCardData
 from transformers import BaseImageProcessor
 from transformers.utils import CONFIG_NAME
 
+from ..processing.mask_models import MASK_SIZES
 from ..processing.palettes import class_colors
 from ..processing.plain_text import markdown_text, one_line
 from .bundling import bundle_names
@@ -65,6 +66,11 @@ def check_served(model: str, config: dict[str, Any], option: str, rgb: bool = Fa
         option: What was asked for, for the message.
         rgb: Whether it must take three channels.
     """
+    if config.get("model_type") in MASK_SIZES:
+        raise ValueError(
+            f"{option} is for segmenters that classify pixels, and {model} classifies masks. Leave it out: transformers' "
+            "own pipeline for image segmentation runs this model."
+        )
     task = task_of({"architectures": config.get("architectures") or [""]})
     if task != SEGMENTATION or takes_volumes(config, task):
         raise ValueError(
