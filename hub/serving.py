@@ -66,11 +66,15 @@ def check_served(model: str, config: dict[str, Any], option: str, rgb: bool = Fa
         option: What was asked for, for the message.
         rgb: Whether it must take three channels.
     """
+    if config.get("model_type") in MASK_SIZES:
+        raise ValueError(
+            f"{option} is for segmenters that classify pixels, and {model} classifies masks. Leave it out: transformers' "
+            "own pipeline for image segmentation runs this model."
+        )
     task = task_of({"architectures": config.get("architectures") or [""]})
     if task != SEGMENTATION or takes_volumes(config, task):
-        kind = "classifies masks" if config.get("model_type") in MASK_SIZES else "is not one"
         raise ValueError(
-            f"{option} is for segmenters of images, and {model} {kind}. Leave it out: the repository itself is "
+            f"{option} is for segmenters of images, and {model} is not one. Leave it out: the repository itself is "
             "complete without it."
         )
     if rgb and config.get("num_channels", 3) != 3:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import os
 import socket
 import zlib
 
@@ -14,14 +15,14 @@ from PIL import Image
 from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin, tiny_nnformer
 
 from contextseg import Inference, SegmentationImageProcessor
-from contextseg.app import segmenters
+from contextseg.app import evidence, segmenters
 from contextseg.app.actions import ASK, NOT_SHOWN, Actions
-from contextseg.app.evidence import crop_around, enlarged, views_of
+from contextseg.app.evidence import attention_heat, crop_around, enlarged, evidence_picture, views_of
 from contextseg.app.examples import find_examples, open_examples
 from contextseg.app.latest import Abandoned, Latest
 from contextseg.app.options import AppArguments
 from contextseg.app.segmenters import Segmenter, open_segmenters, shown_pixels, titles
-from contextseg.app.server import address, free_port, is_loopback, trusted
+from contextseg.app.server import address, free_port, is_loopback, prepare_gradio, trusted
 from contextseg.app.view import view_of
 from contextseg.processing.prediction_maps import confidence
 
@@ -161,18 +162,36 @@ def test_where_a_model_looks_is_a_picture_of_each_model_or_the_reason_why_not(mo
     looked = actions.segment(photo)
     assert ASK in actions.explain(looked, "Grad-CAM", 1)
     looked.at = (3, 5)
-    attention, evidence = (actions.explain(looked, kind, 2) for kind in actions.kinds)
+    attention, activation = (actions.explain(looked, kind, 2) for kind in actions.kinds)
     assert attention.count("<img") == 1
     assert (
         "&lt;plain&gt; cannot show Global attention of stage 2. It can show: Grad-CAM, stages 1, 2."
         in attention
     )
-    assert evidence.count("<img") == 2
-    picture = evidence.partition("base64,")[2].partition('"')[0]
+    assert activation.count("<img") == 2
+    picture = activation.partition("base64,")[2].partition('"')[0]
     assert Image.open(io.BytesIO(base64.b64decode(picture))).width == 480
     looked.at = (40, 5)
     assert "the pixel 40, 5 is outside the image of 40 x 24" in actions.explain(looked, "Grad-CAM", 1)
     assert actions.view(looked)["looks"]
+
+
+def test_the_evidence_is_that_of_the_stage_and_of_the_class_at_the_pixel(model, photo, monkeypatch):
+    segmenter, heat, asked = segmenter_of(model), torch.rand(1, 6, 10), []
+    found = segmenter.segment(photo)
+    found.mask = torch.arange(SIZE[0] * SIZE[1]).view(SIZE) % 3
+    monkeypatch.setattr(evidence, "class_activation", lambda *given: asked.append(given[2:]) or heat)
+    monkeypatch.setattr(
+        evidence, "global_attention_maps", lambda *given, stage: asked.append((given[2], stage)) or 7 * heat
+    )
+    crop = crop_around(segmenter, found, (4, 2))
+    for stage in (0, 1):
+        evidence_picture(segmenter, found, ("Grad-CAM", stage), (4, 2))
+        label, region, level = asked.pop()
+        assert (label, region.nonzero().tolist(), level) == ((2 * SIZE[1] + 4) % 3, [[2, 4]], stage)
+        shown, _, _ = attention_heat(segmenter, crop, stage, label)
+        assert asked.pop() == ((4, 2), stage)
+        torch.testing.assert_close(shown.mean(), torch.tensor(1.0))
 
 
 def test_a_page_of_models_that_cannot_show_where_they_look_says_so_and_takes_no_clicks(
@@ -216,6 +235,38 @@ def test_examples_are_given_files_and_folders_or_validation_images_of_the_run(mo
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there are no images in"):
         find_examples([str(tmp_path / "empty")], "no run")
+
+
+def test_there_are_not_more_examples_than_fit(tmp_path):
+    folder = tmp_path / "val" / "images"
+    folder.mkdir(parents=True)
+    for number in range(30):
+        (folder / f"{number}.png").touch()
+    (tmp_path / "run.json").write_text(f'{{"arguments": {{"val": "{tmp_path}/val"}}}}')
+    assert len(find_examples([], str(tmp_path))) == 6
+    assert len(find_examples([str(folder)], "no run")) == 24
+
+
+def test_a_run_is_read_as_the_options_say_and_its_large_images_in_windows_of_its_crops(model, tmp_path):
+    model.save_pretrained(tmp_path / "best")
+    SegmentationImageProcessor().save_pretrained(tmp_path / "best")
+    (tmp_path / "run.json").write_text('{"arguments": {"crop_size": "16x24"}}')
+    arguments = AppArguments(models=[str(tmp_path)], pixel_limit=1000)
+    (segmenter,) = open_segmenters(arguments, torch.device("cpu"))
+    assert segmenter.processor.pixel_limit == 1000
+    assert segmenter.inference_for((1000, 1000)).window is None
+    assert segmenter.inference_for((3000, 1000)).window == (16, 24)
+
+
+def test_gradio_reports_nothing_and_its_files_go_with_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.environ", {})
+    prepare_gradio(tmp_path)
+    assert os.environ == {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_RUN_HISTORY": "False",
+        "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 def test_what_the_page_cannot_show_is_refused(tmp_path):

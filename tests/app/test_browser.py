@@ -97,7 +97,7 @@ def served(folder, options, cwd=None):
     finally:
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=SECONDS) == 130
-    assert list(temporary.glob("contextseg-app-*")) == []
+    assert [*temporary.glob("contextseg-app-*"), *temporary.glob("gradio*")] == []
     assert "Traceback" not in log.read_text()
 
 

@@ -1,5 +1,6 @@
 """The part of a served model that segments images of any size, with models that stand in for real ones."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from contextseg import SegmentationImageProcessor
 from contextseg.hub import image_segmenter
-from contextseg.hub.image_segmenter import ImageSegmenter, class_sums, windows_over
+from contextseg.hub.image_segmenter import ImageSegmenter, as_rgb, class_sums, windows_over
 
 
 def segmenter(forward, num_labels=3, **config):
@@ -75,17 +76,16 @@ def test_a_mask_in_windows_fits_an_image_that_its_processor_resizes():
     assert len(made.seen) == 12
 
 
-def test_more_than_256_classes_have_16_bits():
-    labels = 300
-
+@each(("labels", "kind"), [(256, np.uint8), (300, np.uint16)])
+def test_more_than_256_classes_have_16_bits(labels, kind):
     def highest_last(values):
         return torch.arange(labels, dtype=torch.float32)[None, :, None, None].expand(
             1, labels, *values.shape[-2:]
         )
 
     segmented = segmenter(highest_last, labels)(photo())
-    assert segmented.mask.dtype == np.uint16
-    assert list(segmented.scores) == [299]
+    assert segmented.mask.dtype == kind
+    assert list(segmented.scores) == [labels - 1]
 
 
 def test_images_of_four_channels_are_read_from_files(tmp_path):
@@ -104,3 +104,28 @@ def test_sums_are_of_the_pixels_that_count():
     (label, total, count), *others = class_sums(logits, ids, (slice(0, 1), slice(1, 2)))
     assert (label, count, others) == (0, 1, [])
     assert total == pytest.approx(1 / (1 + np.exp(-5)))
+
+
+def file_of(image, **options):
+    with io.BytesIO() as file:
+        image.save(file, "PNG", **options)
+        return file.getvalue()
+
+
+def test_an_image_for_models_of_rgb_has_its_levels_and_colors_and_stands_upright():
+    levels = np.arange(256, dtype=np.uint16).reshape(1, 256)
+    for image in (Image.fromarray(257 * levels), file_of(Image.fromarray(257 * levels))):
+        np.testing.assert_array_equal(np.asarray(as_rgb(image))[..., 1], levels)
+    indexed = Image.fromarray(levels[:, :2].astype(np.uint8), "P")
+    indexed.putpalette([10, 20, 30, 40, 50, 60])
+    content = file_of(indexed, transparency=b"\x00\xff")
+    assert np.asarray(as_rgb(content)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = file_of(photo(3, 5), exif=exif)
+    upright = np.rot90(np.asarray(photo(3, 5)), -1)
+    np.testing.assert_array_equal(np.asarray(as_rgb(content)), upright)
+    made = segmenter(lambda values: values)
+    for image in (content, Image.open(io.BytesIO(content))):
+        assert made.read(image)[1] == (5, 3)
+        np.testing.assert_array_equal(made(image).mask, made(Image.fromarray(upright)).mask)

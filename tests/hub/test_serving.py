@@ -22,12 +22,12 @@ from contextseg import GlamSwinForImageClassification, SegmentationImageProcesso
 from contextseg.hub import serving
 from contextseg.hub.card_sections import about_serving
 from contextseg.hub.endpoint_handler import EndpointHandler, image_of, threshold_of
-from contextseg.processing.palettes import default_palette
 from contextseg.scripts.export import main
 from contextseg.training.publishing import ExportArguments, check_serving
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = {0: "road", 1: "tree", 2: "sky|cloud"}
+PALETTE = [[1, 2, 3], [40, 50, 60], [255, 0, 9]]
 
 
 def noise(*shape, dtype=np.uint8):
@@ -45,7 +45,8 @@ def run(tmp_path_factory):
     """A run whose model has global tokens, and a license."""
     folder = tmp_path_factory.mktemp("run")
     tiny_glam_swin(id2label=LABELS).save_pretrained(folder / "best", license="cc-by-4.0")
-    SegmentationImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder / "best")
+    processor = SegmentationImageProcessor(size={"shortest_edge": 64}, palette=PALETTE)
+    processor.save_pretrained(folder / "best")
     return folder
 
 
@@ -185,7 +186,7 @@ def test_two_processes_a_space_runs_and_answers(run, space, turned, tmp_path):
     assert report["code"].startswith("transformers_modules.")
     with Image.open(tmp_path / "mask.png") as mask:
         ids, colors = np.asarray(mask), mask.getpalette()[:9]
-    assert colors == sum(default_palette(3), [])
+    assert colors == sum(PALETTE, [])
     upright = Image.fromarray(np.rot90(np.asarray(Image.open(io.BytesIO(turned))), -1))
     expected = pipeline_masks(run, upright)
     assert report["legend"] == list(expected)
@@ -225,6 +226,7 @@ def test_a_space_has_what_the_hub_needs_to_run_it(run, space):
     ]
     app = (space / "app.py").read_text()
     compile(app, "app.py", "exec")
+    assert '"#010203", "#28323c", "#ff0009",' in app
     assert not any(
         line.startswith(("from .", "import contextseg", "from contextseg")) for line in app.splitlines()
     )
@@ -270,9 +272,8 @@ def test_requirements_are_those_of_the_package():
 def test_what_is_no_segmenter_of_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not one"):
         serving.check_served("m", {"architectures": None}, "--handler")
-    masks = {"architectures": ["EomtForUniversalSegmentation"], "model_type": "eomt"}
-    with pytest.raises(ValueError, match="and m classifies masks"):
-        serving.check_served("m", masks, "--handler")
+    with pytest.raises(ValueError, match="m classifies masks. Leave it out: transformers'"):
+        serving.check_served("m", {"model_type": "eomt"}, "--space")
     volumes = {"architectures": ["NnFormerForSemanticSegmentation"], "patch_size": [2, 4, 4]}
     with pytest.raises(ValueError, match="--handler is for segmenters of images, and m is not one"):
         serving.check_served("m", volumes, "--handler")
