@@ -139,5 +139,5 @@ def build(title: str, page: Page, example: Path | None = None) -> gr.Blocks:
         image.change(page.segment, image, [overlay, mask, table], api_name="segment")
         if looks:
             image.change(lambda: None, None, heat, api_visibility="private")
-            image.select(page.look, image, heat, api_visibility="private")
+            image.select(page.look, image, heat, trigger_mode="multiple", api_visibility="private")
     return demo
