@@ -14,6 +14,7 @@ from .segmenters import Segmented, Segmenter
 from .view import data_uri, view_of
 
 ASK = "Click a pixel, or press Enter on the image, to see where the model looks."
+FORGOTTEN = "This image is forgotten, as every one is after an hour. Choose it again."
 NOT_SHOWN = "Where the model looks cannot be shown: its classes come from masks as a whole, or it returns no feature maps."
 ERRORS = (
     ValueError,
@@ -112,7 +113,9 @@ class Actions:
 
     def explain(self, looked: Looked | None, kind: str | None, stage: int | None) -> str:
         """Returns, as HTML, where each model looks from the pixel that was clicked; stages are counted from 1."""
-        if looked is None or looked.at is None or kind is None or stage is None:
+        if looked is None:
+            return paragraph(FORGOTTEN, "alert")
+        if looked.at is None or kind is None or stage is None:
             return paragraph(self.hint)
         each = zip(self.segmenters, looked.segmented, self.views, strict=True)
         return "".join(figure((kind, stage - 1), looked.at, *one) for one in each)

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from .image_segmenter import WHOLE_PIXELS, ImageSegmenter, as_rgb
 
 SHOWN_SIDE = 1280  # pixels of the pictures on the page; the mask to download has those of the image
+NAME_LENGTH = 40  # characters of a class name
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # dark to bright
 
 
@@ -28,6 +29,7 @@ class Page:
 
     def __init__(self, segmenter: ImageSegmenter, colors: Sequence[str]) -> None:
         self.segmenter, self.colors = segmenter, colors
+        self.names = [shortened(label) for label in segmenter.labels]
 
     def segment(self, file: str | None) -> tuple[Any, Image.Image | None, list[list[Any]]]:
         """An image file -> its classes over the picture, its mask, and a table of its classes."""
@@ -38,13 +40,13 @@ class Page:
             segmented = self.segmenter(content)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        labels, mask = self.segmenter.labels, segmented.mask
+        names, mask = self.names, segmented.mask
         picture = shown(content)
         small = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
-        regions = [((small == index).astype(float), labels[index]) for index in segmented.scores]
-        share = np.bincount(mask.ravel(), minlength=len(labels)) / mask.size
+        regions = [((small == index).astype(float), names[index]) for index in segmented.scores]
+        share = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
         rows = [
-            [labels[index], round(100 * float(share[index]), 2), round(score, 3)]
+            [names[index], round(100 * float(share[index]), 2), round(score, 3)]
             for index, score in sorted(segmented.scores.items(), key=lambda item: -share[item[0]])
         ]
         return (picture, regions), self.colored(mask), rows
@@ -73,6 +75,12 @@ class Page:
             raise gr.Error(str(error), print_exception=False) from error
         at = (x + 0.5) * image.width / width, (y + 0.5) * image.height / height
         return with_cross(heat_over(image, heat.float().cpu()), *at)
+
+
+def shortened(label: str) -> str:
+    """A class name in one line that leaves room beside it."""
+    text = " ".join(label.split())
+    return text if len(text) <= NAME_LENGTH else text[: NAME_LENGTH - 1] + "…"
 
 
 def shown(content: bytes) -> Image.Image:
@@ -114,10 +122,10 @@ def build(title: str, page: Page, example: Path | None = None) -> gr.Blocks:
         page: What it does.
         example: An image file to try. Default: none.
     """
-    labels, looks = page.segmenter.labels, page.segmenter.attention_maps is not None
+    looks = page.segmenter.attention_maps is not None
     hint = " Click a pixel of the image to see where it looks." if looks else ""
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-        gr.Markdown(f"# {title}\n\nChoose an image: each pixel gets one of {len(labels)} classes.{hint}")
+        gr.Markdown(f"# {title}\n\nChoose an image: each pixel gets one of {len(page.names)} classes.{hint}")
         with gr.Row():
             with gr.Column():
                 image = gr.Image(type="filepath", sources=["upload", "clipboard"], label="Image")
@@ -127,7 +135,7 @@ def build(title: str, page: Page, example: Path | None = None) -> gr.Blocks:
                 if example is not None and example.is_file():
                     gr.Examples([[str(example)]], image)
             with gr.Column():
-                legend = dict(zip(labels, page.colors, strict=True))
+                legend = dict(zip(page.names, page.colors, strict=True))
                 overlay = gr.AnnotatedImage(label="Classes", color_map=legend)
         with gr.Row():
             if looks:
@@ -139,5 +147,5 @@ def build(title: str, page: Page, example: Path | None = None) -> gr.Blocks:
         image.change(page.segment, image, [overlay, mask, table], api_name="segment")
         if looks:
             image.change(lambda: None, None, heat, api_visibility="private")
-            image.select(page.look, image, heat, api_visibility="private")
+            image.select(page.look, image, heat, trigger_mode="multiple", api_visibility="private")
     return demo

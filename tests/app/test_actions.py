@@ -16,7 +16,7 @@ from tiny import FOREIGN_SEGMENTERS, SEGMENTERS, tiny_glam_swin, tiny_nnformer
 
 from contextseg import Inference, SegmentationImageProcessor
 from contextseg.app import evidence, segmenters
-from contextseg.app.actions import ASK, NOT_SHOWN, Actions
+from contextseg.app.actions import ASK, FORGOTTEN, NOT_SHOWN, Actions
 from contextseg.app.evidence import attention_heat, crop_around, enlarged, evidence_picture, views_of
 from contextseg.app.examples import find_examples, open_examples
 from contextseg.app.latest import Abandoned, Latest
@@ -160,6 +160,7 @@ def test_where_a_model_looks_is_a_picture_of_each_model_or_the_reason_why_not(mo
     actions = Actions([segmenter_of(model), plain], tmp_path)
     assert (actions.kinds, actions.stages) == (["Global attention", "Grad-CAM"], [1, 2])
     looked = actions.segment(photo)
+    assert FORGOTTEN in actions.explain(None, "Grad-CAM", 1)
     assert ASK in actions.explain(looked, "Grad-CAM", 1)
     looked.at = (3, 5)
     attention, activation = (actions.explain(looked, kind, 2) for kind in actions.kinds)
@@ -184,13 +185,13 @@ def test_the_evidence_is_that_of_the_stage_and_of_the_class_at_the_pixel(model, 
     monkeypatch.setattr(
         evidence, "global_attention_maps", lambda *given, stage: asked.append((given[2], stage)) or 7 * heat
     )
-    crop = crop_around(segmenter, found, (4, 2))
+    crop = crop_around(segmenter, found, (5, 2))
     for stage in (0, 1):
-        evidence_picture(segmenter, found, ("Grad-CAM", stage), (4, 2))
+        evidence_picture(segmenter, found, ("Grad-CAM", stage), (5, 2))
         label, region, level = asked.pop()
-        assert (label, region.nonzero().tolist(), level) == ((2 * SIZE[1] + 4) % 3, [[2, 4]], stage)
+        assert (label, region.nonzero().tolist(), level) == (1, [[2, 5]], stage)
         shown, _, _ = attention_heat(segmenter, crop, stage, label)
-        assert asked.pop() == ((4, 2), stage)
+        assert asked.pop() == ((5, 2), stage)
         torch.testing.assert_close(shown.mean(), torch.tensor(1.0))
 
 
@@ -202,6 +203,12 @@ def test_a_page_of_models_that_cannot_show_where_they_look_says_so_and_takes_no_
     looked = actions.segment(photo)
     assert not actions.view(looked)["looks"]
     assert NOT_SHOWN in actions.explain(looked, None, None)
+
+
+def test_the_progress_of_two_models_is_that_of_both(model, photo, tmp_path):
+    told = []
+    Actions([segmenter_of(model)] * 2, tmp_path).segment(photo, told.append)
+    assert told == [0.0, 0.5, 0.5, 1.0]
 
 
 def test_models_of_the_same_name_are_numbered():

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,22 @@ def test_two_processes_a_space_runs_and_answers(run, space, turned, tmp_path):
         assert looks.getpixel((3, 2)) == (0, 255, 255)  # the cross
         assert len(looks.getcolors(1 << 20)) > 20
     assert {"annotatedimage", "dataset"} <= set(report["components"])
+
+
+@pytest.mark.slow
+def test_a_space_shows_names_of_classes_in_one_short_line(tmp_path):
+    pytest.importorskip("gradio", reason="the page of a Space needs gradio")
+    from contextseg.hub.space_page import Page
+
+    def segment(_content):
+        return SimpleNamespace(mask=np.eye(4, dtype=np.uint8), scores={0: 0.5, 1: 0.75})
+
+    segment.labels = ["very " * 80, "sky\nor cloud"]
+    (tmp_path / "photo.png").write_bytes(file_of(noise(4, 4, 3)))
+    (_, regions), _, rows = Page(segment, ["#000000", "#ffffff"]).segment(str(tmp_path / "photo.png"))
+    names = [("very " * 80)[:39] + "…", "sky or cloud"]
+    assert [name for _, name in regions] == names
+    assert rows == [[names[0], 75.0, 0.5], [names[1], 25.0, 0.75]]
 
 
 # -- what is written
