@@ -116,6 +116,7 @@ class Quantization:
 
         scopes = {node.name: part_of(node) for node in onnx.load(source, load_external_data=False).graph.node}
         self.model = load_model_with_shape_infer(self.prepared)
+        spell_out_normalization(self.model)
         self.parts = {node.name: scopes.get(node.name) or node.name for node in weighted_nodes(self.model)}
         if not self.parts:
             raise ValueError(f"{source} has neither convolutions nor linear layers to quantize.")
@@ -203,6 +204,35 @@ def part_of(node: "NodeProto") -> str:
     names = modules[-1].removeprefix("model.").split(".")
     depth = next((index for index, name in enumerate(names) if name.isdigit()), 1)
     return ".".join(names[: depth + 1])
+
+
+def spell_out_normalization(model: "ModelProto") -> None:
+    """Writes batch normalization that is not in the weights of a convolution as a product and a sum.
+
+    Convolutions of bytes have channels last, and onnxruntime transposes for an operator with channels first.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "BatchNormalization" or not constants.keys() >= set(node.input[1:]):
+            nodes.append(node)
+            continue
+        weight, bias, mean, variance = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+        epsilon = next((entry.f for entry in node.attribute if entry.name == "epsilon"), 1e-5)
+        scale = weight / np.sqrt(variance + epsilon)
+        source, output = node.input[0], node.output[0]
+        for kind, values in (("Mul", scale), ("Add", bias - mean * scale)):
+            constant = f"{output}_{kind}"
+            held = values.astype(np.float32).reshape(-1, 1, 1)
+            graph.initializer.append(numpy_helper.from_array(held, constant))
+            result = output if kind == "Add" else f"{output}_scaled"
+            nodes.append(helper.make_node(kind, [source, constant], [result], constant))
+            source = result
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def weighted_nodes(model: "ModelProto") -> list["NodeProto"]:

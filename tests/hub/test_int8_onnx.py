@@ -102,6 +102,22 @@ def test_resizing_of_what_a_convolution_reads_is_in_8_bits(samples, tmp_path):
     assert [producers[node.input[0]] for node in nodes if node.op_type == "QuantizeLinear"].count("Tanh") == 1
 
 
+def test_normalization_behind_a_sum_is_a_product_and_a_sum(samples, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    statistics = {"scale": [1, 2, 3], "bias": [3, 2, 1], "mean": [0.1, 0.2, 0.3], "variance": [4, 1, 9]}
+    nodes = [
+        ("Tanh", ["pixel_values"], "read", {}),
+        ("BatchNormalization", ["read", *statistics], "logits", {"epsilon": 0.5}),
+    ]
+    plain = written_graph(tmp_path / "float.onnx", nodes, statistics)
+    model = onnx.load(plain)
+    int8_onnx.spell_out_normalization(model)
+    onnx.save(model, tmp_path / "spelled.onnx")
+    assert kinds(tmp_path / "spelled.onnx") == ["Tanh", "Mul", "Add"]
+    (_, found), (_, expected) = answers(tmp_path / "spelled.onnx", samples), answers(plain, samples)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_all_convolutions_of_upernet_have_constant_weights(tmp_path):
     pytest.importorskip("onnxruntime")
