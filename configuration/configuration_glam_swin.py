@@ -57,8 +57,9 @@ class GlamSwinConfig(GlobalTokenRules, StridesPerAxis, StagedConfig):
         their window.
     global_position_embedding: Position encoding of the windows in G-MSA. "none" is the paper as printed, and
         did better than "sincos" in our experiments (benchmarks/camvid.md). "table" is the authors' code, a
-        learned table of which each image reads the center rows. "sincos" is ours: sine and cosine of the
-        window's position plus a learned embedding of each token.
+        learned table of which each image reads the center rows; at the size of the training crops it scored
+        higher there, and lower at other sizes (benchmarks/glam_forms.md). "sincos" is ours: sine and cosine of
+        the window's position plus a learned embedding of each token.
     global_position_rows: Rows of each stage's table, or None for the authors' sizes.
     global_block: What a block does with its global tokens: "bare", attention alone, as in the authors' code for images;
         "half", a residual and the MLP of the patches after W-MSA; or "transformer", two blocks with norms, residuals
