@@ -31,11 +31,14 @@ def interpolation_matrix(
     exact = torch.promote_types(dtype, torch.float32)
     targets = torch.arange(target, dtype=exact, device=device)
     if align_corners:
-        positions = targets * ((source - 1) / max(target - 1, 1))
-    else:
-        positions = ((targets + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
-    distances = positions[:, None] - torch.arange(source, dtype=exact, device=device)
-    return (1 - distances.abs()).clamp(min=0).to(dtype)
+        return _weights_at(targets * ((source - 1) / max(target - 1, 1)), source).to(dtype)
+    return _weights_at((targets + 0.5) * (source / target) - 0.5, source).to(dtype)
+
+
+def _weights_at(positions: Tensor, source: int) -> Tensor:
+    """Positions (..., target) in units of source cells -> (..., target, source), the weights of linear interpolation."""
+    cells = torch.arange(source, dtype=positions.dtype, device=positions.device)
+    return (1 - (positions.clamp(0, source - 1)[..., None] - cells).abs()).clamp(min=0)
 
 
 def upsample(feature_map: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -125,9 +128,11 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tenso
     """(B, C, h, w), (C', C, 3, 3) -> for each row of taps (B, h, W * C'), upsampled along w and summed."""
     batch, _, height, source = feature_map.shape
     columns = _shifted_matrices(source, width, feature_map).permute(1, 2, 0).flatten(1)  # (W, w * 3)
+    mixings = weight.permute(2, 3, 0, 1).flatten(1, 2)[
+        ..., None, None
+    ]  # for each row, a 1x1 convolution to (tap, C')
     widened = []
-    for tap_row in weight.unbind(2):  # (C', C, 3)
-        mixing = tap_row.permute(2, 0, 1).flatten(0, 1)[:, :, None, None]  # a 1x1 convolution to (tap, C')
+    for mixing in mixings.unbind():
         taps = F.conv2d(feature_map, mixing).permute(0, 2, 3, 1).unflatten(3, (3, weight.shape[0]))
         taps = taps.flatten(2, 3).flatten(0, 1)  # (B * h, w * 3, C')
         lines = torch.bmm(columns.expand(batch * height, -1, -1), taps)
@@ -137,6 +142,10 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tenso
 
 def _shifted_matrices(source: int, target: int, like: Tensor) -> Tensor:
     """-> (3, target, source), interpolation along an axis as the three taps read it, zero outside."""
-    matrix = interpolation_matrix(source, target, dtype=like.dtype, device=like.device)
-    padded = F.pad(matrix, (0, 0, 1, 1))
-    return torch.stack([padded[tap : tap + target] for tap in range(3)])
+    exact = torch.promote_types(like.dtype, torch.float32)
+    targets = (
+        torch.arange(target, dtype=exact, device=like.device)
+        + torch.arange(-1, 2, device=like.device)[:, None]
+    )
+    weights = _weights_at((targets + 0.5) * (source / target) - 0.5, source)
+    return (weights * ((targets >= 0) & (targets < target))[..., None]).to(like.dtype)
