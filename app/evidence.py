@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..hub.served_processing import channels_of
 from ..modeling.explanations import find_block, find_stages, global_attention_maps
 from ..modeling.grad_cam import as_shares, class_activation, frozen, reached, run, score_of
+from ..modeling.input_channels import channels_of
 from ..processing.heat_pictures import heat_picture
 from ..processing.mask_models import gives_scores
 from ..processing.plain_text import one_line

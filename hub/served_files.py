@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..modeling.input_channels import channels_of
 from ..processing.mask_models import gives_scores
 from ..processing.palettes import class_colors
 from ..processing.plain_text import one_line
-from .served_processing import PixelArithmetic, channels_of, crop_rule, resize_rule
+from .served_processing import PixelArithmetic, crop_rule, resize_rule
 from .served_segmenters import ServedIds, ServedLogits, ServedSegmenter
 
 TRACED = (2, 768, 1024)  # images without content, so their size costs nothing; several windows in every stage

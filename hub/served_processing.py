@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedConfig
+from transformers import BaseImageProcessor
 
 from ..processing.image_processor_options import UnusedSize
 
@@ -57,12 +57,6 @@ def normalized_alone(processor: BaseImageProcessor, image: np.ndarray) -> Tensor
     options = {name: False for name in changes if hasattr(processor, name)}
     pixels = processor(image, **options, input_data_format="channels_last", return_tensors="pt")
     return pixels["pixel_values"]
-
-
-def channels_of(config: PreTrainedConfig) -> int:
-    """The number of channels of a model's images, which some configurations have in that of their encoder."""
-    backbone = getattr(config, "backbone_config", None)
-    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
 
 
 def resize_rule(processor: BaseImageProcessor) -> dict[str, int] | None:

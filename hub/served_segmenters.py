@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .served_processing import PixelArithmetic, channels_of, normalized_alone
+from ..modeling.input_channels import channels_of
+from .served_processing import PixelArithmetic, normalized_alone
 
 ROUNDING = 1e-4  # of normalized values
 

@@ -31,6 +31,12 @@ PLACEMENT = {
 }
 
 
+def channels_of(config: PreTrainedConfig) -> int:
+    """The number of channels of a model's images, which some configurations have in that of their encoder."""
+    backbone = getattr(config, "backbone_config", None)
+    return getattr(config, "num_channels", None) or getattr(backbone, "num_channels", None) or 3
+
+
 def fit_channels(kernel: Tensor, num_channels: int) -> Tensor:
     """(D, C, ...) -> (D, C', ...), the weights of a first convolution for `num_channels` channels."""
     known = kernel.shape[1]

@@ -32,7 +32,12 @@ def interpolation_matrix(
     targets = torch.arange(target, dtype=exact, device=device)
     if align_corners:
         return _weights_at(targets * ((source - 1) / max(target - 1, 1)), source).to(dtype)
-    return _weights_at((targets + 0.5) * (source / target) - 0.5, source).to(dtype)
+    return _weights_at(_centers(targets, source, target), source).to(dtype)
+
+
+def _centers(targets: Tensor, source: int, target: int) -> Tensor:
+    """Indices of `target` cells -> the positions of their centers among `source` cells."""
+    return (targets + 0.5) * (source / target) - 0.5
 
 
 def _weights_at(positions: Tensor, source: int) -> Tensor:
@@ -128,12 +133,14 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tenso
     """(B, C, h, w), (C', C, 3, 3) -> for each row of taps (B, h, W * C'), upsampled along w and summed."""
     batch, _, height, source = feature_map.shape
     columns = _shifted_matrices(source, width, feature_map).permute(1, 2, 0).flatten(1)  # (W, w * 3)
-    mixings = weight.permute(2, 3, 0, 1).flatten(1, 2)[
-        ..., None, None
-    ]  # for each row, a 1x1 convolution to (tap, C')
+    mixings = weight.permute(2, 3, 0, 1).flatten(1, 2)  # of each row, to (tap, C')
     widened = []
     for mixing in mixings.unbind():
-        taps = F.conv2d(feature_map, mixing).permute(0, 2, 3, 1).unflatten(3, (3, weight.shape[0]))
+        taps = (
+            F.conv2d(feature_map, mixing[:, :, None, None])
+            .permute(0, 2, 3, 1)
+            .unflatten(3, (3, weight.shape[0]))
+        )
         taps = taps.flatten(2, 3).flatten(0, 1)  # (B * h, w * 3, C')
         lines = torch.bmm(columns.expand(batch * height, -1, -1), taps)
         widened.append(lines.unflatten(0, (batch, height)).flatten(2))
@@ -143,9 +150,7 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tenso
 def _shifted_matrices(source: int, target: int, like: Tensor) -> Tensor:
     """-> (3, target, source), interpolation along an axis as the three taps read it, zero outside."""
     exact = torch.promote_types(like.dtype, torch.float32)
-    targets = (
-        torch.arange(target, dtype=exact, device=like.device)
-        + torch.arange(-1, 2, device=like.device)[:, None]
-    )
-    weights = _weights_at((targets + 0.5) * (source / target) - 0.5, source)
+    taps = torch.arange(-1, 2, device=like.device)[:, None]
+    targets = torch.arange(target, dtype=exact, device=like.device) + taps
+    weights = _weights_at(_centers(targets, source, target), source)
     return (weights * ((targets >= 0) & (targets < target))[..., None]).to(like.dtype)

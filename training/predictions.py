@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
-from ..hub.served_processing import channels_of
+from ..modeling.input_channels import channels_of
 from ..processing.class_prediction import ClassPredictor
 from ..processing.prediction import Predictor
 from ..processing.prediction_files import FilePredictor, Job, find_jobs

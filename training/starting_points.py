@@ -23,9 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..configuration.checked_config import CheckedConfig
 from ..configuration.field_rules import check_encoder_sizes
-from ..hub.served_processing import channels_of
 from ..modeling.backbone_building import adapted_config, explained_settings
-from ..modeling.input_channels import adapt_channels, with_num_channels
+from ..modeling.input_channels import adapt_channels, channels_of, with_num_channels
 from ..modeling.pretrained_backbones import is_timm_name
 from ..processing.mask_models import FIXED_SIZE, check_has_classes
 from .checkpoints import model_folder

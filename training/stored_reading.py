@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor, EomtImageProcessor, PreTrainedModel
 
-from ..hub.served_processing import channels_of
+from ..modeling.input_channels import channels_of
 from ..processing.data.class_table import ClassTable
 from ..processing.image_processor_options import REDUCED_LABELS
 from ..processing.plain_text import counted
