@@ -29,6 +29,7 @@ PROGRAM = "contextseg-benchmark"
 DESCRIPTION = """Run our models and others in turn on the same work, for inference and for a training step
 (forward, loss, backward), and write median times, ratios and peak memory to a Markdown page."""
 LARGE_SIZE = (1024, 2048)
+BY_HAND = "<!-- Written by hand: contextseg-benchmark keeps this line and what follows. -->"
 
 
 @dataclass
@@ -48,7 +49,11 @@ class BenchmarkArguments(CommandOptions):
     threads: int | None = option(
         None, "CPU threads (default: PyTorch's choice); with 1, times are processor time"
     )
-    output: str = option("benchmarks/speed.md", "page to write", metavar="FILE")
+    output: str = option(
+        "benchmarks/speed.md",
+        "page to write; what was written by hand below the mark of an existing page is kept",
+        metavar="FILE",
+    )
     quick: bool = option(False, "use very small models and images, to see whether everything still runs")
 
 
@@ -86,9 +91,15 @@ def main(argv: list[str] | None = None) -> int:
             page += [large_section(arguments, device)]
         output = Path(arguments.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text("\n".join(page))
+        output.write_text("\n".join(page) + text_by_hand(output))
     print(f"wrote {output}")
     return 0
+
+
+def text_by_hand(page: Path) -> str:
+    """The part of an existing page that starts with the line `BY_HAND`; empty without one."""
+    _, mark, text = (page.read_text() if page.exists() else "").partition(BY_HAND)
+    return f"\n{mark}{text}" if mark else ""
 
 
 def chosen_works(names: str) -> "list[Work]":
