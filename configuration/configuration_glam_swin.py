@@ -58,7 +58,8 @@ class GlamSwinConfig(GlobalTokenRules, StridesPerAxis, StagedConfig):
     global_position_embedding: Position encoding of the windows in G-MSA. "none" is the paper as printed, and
         did better than "sincos" in our experiments (benchmarks/camvid.md). "table" is the authors' code, a
         learned table of which each image reads the center rows; at the size of the training crops it scored
-        higher there, and lower at other sizes (benchmarks/glam_forms.md). "sincos" is ours: sine and cosine of
+        higher there in a network of two stages, not in "nano", and lower at other sizes
+        (benchmarks/glam_forms.md). "sincos" is ours: sine and cosine of
         the window's position plus a learned embedding of each token.
     global_position_rows: Rows of each stage's table, or None for the authors' sizes.
     global_block: What a block does with its global tokens: "bare", attention alone, as in the authors' code for images;

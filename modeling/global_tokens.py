@@ -73,7 +73,7 @@ def bias_with_tokens(
     if bias is None and masks is None:
         return None
     parts = (None if bias is None else bias[None], None if masks is None else masks.of_kinds[:, None])
-    of_kinds = sum(F.pad(part, (num_tokens, 0, asking_tokens, 0)) for part in parts if part is not None)
+    of_kinds = F.pad(sum(part for part in parts if part is not None), (num_tokens, 0, asking_tokens, 0))
     if hidden:
         lowest = torch.finfo(of_kinds.dtype).min / 2
         of_kinds = F.pad(of_kinds, (0, hidden, 0, hidden if asking_tokens else 0), value=lowest)

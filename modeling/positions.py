@@ -1,6 +1,6 @@
 """Position embeddings: relative positions in a window, and window positions in the grid for global tokens.
 
-Indices are pure functions of their arguments, not buffers, which would hold random memory after
+Positions are pure functions of their arguments, not buffers, which would hold random memory after
 `from_pretrained`.
 
 Legend: N tokens of a window, W windows, T global tokens per window, C channels.
@@ -15,24 +15,32 @@ from transformers import initialization as init
 from .windows import Windows
 
 
-def relative_position_index(window: tuple[int, ...], device: torch.device, kind: str = "clean") -> Tensor:
-    """-> (N, N), row of the bias table for each pair of positions in a window, indexed as in Swin.
+def by_offset(table: Tensor, window: tuple[int, ...]) -> Tensor:
+    """A table of offsets (rows, heads) -> (heads, N, N), its row for each pair of positions in a window.
 
-    `kind` "official" is that of nnFormer's authors for three axes: the offset along the first axis counts
-    3 w - 1 rows instead of (2 w - 1)^2, so that different offsets share rows of the table.
+    Along each axis, the offset of query i and key j is i - j + size - 1, and rows are in the order of Swin. Slices of the table
+    give them without indices, whose arithmetic takes torch.compile seconds for each layer.
     """
-    offsets = []
+    axes = len(window)
+    rows = table.unflatten(0, [2 * size - 1 for size in window])
+    for axis, size in enumerate(window):
+        rows = rows.unfold(axis, size, 1)  # (queries..., heads, keys...), keys from the last to the first
+    rows = rows.flip(list(range(axes + 1, 2 * axes + 1)))
+    return rows.movedim(axes, 0).reshape(-1, prod(window), prod(window))
+
+
+def official_position_index(window: tuple[int, int, int], device: torch.device) -> Tensor:
+    """-> (N, N), row of nnFormer's authors in the bias table for each pair of positions in a window.
+
+    The offset along the first axis counts 3 w - 1 rows instead of (2 w - 1)^2, so that different offsets share rows of
+    the table.
+    """
     axes = torch.meshgrid(*(torch.arange(size, device=device) for size in window), indexing="ij")
-    for places, size in zip(axes, window, strict=True):
-        places = places.flatten()
-        offsets.append(places[:, None] - places[None, :] + size - 1)
-    if kind == "official":
-        first, second, third = offsets
-        return first * (3 * window[1] - 1) + second * (2 * window[1] - 1) + third
-    index = torch.zeros((), dtype=torch.long, device=device)
-    for offset, size in zip(offsets, window, strict=True):
-        index = index * (2 * size - 1) + offset
-    return index
+    places = [axis.flatten() for axis in axes]
+    first, second, third = (
+        place[:, None] - place[None, :] + size - 1 for place, size in zip(places, window, strict=True)
+    )
+    return first * (3 * window[1] - 1) + second * (2 * window[1] - 1) + third
 
 
 class RelativePositionBias(nn.Module):
@@ -45,8 +53,10 @@ class RelativePositionBias(nn.Module):
 
     def forward(self) -> Tensor:
         """-> (heads, N, N)."""
-        index = relative_position_index(self.window, self.table.device, self.index)
-        return self.table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+        if self.index == "official":
+            index = official_position_index(self.window, self.table.device)
+            return self.table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+        return by_offset(self.table, self.window)
 
     def reset_own_weights(self, std: float) -> None:
         init.trunc_normal_(self.table, std=std)

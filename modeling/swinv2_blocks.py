@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import Attention, attend, split_heads
 from .blocks import DropPath, Mlp, in_slices
 from .patches import PatchMerge
-from .positions import relative_position_index
+from .positions import by_offset
 from .windows import Windows, crop, merge, pad, partition, plan_windows, roll
 
 SMALLEST_NORM = 1e-6  # of a query or key; padded keys are exactly 0
@@ -83,7 +83,7 @@ def padded_shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype
 def log_spaced_offsets(
     window: tuple[int, ...], pretrained: tuple[int, ...] | None, device: torch.device
 ) -> Tensor:
-    """-> (rows, axes), the offsets of a window in the order of `relative_position_index`, on a log scale."""
+    """-> (rows, axes), the offsets of a window in the order of `by_offset`, on a log scale."""
     axes = []
     for side, trained in zip(window, pretrained or window, strict=True):
         offsets = torch.arange(1 - side, side, device=device, dtype=torch.float32)
@@ -104,9 +104,7 @@ class ContinuousPositionBias(nn.Module):
     def forward(self, window: tuple[int, ...], features: Tensor) -> Tensor:
         """-> (heads, N, N), between 0 and 16, on the device and in the type of `features`."""
         offsets = log_spaced_offsets(window, self.pretrained_window, features.device).to(features.dtype)
-        table = MOST_BIAS * self.fc2(F.relu(self.fc1(offsets))).sigmoid()
-        index = relative_position_index(window, table.device)
-        return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+        return by_offset(MOST_BIAS * self.fc2(F.relu(self.fc1(offsets))).sigmoid(), window)
 
 
 def unit_length(features: Tensor) -> Tensor:

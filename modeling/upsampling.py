@@ -108,6 +108,8 @@ def pyramid_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     Equals conv2d(cat([first, *upsampled others]), weight, padding=1).
     """
     finest, *coarser = feature_maps
+    if not coarser:
+        return convolution3x3(finest, weight)
     finest_weight, coarser_weight = weight.split([finest.shape[1], weight.shape[1] - finest.shape[1]], dim=1)
     # Before the direct convolution, because this step needs the most memory.
     upsampled = upsampled_conv3x3(coarser, coarser_weight, finest.shape[-2:])
@@ -120,19 +122,22 @@ def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequ
     Equals conv2d(cat(upsampled maps), weight, padding=1).
     """
     height, width = size
+    heights, widths = zip(*(feature_map.shape[2:] for feature_map in feature_maps), strict=True)
+    # (W, sum of w_i, 3) and (H, 3 * sum of h_i)
+    columns = _shifted_matrices(widths, width, feature_maps[0]).permute(1, 2, 0).contiguous()
+    rows = _shifted_matrices(heights, height, feature_maps[0]).transpose(0, 1).flatten(1)
     weights = weight.split([feature_map.shape[1] for feature_map in feature_maps], dim=1)
-    widened = [_widened_taps(m, part, width) for m, part in zip(feature_maps, weights, strict=True)]
-    lines = torch.cat([line for taps in widened for line in taps], dim=1)  # (B, 3 * sum of h_i, W * C')
-    matrices = [_shifted_matrices(m.shape[2], height, m) for m in feature_maps]
-    rows = torch.cat([matrix.transpose(0, 1).flatten(1) for matrix in matrices], dim=1)
+    widened = map(_widened_taps, feature_maps, weights, columns.split(widths, dim=1))
+    # (B, 3 * sum of h_i, W * C')
+    lines = torch.cat([line for row_of_taps in zip(*widened, strict=True) for line in row_of_taps], dim=1)
     upsampled = torch.bmm(rows.expand(lines.shape[0], -1, -1), lines)
     return upsampled.unflatten(2, (width, weight.shape[0])).permute(0, 3, 1, 2)
 
 
-def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tensor]:
-    """(B, C, h, w), (C', C, 3, 3) -> for each row of taps (B, h, W * C'), upsampled along w and summed."""
-    batch, _, height, source = feature_map.shape
-    columns = _shifted_matrices(source, width, feature_map).permute(1, 2, 0).flatten(1)  # (W, w * 3)
+def _widened_taps(feature_map: Tensor, weight: Tensor, columns: Tensor) -> list[Tensor]:
+    """(B, C, h, w), (C', C, 3, 3), (W, w, 3) -> for each row of taps (B, h, W * C'), upsampled along w and summed."""
+    batch, _, height, _ = feature_map.shape
+    columns = columns.flatten(1).expand(batch * height, -1, -1)
     mixings = weight.permute(2, 3, 0, 1).flatten(1, 2)  # of each row, to (tap, C')
     widened = []
     for mixing in mixings.unbind():
@@ -142,15 +147,17 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, width: int) -> list[Tenso
             .unflatten(3, (3, weight.shape[0]))
         )
         taps = taps.flatten(2, 3).flatten(0, 1)  # (B * h, w * 3, C')
-        lines = torch.bmm(columns.expand(batch * height, -1, -1), taps)
+        lines = torch.bmm(columns, taps)
         widened.append(lines.unflatten(0, (batch, height)).flatten(2))
     return widened
 
 
-def _shifted_matrices(source: int, target: int, like: Tensor) -> Tensor:
-    """-> (3, target, source), interpolation along an axis as the three taps read it, zero outside."""
+def _shifted_matrices(sources: Sequence[int], target: int, like: Tensor) -> Tensor:
+    """-> (3, target, sum of sources), interpolation along an axis as the three taps read it, zero outside."""
     exact = torch.promote_types(like.dtype, torch.float32)
     taps = torch.arange(-1, 2, device=like.device)[:, None]
     targets = torch.arange(target, dtype=exact, device=like.device) + taps
-    weights = _weights_at(_centers(targets, source, target), source)
+    weights = torch.cat(
+        [_weights_at(_centers(targets, source, target), source) for source in sources], dim=-1
+    )
     return (weights * ((targets >= 0) & (targets < target))[..., None]).to(like.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .attention import split_heads
-from .positions import relative_position_index
+from .positions import by_offset
 from .swinv2_blocks import MOST_BIAS, MOST_SCALE, log_spaced_offsets, unit_length
 from .windows import Windows, merge, partition, plan_windows
 
@@ -156,8 +156,7 @@ def swinv2_bias(attention: nn.Module, tokens: Tensor) -> Tensor:
     window, trained = tuple(attention.window_size), tuple(attention.pretrained_window_size)
     offsets = log_spaced_offsets(window, trained if trained[0] > 0 else None, tokens.device)
     table = attention.continuous_position_bias_mlp(offsets.to(tokens.dtype))
-    index = relative_position_index(window, tokens.device)
-    return MOST_BIAS * table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1).sigmoid()
+    return by_offset(MOST_BIAS * table.sigmoid(), window)
 
 
 def swinv2_output(block: nn.Module, attended: Tensor) -> Tensor:

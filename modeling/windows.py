@@ -88,11 +88,17 @@ def cropped(feature_map: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def roll(features: Tensor, windows: Windows, direction: int) -> Tensor:
-    """(B, padded..., C) -> the same shape, shifted cyclically forward (1) or backward (-1)."""
-    if not any(windows.shift):
-        return features
-    shifts = [direction * step for step in windows.shift]
-    return features.roll(shifts, dims=list(range(1, len(shifts) + 1)))
+    """(B, padded..., C) -> the same shape, shifted cyclically forward (1) or backward (-1).
+
+    By slices: compiling the index arithmetic of `torch.roll` takes seconds for each layer.
+    """
+    for axis, shift in enumerate(windows.shift, start=1):
+        if shift:
+            size = features.shape[axis]
+            first = size - shift if direction > 0 else shift
+            parts = features.narrow(axis, first, size - first), features.narrow(axis, 0, first)
+            features = torch.cat(parts, dim=axis)
+    return features
 
 
 def partition(features: Tensor, windows: Windows) -> Tensor:

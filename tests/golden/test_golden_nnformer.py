@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from contextseg.configuration.configuration_nnformer import NnFormerConfig
 from contextseg.modeling.decoder_nnformer import NnFormerStep
 from contextseg.modeling.label_rows import VolumeClassifier
-from contextseg.modeling.positions import relative_position_index
+from contextseg.modeling.positions import official_position_index
 from contextseg.modeling.renaming import RenamingTable, fill
 from contextseg.modeling.skip_attention import SkipAttentionBlock
 from contextseg.modeling.swin_stages import StageSizes, SwinStage
@@ -76,7 +76,7 @@ def attention_block(case: GoldenCase) -> dict[str, Tensor]:
     seen = watched(stage.blocks[0])
     features = on_grid(case.tensors["x"], grid_of(case))
     cut = stage.cut(features, None, stage.shifted_blocks[0])
-    index = relative_position_index(stage.window, features.device, "official")
+    index = official_position_index(stage.window, features.device)
     mask = None if cut.shift_masks is None else cut.shift_masks.of_windows
     constants = {"const.relative_position_index": index.int(), "const.attn_mask": mask}
     return {"out": stage(features), **seen, **constants}

@@ -6,7 +6,6 @@ from contextseg.modeling.positions import (
     GlobalPositionSinCos,
     GlobalPositionTable,
     RelativePositionBias,
-    relative_position_index,
     sincos_places,
 )
 from contextseg.modeling.windows import plan_windows
@@ -14,13 +13,17 @@ from contextseg.modeling.windows import plan_windows
 
 @each("window", [(3,), (2, 3), (2, 3, 2)])
 def test_each_offset_between_places_has_its_own_row(window):
-    index = relative_position_index(window, torch.device("cpu"))
+    bias = RelativePositionBias(window, 2)
+    rows_of_table = bias.table.shape[0]
+    bias.table.data = torch.arange(2.0 * rows_of_table).reshape(2, rows_of_table).T
+    first, second = bias()
+    assert torch.equal(second, first + rows_of_table)
     places = torch.cartesian_prod(*(torch.arange(size) for size in window)).reshape(-1, len(window))
     offsets = (places[:, None] - places[None]).reshape(-1, len(window)).tolist()
     rows = {}
-    for offset, row in zip(offsets, index.flatten().tolist(), strict=True):
+    for offset, row in zip(offsets, first.flatten().tolist(), strict=True):
         assert rows.setdefault(tuple(offset), row) == row
-    assert sorted(rows.values()) == list(range(RelativePositionBias(window, 1).table.shape[0]))
+    assert sorted(rows.values()) == list(range(rows_of_table))
 
 
 @each(("rows", "tokens"), [(10, 3), (10, 4), (11, 3), (11, 4), (12, 12)])

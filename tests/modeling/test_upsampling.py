@@ -21,6 +21,7 @@ PYRAMIDS = {
     "coarser maps larger": [(4, 5), (7, 6)],
     "one row": [(1, 9), (1, 5), (1, 3)],
     "unrelated sizes": [(11, 6), (4, 5), (9, 1)],
+    "one map": [(6, 5)],
 }
 pyramids = each("sizes", PYRAMIDS)
 
