@@ -95,7 +95,7 @@ def batch(*sizes):
 PLAIN = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "min_size": 64, "max_size": 1333}  # nothing resized
 
 
-@each_head
+@each_head_but_slow
 def test_losses_are_torchvisions(use_cascade):
     model = detector(use_cascade=use_cascade).train()
     inputs, (images, targets) = batch((64, 64), (64, 128))
