@@ -189,7 +189,11 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(dim, token_dim)
 
     def forward(
-        self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None
+        self,
+        tokens: Tensor,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+        asking: slice = slice(None),
     ) -> tuple[Tensor, Tensor | None]:
         """(B, N, C'), (B, M, C) -> (B, N, C'), probabilities (B, heads, N, M) or None.
 
@@ -197,11 +201,12 @@ class Attention(nn.Module):
             tokens: Query tokens (B, N, C').
             context: Context (B, M, C); the tokens themselves by default.
             bias: Additive bias, broadcastable to (B, heads, N, M).
+            asking: Which of the tokens ask, all by default: N in the bias and the results is their number.
         """
         context = tokens if context is None else context
         query, key = self.query_and_key(tokens, context)
         value = split_heads(self.v_proj(context), self.head_dim)
-        attended, probabilities = attend(self, query, key, value, bias)
+        attended, probabilities = attend(self, query[:, :, asking], key, value, bias)
         return self.o_proj(attended.flatten(-2)), probabilities
 
     def query_and_key(self, tokens: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,15 @@ def reset_before_relu(convolution: nn.Module) -> None:
     init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
 
 
+def is_compiled_for_cpu(features: Tensor) -> bool:
+    """Whether torch.compile makes a program for inference on a CPU.
+
+    Each of its kernels takes a second to compile, and each computation between two products of matrices is a kernel.
+    """
+    is_inference = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and is_inference and features.device.type == "cpu"
+
+
 def in_slices(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """Applies a pointwise function (..., C) -> (..., C); for inference on a CPU, in slices of positions.
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
-from .blocks import BatchNorm2d, ConvNormAct, Decoded, reset_before_relu
+from .blocks import BatchNorm2d, ConvNormAct, Decoded, is_compiled_for_cpu, reset_before_relu
 from .label_rows import LabelClassifier
-from .upsampling import PyramidConv3x3, needs_matrices, resampled, upsample
+from .upsampling import PyramidConv3x3, needs_matrices, upsample, upsample_by_products
 
 
 class PyramidConvNormAct(nn.Module):
@@ -33,30 +33,29 @@ class PyramidConvNormAct(nn.Module):
         reset_before_relu(self.convolution)
 
 
-def averaged(feature_map: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
-    """(B, C, h, w) -> (B, C, rows, columns): adaptive average pooling, deterministic if PyTorch is told so.
-
-    Args:
-        feature_map: The map.
-        output_size: (rows, columns), of which None leaves the side as it is, or one number for both.
-    """
+def averaged(feature_map: Tensor, scales: Sequence[int]) -> list[Tensor]:
+    """(B, C, h, w) -> for each scale (B, C, scale, scale): adaptive average pooling, deterministic if PyTorch is told so."""
     # In a program for any size, the cells of each bin are not known.
-    if not needs_matrices(feature_map) and not torch.compiler.is_exporting():
-        return F.adaptive_avg_pool2d(feature_map, output_size)
-    bins = (output_size, output_size) if isinstance(output_size, int) else output_size
-    matrices = (
-        averaging_matrix(side, side if count is None else count, feature_map.device)
-        for side, count in zip(feature_map.shape[2:], bins, strict=True)
-    )
-    return resampled(feature_map, *matrices)
+    by_product = torch.compiler.is_exporting() or is_compiled_for_cpu(feature_map)
+    if not by_product and not needs_matrices(feature_map):
+        return [F.adaptive_avg_pool2d(feature_map, scale) for scale in scales]
+    bins = [(scale, row, column) for scale in scales for row in range(scale) for column in range(scale)]
+    scale_of_bin, *places = torch.tensor(bins, device=feature_map.device).unbind(1)
+    rows, columns = map(averaging_matrix, feature_map.shape[2:], (scale_of_bin, scale_of_bin), places)
+    matrix = (rows[:, :, None] * columns[:, None]).flatten(1).expand(feature_map.shape[0], -1, -1)
+    exact = torch.promote_types(feature_map.dtype, matrix.dtype)
+    with torch.autocast(feature_map.device.type, enabled=False):
+        means = torch.bmm(matrix.to(exact), feature_map.flatten(2).transpose(1, 2).to(exact))
+    parts = means.to(feature_map.dtype).split([scale**2 for scale in scales], dim=1)
+    return [part.transpose(1, 2).unflatten(2, (scale, -1)) for scale, part in zip(scales, parts, strict=True)]
 
 
-def averaging_matrix(source: int, bins: int, device: torch.device) -> Tensor:
-    """-> (bins, source): each bin is the mean of the cells that it touches, which bins may share."""
-    edges, cells = torch.arange(bins, device=device)[:, None] * source, torch.arange(source, device=device)
-    first, stop = edges // bins, (edges + source + bins - 1) // bins
-    is_inside = ((cells >= first) & (cells < stop)).float()
-    return is_inside / is_inside.sum(1, keepdim=True)
+def averaging_matrix(source: int, counts: Tensor, places: Tensor) -> Tensor:
+    """Number and place of each bin along an axis -> (bins, source): the mean of the cells that it touches, also shared ones."""
+    edges, cells = places * source, torch.arange(source, device=places.device)
+    first, stop = edges // counts, (edges + source + counts - 1) // counts
+    is_inside = ((cells >= first[:, None]) & (cells < stop[:, None])).float()
+    return is_inside / (stop - first)[:, None]
 
 
 class PyramidPooling(nn.Module):
@@ -76,7 +75,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, hidden, h, w)."""
-        pooled = [averaged(feature_map, scale) for scale in self.scales]
+        pooled = averaged(feature_map, self.scales)
         parts = [branch(part) for branch, part in zip(self.branches, pooled, strict=True)]
         return self.bottleneck([feature_map, *parts])
 
@@ -119,9 +118,10 @@ class UperNetDecoder(nn.Module):
 
     def add_top_down(self, levels: Sequence[Tensor], top: Tensor) -> list[Tensor]:
         """Maps (B, C, h_i, w_i), fine to coarse, and `top` -> the same shapes, each plus all coarser maps."""
+        enlarged = upsample_by_products if is_compiled_for_cpu(top) else upsample
         summed = [top]
         for level in reversed(levels):
-            summed.insert(0, level + upsample(summed[0], level.shape[-2:]))
+            summed.insert(0, level + enlarged(summed[0], level.shape[-2:]))
         return summed[:-1]
 
 

@@ -73,11 +73,21 @@ def bias_with_tokens(
     if bias is None and masks is None:
         return None
     parts = (None if bias is None else bias[None], None if masks is None else masks.of_kinds[:, None])
-    of_kinds = F.pad(sum(part for part in parts if part is not None), (num_tokens, 0, asking_tokens, 0))
+    of_kinds = sum(part for part in parts if part is not None)
+    for axis, count in ((3, num_tokens), (2, asking_tokens)):
+        of_kinds = zeros_before(of_kinds, count, axis)
     if hidden:
         lowest = torch.finfo(of_kinds.dtype).min / 2
         of_kinds = F.pad(of_kinds, (0, hidden, 0, hidden if asking_tokens else 0), value=lowest)
     return of_kinds if masks is None else of_kinds.index_select(0, masks.kinds.repeat(batch))
+
+
+def zeros_before(bias: Tensor, count: int, axis: int) -> Tensor:
+    """(..., N, ...) -> (..., count + N, ...); torch.compile takes longer for `F.pad`, whose arithmetic nests with that before it."""
+    if not count:
+        return bias
+    shape = (*bias.shape[:axis], count, *bias.shape[axis + 1 :])
+    return torch.cat([bias.new_zeros(shape), bias], dim=axis)
 
 
 class AcrossWindows(nn.Module):

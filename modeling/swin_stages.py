@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention, missing_keys
-from .blocks import DropPath, Encoded, Mlp, Revise, unchanged
+from .blocks import DropPath, Encoded, Mlp, Revise, is_compiled_for_cpu, unchanged
 from .global_tokens import AcrossWindows, GlobalTokens, bias_with_tokens, tokens_with_image
 from .patches import PatchEmbed, PatchMerge, patches_with_image
 from .positions import RelativePositionBias, global_position
@@ -116,9 +116,11 @@ class SwinBlock(AcrossWindows, GradientCheckpointingLayer):
         if global_tokens is not None and self.global_block == "transformer":
             global_tokens = self.norm1(global_tokens)
         context, hidden = self.context_of(windows, global_tokens)
-        asking = windows if self.is_last else context
+        asking, queries = windows if self.is_last else context, slice(None)
+        if self.is_last and is_compiled_for_cpu(windows):  # windows are then computed once, into the context
+            asking, queries = context, slice(num_tokens, num_tokens + windows.shape[2])
         bias = self.attention_bias(window_cut, batch, num_tokens, windows.dtype, hidden)
-        mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias)
+        mixed, _ = self.attention(asking.flatten(0, 1), context.flatten(0, 1), bias, queries)
         mixed = mixed.reshape(batch, count, -1, dim)
         if self.is_last or global_tokens is None:
             return mixed, global_tokens

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import WeightOwner
+from .blocks import WeightOwner, is_compiled_for_cpu
 from .winograd import convolution3x3
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -28,22 +28,23 @@ def interpolation_matrix(
     source: int, target: int, *, dtype: torch.dtype, device: torch.device, align_corners: bool = False
 ) -> Tensor:
     """-> (target, source), linear interpolation along one axis; a row holds the weights of one target."""
-    exact = torch.promote_types(dtype, torch.float32)
-    targets = torch.arange(target, dtype=exact, device=device)
+    options = {"dtype": torch.promote_types(dtype, torch.float32), "device": device}
+    targets, cells = torch.arange(target, **options)[:, None], torch.arange(source, **options)
     if align_corners:
-        return _weights_at(targets * ((source - 1) / max(target - 1, 1)), source).to(dtype)
-    return _weights_at(_centers(targets, source, target), source).to(dtype)
+        positions = targets * ((source - 1) / max(target - 1, 1))
+    else:
+        positions = _centers(targets, source, target)
+    return _weights_at(positions, source, cells).to(dtype)
 
 
-def _centers(targets: Tensor, source: int, target: int) -> Tensor:
+def _centers(targets: Tensor, source: int | Tensor, target: int) -> Tensor:
     """Indices of `target` cells -> the positions of their centers among `source` cells."""
     return (targets + 0.5) * (source / target) - 0.5
 
 
-def _weights_at(positions: Tensor, source: int) -> Tensor:
-    """Positions (..., target) in units of source cells -> (..., target, source), the weights of linear interpolation."""
-    cells = torch.arange(source, dtype=positions.dtype, device=positions.device)
-    return (1 - (positions.clamp(0, source - 1)[..., None] - cells).abs()).clamp(min=0)
+def _weights_at(positions: Tensor, source: int | Tensor, cells: Tensor) -> Tensor:
+    """Positions in units of source cells, indices of these -> the weights of linear interpolation."""
+    return (1 - (positions.clamp(min=0).clamp(max=source - 1) - cells).abs()).clamp(min=0)
 
 
 def upsample(feature_map: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -82,6 +83,19 @@ def along(features: Tensor, matrix: Tensor | None, axis: int) -> Tensor:
     if axis == features.ndim - 1:
         return features @ matrix.T
     return (matrix @ features.flatten(axis + 1)).unflatten(-1, features.shape[axis + 1 :])
+
+
+def upsample_by_products(feature_map: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W) as `upsample`, by one matrix product for each axis."""
+    batch, channels, height, width = feature_map.shape
+    options = {"dtype": feature_map.dtype, "device": feature_map.device}
+    rows = interpolation_matrix(height, size[0], **options)
+    is_square = (height, size[0]) == (width, size[1])
+    columns = rows if is_square else interpolation_matrix(width, size[1], **options)
+    cells = feature_map.permute(0, 2, 3, 1)  # channels fastest, as in memory
+    lines = torch.bmm(columns.expand(batch * height, -1, -1), cells.flatten(0, 1))
+    lines = lines.unflatten(0, (batch, height)).flatten(2)  # (B, h, W * C)
+    return torch.bmm(rows.expand(batch, -1, -1), lines).unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
 
 
 class PyramidConv3x3(WeightOwner):
@@ -126,27 +140,39 @@ def upsampled_conv3x3(feature_maps: Sequence[Tensor], weight: Tensor, size: Sequ
     # (W, sum of w_i, 3) and (H, 3 * sum of h_i)
     columns = _shifted_matrices(widths, width, feature_maps[0]).permute(1, 2, 0).contiguous()
     rows = _shifted_matrices(heights, height, feature_maps[0]).transpose(0, 1).flatten(1)
-    weights = weight.split([feature_map.shape[1] for feature_map in feature_maps], dim=1)
-    widened = map(_widened_taps, feature_maps, weights, columns.split(widths, dim=1))
+    channels = [feature_map.shape[1] for feature_map in feature_maps]
+    if is_compiled_for_cpu(weight) and len(set(channels)) == 1:
+        feature_maps = _in_one_buffer(feature_maps)
+        weight = weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)  # as the taps read it
+    weights, columns = weight.split(channels, dim=1), columns.split(widths, dim=1)
+    widened = map(_widened_taps, feature_maps, weights, columns)
     # (B, 3 * sum of h_i, W * C')
     lines = torch.cat([line for row_of_taps in zip(*widened, strict=True) for line in row_of_taps], dim=1)
     upsampled = torch.bmm(rows.expand(lines.shape[0], -1, -1), lines)
     return upsampled.unflatten(2, (width, weight.shape[0])).permute(0, 3, 1, 2)
 
 
+def _in_one_buffer(feature_maps: Sequence[Tensor]) -> list[Tensor]:
+    """(B, C, h_i, w_i) each -> the same, in one buffer, which one kernel of torch.compile computes."""
+    cells = torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in feature_maps])
+    maps, first = [], 0
+    for feature_map in feature_maps:
+        batch, _, height, width = feature_map.shape
+        part = cells.narrow(0, first, batch * height * width)
+        maps.append(part.unflatten(0, (batch, height, width)).permute(0, 3, 1, 2))
+        first += batch * height * width
+    return maps
+
+
 def _widened_taps(feature_map: Tensor, weight: Tensor, columns: Tensor) -> list[Tensor]:
     """(B, C, h, w), (C', C, 3, 3), (W, w, 3) -> for each row of taps (B, h, W * C'), upsampled along w and summed."""
-    batch, _, height, _ = feature_map.shape
+    batch, _, height, width = feature_map.shape
     columns = columns.flatten(1).expand(batch * height, -1, -1)
-    mixings = weight.permute(2, 3, 0, 1).flatten(1, 2)  # of each row, to (tap, C')
+    cells = feature_map.permute(0, 2, 3, 1).flatten(0, 2)
+    mixings = weight.permute(2, 3, 0, 1).flatten(1, 2)  # of each row of taps, to (tap, C')
     widened = []
     for mixing in mixings.unbind():
-        taps = (
-            F.conv2d(feature_map, mixing[:, :, None, None])
-            .permute(0, 2, 3, 1)
-            .unflatten(3, (3, weight.shape[0]))
-        )
-        taps = taps.flatten(2, 3).flatten(0, 1)  # (B * h, w * 3, C')
+        taps = F.linear(cells, mixing).reshape(batch * height, width * 3, -1)  # C' last
         lines = torch.bmm(columns, taps)
         widened.append(lines.unflatten(0, (batch, height)).flatten(2))
     return widened
@@ -154,10 +180,9 @@ def _widened_taps(feature_map: Tensor, weight: Tensor, columns: Tensor) -> list[
 
 def _shifted_matrices(sources: Sequence[int], target: int, like: Tensor) -> Tensor:
     """-> (3, target, sum of sources), interpolation along an axis as the three taps read it, zero outside."""
-    exact = torch.promote_types(like.dtype, torch.float32)
-    taps = torch.arange(-1, 2, device=like.device)[:, None]
-    targets = torch.arange(target, dtype=exact, device=like.device) + taps
-    weights = torch.cat(
-        [_weights_at(_centers(targets, source, target), source) for source in sources], dim=-1
-    )
-    return (weights * ((targets >= 0) & (targets < target))[..., None]).to(like.dtype)
+    options = {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
+    cells = torch.cat([torch.arange(source, **options) for source in sources])
+    sizes = torch.cat([torch.full((source,), source, **options) for source in sources])
+    targets = torch.arange(target, **options)[:, None] + torch.arange(-1, 2, **options)[:, None, None]
+    weights = _weights_at(_centers(targets, sizes, target), sizes, cells)
+    return (weights * ((targets >= 0) & (targets < target))).to(like.dtype)

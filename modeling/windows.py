@@ -66,6 +66,8 @@ def window_reverse(tokens: Tensor, windows: Windows) -> Tensor:
 
 def pad(features: Tensor, windows: Windows) -> Tensor:
     """(B, G..., C) -> (B, padded..., C), zero-padded at the end of each axis."""
+    if not torch.compiler.is_compiling() and windows.padded == windows.grid:  # a program is for any size
+        return features
     widths = [0, 0]
     for size, padded in zip(windows.grid[::-1], windows.padded[::-1], strict=True):
         widths += [0, padded - size]
@@ -130,18 +132,14 @@ def shift_masks(windows: Windows, device: torch.device, dtype: torch.dtype) -> S
     """
     if not any(windows.shift):
         return None
-    axes = len(windows.window)
-    padded = tuple(2 * size for size in windows.window)
-    regions, kinds = torch.zeros(2, dtype=torch.long, device=device)
-    for size, window, shift, count in zip(padded, windows.window, windows.shift, windows.counts, strict=True):
-        place = torch.arange(size, device=device)
-        region = (place >= size - window).long() + (place >= size - shift).long()
-        regions = 3 * regions[..., None] + region
-        kinds = 2 * kinds[..., None] + (torch.arange(count, device=device) == count - 1).long()
-    labels = partition(regions[None, ..., None], windows._replace(counts=(2,) * axes, padded=padded))[
-        0, :, :, 0
-    ]
-    apart = labels[:, :, None] != labels[:, None, :]
+    kinds = torch.zeros((), dtype=torch.long, device=device)
+    sides = kinds[None, None]  # (kinds, N), on which side of the seams a token is, along the axes so far
+    is_last = torch.arange(2, device=device)[:, None] == 1
+    for window, shift, count in zip(windows.window, windows.shift, windows.counts, strict=True):
+        wraps = is_last & (torch.arange(window, device=device) >= window - shift)  # (2, w)
+        sides = (2 * sides[:, None, :, None] + wraps[:, None]).flatten(2, 3).flatten(0, 1)
+        kinds = 2 * kinds[..., None] + (torch.arange(count, device=device) == count - 1)
+    apart = sides[:, :, None] != sides[:, None]
     masks = torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
     return ShiftMasks(masks, kinds.flatten())
 

@@ -60,6 +60,24 @@ def test_decoder_equals_the_figure_of_the_paper(size):
     )
 
 
+@pytest.mark.slow
+@each("size", [(13, 22), (1, 1)])
+@torch.inference_mode()
+def test_a_program_compiled_for_a_cpu_equals_the_figure_of_the_paper(size):
+    decoder, feature_maps = random_decoder(), random_pyramid(*size)
+    operations = []
+
+    def record(program: torch.fx.GraphModule, _inputs: list[Tensor]) -> torch.fx.GraphModule:
+        operations.extend(node.target for node in program.graph.nodes)
+        return program
+
+    compiled = torch.compile(decoder, fullgraph=True, dynamic=False, backend=record)
+    torch.testing.assert_close(
+        compiled(feature_maps).feature_map, plain_upernet(decoder, feature_maps), atol=1e-5, rtol=1e-5
+    )
+    assert not {F.interpolate, F.adaptive_avg_pool2d} & set(operations)
+
+
 def test_decoder_equals_the_figure_while_training_too():
     decoder, feature_maps = random_decoder().double().train(), random_pyramid(14, 9)
     feature_maps = [m.double() for m in feature_maps]

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from cases import each
 
@@ -151,6 +152,15 @@ def test_tokens_that_fill_up_the_keys_change_nothing(block, options):
     with torch.no_grad():
         torch.testing.assert_close(built(features), expected)
     assert seen == [16 + 10, 32]  # only without gradients
+
+
+@pytest.mark.slow
+@each("options", [{}, {"window": (3, 5)}])
+@torch.inference_mode()
+def test_a_program_compiled_for_a_cpu_computes_the_same(options):
+    built, features = stage(**options), torch.randn(2, 7, 9, 8)
+    compiled = torch.compile(built, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(features), built(features), atol=1e-5, rtol=1e-5)
 
 
 def test_global_tokens_do_not_attend_to_padding():
