@@ -14,7 +14,7 @@ from torch import Tensor, channels_last, nn
 
 from .blocks import BatchNorm2d, ConvNormAct, Decoded, is_compiled_for_cpu, reset_before_relu
 from .label_rows import LabelClassifier
-from .upsampling import PyramidConv3x3, needs_matrices, upsample, upsample_by_products
+from .upsampling import PyramidConv3x3, needs_matrices, resampled, upsample, upsample_by_products
 
 
 class PyramidConvNormAct(nn.Module):
@@ -33,15 +33,28 @@ class PyramidConvNormAct(nn.Module):
         reset_before_relu(self.convolution)
 
 
-def averaged(feature_map: Tensor, scales: Sequence[int]) -> list[Tensor]:
-    """(B, C, h, w) -> for each scale (B, C, scale, scale): adaptive average pooling, deterministic if PyTorch is told so."""
+def averaged(feature_map: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
+    """(B, C, h, w) -> (B, C, rows, columns): adaptive average pooling, deterministic if PyTorch is told so.
+
+    Args:
+        feature_map: The map.
+        output_size: (rows, columns), of which None leaves the side as it is, or one number for both.
+    """
     # In a program for any size, the cells of each bin are not known.
-    by_product = torch.compiler.is_exporting() or is_compiled_for_cpu(feature_map)
-    if not by_product and not needs_matrices(feature_map):
-        return [F.adaptive_avg_pool2d(feature_map, scale) for scale in scales]
+    if not needs_matrices(feature_map) and not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(feature_map, output_size)
+    bins = (output_size, output_size) if isinstance(output_size, int) else output_size
+    sides = feature_map.shape[2:]
+    counts = [side if count is None else count for side, count in zip(sides, bins, strict=True)]
+    places = [torch.arange(count, device=feature_map.device) for count in counts]
+    return resampled(feature_map, *map(averaging_matrix, sides, counts, places))
+
+
+def averaged_by_product(feature_map: Tensor, scales: Sequence[int]) -> list[Tensor]:
+    """(B, C, h, w) -> for each scale (B, C, scale, scale): adaptive average pooling, all scales by one matrix product."""
     bins = [(scale, row, column) for scale in scales for row in range(scale) for column in range(scale)]
-    scale_of_bin, *places = torch.tensor(bins, device=feature_map.device).unbind(1)
-    rows, columns = map(averaging_matrix, feature_map.shape[2:], (scale_of_bin, scale_of_bin), places)
+    counts, *places = torch.tensor(bins, device=feature_map.device).unbind(1)
+    rows, columns = map(averaging_matrix, feature_map.shape[2:], (counts, counts), places)
     matrix = (rows[:, :, None] * columns[:, None]).flatten(1).expand(feature_map.shape[0], -1, -1)
     exact = torch.promote_types(feature_map.dtype, matrix.dtype)
     with torch.autocast(feature_map.device.type, enabled=False):
@@ -50,12 +63,13 @@ def averaged(feature_map: Tensor, scales: Sequence[int]) -> list[Tensor]:
     return [part.transpose(1, 2).unflatten(2, (scale, -1)) for scale, part in zip(scales, parts, strict=True)]
 
 
-def averaging_matrix(source: int, counts: Tensor, places: Tensor) -> Tensor:
-    """Number and place of each bin along an axis -> (bins, source): the mean of the cells that it touches, also shared ones."""
-    edges, cells = places * source, torch.arange(source, device=places.device)
+def averaging_matrix(source: int, counts: int | Tensor, places: Tensor) -> Tensor:
+    """-> (bins, source): bin places[i] of counts[i] is the mean of the cells that it touches, which bins may share."""
+    edges, cells = (places * source)[:, None], torch.arange(source, device=places.device)
+    counts = counts[:, None] if isinstance(counts, Tensor) else counts
     first, stop = edges // counts, (edges + source + counts - 1) // counts
-    is_inside = ((cells >= first[:, None]) & (cells < stop[:, None])).float()
-    return is_inside / (stop - first)[:, None]
+    is_inside = ((cells >= first) & (cells < stop)).float()
+    return is_inside / is_inside.sum(1, keepdim=True)
 
 
 class PyramidPooling(nn.Module):
@@ -75,7 +89,10 @@ class PyramidPooling(nn.Module):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, hidden, h, w)."""
-        pooled = averaged(feature_map, self.scales)
+        if is_compiled_for_cpu(feature_map):
+            pooled = averaged_by_product(feature_map, self.scales)
+        else:
+            pooled = [averaged(feature_map, scale) for scale in self.scales]
         parts = [branch(part) for branch, part in zip(self.branches, pooled, strict=True)]
         return self.bottleneck([feature_map, *parts])
 

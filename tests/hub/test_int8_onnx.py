@@ -119,7 +119,7 @@ def test_normalization_behind_a_sum_is_a_product_and_a_sum(samples, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_convolutions_of_upernet_have_constant_weights(tmp_path):
+def test_all_convolutions_and_taps_of_upernet_have_constant_weights(tmp_path):
     pytest.importorskip("onnxruntime")
     import onnx
 
@@ -132,9 +132,12 @@ def test_all_convolutions_of_upernet_have_constant_weights(tmp_path):
     program.save(tmp_path / "decoder.onnx")
     int8_onnx.open_session(tmp_path / "decoder.onnx", basic=tmp_path / "prepared.onnx")
     model = onnx.load(tmp_path / "prepared.onnx")
-    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    assert len(convolutions) == 23
-    assert {node.name for node in int8_onnx.weighted_nodes(model)} == set(convolutions)
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert [node.op_type for node in layers].count(
+        "Gemm"
+    ) == 15  # three rows of taps for each of five upsampled maps
+    assert len(layers) == 23
+    assert {node.name for node in int8_onnx.weighted_nodes(model)} == {node.name for node in layers}
 
 
 @pytest.mark.slow
