@@ -25,13 +25,14 @@ from .attention import Attention, attend, split_heads
 from .blocks import DropPath, Mlp, in_slices
 from .patches import PatchMerge
 from .positions import by_offset
-from .windows import Windows, crop, merge, pad, partition, plan_windows, roll
+from .windows import ShiftMasks, Windows, crop, merge, pad, partition, plan_windows, roll
 
 SMALLEST_NORM = 1e-6  # of a query or key; padded keys are exactly 0
 MOST_SCALE = 100.0
 POSITION_WIDTH = 512  # hidden channels of the continuous position bias
 FURTHEST = 8.0  # coordinate of the furthest offset in a window, before the logarithm
 MOST_BIAS = 16.0
+KINDS = 3  # of shifted windows along an axis: the last, the one before it, and all others
 
 
 class SwinV2Sizes(NamedTuple):
@@ -46,10 +47,10 @@ class SwinV2Sizes(NamedTuple):
 
 
 class ShiftedWindows(NamedTuple):
-    """The partition of a grid into windows, and the mask (W, N, N) or None that keeps apart what is not adjacent."""
+    """The partition of a grid into windows, and the masks that keep apart what is not adjacent."""
 
     windows: Windows
-    shift_mask: Tensor | None
+    shift_masks: ShiftMasks | None
 
 
 def cut_windows(features: Tensor, window: tuple[int, ...], shifted: bool) -> ShiftedWindows:
@@ -60,24 +61,34 @@ def cut_windows(features: Tensor, window: tuple[int, ...], shifted: bool) -> Shi
     if shifted:
         shift = tuple(0 if size <= side else side // 2 for size, side in zip(grid, window, strict=True))
         windows = windows._replace(shift=shift)
-    return ShiftedWindows(windows, padded_shift_mask(windows, features.device, features.dtype))
+    return ShiftedWindows(windows, padded_shift_masks(windows, features.device, features.dtype))
 
 
-def padded_shift_mask(windows: Windows, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """-> (W, N, N), additive: -100 between tokens of different regions; None without a shift.
+def padded_shift_masks(windows: Windows, device: torch.device, dtype: torch.dtype) -> ShiftMasks | None:
+    """Returns the masks of shifted windows: -100 between tokens of different regions; None without a shift.
 
-    Regions lie on the grid before padding; the padding belongs to the first of them, as in the authors' code.
+    Regions lie on the grid before padding; the padding belongs to the first of them, as in the authors' code. Along each
+    axis only the last two windows can hold a seam, so that all windows before them are of one kind.
     """
     if not any(windows.shift):
         return None
-    regions = torch.zeros((), dtype=torch.long, device=device)
-    for axis, (size, side, shift) in enumerate(zip(windows.grid, windows.window, windows.shift, strict=True)):
-        place = torch.arange(size, device=device)
-        region = ((place >= size - side).long() + (place >= size - shift).long()) if shift else 0 * place
-        regions = 3 * regions.unsqueeze(-1) + region if axis else region
-    labels = partition(pad(regions[None, ..., None], windows), windows)[0, :, :, 0]
-    apart = labels[:, :, None] != labels[:, None, :]
-    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+    kinds = torch.zeros((), dtype=torch.long, device=device)
+    regions = kinds[None, None]  # (kinds, N)
+    padding = -(KINDS ** len(windows.grid))  # along any axis, it makes a region negative
+    for size, side, shift, count in zip(
+        windows.grid, windows.window, windows.shift, windows.counts, strict=True
+    ):
+        # Cells of the last three windows, counted from the end of the grid; from 0 on they are padding.
+        place = torch.arange(-KINDS * side, 0, device=device).reshape(KINDS, side) + (count * side - size)
+        region = ((place >= -side).long() + (place >= -shift).long()) * bool(shift)
+        region = region.masked_fill(place >= 0, padding)
+        regions = (KINDS * regions[:, None, :, None] + region[:, None]).flatten(2, 3).flatten(0, 1)
+        kind = (torch.arange(count, device=device) + (KINDS - count)).clamp(min=0)
+        kinds = KINDS * kinds[..., None] + kind
+    regions = regions.clamp(min=0)
+    apart = regions[:, :, None] != regions[:, None]
+    masks = torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+    return ShiftMasks(masks, kinds.flatten())
 
 
 def log_spaced_offsets(
@@ -107,10 +118,10 @@ class ContinuousPositionBias(nn.Module):
         return by_offset(MOST_BIAS * self.fc2(F.relu(self.fc1(offsets))).sigmoid(), window)
 
 
-def unit_length(features: Tensor) -> Tensor:
-    """(..., d) -> the same shape, divided by their length; in float32 or wider, where the length cannot underflow."""
-    exact = torch.promote_types(features.dtype, torch.float32)
-    return F.normalize(features.to(exact), dim=-1, eps=SMALLEST_NORM)
+def of_length(features: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """(..., d) -> the same shape, with this length; in float32 or wider, where the length cannot underflow."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    return features * (length / features.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM))
 
 
 class CosineAttention(Attention):
@@ -139,9 +150,9 @@ class CosineAttention(Attention):
             for features in (self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens))
         )
         scale = self.log_scale.clamp(max=log(MOST_SCALE)).exp()[:, None, None]
-        query = unit_length(query) * (scale * self.head_dim**0.5)  # `attend` divides by this root
+        query = of_length(query, scale * self.head_dim**0.5)  # `attend` divides by this root
         attended, probabilities = attend(
-            self, query.to(value.dtype), unit_length(key).to(value.dtype), value, bias
+            self, query.to(value.dtype), of_length(key).to(value.dtype), value, bias
         )
         return self.o_proj(attended.flatten(-2)), probabilities
 
@@ -196,10 +207,9 @@ class SwinV2Block(GradientCheckpointingLayer):
 
     def attention_bias(self, window_cut: ShiftedWindows, batch: int, extra: int, context: Tensor) -> Tensor:
         """-> (1 or B * W, heads, N + E, N + E), zero in rows and columns of extra tokens."""
-        bias = self.position_bias(window_cut.windows.window, context)[None]
-        if window_cut.shift_mask is not None:
-            bias = (bias + window_cut.shift_mask[:, None]).repeat(batch, 1, 1, 1)
-        return F.pad(bias, (0, extra, 0, extra)).to(context.dtype)
+        bias, masks = self.position_bias(window_cut.windows.window, context)[None], window_cut.shift_masks
+        bias = F.pad(bias if masks is None else bias + masks.of_kinds[:, None], (0, extra, 0, extra))
+        return (bias if masks is None else bias[masks.kinds.repeat(batch)]).to(context.dtype)
 
 
 def joined(features: Tensor, extra_tokens: Tensor) -> Tensor:

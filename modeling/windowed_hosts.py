@@ -15,7 +15,7 @@ from transformers import initialization as init
 
 from .attention import split_heads
 from .positions import by_offset
-from .swinv2_blocks import MOST_BIAS, MOST_SCALE, log_spaced_offsets, unit_length
+from .swinv2_blocks import MOST_BIAS, MOST_SCALE, log_spaced_offsets, of_length
 from .windows import Windows, merge, partition, plan_windows
 
 
@@ -149,7 +149,7 @@ def swinv2_project(attention: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor
         for projection in (attention.query, attention.key, attention.value)
     )
     scale = attention.logit_scale.clamp(max=log(MOST_SCALE)).exp() * attention.head_dim**0.5
-    return (unit_length(query) * scale).to(value.dtype), unit_length(key).to(value.dtype), value
+    return of_length(query, scale).to(value.dtype), of_length(key).to(value.dtype), value
 
 
 def swinv2_bias(attention: nn.Module, tokens: Tensor) -> Tensor:

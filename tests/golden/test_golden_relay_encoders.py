@@ -19,7 +19,7 @@ from contextseg.modeling.relay_swinv2 import RelayMerge, RelayStage
 from contextseg.modeling.relay_tokens import RELAY_UPDATES, TwoScales
 from contextseg.modeling.relay_vit import attend_with_relay
 from contextseg.modeling.renaming import fill
-from contextseg.modeling.swinv2_blocks import ShiftedWindows, SwinV2Block, SwinV2Sizes, padded_shift_mask
+from contextseg.modeling.swinv2_blocks import ShiftedWindows, SwinV2Block, SwinV2Sizes, padded_shift_masks
 from contextseg.modeling.windows import plan_windows
 from contextseg.scripts.conversion.relay_official import SWINV2_BLOCK, SWINV2_STAGE, VIT_BLOCK, flat_scales
 from contextseg.scripts.convert_weights import convert_weights
@@ -130,7 +130,7 @@ def run_swin_block(case: GoldenCase, attention: str, _folder: Path) -> Callable[
     fill(block, flat_scales(SWINV2_BLOCK.apply(case.weights)))
     windows = plan_windows(tuple(features.shape[1:-1]), tuple(arguments["effective_window"]))
     windows = windows._replace(shift=tuple(arguments["effective_shift"]))
-    cut = ShiftedWindows(windows, padded_shift_mask(windows, features.device, features.dtype))
+    cut = ShiftedWindows(windows, padded_shift_masks(windows, features.device, features.dtype))
 
     def run(_rule: str) -> Outputs:
         tokens = relay_tokens(case, features)

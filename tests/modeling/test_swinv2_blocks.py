@@ -89,6 +89,7 @@ def literal_attention(
         "whole windows": ((4, 8), 4, (4, 4), (0, 2), 1),
         "padding": ((5, 6), 4, (4, 4), (2, 2), 4),
         "odd windows": ((7, 4), 3, (3, 3), (1, 1), 8),
+        "many windows": ((13, 17), 3, (3, 3), (1, 1), 1),
         "a short axis": ((3, 7), 5, (3, 5), (0, 2), 2),
         "one window": ((2, 3), 4, (2, 3), (0, 0), 2),
         "windows of one": ((2, 2), 1, (1, 1), (0, 0), 2),
