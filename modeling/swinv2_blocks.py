@@ -67,25 +67,22 @@ def cut_windows(features: Tensor, window: tuple[int, ...], shifted: bool) -> Shi
 def padded_shift_masks(windows: Windows, device: torch.device, dtype: torch.dtype) -> ShiftMasks | None:
     """Returns the masks of shifted windows: -100 between tokens of different regions; None without a shift.
 
-    Regions lie on the grid before padding; the padding belongs to the first of them, as in the authors' code. Along each
-    axis only the last two windows can hold a seam, so that all windows before them are of one kind.
+    Regions lie on the grid before padding; the padding is apart from all cells that share its window, as in the authors'
+    code. Along each axis only the last two windows can hold a seam, so that all windows before them are of one kind.
     """
     if not any(windows.shift):
         return None
     kinds = torch.zeros((), dtype=torch.long, device=device)
     regions = kinds[None, None]  # (kinds, N)
-    padding = -(KINDS ** len(windows.grid))  # along any axis, it makes a region negative
     for size, side, shift, count in zip(
         windows.grid, windows.window, windows.shift, windows.counts, strict=True
     ):
         # Cells of the last three windows, counted from the end of the grid; from 0 on they are padding.
         place = torch.arange(-KINDS * side, 0, device=device).reshape(KINDS, side) + (count * side - size)
-        region = ((place >= -side).long() + (place >= -shift).long()) * bool(shift)
-        region = region.masked_fill(place >= 0, padding)
+        region = ((place >= -side).long() + (place >= -shift).long()) * (place < 0)
         regions = (KINDS * regions[:, None, :, None] + region[:, None]).flatten(2, 3).flatten(0, 1)
         kind = (torch.arange(count, device=device) + (KINDS - count)).clamp(min=0)
         kinds = KINDS * kinds[..., None] + kind
-    regions = regions.clamp(min=0)
     apart = regions[:, :, None] != regions[:, None]
     masks = torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
     return ShiftMasks(masks, kinds.flatten())
