@@ -3,6 +3,8 @@
 Legend: K number of labels before, K' after, B batch, C channels, G... grid axes.
 """
 
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -13,9 +15,21 @@ from .blocks import WeightOwner
 
 
 def rows_of_equal_names(known: Mapping[int, str], wanted: Mapping[int, str]) -> list[int | None]:
-    """For each wanted label, the known label of the same name, or None."""
-    row_of = {name: row for row, name in known.items()}
+    """For each wanted label, the known label of the same name, as `respelled` compares them, or None."""
+    row_of = dict(zip(respelled(list(known.values()), list(wanted.values())), known, strict=True))
     return [row_of.get(wanted[label]) for label in sorted(wanted)]
+
+
+def respelled(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The names as `others` spell them, where these differ in case, blanks, "_", "-" or Unicode normal form only."""
+    spelling = {spelled_plainly(other): other for other in others}
+    if len(spelling) < len(others) or len(set(map(spelled_plainly, names))) < len(names):
+        return list(names)  # names that differ in nothing else
+    return [spelling.get(spelled_plainly(name), name) for name in names]
+
+
+def spelled_plainly(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name).casefold()).strip()
 
 
 def with_kept_rows(stored: Tensor, fresh: Tensor, rows: Sequence[int | None]) -> Tensor:
@@ -108,6 +122,7 @@ __all__ = [
     "TransposedClassifier",
     "VolumeClassifier",
     "VoxelClassifier",
+    "respelled",
     "rows_of_equal_names",
     "with_kept_rows",
 ]

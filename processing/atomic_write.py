@@ -21,7 +21,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Raises:
         Exception: If the block raises it; `path` is then unchanged, and the temporary file is removed. An error of
-            the disk without the name of a file, such as that it is full, gets that of `path`.
+            the disk names `path`, also where it has no name, such as that the disk is full.
     """
     temporary = path.with_name(path.name + ".writing")
     try:
@@ -29,7 +29,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         replace_flushed(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        is_of_disk = isinstance(error, OSError) and error.errno is not None
+        if is_of_disk and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
 

@@ -1,13 +1,12 @@
 """Matching of the classes of data with those of a trained model, by name."""
 
 import logging
-import re
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..modeling.label_rows import respelled
 from ..processing.data.pairing import listed
-from ..processing.image_files import same_name
 from .models import class_names
 
 logger = logging.getLogger(__name__)
@@ -34,25 +33,13 @@ def check_classes(model: PreTrainedModel, data: Any) -> list[str]:
         raise ValueError(
             f"the model has {len(known)} classes and the data {len(found)}. Only in the model: {beyond(known, found)}; "
             f"only in the data: {beyond(found, known)}. Give the data the model's classes and names in "
-            "classes.json, or fine-tune the model with contextseg-train --init-from."
+            "classes.json, or fine-tune the model with contextseg-train --init-from (contextseg-finetune for mask models)."
         )
     if different := [pair for pair in zip(known, found, strict=True) if pair[0] != pair[1]]:
         logger.warning(
             "class '%s' of the model is '%s' in the data (%d names differ)", *different[0], len(different)
         )
     return names
-
-
-def respelled(names: list[str], others: list[str]) -> list[str]:
-    """The names as `others` spell them, where these differ in case, blanks, "_", "-" or Unicode normal form only."""
-    spelling = {spelled_plainly(other): other for other in others}
-    if len(spelling) < len(others) or len(set(map(spelled_plainly, names))) < len(names):
-        return list(names)  # names that differ in nothing else
-    return [spelling.get(spelled_plainly(name), name) for name in names]
-
-
-def spelled_plainly(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", same_name(name).casefold())).strip()
 
 
 def match_classes(model: PreTrainedModel, data: Any) -> None:

@@ -44,6 +44,9 @@ class FileOptions:
     )
 
 
+OPTION_OF_SUFFIX = {".onnx": "--onnx", ".pt2": "--pt2"}
+
+
 def check_files(model: str, arguments: FileOptions) -> None:
     """Raises an error before the model is loaded if a file that is named cannot be written."""
     options = {"--onnx": arguments.onnx, "--pt2": arguments.pt2}
@@ -59,8 +62,13 @@ def check_files(model: str, arguments: FileOptions) -> None:
     from ..processing.volumes.volume_inference import takes_volumes
     from .models import config_of_model, task_of_config
 
-    for file in files.values():
+    for option_name, file in files.items():
         check_new_file(file)
+        other = OPTION_OF_SUFFIX.get(file.suffix, option_name)
+        if other != option_name:
+            raise ValueError(
+                f"{option_name} {file}: files of {other} end like this. Use {other}, or another name."
+            )
     if arguments.onnx:
         load_onnxruntime()
     config = config_of_model(model)
@@ -115,10 +123,15 @@ def announce(file: str) -> None:
 
 def tell(written: "ServedFile", detail: str, where: str) -> None:
     """Prints what was written, and how it was checked."""
-    from ..hub.served_files import CHECKED
-
     multiple = "" if written.multiple == 1 else f"; height and width in multiples of {written.multiple}"
     print(f"wrote {written.path}{detail}: {written.signature}{multiple}")
+    tell_check(written, where)
+
+
+def tell_check(written: "ServedFile", where: str) -> None:
+    """Prints how a file was checked."""
+    from ..hub.served_files import CHECKED
+
     print(
         f"checked {where} with images of {len(CHECKED)} other sizes: the largest difference from PyTorch is "
         f"{written.difference:.1e} of the logits' range"
@@ -140,7 +153,7 @@ def write_int8(
     with TemporaryDirectory() as folder:
         plain = Path(folder) / "float.onnx"
         exact = export_onnx(model, processor, plain, arguments.with_processing)
-        tell(exact, "", "in onnxruntime")
+        tell_check(exact, "the float file in onnxruntime")
         if exact.multiple > 1:
             raise ValueError(
                 f"the file of {source} takes only heights and widths in multiples of {exact.multiple}, and --int8 runs it on "
@@ -151,7 +164,7 @@ def write_int8(
             f"; these hurt and stay float: {', '.join(written.float_layers)}" if written.float_layers else ""
         )
         print(
-            f"wrote {written.path}: {written.layers} convolutions and linear layers in 8 bits{stays}. "
+            f"wrote {written.path}: {exact.signature}; {written.layers} convolutions and linear layers in 8 bits{stays}. "
             f"{100 * written.agreement:.1f} % of the pixels of the calibration images keep their class"
         )
         print(compared(plain, written.path, labeled))

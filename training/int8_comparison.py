@@ -33,7 +33,7 @@ REPEATED = 10  # runs of each file for the time
 class LabeledInputs:
     """Images of a data set as inputs of a file, with their masks: some calibrate it, the others score it.
 
-    Both kinds are evenly spaced. If there are too few images, all score it.
+    Both kinds are evenly spaced. If there are too few images, all score it, and `shared` says so.
 
     Args:
         run: Name of the model, as given.
@@ -59,6 +59,7 @@ class LabeledInputs:
         self.calibrating = spread(every, CALIBRATED)
         rest = [index for index in every if index not in self.calibrating]
         self.scoring = spread(rest if len(rest) >= CALIBRATED else every, SCORED)
+        self.shared = "" if len(rest) >= CALIBRATED else ", those that calibrate among them: the data has few"
 
     def samples(self) -> list[np.ndarray]:
         """The inputs that calibrate."""
@@ -96,7 +97,7 @@ def compared(plain: Path, quantized: Path, labeled: LabeledInputs) -> str:
     return (
         f"size {sizes[0]:.1f} -> {sizes[1]:.1f} MB; time {ratio:.2f} of the float file's on this machine (one image of "
         f"{image[0]} x {image[1]}); mIoU {percent(scores[0])} -> {percent(scores[1])} % on "
-        f"{counted(len(labeled.scoring), 'image', 'images')} of the data"
+        f"{counted(len(labeled.scoring), 'image', 'images')} of the data{labeled.shared}"
     )
 
 

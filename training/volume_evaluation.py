@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..modeling.label_rows import respelled
 from ..processing.data.volume_datasets import open_volume_data
 from ..processing.rasters.work_records import as_text, model_record
 from ..processing.volumes.volume_inference import (
@@ -21,7 +22,7 @@ from ..processing.volumes.volume_inference import (
 )
 from ..processing.volumes.volume_scores import VolumeScores
 from .case_records import CaseRecords
-from .class_matching import check_classes, respelled
+from .class_matching import check_classes
 from .evaluation_files import facts_of
 from .evaluation_options import EvaluateArguments
 from .inference_options import given_names

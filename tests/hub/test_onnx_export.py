@@ -142,6 +142,8 @@ def test_models_and_paths_without_a_file_are_refused(model, tmp_path, monkeypatc
     for name, option, file, message in (
         ("segmenter", "--onnx", "old.onnx", "already exists"),
         ("segmenter", "--pt2", "old.onnx", "already exists"),
+        ("segmenter", "--onnx", "new.pt2", "files of --pt2 end like this"),
+        ("segmenter", "--pt2", "new.onnx", "files of --onnx end like this"),
         ("segmenter", "--onnx", "missing/new.onnx", "the folder .* does not exist"),
         ("classifier", "--onnx", "new.onnx", "is for classification, and --onnx takes"),
         ("volumes", "--pt2", "new.pt2", "is for volumes, and --pt2 takes"),

@@ -30,6 +30,14 @@ def test_rows_are_found_by_the_name_of_the_label():
     ]  # in the order of the ids
 
 
+def test_case_blanks_and_hyphens_of_a_name_make_no_difference_unless_names_differ_in_nothing_else():
+    known, wanted = {0: "Road", 1: "traffic-light"}, {0: "traffic_ Light", 1: "car", 2: "road"}
+    assert rows_of_equal_names(known, wanted) == [1, None, 0]
+    assert rows_of_equal_names({0: "Road"}, {0: "road", 1: "ROAD"}) == [None, None]
+    assert rows_of_equal_names({0: "A", 1: "a"}, {0: "a"}) == [1]
+    assert rows_of_equal_names({0: "caf\u00e9"}, {0: "cafe\u0301"}) == [0]
+
+
 def test_kept_rows_take_the_type_of_the_fresh_ones():
     stored, fresh = torch.arange(6.0).reshape(3, 2), torch.full((4, 2), -1.0, dtype=torch.float64)
     expected = torch.tensor([[4, 5], [-1, -1], [0, 1], [-1, -1]], dtype=torch.float64)

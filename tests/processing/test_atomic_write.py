@@ -40,6 +40,16 @@ def test_an_error_of_the_disk_names_the_file(tmp_path):
         write_half(tmp_path / "a.txt", OSError(errno.ENOSPC, "No space left on device"))
 
 
+def test_an_error_of_the_temporary_file_names_the_file_and_one_of_another_file_keeps_its_name(tmp_path):
+    with (
+        pytest.raises(OSError, match="'.*missing/a.txt'$"),
+        atomic_write(tmp_path / "missing/a.txt") as temporary,
+    ):
+        temporary.write_text("half")
+    with pytest.raises(OSError, match="'.*b.txt'$"), atomic_write(tmp_path / "a.txt"):
+        (tmp_path / "b.txt").read_text()
+
+
 def test_the_content_is_on_disk_before_the_name(tmp_path, monkeypatch):
     target, seen = tmp_path / "a.txt", []
     monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append((os.fstat(descriptor), target.exists())))
