@@ -138,6 +138,7 @@ def test_any_image_size_gives_logits_at_the_stride(build):
         assert logits.isfinite().all(), size
 
 
+@pytest.mark.slow
 @each(("name", "options"), VARIANTS)
 def test_a_batch_of_one_gives_every_parameter_a_gradient(name, options):
     model = SEGMENTERS[name](**options).train()

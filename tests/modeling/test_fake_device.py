@@ -123,6 +123,7 @@ def test_every_option_stays_on_the_device():
         assert devices(outputs.loss, outputs.logits) == {"cuda"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cuda")
 def test_backbones_and_classifiers_stay_on_the_device():
     inputs = images()

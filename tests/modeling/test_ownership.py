@@ -128,6 +128,7 @@ def offloaded(model: PreTrainedModel, folder: Path) -> Iterator[tuple[str, nn.Mo
         yield f"{child} on disk", parts, parts.get_submodule(child)
 
 
+@pytest.mark.slow
 @each_builder
 def test_offloading_any_part_gives_the_logits_of_the_whole_model(name, tmp_path):
     model = build(name)

@@ -142,6 +142,7 @@ def test_accumulated_batches_are_averaged(name, checkpoints, data, tmp_path):
     assert two == pytest.approx(one, rel=0.2)
 
 
+@pytest.mark.slow
 @each("lora", [0, 2])
 def test_trainers_own_options_work(lora, checkpoints, data, tmp_path):
     more = {"bf16": not lora, "gradient_checkpointing": True, "report_to": "tensorboard", "lora": lora}
