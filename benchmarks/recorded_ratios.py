@@ -13,7 +13,7 @@ PAGE = """# Every family beside another library's network
 {machines}
 
 Each row is measured in one process on one thread: our model, then the others, then ours again, with a batch of one, in seconds of processor time. The **time ratio** is ours / theirs within a
-round, the median (lowest to highest); below 1 is better. Beside it stands its limit, the **ratio of multiply-adds**, which the time ratio has if both
+round, the median (lowest to highest, equal after a single round); below 1 is better. Beside it stands its limit, the **ratio of multiply-adds**, which the time ratio has if both
 run at the same rate; below it, ours does more work per second. Memory is the peak of all tensors without the weights. Inference goes from images to
 masks at image size; a training step is forward, loss and backward. Weights are random.
 
@@ -22,6 +22,10 @@ A counterpart has the widths, depths and heads of ours. *transformers Swin + UPe
 two images under Swin + UPerNet, relay tokens as encoders alone. smp is segmentation_models_pytorch; its UPerNet has no auxiliary head. MONAI's
 SwinUNETR has patches of 2 x 2 x 2 voxels, four times as many cells as the 2 x 4 x 4 of nnFormer: most of that ratio is the design. nnFormer's published width
 is 192, SwinUNETR's 48. Mask R-CNN is missing, because its code is torchvision's.
+
+Relay tokens pass the context and then the crop, each a batch of one beside the other's batch of two, which costs small models most. A tenth of the training step of
+`swinv2_small` at 256 x 256 is products with attention weights below the smallest normal float, which the mask of shifted windows leaves (-100, as in the
+authors' code; transformers adds it twice).
 
 | model | size | beside | mode | time ratio | multiply-adds ratio | memory ratio | time | memory | multiply-adds | parameters |
 |---|---|---|---|---|---|---|---|---|---|---|
