@@ -29,6 +29,7 @@ def respelled(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def spelled_plainly(name: str) -> str:
+    name = str(name)  # some checkpoints have numbers for names
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name).casefold()).strip()
 
 

@@ -35,6 +35,7 @@ def test_case_blanks_and_hyphens_of_a_name_make_no_difference_unless_names_diffe
     assert rows_of_equal_names(known, wanted) == [1, None, 0]
     assert rows_of_equal_names({0: "Road"}, {0: "road", 1: "ROAD"}) == [None, None]
     assert rows_of_equal_names({0: "A", 1: "a"}, {0: "a"}) == [1]
+    assert rows_of_equal_names({0: 7, 1: 8}, {0: 8}) == [1]
     assert rows_of_equal_names({0: "caf\u00e9"}, {0: "cafe\u0301"}) == [0]
 
 
